@@ -1,0 +1,57 @@
+# Everything runs in .venv, made here from requirements.lock; nothing outside this folder is changed.
+SHELL  := /bin/bash
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/pip --no-input --disable-pip-version-check -qq
+CODE   := theory llm experiments paper_figures tests
+
+# dro and skwdro, and what their linear models import. Without their dependencies: dro's torchvision brings another torch.
+PEERS  := dro==0.4.3 skwdro==1.1.1 cvxopt==1.3.3 mechanic-pytorch==0.0.1 prodigyopt==1.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce test test-slow bench peers clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: .venv/installed  ## make .venv with the locked versions and this package
+	@:
+
+.venv/installed: requirements.lock pyproject.toml
+	@echo "== installing requirements.lock into .venv (a minute or two)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make install PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps -e .
+	@touch $@
+
+reproduce: install  ## from nothing to the first figures: the estimation error of every estimator, quick profile
+	@echo "== running the experiment"
+	@$(BIN)/prefdro run estimation-error --profile quick --out results/estimation-error
+	@echo "== drawing the figures"
+	@$(BIN)/prefdro figures --from results/estimation-error
+	@echo "== done: open results/estimation-error"
+
+test: install  ## lint, format, types and the fast tests
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
+
+test-slow: install  ## the tests marked slow
+	@$(BIN)/pytest -q -m "slow and not gpu"
+
+peers: install .venv/peers  ## the solvers of other packages that the benchmark compares with
+	@:
+
+.venv/peers: requirements.lock pyproject.toml Makefile
+	@echo "== installing $(PEERS)"
+	@$(PIP) install --no-deps $(PEERS)
+	@touch $@
+
+bench: peers  ## time our solvers against cvxpy, dro, skwdro and scikit-learn
+	@$(BIN)/prefdro bench solvers --out results/bench
+
+clean:  ## remove the environment, caches and results
+	rm -rf .venv results build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +

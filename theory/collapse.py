@@ -1,0 +1,127 @@
+"""The radius from which the reference policy itself is the robust minimiser.
+
+At w = 0 every pair has the loss log 2 and slope -u/2, so that w = 0 is optimal iff the ball holds a distribution Q with
+E_Q u = 0 (or, with free features, a sequence of them). The smallest such radius is a convex program of its own.
+Derived; for the KL ball see also Prop. 3, arXiv:2502.01930.
+"""
+
+import torch
+from scipy.optimize import linprog
+from scipy.sparse import coo_array, csr_array, vstack
+from torch import Tensor
+
+from theory.batch import ArrayLike, PairBatch, pair_batch
+from theory.checks import check_label_cost, check_metric
+from theory.interior import LabelMoves, solve
+from theory.newton import Ball, minimise
+
+BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
+
+
+def collapse_radius(
+    ball: str,
+    u: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    distance: ArrayLike | None = None,
+    label_cost: float | None = None,
+) -> Tensor:
+    """Smallest radius at which the exact robust estimator returns theta_ref; (R,), infinite where no radius does.
+
+    Args:
+        ball: one of `BALLS`: KL ball; Wasserstein balls of order 1 or 2 on the atoms (`-finite`, with `distance`), on free
+            features with fixed labels (`-free`), or with label moves at `label_cost` (`w1-label`).
+        u, weights: as for the estimators.
+        distance: (n, n) metric between the atoms, for the `-finite` balls.
+        label_cost: kappa > 0, for `w1-label`.
+    """
+    if ball not in BALLS:
+        raise ValueError(f"unknown ball {ball!r}; choose one of {', '.join(BALLS)}.")
+    pairs = pair_batch(u, weights)
+    if ball == "kl":
+        return _chunked(pairs, lambda part: kl_collapse(part)[0])
+    if ball == "w1-label":
+        kappa = check_label_cost(label_cost)
+        return _chunked(pairs, lambda part: label_collapse(part, kappa))
+    if ball in ("w1-free", "w2-free"):
+        return free_collapse(pairs, 1 if ball == "w1-free" else 2)
+    power = 1 if ball == "w1-finite" else 2
+    cost = check_metric(distance, pairs.p.shape[1]) ** power
+    return finite_collapse(pairs, cost) ** (1 / power)
+
+
+def _chunked(pairs: PairBatch, function) -> Tensor:  # type: ignore[no-untyped-def]
+    return torch.cat([function(pairs.select(torch.arange(part.start, part.stop))) for part in pairs.chunks()])
+
+
+def free_collapse(pairs: PairBatch, power: int) -> Tensor:
+    """||E u||/2 for p = 1 (mass sent to infinity), ||E u|| for p = 2."""
+    return pairs.pull(pairs.p).norm(dim=-1) / (2 if power == 1 else 1)
+
+
+def kl_collapse(pairs: PairBatch) -> tuple[Tensor, Tensor]:
+    """min {KL(Q||P) : E_Q u = 0} = max_nu -log E_P exp(nu.u), by Newton's method on the dual; with nu (R, d).
+
+    Infinite when 0 lies outside the convex hull of the atoms; on its boundary the dual grows without attaining its supremum.
+    """
+    reach = 1e4 / pairs.ut.abs().amax((1, 2)).clamp(min=1e-300).min().item()
+    everywhere = Ball(torch.zeros(pairs.dimension, dtype=torch.float64, device=pairs.p.device), reach)
+    start = torch.zeros(pairs.replicates, pairs.dimension, dtype=torch.float64, device=pairs.p.device)
+    nu, _, _ = minimise(_LogPartition(pairs), start, everywhere, max_steps=200)
+    value, gradient, _ = _LogPartition(pairs).derivatives(nu)
+    # hull test: at the edge of a very large ball the dual either levels off (0 on the boundary) or falls linearly (outside)
+    outside = (gradient.norm(dim=-1) * reach > 1e-3 * reach) & (value < -50)
+    return torch.where(outside, torch.inf, (-value).clamp(min=0)), nu
+
+
+class _LogPartition:
+    """log E exp(nu.u)."""
+
+    def __init__(self, pairs: PairBatch):
+        self.pairs = pairs
+
+    def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        exponent = self.pairs.project(v) + self.pairs.p.log()
+        value = torch.logsumexp(exponent, -1)
+        q = torch.exp(exponent - value[:, None])
+        gradient = self.pairs.pull(q)
+        return value, gradient, self.pairs.outer(q) - gradient[:, :, None] * gradient[:, None, :]
+
+    def select(self, index: Tensor) -> "_LogPartition":
+        return _LogPartition(self.pairs.select(index))
+
+
+def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
+    """max over ||s|| <= 1 of E min(s.u, 2 kappa - s.u)/2: features move freely and labels flip at the cost kappa."""
+    ball = Ball(torch.zeros(pairs.dimension, dtype=torch.float64, device=pairs.p.device), 2.0)
+    pieces = LabelMoves(pairs, 1.0, kappa, linear=True)
+    ones = torch.ones(pairs.replicates, dtype=torch.float64, device=pairs.p.device)
+    s = solve(pieces, torch.zeros_like(ones), ones, ball, pinned=True).v[:, :-1]
+    s = s / s.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    along = pairs.project(s)
+    return ((pairs.p * along.minimum(2 * kappa - along)).sum(-1) / 2).clamp(min=0)
+
+
+def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
+    """Least transport cost to a distribution on the atoms with E_Q u = 0: a linear program for each replicate (HiGHS)."""
+    n = pairs.p.shape[1]
+    price = cost.cpu().numpy().ravel()
+    row = torch.arange(n).repeat_interleave(n).numpy()
+    column = torch.arange(n).repeat(n).numpy()
+    radii = []
+    for r in range(pairs.replicates):
+        p = pairs.p[r].cpu().numpy()
+        u = pairs.ut[0 if pairs.ut.shape[0] == 1 else r].cpu().numpy()
+        live = p[row] > 0
+        marginal = coo_array((live.nonzero()[0] >= 0, (row[live], range(int(live.sum())))), shape=(n, int(live.sum())))
+        moment = csr_array(u[:, column[live]])
+        constraint = vstack([marginal.tocsr().astype(float), moment])
+        target = torch.cat([pairs.p[r].cpu(), torch.zeros(u.shape[0], dtype=torch.float64)]).numpy()
+        solution = linprog(price[live], A_eq=constraint, b_eq=target, bounds=(0, None), method="highs")
+        if solution.status == 2:  # infeasible: 0 is outside the convex hull of the atoms
+            radii.append(float("inf"))
+        elif solution.status == 0:
+            radii.append(max(float(solution.fun), 0.0))
+        else:
+            raise RuntimeError(f"the collapse program of replicate {r} did not solve: {solution.message}")
+    return torch.tensor(radii, dtype=torch.float64, device=pairs.p.device)

@@ -57,12 +57,12 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Profile:
-    """Sizes of one benchmark run: pairs and replicates, timed repetitions, atoms, and the grid of the scaling rows."""
+    """Sizes of one benchmark run. A row stops after `repeats` timings, or after the first one beyond `seconds`."""
 
     pairs: int
     replicates: int
     repeats: int
-    slow_repeats: int  # for skwdro, at several seconds a fit
+    seconds: float
     atoms: tuple[int, ...]
     scaling_pairs: tuple[int, ...]
     scaling_replicates: tuple[int, ...]
@@ -70,9 +70,9 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile(60, 4, 2, 1, (24,), (50, 100), (2, 4)),
-    "quick": Profile(1000, 256, 7, 2, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256)),
-    "paper": Profile(1000, 256, 15, 5, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256)),
+    "smoke": Profile(60, 4, 2, 5.0, (24,), (50, 100), (2, 4)),
+    "quick": Profile(1000, 256, 7, 15.0, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256)),
+    "paper": Profile(1000, 256, 25, 120.0, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256)),
 }
 
 
@@ -110,7 +110,6 @@ class Peer:
     make: Callable[[], PeerFit]
     target: float
     accuracy: float = 1e-8
-    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -378,7 +377,7 @@ def cases(size: Profile) -> list[Case]:
             pairs,
             lambda s: wdpo_free(s.u, power=2, **free),
             w2_objective,
-            (Peer("skwdro", skwdro_w2, 1000, slow=True),),
+            (Peer("skwdro", skwdro_w2, 1000),),
         ),
     ]
     found += [_finite_case(size, atoms, power) for atoms in size.atoms for power in (1, 2)]
@@ -434,14 +433,17 @@ def compare(case: Case, peer: Peer, size: Profile, device: str) -> dict[str, Any
     try:
         peer_fit = peer.make()
     except ImportError:
-        ours = np.median([_time_ours(case, samples)[0] for _ in range(size.repeats)])
-        return row | {"ours_s": ours / case.samples.replicates, "note": "not installed: make peers"}
-    ours_s, peer_s, gaps = [], [], []
+        seconds, _ = _time_ours(case, samples)
+        return row | {"ours_s": seconds / case.samples.replicates, "note": "not installed: make peers"}
+    ours_s: list[float] = []
+    peer_s: list[float] = []
+    gaps: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' deprecation notices
         peer_fit(*case.samples.replicate(0))
-        for repeat in range(size.slow_repeats if peer.slow else size.repeats):
-            r = repeat % case.samples.replicates
+        start = time.perf_counter()
+        while len(ours_s) < size.repeats and time.perf_counter() - start < size.seconds:
+            r = len(ours_s) % case.samples.replicates
             u, p = case.samples.replicate(r)
             ours_s.append(_time_ours(case, samples)[0])
             seconds, theta = _seconds(lambda u=u, p=p: peer_fit(u, p))  # type: ignore[misc]

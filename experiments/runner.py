@@ -8,13 +8,14 @@ split among threads are rounded differently. (Machines with other processors may
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ import pandas as pd
 import rich.progress
 import torch
 from rich.console import Console
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from experiments.store import Cell, CellRejected, cell_path, cell_record, encode_cell, open_run, read_cell, write_cell
 
@@ -79,37 +80,40 @@ def run_cells(
     """
     _check_cells(cells)
     _check_backend(backend, workers, address)
+    if seed < 0:
+        raise ValueError(f"the seed must be a non-negative integer, received {seed}")
     with open_run(out) as folder:
         paths = [cell_path(folder, cell) for cell in cells]
         records = [cell_record(cell, seed=seed, fingerprint=fingerprint) for cell in cells]
         rows, rejected = _stored_rows(paths, records)
         _warn_rejected([(cells[index].name, reason) for index, reason in rejected.items()])
-        reused = len(rows)
         missing = [index for index in range(len(cells)) if index not in rows]
         tasks = [joblib.delayed(_compute)(index, function, cells[index], seed, records[index]) for index in missing]
+        finished = set(rows)
         tracebacks: dict[int, str] = {}
         try:
             with (
-                _progress(len(cells), reused, progress) as advance,
+                _progress(len(cells), len(rows), progress) as advance,
                 _one_thread(),
                 closing(_results(tasks, backend, workers, address)) as results,
             ):
                 for index, result in results:
                     if isinstance(result, bytes):
                         write_cell(paths[index], result)
-                        # Read back, so that a table is the same whether its cells are new or reused.
-                        rows[index] = read_cell(paths[index], records[index])
+                        finished.add(index)
                     else:
                         tracebacks[index] = result
                     advance()
         except BaseException:  # above all KeyboardInterrupt
-            _say(f"stopped: {len(rows)} of {len(cells)} cells are stored in {folder}; run again to compute the others")
+            _say(f"stopped: {len(finished)} of {len(cells)} cells are stored in {folder}; run again to compute the others")
             raise
         if tracebacks:
             raise _failure([cells[index] for index in sorted(tracebacks)], tracebacks, len(cells), folder)
+        for index in missing:  # from the files too, so that the table is the same whether its cells are new or reused
+            rows[index] = read_cell(paths[index], records[index])
         if progress:
             recomputed, new = len(rejected), len(missing) - len(rejected)
-            _say(f"{len(cells)} cells: {new} computed, {reused} reused, {recomputed} recomputed. Results: {folder}")
+            _say(f"{len(cells)} cells: {new} computed, {len(cells) - len(missing)} reused, {recomputed} recomputed. Results: {folder}")
     return pd.concat([rows[index] for index in range(len(cells))], ignore_index=True)
 
 
@@ -151,20 +155,17 @@ def _stored_rows(paths: list[Path], records: list[dict[str, str]]) -> tuple[dict
 
 def _results(
     tasks: list[Any], backend: str, workers: int | None, address: str | None
-) -> Iterator[tuple[int, bytes | str]]:
+) -> Generator[tuple[int, bytes | str], None, None]:
     """The results of the tasks as they arrive. Closing the iterator early stops the workers."""
     if not tasks:
         return
     with BACKENDS[backend](workers or joblib.cpu_count(), address) as options:
         # One cell per batch: a cell is stored when it is finished, and not when its batch is.
         parallel = joblib.Parallel(**options, batch_size=1, return_as="generator_unordered")
-        results = parallel(tasks)
-        try:
-            yield from results
-        finally:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # joblib warns that results are lost; they are recomputed by a rerun
-                results.close()
+        with warnings.catch_warnings():
+            # Said when the iterator is closed early. There is no loss: a rerun computes these cells.
+            warnings.filterwarnings("ignore", r"\d+ tasks (have been|which were)", UserWarning)
+            yield from parallel(tasks)
 
 
 @contextmanager
@@ -204,7 +205,7 @@ def _ray(workers: int, address: str | None) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise _not_installed("ray") from error
     if address is not None:
-        ray.init(address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
             "local",  # and not a cluster that happens to run on this machine
@@ -212,7 +213,7 @@ def _ray(workers: int, address: str | None) -> Iterator[dict[str, Any]]:
             include_dashboard=False,
             object_store_memory=10**8,  # the results are small tables
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
     try:
         backend = RayBackend()

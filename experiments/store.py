@@ -142,8 +142,8 @@ def encode_cell(rows: pd.DataFrame, record: dict[str, str]) -> bytes:
     Raises:
         pyarrow.ArrowException, ValueError: a column that Parquet cannot hold, such as one of mixed types.
     """
-    # Arrow may change what it is given (None in a column of numbers becomes NaN): the checksum is that of the outcome.
-    rows = pa.Table.from_pandas(rows, preserve_index=False).to_pandas()
+    # Parquet may change what it is given (a None among numbers becomes NaN): the checksum is that of the outcome.
+    rows = _parquet_table(_parquet_bytes(pa.Table.from_pandas(rows, preserve_index=False))).to_pandas()
     table = pa.Table.from_pandas(rows, preserve_index=False)
     metadata = {METADATA_KEY: json.dumps({**record, "checksum": _checksum(rows)}).encode()}
     return _parquet_bytes(table.replace_schema_metadata({**table.schema.metadata, **metadata}))
@@ -164,7 +164,7 @@ def read_cell(path: Path, record: dict[str, str]) -> pd.DataFrame:
     """
     content = path.read_bytes()
     try:
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        table = _parquet_table(content)
         stored = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"null"))
         rows = table.to_pandas()
         checksum = _checksum(rows)
@@ -234,6 +234,10 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return sink.getvalue().to_pybytes()
+
+
+def _parquet_table(content: bytes) -> pa.Table:
+    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
 def _checksum(rows: pd.DataFrame) -> str:

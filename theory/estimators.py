@@ -539,7 +539,7 @@ def _finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Ten
 
 def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> _Point:
     reach = beta * pairs.ut.norm(dim=1).amax(-1) * ball.bound
-    eta0 = (reach / cost.mean().clamp(min=1e-300)).expand(pairs.replicates)
+    eta0 = (0.2 * reach / cost.mean().clamp(min=1e-300)).expand(pairs.replicates)
     interior = solve(FiniteMoves(pairs, cost, beta), budget, eta0, ball)
     point = _finite_point(pairs, beta, ball, cost, budget, interior.v[:, :-1], interior.z, interior.steps)
     return _settle_collapse(pairs, point, budget, beta, lambda part: collapse.finite_collapse(part, cost))

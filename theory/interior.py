@@ -250,7 +250,8 @@ def solve(
     R, d = price.shape[0], ball.dimension
     v = torch.cat([torch.zeros(R, d, dtype=price.dtype, device=price.device), eta[:, None]], -1)
     f = pieces.move(v)
-    s = f.amax(-1) + 0.5
+    # atoms without weight get so wide a slack that they never matter, and no mask is needed
+    s = f.amax(-1) + torch.where(pieces.p > 0, 0.05, 1e6)
     t = s[:, :, None] - f
     z = pieces.p[:, :, None] / (t * (1 / t).sum(-1, keepdim=True))
     mu = (z * t).sum((1, 2)) / f.shape[-1]
@@ -261,14 +262,13 @@ def solve(
     active = torch.arange(R, device=v.device)
     best, stalled = torch.full_like(mu, torch.inf), torch.zeros_like(steps)
     for _ in range(max_steps):
-        live = (pieces.p > 0)[:, :, None]
         share = pieces.p[:, :, None]
         ball_value, ball_slope = _ball(v, ball)
         cone_value, cone_slope, cone_hessian = pieces.cone(v)
         # each constraint g + t = 0 has its own slack t > 0 and residual: curvature moves the residual, never the slack
-        miss, miss_ball, miss_cone = torch.where(live, f + t - s[:, :, None], 0.0), ball_value + t_ball, cone_value + t_cone
+        miss, miss_ball, miss_cone = f + t - s[:, :, None], ball_value + t_ball, cone_value + t_cone
         mu = ((z * t).sum((1, 2)) + z_ball * t_ball + z_cone * t_cone) / (f.shape[-1] + 2)
-        stiffness = torch.where(live, z / t, 0.0)
+        stiffness = z / t
         leaving = stiffness.sum(-1).clamp(min=_TINY)
         matrix = pieces.curvature(z, stiffness) + z_cone[:, None, None] * cone_hessian
         matrix = matrix + _outer(cone_slope, z_cone / t_cone) + _outer(ball_slope, z_ball / t_ball)
@@ -284,7 +284,7 @@ def solve(
 
         def direction(aim: Tensor, aim_ball: Tensor, aim_cone: Tensor) -> _Direction:
             """Newton step towards z t = aim and vanishing residuals. The loop variables are those of this very iteration."""
-            push = torch.where(live, aim / t + stiffness * miss, 0.0)  # noqa: B023
+            push = aim / t + stiffness * miss  # noqa: B023
             push_ball = aim_ball / t_ball + z_ball / t_ball * miss_ball  # noqa: B023
             push_cone = aim_cone / t_cone + z_cone / t_cone * miss_cone  # noqa: B023
             shift = (push.sum(-1) - pieces.p) / leaving  # noqa: B023
@@ -295,8 +295,8 @@ def solve(
             dv = -torch.cholesky_solve((rhs * scale)[:, :, None], factor)[:, :, 0] * scale  # noqa: B023
             change = pieces.directional(dv)  # noqa: B023
             ds = shift + (stiffness * change).sum(-1) / leaving  # noqa: B023
-            dt = torch.where(live, ds[:, :, None] - change - miss, 0.0)  # noqa: B023
-            dz = torch.where(live, aim / t - z - stiffness * dt, 0.0)  # noqa: B023
+            dt = ds[:, :, None] - change - miss  # noqa: B023
+            dz = aim / t - z - stiffness * dt  # noqa: B023
             dt_ball, dt_cone = -(ball_slope * dv).sum(-1) - miss_ball, -(cone_slope * dv).sum(-1) - miss_cone  # noqa: B023
             dz_ball = aim_ball / t_ball - z_ball - z_ball / t_ball * dt_ball  # noqa: B023
             dz_cone = aim_cone / t_cone - z_cone - z_cone / t_cone * dt_cone  # noqa: B023
@@ -310,9 +310,9 @@ def solve(
         # below the floor rounding in the matrix would cost the balance of forces more than a smaller mu gains
         aim = (((1 - guess.reach) ** 3).clamp(min=1e-6) * mu).clamp(min=0.1 * tolerance)
         step = direction(
-            aim[:, None, None] * share - guess.reach[:, None, None] * guess.dz * guess.dt,
-            aim - guess.reach * guess.dz_ball * guess.dt_ball,
-            aim - guess.reach * guess.dz_cone * guess.dt_cone,
+            aim[:, None, None] * share - guess.dz * guess.dt,
+            aim - guess.dz_ball * guess.dt_ball,
+            aim - guess.dz_cone * guess.dt_cone,
         )
         size = (0.995 * step.reach).clamp(max=1.0)
         v, s = v + size[:, None] * step.dv, s + size[:, None] * step.ds
@@ -321,11 +321,11 @@ def solve(
         t_cone, z_cone = t_cone + size * step.dt_cone, z_cone + size * step.dz_cone
         f = pieces.move(v)
         # the residual that all pieces of an atom share is taken up by s_i; a slack that is wide takes up its own
-        s = s + torch.where(live, z * (f + t - s[:, :, None]), 0.0).sum(-1) / pieces.p.clamp(min=_TINY)
+        s = s + (z * (f + t - s[:, :, None])).sum(-1) / pieces.p.clamp(min=_TINY)
         true = s[:, :, None] - f
         t = torch.where(true > 0.5 * t, true, t)
         steps[active] += 1
-        worst = torch.where(live, (f + t - s[:, :, None]).abs(), 0.0).amax((1, 2)).maximum(mu)
+        worst = (share * (f + t - s[:, :, None]).abs()).sum(1).amax(-1).maximum(mu)
         ball_slope, cone_slope = _ball(v, ball)[1], pieces.cone(v)[1]
         balance = cost + pieces.gradient(z) + z_ball[:, None] * ball_slope + z_cone[:, None] * cone_slope
         if pinned:
@@ -335,7 +335,7 @@ def solve(
         out_v[active[improved]], out_z[active[improved]] = v[improved], z[improved]
         stalled = torch.where(worst < 0.9 * best, 0, stalled + 1)
         best = torch.minimum(best, worst)
-        keep = (worst > tolerance) & ((stalled < 4) | ((best > 1e-9) & (stalled < 15)))
+        keep = (worst > tolerance) & ((stalled < 4) | ((best > 1e-9) & (stalled < 40)))
         if not keep.any():
             break
         if not keep.all():

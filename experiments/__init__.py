@@ -1,0 +1,1 @@
+"""Experiments: what is computed, where, and what it leaves on disk."""

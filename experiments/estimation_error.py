@@ -1,0 +1,437 @@
+"""How fast do the parameters of DPO, KLDPO and WDPO converge with the number of preference pairs?
+
+For each world, sample size and replicate, every method is fitted to the same sample. Errors are measured to the robust target
+(the minimiser of the same objective in the population) and to the nominal theta*, in the 2-norm and in the data norm
+||e||_Sigma, Sigma = E x x'. Out come the rows (`errors.parquet`), the slopes of log error on log n (`rates.csv`) and the
+paper's bounds with their coverage (`bounds.csv`).
+"""
+
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.methods import METHODS, Setting
+from experiments.runner import run_cells
+from experiments.store import Cell, open_run, write_json, write_table
+from theory import bounds
+from theory.policy import Array
+from theory.rates import rate
+from theory.worlds import ContinuousWorld, FiniteWorld, World, common_scale, feature_columns, from_labels, random_world, read_table
+
+DELTA = 0.05  # confidence of the bounds and level of the error quantile
+LABEL_COST = 1.0  # kappa of the metric
+BLOCK = 25  # replicates in a cell
+SLOW_REPLICATES = 10_000_000  # pairs x replicates above which the interior-point method is skipped, see `_skips`
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """One world of the study, small enough to travel to a worker."""
+
+    kind: str = "finite"  # finite, sphere, gaussian, or pairs (a table of labelled pairs)
+    dimension: int = 3
+    beta: float = 1.0
+    bound: float = 1.0
+    contexts: int = 6
+    actions: int = 2
+    seed: int = 0
+    path: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name in the tables."""
+        if self.kind == "pairs":
+            return f"pairs {Path(self.path).stem} beta={self.beta:g} B={self.bound:g}"
+        return f"{self.kind} d={self.dimension} beta={self.beta:g} B={self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large the study is."""
+
+    replicates: int
+    finite_sizes: tuple[int, ...]
+    continuous_sizes: tuple[int, ...]
+    fractions: tuple[float, ...]
+    worlds: tuple[WorldSpec, ...]
+    schedules: tuple[str, ...] = ("n^-1/2", "n^-1")
+    schedule_start: float = 0.3  # fraction of the collapse radius at the smallest n
+
+
+def _decades(low: int, high: int, each: int = 1) -> tuple[int, ...]:
+    return tuple(round(10 ** (k / each)) for k in range(low * each, high * each + 1))
+
+
+_FINITE, _SPHERE = WorldSpec(), WorldSpec("sphere")
+_SWEEP = (
+    *(WorldSpec(kind, dimension=d) for kind in ("finite", "sphere") for d in (2, 5, 10)),
+    *(WorldSpec(kind, beta=beta) for kind in ("finite", "sphere") for beta in (0.1, 0.3, 3.0)),
+    *(WorldSpec(kind, bound=bound) for kind in ("finite", "sphere") for bound in (0.5, 2.0, 4.0)),
+)
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(8, _decades(2, 4), _decades(2, 3), (0.3,), (_FINITE, _SPHERE)),
+    "quick": Profile(100, _decades(2, 8), _decades(2, 5), (0.1, 0.5), (_FINITE, _SPHERE)),
+    "paper": Profile(
+        400, _decades(2, 8, 2), _decades(2, 5, 2), (0.03, 0.1, 0.3, 0.5, 0.7, 0.9), (_FINITE, _SPHERE, WorldSpec("gaussian"), *_SWEEP)
+    ),
+}
+
+
+@dataclass
+class EstimationError:
+    """Estimation error against sample size, for every estimator, with the bounds of the theorems."""
+
+    out: Path = Path("results/estimation-error")
+    """Folder of the results; a run that was stopped resumes from what it holds."""
+    profile: str = "quick"
+    """Size of the study: smoke (seconds), quick (minutes on two cores) or paper (hours)."""
+    seed: int = 0
+    """Seed of all random numbers; the same seed gives the same rows."""
+    replicates: int | None = None
+    """Samples for each size, instead of the profile's number."""
+    methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
+    """Methods to fit, by name (see `prefdro list`)."""
+    pairs: Path | None = None
+    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) to use as the world; columns first_*, second_* and label."""
+    backend: str = "loky"
+    """Where cells are computed: sequential, loky (processes), dask or ray."""
+    workers: int | None = None
+    """Number of processes; the number of cores where not given."""
+    address: str | None = None
+    """Address of a running dask or ray cluster."""
+
+
+# --------------------------------------------------------------------------------------------------------------- worlds
+def build_world(spec: WorldSpec) -> World:
+    """The world of a specification; theta* has norm B/2."""
+    if spec.kind == "finite":
+        return random_world(
+            spec.seed, contexts=spec.contexts, actions=spec.actions, dimension=spec.dimension, beta=spec.beta, bound=spec.bound
+        )
+    if spec.kind == "pairs":
+        return _pairs_world(spec)
+    star = np.random.default_rng(spec.seed).standard_normal(spec.dimension)
+    return ContinuousWorld(spec.kind, spec.dimension, star / np.linalg.norm(star) * spec.bound / 2, spec.beta, spec.bound)
+
+
+def _pairs_world(spec: WorldSpec) -> FiniteWorld:
+    table = read_table(spec.path)
+    names = sorted(name.removeprefix("first_") for name in table if name.startswith("first_"))
+    if not names or "label" not in table:
+        raise ValueError(
+            f"{spec.path} needs the columns first_NAME and second_NAME for every feature and label (1: the first response won); "
+            f"it has {sorted(table)}."
+        )
+    first, second = (feature_columns(table, [f"{side}_{name}" for name in names]) for side in ("first", "second"))
+    first, second = common_scale(first, second)
+    return from_labels(first, second, table["label"], beta=spec.beta, bound=spec.bound)
+
+
+@dataclass(frozen=True)
+class _Population:
+    """What the population says: the setting, theta*, the data norm, and for each (method, fraction) the knob and the target."""
+
+    world: World
+    setting: Setting
+    nominal: Array
+    covariance: Array
+    knobs: dict[tuple[str, float], float]
+    targets: dict[tuple[str, float], Array]
+
+
+@lru_cache(maxsize=4)
+def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[float, ...]) -> _Population:
+    world = build_world(spec)
+    finite = isinstance(world, FiniteWorld)
+    small = finite and len(world.probability) <= 512  # a metric between all atoms is only affordable then
+    distance = world.distance(LABEL_COST) if finite and small else None
+    setting = Setting(world.beta, world.bound, world.theta_ref, LABEL_COST, distance)
+    if isinstance(world, FiniteWorld):
+        population, line_setting = world.population(), setting
+    else:  # the minimisers lie on the line through theta*
+        population, line_setting = world.line(), Setting(world.beta, world.bound, np.zeros(1), LABEL_COST)
+    knobs, targets = {}, {}
+    for name in methods:
+        method = METHODS[name]
+        if method.finite_only and distance is None:
+            continue
+        for fraction in fractions if method.knob else (0.0,):
+            knob = method.knob(population, fraction, line_setting) if method.knob else 0.0
+            fit = method.fit(population, knob, line_setting)
+            knobs[name, fraction] = knob
+            targets[name, fraction] = fit.theta[0].numpy() if isinstance(world, FiniteWorld) else world.lift(fit.theta[0])
+    nominal = world.theta_star
+    if nominal is None:
+        nominal = METHODS["dpo"].fit(population, 0.0, setting).theta[0].numpy()
+    return _Population(world, setting, nominal, world.covariance(), knobs, targets)
+
+
+# ---------------------------------------------------------------------------------------------------------------- cells
+def fit_cell(parameters: dict[str, Any], seed: np.random.SeedSequence) -> pd.DataFrame:
+    """All methods on the same samples: one world, one n, one block of replicates."""
+    spec = WorldSpec(**parameters["world"])
+    methods, fractions = tuple(parameters["methods"]), tuple(parameters["fractions"])
+    start = parameters["schedule_start"]
+    truth = _population(spec, methods, (*fractions, start))
+    n = parameters["n"]
+    pairs = truth.world.sample(n, seed.spawn(parameters["replicates"]))
+    sample_covariance = pairs.outer(pairs.p).numpy()
+    tables = []
+    for name, fraction in truth.knobs:
+        method = METHODS[name]
+        plans: list[tuple[str, float, bool]] = []  # radius in the tables, factor on the radius, whether it is fixed
+        if fraction in fractions or method.knob is None:
+            plans.append((f"{fraction:g}" if method.knob else "", 1.0, True))
+        if fraction == start and method.knob:
+            shrink = {"n^-1/2": (n / parameters["n_min"]) ** -0.5, "n^-1": (n / parameters["n_min"]) ** -1.0}
+            plans += [(f"{start:g} {schedule}", shrink[schedule], False) for schedule in parameters["schedules"]]
+        for radius, factor, fixed in plans:
+            if method.temperature:
+                factor = factor**-0.5  # KL ≈ Var/(2 tau²)
+            knob = truth.knobs[name, fraction] * factor
+            fit = method.fit(pairs, knob, truth.setting)
+            theta = fit.theta.numpy()
+            robust, nominal = theta - truth.targets[name, fraction], theta - truth.nominal
+            kl = truth.world.kl_to_reference(theta) if isinstance(truth.world, FiniteWorld) else None
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "world": spec.name,
+                        "method": name,
+                        "radius": radius,
+                        "knob": knob,
+                        "n": n,
+                        "replicate": parameters["first"] + np.arange(len(theta)),
+                        "robust_2": np.linalg.norm(robust, axis=1) if fixed else np.nan,
+                        "robust_data": _norm(robust, truth.covariance) if fixed else np.nan,
+                        "nominal_2": np.linalg.norm(nominal, axis=1),
+                        "nominal_data": _norm(nominal, truth.covariance),
+                        "nominal_sample": _norm(nominal, sample_covariance),
+                        "kl_to_reference": np.nan if kl is None else kl,
+                        "value": fit.value.numpy(),
+                        "gap": fit.gap.numpy(),
+                        "dual": np.nan if fit.dual is None else fit.dual.numpy(),
+                        "converged": fit.converged.numpy(),
+                        "collapsed": fit.collapsed.numpy(),
+                        "iterations": fit.iterations.numpy(),
+                    }
+                )
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _norm(error: Array, matrix: Array) -> Array:
+    """||e||_M for e (R, d), M (d, d) or (R, d, d)."""
+    return np.sqrt(np.maximum(np.einsum("ri,...ij,rj->r" if matrix.ndim == 2 else "ri,rij,rj->r", error, matrix, error), 0.0))
+
+
+def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
+    """The cells of a study, largest samples first so that no worker is left with one at the end."""
+    if config.profile not in PROFILES:
+        raise ValueError(f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}.")
+    unknown = [name for name in config.methods if name not in METHODS]
+    if unknown:
+        raise ValueError(f"unknown method(s) {', '.join(unknown)}; choose from {', '.join(METHODS)}.")
+    profile = PROFILES[config.profile]
+    worlds = profile.worlds if config.pairs is None else (WorldSpec("pairs", path=str(config.pairs.resolve())),)
+    replicates = profile.replicates if config.replicates is None else config.replicates
+    if replicates < 2:
+        raise ValueError(f"replicates must be at least 2, got {replicates}: one sample has no spread.")
+    cells = []
+    for spec in worlds:
+        sizes = profile.finite_sizes if spec.kind in ("finite", "pairs") else profile.continuous_sizes
+        for n in reversed(sizes):
+            for first in range(0, replicates, BLOCK):
+                parameters = {
+                    "world": asdict(spec),
+                    "methods": list(config.methods),
+                    "fractions": list(profile.fractions),
+                    "schedules": list(profile.schedules),
+                    "schedule_start": profile.schedule_start,
+                    "n": n,
+                    "n_min": sizes[0],
+                    "first": first,
+                    "replicates": min(BLOCK, replicates - first),
+                }
+                cells.append(Cell(f"{spec.name} n={n} replicates {first}-{first + parameters['replicates'] - 1}", parameters))
+    return profile, cells
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+def rates_table(errors: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Slopes for each world, method, radius, target and norm, over all n and over the upper half of the sizes (the tail)."""
+    rows = []
+    for (world, method, radius), group in errors.groupby(["world", "method", "radius"], sort=False):
+        for target in ("robust", "nominal"):
+            for norm in ("2", "data"):
+                table = group.pivot(index="n", columns="replicate", values=f"{target}_{norm}").sort_index()
+                if table.isna().to_numpy().any():  # a shrinking radius has no fixed robust target
+                    continue
+                for name, part in (("all", table), ("tail", table.iloc[-(len(table) + 1) // 2 :])):
+                    r = rate(part.index.to_numpy(float), part.to_numpy(), seed=seed)
+                    rows.append(
+                        {
+                            "world": world,
+                            "method": method,
+                            "target": target,
+                            "norm": norm,
+                            "radius": radius,
+                            "range": name,
+                            "slope": r.slope,
+                            "ci_low": r.low,
+                            "ci_high": r.high,
+                            "n_min": part.index.min(),
+                            "n_max": part.index.max(),
+                            "replicates": part.shape[1],
+                            "not_converged": int((~group.converged).sum()),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def bounds_table(errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: tuple[float, ...]) -> pd.DataFrame:
+    """Prop. 1 and Theorems 1 and 2 with the constants of each world, next to the measured error quantile.
+
+    Theorem 2 stands twice: as printed, where the lower bound of the dual variable over Theta is zero because theta_ref is in
+    Theta, and with the range of the dual variable met at the two minimisers.
+    """
+    rows = []
+    methods = tuple(errors.method.unique())
+    for world_name, spec in specs.items():
+        truth = _population(spec, methods, fractions)
+        world = truth.world
+        if isinstance(world, ContinuousWorld) and not world.bounded:
+            continue
+        constants = {"beta": world.beta, "bound": world.bound}
+        for (method, radius, n), group in errors[errors.world == world_name].groupby(["method", "radius", "n"], sort=False):
+            if method == "dpo":
+                value = bounds.proposition_1(n, world.dimension, delta=DELTA, **constants)
+                rows.append(_bound_row(world_name, method, radius, n, "Prop. 1", value, group.nominal_sample, np.nan))
+                continue
+            fraction = float(radius) if _is_number(radius) else None
+            if fraction is None or method not in ("kldpo", "wdpo-w1", "wdpo-w2"):
+                continue
+            regularity = _regularity(spec, method, fraction, methods, fractions)
+            if method == "kldpo":
+                dual = group.dual[np.isfinite(group.dual)]
+                loss = constants | {"regularity": regularity, "delta": DELTA}
+                printed = bounds.theorem_2(n, dual_low=0.0, dual_high=float(dual.max()), **loss)
+                rescued = bounds.theorem_2(n, dual_low=float(dual.min()), dual_high=float(dual.max()), **loss)
+                rows.append(_bound_row(world_name, method, radius, n, "Thm. 2", printed, group.robust_2, regularity))
+                rows.append(_bound_row(world_name, method, radius, n, "Thm. 2, dual at the minimisers", rescued, group.robust_2, regularity))
+            else:
+                value = bounds.theorem_1(n, regularity=regularity, delta=DELTA, **constants)
+                rows.append(_bound_row(world_name, method, radius, n, "Thm. 1", value, group.robust_2, regularity))
+    return pd.DataFrame(rows)
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+@lru_cache(maxsize=256)
+def _regularity(spec: WorldSpec, method: str, fraction: float, methods: tuple[str, ...], fractions: tuple[float, ...]) -> float:
+    """lambda of Assumption 2, by optimisation over the ball of that world."""
+    truth = _population(spec, methods, fractions)
+    radius, world = truth.knobs[method, fraction], truth.world
+    if isinstance(world, ContinuousWorld):  # isotropic: every direction is the weakest, and one projection tells
+        line = world.line()
+        return bounds.regularity_kl(line.ut[0].T.numpy(), line.p[0].numpy(), radius)
+    if method == "kldpo":
+        return bounds.regularity_kl(world.x, world.probability, radius)
+    power = 1 if method == "wdpo-w1" else 2
+    assert truth.setting.distance is not None
+    return bounds.regularity_finite(world.x, world.probability, truth.setting.distance**power, radius**power)
+
+
+def _bound_row(
+    world: str, method: str, radius: str, n: int, statement: str, bound: float, error: pd.Series, regularity: float
+) -> dict[str, Any]:
+    quantile = float(error.quantile(1 - DELTA))
+    return {
+        "world": world,
+        "method": method,
+        "radius": radius,
+        "n": n,
+        "statement": statement,
+        "bound": bound,
+        "error_q": quantile,
+        "coverage": float((error <= bound).mean()),
+        "tightness": bound / quantile if quantile > 0 else np.inf,
+        "delta": DELTA,
+        "regularity": regularity,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+def run(config: EstimationError) -> dict[str, pd.DataFrame]:
+    """Run or resume the study and write its tables; returns them."""
+    profile, cells = plan(config)
+    began = time.perf_counter()
+    with open_run(config.out) as out:
+        errors = run_cells(
+            cells,
+            fit_cell,
+            out,
+            seed=config.seed,
+            fingerprint=_fingerprint(),
+            backend=config.backend,
+            workers=config.workers,
+            address=config.address,
+        )
+        errors = errors.sort_values(["world", "method", "radius", "n", "replicate"], kind="stable", ignore_index=True)
+        specs = {(spec := WorldSpec(**cell.parameters["world"])).name: spec for cell in cells}
+        tables = {
+            "errors": errors,
+            "rates": rates_table(errors, config.seed),
+            "bounds": bounds_table(errors, specs, (*profile.fractions, profile.schedule_start)),
+        }
+        write_table(tables["errors"], out / "errors.parquet")
+        write_table(tables["rates"], out / "rates.csv")
+        write_table(tables["bounds"], out / "bounds.csv")
+        write_json(
+            {
+                "experiment": "estimation-error",
+                "configuration": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+                "profile": asdict(profile),
+                "seed": config.seed,
+                "fits": len(errors),
+                "not_converged": int((~errors.converged).sum()),
+                "versions": _versions(),
+                "commit": _commit(),
+                "wall_time_s": round(time.perf_counter() - began, 1),
+            },
+            out / "run.json",
+        )
+    return tables
+
+
+def _fingerprint() -> str:
+    """Digest of the code that computes the rows: cells of other code are not reused."""
+    root = Path(__file__).resolve().parent.parent
+    files = [*sorted((root / "theory").glob("*.py")), Path(__file__), root / "experiments" / "methods.py"]
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    names = ("prefdro", "torch", "numpy", "scipy", "pandas", "pyarrow", "joblib")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def _commit() -> str:
+    """The commit of the checkout, marked when it has changes; empty outside a checkout."""
+    try:
+        where = Path(__file__).resolve().parent
+        command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,310 @@
+"""Worlds to sample preferences from, with their populations.
+
+A finite world has finitely many pairs z = (psi1, psi2, y): its population is known exactly and a sample is a multinomial count,
+so that n = 1e9 costs what n = 100 does. A continuous world has isotropic features: its population estimators lie on the line
+through theta*, where a one-dimensional quadrature gives them to rounding.
+
+Labels are Bradley–Terry, P(y=1) = sigma(r*(s,a1) - r*(s,a2)), with r* = beta (theta* - theta_ref).psi unless rewards are given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit, roots_gegenbauer, roots_hermite
+from torch import Tensor
+
+from theory.batch import PairBatch, pair_batch
+from theory.checks import check_positive, check_probability
+from theory.policy import Array, kl_to_reference, log_policy
+
+_NORM_SLACK = 1e-9
+
+
+# --------------------------------------------------------------------------------------------------------- finite worlds
+@dataclass(frozen=True)
+class FiniteWorld:
+    """K atoms z = (psi1, psi2, y) with their probabilities.
+
+    psi1, psi2: (K, d) features of the two responses, norms at most 1. label: (K,) in {0, 1}. probability: (K,).
+    theta_star: (d,) true parameter, or None where labels come from data. policy_features: (S, A, d) with context_probability
+    (S,), where the world comes from a policy; they give the KL between policies.
+    """
+
+    psi1: Array
+    psi2: Array
+    label: Array
+    probability: Array
+    beta: float
+    bound: float
+    theta_ref: Array
+    theta_star: Array | None = None
+    policy_features: Array | None = None
+    context_probability: Array | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("beta", self.beta, "It scales the log-ratio in the margin.")
+        check_positive("bound", self.bound, "It is B in ||theta|| <= B.")
+        if self.psi1.size == 0 or self.psi1.shape != self.psi2.shape or self.psi1.ndim != 2:
+            raise ValueError(f"a world needs at least one pair of features of equal shape (K, d), got {self.psi1.shape} and {self.psi2.shape}.")
+        for name, psi in (("psi1", self.psi1), ("psi2", self.psi2)):
+            if not np.isfinite(psi).all():
+                raise ValueError(f"{name} holds {int((~np.isfinite(psi)).sum())} non-finite entries. Drop or impute those pairs first.")
+            largest = float(np.linalg.norm(psi, axis=1).max())
+            if largest > 1 + _NORM_SLACK:
+                raise ValueError(
+                    f"{name} has a feature vector of norm {largest:g}, above the bound 1 that the theory assumes. Divide all features by {largest:g}."
+                )
+        if self.label.shape != (len(self.psi1),) or not np.isin(self.label, (0, 1)).all():
+            odd = self.label[~np.isin(self.label, (0, 1))]
+            raise ValueError(f"labels must be 0 or 1, one for each pair; got shape {self.label.shape} with {odd[:3].tolist()}. y = 1 iff the first response wins.")
+        check_probability("probability", self.probability)
+
+    @property
+    def x(self) -> Array:
+        """(K, d) feature differences psi1 - psi2."""
+        return self.psi1 - self.psi2
+
+    @property
+    def u(self) -> Array:
+        """(K, d) signed feature differences (2y-1) x."""
+        return (2 * self.label - 1)[:, None] * self.x
+
+    @property
+    def dimension(self) -> int:
+        return self.psi1.shape[1]
+
+    def distance(self, kappa: float = 1.0) -> Array:
+        """(K, K) metric ||(psi1,psi2) - (psi1',psi2')|| + kappa 1{y != y'}."""
+        z = np.concatenate([self.psi1, self.psi2], axis=1)
+        d = np.sqrt(((z[:, None, :] - z[None, :, :]) ** 2).sum(-1)) + kappa * (self.label[:, None] != self.label[None, :])
+        return (d + d.T) / 2
+
+    def covariance(self) -> Array:
+        """E x x', the matrix of the data norm (d, d)."""
+        return np.einsum("k,ki,kj->ij", self.probability, self.x, self.x)
+
+    def population(self) -> PairBatch:
+        """The exact population as one weighted sample."""
+        return pair_batch(self.u, self.probability)
+
+    def sample(self, n: int, seeds: list[np.random.SeedSequence]) -> PairBatch:
+        """One sample of n pairs for each seed, as weights count/n on the atoms."""
+        n = _sample_size(n)
+        counts = [np.random.default_rng(seed).multinomial(n, self.probability / self.probability.sum()) for seed in seeds]
+        return pair_batch(self.u, np.asarray(counts) / n)
+
+    def kl_to_reference(self, theta: Array) -> Array | None:
+        """E_s KL(pi_theta || pi_ref) in nats for theta (..., d); None where there is no policy."""
+        if self.policy_features is None or self.context_probability is None:
+            return None
+        return kl_to_reference(theta, self.theta_ref, self.policy_features, self.context_probability)
+
+    def with_rewards(self, reward1: Array, reward2: Array) -> "FiniteWorld":
+        """The same pairs, labelled by other rewards (K,): preference shift. Every pair must be there with both labels."""
+        chance = np.where(self.label == 1, expit(reward1 - reward2), expit(reward2 - reward1))
+        pairs, index = np.unique(np.concatenate([self.psi1, self.psi2], axis=1), axis=0, return_inverse=True)
+        mass = np.bincount(index, weights=self.probability, minlength=len(pairs))[index]
+        split = np.bincount(index, weights=chance, minlength=len(pairs))[index]
+        if (split == 0).any() or len(np.unique(np.stack([index, self.label], 1), axis=0)) < 2 * len(pairs):
+            raise ValueError("with_rewards needs each pair once with y = 1 and once with y = 0. Build the world with from_rewards or from_policy.")
+        return replace(self, probability=mass * chance / split, theta_star=None)
+
+
+def from_policy(
+    features: Array,
+    theta_star: Array,
+    *,
+    beta: float,
+    bound: float,
+    theta_ref: Array | None = None,
+    context_probability: Array | None = None,
+) -> FiniteWorld:
+    """All (s, a1, a2, y) with s ~ mu, a1, a2 iid ~ pi_ref(.|s) and Bradley–Terry labels; features (S, A, d)."""
+    if features.ndim != 3 or 0 in features.shape:
+        raise ValueError(f"features must have shape (S, A, d) with at least one context and action, got {features.shape}.")
+    S, A, d = features.shape
+    ref = np.zeros(d) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+    mu = np.full(S, 1 / S) if context_probability is None else check_probability("context_probability", context_probability)
+    star = np.asarray(theta_star, dtype=float)
+    if np.linalg.norm(star) > bound:
+        raise ValueError(f"theta_star has norm {np.linalg.norm(star):g}, outside ||theta|| <= B = {bound:g}. Enlarge the bound or shrink theta_star.")
+    s, a1, a2, y = (index.ravel() for index in np.meshgrid(np.arange(S), np.arange(A), np.arange(A), [1, 0], indexing="ij"))
+    pi = np.exp(log_policy(ref, features))
+    psi1, psi2 = features[s, a1], features[s, a2]
+    score = beta * (psi1 - psi2) @ (star - ref)
+    probability = mu[s] * pi[s, a1] * pi[s, a2] * expit(np.where(y == 1, score, -score))
+    return FiniteWorld(psi1, psi2, y, probability / probability.sum(), beta, bound, ref, star, features, mu)
+
+
+def random_world(
+    seed: int, *, contexts: int, actions: int, dimension: int, beta: float, bound: float, signal: float | None = None
+) -> FiniteWorld:
+    """A finite world with features uniform on the unit sphere, theta_ref = 0 and ||theta*|| = signal (default B/2)."""
+    for name, value in (("contexts", contexts), ("actions", actions), ("dimension", dimension)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}: the world would be empty.")
+    rng = np.random.default_rng(seed)
+    features = _unit(rng.standard_normal((contexts, actions, dimension)))
+    star = _unit(rng.standard_normal(dimension)) * (bound / 2 if signal is None else signal)
+    return from_policy(features, star, beta=beta, bound=bound)
+
+
+def from_labels(psi1: Array, psi2: Array, label: Array, *, beta: float, bound: float, theta_ref: Array | None = None) -> FiniteWorld:
+    """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff the first was preferred."""
+    psi1, psi2 = np.asarray(psi1, dtype=float), np.asarray(psi2, dtype=float)
+    ref = np.zeros(psi1.shape[-1]) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+    n = len(psi1)
+    return FiniteWorld(psi1, psi2, np.asarray(label), np.full(n, 1 / max(n, 1)), beta, bound, ref)
+
+
+def from_rewards(
+    psi1: Array, psi2: Array, reward1: Array, reward2: Array, *, beta: float, bound: float, theta_ref: Array | None = None
+) -> FiniteWorld:
+    """Pairs (N, d) whose labels are Bradley–Terry in the given rewards (N,): each pair stands with both labels."""
+    psi1, psi2 = np.asarray(psi1, dtype=float), np.asarray(psi2, dtype=float)
+    ref = np.zeros(psi1.shape[-1]) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+    chance = expit(np.asarray(reward1, dtype=float) - np.asarray(reward2, dtype=float)) / max(len(psi1), 1)
+    label = np.repeat([1, 0], len(psi1))
+    probability = np.concatenate([chance, 1 / max(len(psi1), 1) - chance])
+    return FiniteWorld(np.tile(psi1, (2, 1)), np.tile(psi2, (2, 1)), label, probability, beta, bound, ref)
+
+
+# ------------------------------------------------------------------------------------------------------------ real pairs
+def read_table(path: str | Path) -> dict[str, Array]:
+    """Numeric columns of a .csv, .parquet, .json, .jsonl or .npz file, as float arrays."""
+    import pandas as pd
+
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"no file at {path}. Give the path of a .csv, .parquet, .json, .jsonl or .npz table of pairs.")
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name], dtype=float) for name in arrays.files}
+    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+        ".csv": pd.read_csv,
+        ".parquet": pd.read_parquet,
+        ".json": pd.read_json,
+        ".jsonl": lambda p: pd.read_json(p, lines=True),
+    }
+    if path.suffix not in readers:
+        raise ValueError(f"cannot read {path.name}: unknown ending {path.suffix!r}. Use one of {', '.join([*readers, '.npz'])}.")
+    table = readers[path.suffix](path)
+    return {str(name): table[name].to_numpy(dtype=float) for name in table.select_dtypes("number").columns}
+
+
+def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
+    """Stack the named columns to (N, d)."""
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(f"no numeric column {missing} in the table; it has {sorted(table)}.")
+    return np.stack([table[name] for name in names], axis=1)
+
+
+def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
+    """Standardise both responses' columns together and divide by the largest norm, so that ||psi|| <= 1."""
+    both = np.concatenate([psi1, psi2])
+    spread = both.std(axis=0)
+    if (spread == 0).any():
+        raise ValueError(f"feature column(s) {np.flatnonzero(spread == 0).tolist()} are constant and carry no preference. Leave them out.")
+    z = (both - both.mean(axis=0)) / spread
+    z /= np.linalg.norm(z, axis=1).max()
+    return z[: len(psi1)], z[len(psi1) :]
+
+
+# ------------------------------------------------------------------------------------------------------ continuous worlds
+@dataclass(frozen=True)
+class ContinuousWorld:
+    """Isotropic features in R^d: psi uniform on the unit sphere, or Gaussian with E||psi||² = 1; theta_ref = 0.
+
+    The law of psi is invariant under rotations that fix theta*, and the robust objectives are convex and equally invariant, so
+    that their population minimisers lie on the line through theta*. Only the law of the projection x.theta*/||theta*|| matters
+    there, and `line` gives it by tensor quadrature. Gaussian features exceed the norm bound of the theory: rates are meaningful
+    for them, the printed bounds are not (`bounded` is False).
+    """
+
+    features: str
+    dimension: int
+    theta_star: Array
+    beta: float
+    bound: float
+
+    def __post_init__(self) -> None:
+        check_positive("beta", self.beta, "It scales the log-ratio in the margin.")
+        check_positive("bound", self.bound, "It is B in ||theta|| <= B.")
+        if self.features not in ("sphere", "gaussian"):
+            raise ValueError(f"features must be 'sphere' or 'gaussian', got {self.features!r}.")
+        if self.dimension < 2:
+            raise ValueError(f"a continuous world needs dimension >= 2, got {self.dimension}. In one dimension use a finite world.")
+        norm = float(np.linalg.norm(self.theta_star))
+        if self.theta_star.shape != (self.dimension,) or not 0 < norm <= self.bound:
+            raise ValueError(f"theta_star must have shape ({self.dimension},) and a norm in (0, B = {self.bound:g}], got {self.theta_star.shape} and {norm:g}.")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether ||psi|| <= 1, as the theorems assume."""
+        return self.features == "sphere"
+
+    @property
+    def theta_ref(self) -> Array:
+        return np.zeros(self.dimension)
+
+    @property
+    def direction(self) -> Array:
+        return self.theta_star / np.linalg.norm(self.theta_star)
+
+    def covariance(self) -> Array:
+        """E x x' = (2/d) I for both laws."""
+        return 2 / self.dimension * np.eye(self.dimension)
+
+    def sample(self, n: int, seeds: list[np.random.SeedSequence]) -> PairBatch:
+        """One sample of n pairs for each seed; features (R, n, d)."""
+        n = _sample_size(n)
+        u = np.empty((len(seeds), n, self.dimension))
+        for row, seed in zip(u, seeds, strict=True):
+            rng = np.random.default_rng(seed)
+            psi = rng.standard_normal((2, n, self.dimension))
+            psi = _unit(psi) if self.features == "sphere" else psi / np.sqrt(self.dimension)
+            x = psi[0] - psi[1]
+            y = rng.random(n) < expit(self.beta * x @ self.theta_star)
+            row[:] = np.where(y, 1.0, -1.0)[:, None] * x
+        return pair_batch(u)
+
+    def line(self, nodes: int = 64) -> PairBatch:
+        """The law of the signed projection u.theta*/||theta*|| as a weighted sample in one dimension."""
+        if self.features == "sphere":
+            # the first coordinate of a point on the sphere has density ∝ (1-t²)^((d-3)/2)
+            exponent = (self.dimension - 2) / 2
+            if exponent > 0:
+                t, w = roots_gegenbauer(nodes, exponent)
+            else:  # on the circle the density is the Chebyshev weight
+                t, w = np.cos((2 * np.arange(nodes) + 1) * np.pi / (2 * nodes)), np.ones(nodes)
+            w = w / w.sum()
+            x = (t[:, None] - t[None, :]).ravel()
+            weight = (w[:, None] * w[None, :]).ravel()
+        else:
+            t, w = roots_hermite(nodes)  # x is N(0, 2/d)
+            x, weight = t * np.sqrt(2) * np.sqrt(2 / self.dimension), w / w.sum()
+        score = self.beta * np.linalg.norm(self.theta_star) * x
+        u = np.concatenate([x, -x])
+        p = np.concatenate([weight * expit(score), weight * expit(-score)])
+        return pair_batch(torch.from_numpy(u[:, None]), p / p.sum())
+
+    def lift(self, along: Tensor) -> Array:
+        """theta of the population fit from its coordinate on the line, (1,) -> (d,)."""
+        return float(along.squeeze()) * self.direction
+
+
+World = FiniteWorld | ContinuousWorld
+
+
+def _sample_size(n: int) -> int:
+    if n < 1 or int(n) != n:
+        raise ValueError(f"the sample size n must be a whole number of at least 1, got {n}.")
+    return int(n)
+
+
+def _unit(v: Array) -> Array:
+    return v / np.linalg.norm(v, axis=-1, keepdims=True)

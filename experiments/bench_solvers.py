@@ -27,9 +27,8 @@ import importlib.util
 import subprocess
 import sys
 import time
-import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -47,7 +45,8 @@ from theory.estimators import Fit, dpo, kldpo, wdpo_finite, wdpo_free
 Array = np.ndarray
 BETA = 1.0
 BOUND = 50.0  # out of reach: the peers have no bound
-KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = 0.1, 0.1, 1.0
+KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = 0.02, 0.1, 1.0
+WIDE_KL_RADIUS = 0.1  # close to the collapse radius, and beyond it in some replicates
 MEMORY_LIMIT_GIB = 4.0
 COLUMNS = [
     *("problem", "n", "d", "replicates", "peer", "device", "threads", "ours_s", "peer_s", "ratio", "target"),
@@ -172,16 +171,20 @@ def mean_objective(theta: Array, u: Array, p: Array) -> float:
     return float(p @ _losses(theta, u)[1])
 
 
-def kl_objective(theta: Array, u: Array, p: Array) -> float:
-    """min over lambda of lambda rho + lambda log E exp(l/lambda), the largest mean loss over KL(q||p) <= KL_RADIUS."""
-    l = _losses(theta, u)[1]
-    top = l.max()
+def kl_objective(radius: float) -> Objective:
+    """theta -> min over lambda of lambda rho + lambda log E exp(l/lambda), the worst mean loss over KL(q||p) <= rho."""
 
-    def dual(log_lambda: float) -> float:
-        lam = np.exp(log_lambda)
-        return float(lam * KL_RADIUS + top + lam * np.log(p @ np.exp((l - top) / lam)))
+    def objective(theta: Array, u: Array, p: Array) -> float:
+        l = _losses(theta, u)[1]
+        top = l.max()
 
-    return _least(dual, -12.0, 12.0)
+        def dual(log_lambda: float) -> float:
+            lam = np.exp(log_lambda)
+            return float(lam * radius + top + lam * np.log(p @ np.exp((l - top) / lam)))
+
+        return _least(dual, -12.0, 12.0)
+
+    return objective
 
 
 def w1_objective(theta: Array, u: Array, p: Array) -> float:
@@ -242,7 +245,7 @@ def _labelled(u: Array) -> tuple[Array, Array]:
     return u * y[:, None], y
 
 
-def cvxpy_kl() -> PeerFit:
+def cvxpy_kl(radius: float) -> PeerFit:
     import cvxpy as cp
 
     def fit(u: Array, p: Array) -> Array:
@@ -250,7 +253,7 @@ def cvxpy_kl() -> PeerFit:
         losses, mass = cp.Variable(len(u)), cp.Variable(len(u))
         # min lam rho + nu  with  E lam exp((l - nu)/lam) <= lam
         program = cp.Problem(
-            cp.Minimize(lam * KL_RADIUS + nu),
+            cp.Minimize(lam * radius + nu),
             [
                 losses >= cp.logistic(-BETA * (u @ theta)),
                 cp.constraints.ExpCone(losses - nu, lam * np.ones(len(u)), mass),
@@ -270,9 +273,7 @@ def cvxpy_finite(power: int, u: Array, distance: Array) -> PeerFit:
     theta, eta, losses, rows = cp.Variable(d), cp.Variable(nonneg=True), cp.Variable(n), cp.Variable(n)
     weights, budget = cp.Parameter(n, nonneg=True), cp.Parameter(nonneg=True, value=TRANSPORT_RADIUS**power)
     worst = cp.reshape(rows, (n, 1), order="C") >= cp.reshape(losses, (1, n), order="C") - eta * distance**power
-    program = cp.Problem(
-        cp.Minimize(eta * budget + weights @ rows), [losses >= cp.logistic(-BETA * (u @ theta)), worst]
-    )
+    program = cp.Problem(cp.Minimize(eta * budget + weights @ rows), [losses >= cp.logistic(-BETA * (u @ theta)), worst])
 
     def fit(_: Array, p: Array) -> Array:
         weights.value = p
@@ -287,20 +288,18 @@ def _dro(module: str) -> Any:
     """dro.linear_model.<module> without dro/__init__.py, which imports torchvision, xgboost and lightgbm."""
     if "dro" not in sys.modules:
         spec = importlib.util.find_spec("dro")
-        if spec is None or spec.submodule_search_locations is None:
+        if spec is None:
             raise ImportError("dro")
-        package = types.ModuleType("dro")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules["dro"] = package
+        sys.modules["dro"] = importlib.util.module_from_spec(spec)
     return importlib.import_module(f"dro.linear_model.{module}")
 
 
-def dro_kl() -> PeerFit:
+def dro_kl(radius: float) -> PeerFit:
     model = _dro("kl_dro").KLDRO
 
     def fit(u: Array, p: Array) -> Array:
         X, y = _labelled(u)
-        solver = model(input_dim=u.shape[1], model_type="logistic", fit_intercept=False, eps=KL_RADIUS)
+        solver = model(input_dim=u.shape[1], model_type="logistic", fit_intercept=False, eps=radius)
         solver.fit(X, y)
         return np.asarray(solver.theta)
 
@@ -351,13 +350,8 @@ def cases(size: Profile) -> list[Case]:
     free = {"radius": TRANSPORT_RADIUS, **common}
     found = [
         Case("dpo", pairs, lambda s: dpo(s.u, **common), mean_objective, (Peer("scikit-learn", sklearn_logistic, 10),)),
-        Case(
-            "kldpo",
-            pairs,
-            lambda s: kldpo(s.u, radius=KL_RADIUS, **common),
-            kl_objective,
-            (Peer("cvxpy", cvxpy_kl, 200), Peer("dro", dro_kl, 200)),
-        ),
+        _kl_case("kldpo", pairs, KL_RADIUS),
+        _kl_case("kldpo, near collapse", pairs, WIDE_KL_RADIUS),
         Case(
             "wdpo_free p=1",
             pairs,
@@ -384,14 +378,22 @@ def cases(size: Profile) -> list[Case]:
     return found
 
 
+def _kl_case(problem: str, pairs: Samples, radius: float) -> Case:
+    return Case(
+        problem,
+        pairs,
+        lambda s: kldpo(s.u, radius=radius, beta=BETA, bound=BOUND),
+        kl_objective(radius),
+        (Peer("cvxpy", lambda: cvxpy_kl(radius), 200), Peer("dro", lambda: dro_kl(radius), 200)),
+    )
+
+
 def _finite_case(size: Profile, atoms: int, power: int) -> Case:
     samples, distance = draw_atoms(size.replicates, atoms, size.dimension, seed=2)
     return Case(
         f"wdpo_finite p={power}",
         samples,
-        lambda s: wdpo_finite(
-            s.u, s.weights, distance=distance, power=power, radius=TRANSPORT_RADIUS, beta=BETA, bound=BOUND
-        ),
+        lambda s: wdpo_finite(s.u, s.weights, distance=distance, power=power, radius=TRANSPORT_RADIUS, beta=BETA, bound=BOUND),
         finite_objective(power, distance),
         (Peer("cvxpy, compiled", lambda: cvxpy_finite(power, samples.u.numpy(), distance), 20),),
     )
@@ -438,57 +440,60 @@ def compare(case: Case, peer: Peer, size: Profile, device: str) -> dict[str, Any
     ours_s: list[float] = []
     peer_s: list[float] = []
     gaps: list[float] = []
+    failures = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' deprecation notices
-        peer_fit(*case.samples.replicate(0))
         start = time.perf_counter()
-        while len(ours_s) < size.repeats and time.perf_counter() - start < size.seconds:
-            r = len(ours_s) % case.samples.replicates
+        for attempt in range(size.repeats + 1):  # the first one warms up
+            if len(ours_s) > 0 and time.perf_counter() - start > size.seconds:
+                break
+            r = attempt % case.samples.replicates
             u, p = case.samples.replicate(r)
-            ours_s.append(_time_ours(case, samples)[0])
-            seconds, theta = _seconds(lambda u=u, p=p: peer_fit(u, p))  # type: ignore[misc]
-            peer_s.append(seconds)
+            ours = _time_ours(case, samples)[0]
+            try:
+                seconds, theta = _seconds(lambda u=u, p=p: peer_fit(u, p))  # type: ignore[misc]
+            except Exception as error:  # each package has exceptions of its own, and its failure is a result
+                failures.append(str(error))
+                continue
             theirs = case.objective(theta, u, p)
             gaps.append((case.objective(fit.theta[r].numpy(), u, p) - theirs) / abs(theirs))
-    row["ours_s"], row["peer_s"] = np.median(ours_s) / case.samples.replicates, np.median(peer_s)
-    row["ratio"], row["objective_gap"] = row["peer_s"] / row["ours_s"], max(gaps)
-    row["met"] = bool(row["ratio"] >= peer.target and row["objective_gap"] <= peer.accuracy)
+            if attempt > 0:
+                ours_s.append(ours)
+                peer_s.append(seconds)
+    if failures:
+        row["note"] = f"{row['note']} {peer.name} failed on {len(failures)} of {attempt + 1} samples: {failures[0]}".strip()
+    if peer_s:
+        row["ours_s"], row["peer_s"] = np.median(ours_s) / case.samples.replicates, np.median(peer_s)
+        row["ratio"], row["objective_gap"] = row["peer_s"] / row["ours_s"], max(gaps)
+        row["met"] = bool(row["ratio"] >= peer.target and row["objective_gap"] <= peer.accuracy)
     return row
 
 
-def scaling(size: Profile, device: str) -> list[dict[str, Any]]:
+def scaling(size: Profile, device: str) -> Iterator[dict[str, Any]]:
     """Our time per fit of the KL ball by sample size and replicates; `ratio`: time per pair over the first row's."""
-    rows: list[dict[str, Any]] = []
+    first = 0.0
     for n in size.scaling_pairs:
         for replicates in size.scaling_replicates:
             u = draw_pairs(replicates, n, size.dimension, seed=3).to(device)
-            case = Case(
-                "kldpo",
-                Samples(u, None),
-                lambda s: kldpo(s.u, radius=KL_RADIUS, beta=BETA, bound=BOUND),
-                kl_objective,
-                (),
-            )
+            case = _kl_case("kldpo", Samples(u, None), KL_RADIUS)
             if n * replicates <= 1_000_000:
                 _time_ours(case, case.samples)
             seconds, fit = _time_ours(case, case.samples)
             per_pair = seconds / (replicates * n)
-            rows.append(
-                {
-                    "problem": case.problem,
-                    "n": n,
-                    "d": size.dimension,
-                    "replicates": replicates,
-                    "peer": "ours, scaling",
-                    "device": device,
-                    "threads": torch.get_num_threads(),
-                    "ours_s": seconds / replicates,
-                    "ratio": per_pair / (rows[0]["ours_s"] / rows[0]["n"]) if rows else 1.0,
-                    "certified_gap": float(fit.gap.max()),
-                    "note": f"{1e9 * per_pair:.0f} ns per pair",
-                }
-            )
-    return rows
+            first = first or per_pair
+            yield {
+                "problem": case.problem,
+                "n": n,
+                "d": size.dimension,
+                "replicates": replicates,
+                "peer": "ours, scaling",
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "ours_s": seconds / replicates,
+                "ratio": per_pair / first,
+                "certified_gap": float(fit.gap.max()),
+                "note": f"{1e9 * per_pair:.0f} ns per pair",
+            }
 
 
 def memory(size: Profile) -> dict[str, Any]:
@@ -533,20 +538,24 @@ def bench_solvers(out: Path, profile: str) -> pd.DataFrame:
     size, console = PROFILES[profile], Console()
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     out.mkdir(parents=True, exist_ok=True)
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
-        task = progress.add_task("memory", total=None)
-        rows = [memory(size)]  # first, while this process is small: a child's peak counts what it was forked from
-        for case in cases(size):
-            for peer in case.peers:
-                progress.update(task, description=f"{case.problem} against {peer.name}")
-                rows += [compare(case, peer, size, device) for device in devices]
-        progress.update(task, description="scaling")
-        rows += [row for device in devices for row in scaling(size, device)]
-    table = pd.DataFrame(rows[1:] + rows[:1], columns=COLUMNS)
-    table.to_csv(out / "solvers.csv", index=False)
+    table = pd.DataFrame(columns=COLUMNS)
+    for number, row in enumerate(_rows(size, devices)):
+        table = pd.DataFrame([*table.to_dict("records"), row], columns=COLUMNS)
+        table.to_csv(out / "solvers.csv", index=False)  # row by row: an interrupted run keeps what it has measured
+        console.print(f"[{number + 1}] {row['problem']}, n = {row['n']}, R = {row['replicates']}: {row['peer']}")
     console.print(_rich_table(table))
     console.print(f"written to {out / 'solvers.csv'}")
     return table
+
+
+def _rows(size: Profile, devices: list[str]) -> Iterator[dict[str, Any]]:
+    yield memory(size)  # first, while this process is small: a child's peak counts what it was forked from
+    for case in cases(size):
+        for peer in case.peers:
+            for device in devices:
+                yield compare(case, peer, size, device)
+    for device in devices:
+        yield from scaling(size, device)
 
 
 def _rich_table(table: pd.DataFrame) -> Table:

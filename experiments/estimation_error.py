@@ -9,7 +9,7 @@ paper's bounds with their coverage (`bounds.csv`).
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from importlib import metadata
@@ -25,12 +25,21 @@ from experiments.store import Cell, open_run, write_json, write_table
 from theory import bounds
 from theory.policy import Array
 from theory.rates import rate
-from theory.worlds import ContinuousWorld, FiniteWorld, World, common_scale, feature_columns, from_labels, random_world, read_table
+from theory.worlds import (
+    ContinuousWorld,
+    FiniteWorld,
+    World,
+    common_scale,
+    feature_columns,
+    from_labels,
+    random_world,
+    read_table,
+)
 
 DELTA = 0.05  # confidence of the bounds and level of the error quantile
 LABEL_COST = 1.0  # kappa of the metric
 BLOCK = 25  # replicates in a cell
-SLOW_REPLICATES = 10_000_000  # pairs x replicates above which the interior-point method is skipped, see `_skips`
+METRIC_ATOMS = 512  # atoms up to which a world gets a metric between all of them, and with it the methods on a finite Z
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,11 @@ PROFILES: dict[str, Profile] = {
     "smoke": Profile(8, _decades(2, 4), _decades(2, 3), (0.3,), (_FINITE, _SPHERE)),
     "quick": Profile(100, _decades(2, 8), _decades(2, 5), (0.1, 0.5), (_FINITE, _SPHERE)),
     "paper": Profile(
-        400, _decades(2, 8, 2), _decades(2, 5, 2), (0.03, 0.1, 0.3, 0.5, 0.7, 0.9), (_FINITE, _SPHERE, WorldSpec("gaussian"), *_SWEEP)
+        400,
+        _decades(2, 8, 2),
+        _decades(2, 5, 2),
+        (0.03, 0.1, 0.3, 0.5, 0.7, 0.9),
+        (_FINITE, _SPHERE, WorldSpec("gaussian"), *_SWEEP),
     ),
 }
 
@@ -98,6 +111,10 @@ class EstimationError:
     """Seed of all random numbers; the same seed gives the same rows."""
     replicates: int | None = None
     """Samples for each size, instead of the profile's number."""
+    sizes: tuple[int, ...] | None = None
+    """Sample sizes n, increasing, instead of the profile's."""
+    fractions: tuple[float, ...] | None = None
+    """Radii as fractions of the population's collapse radius, instead of the profile's."""
     methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
     """Methods to fit, by name (see `prefdro list`)."""
     pairs: Path | None = None
@@ -115,7 +132,12 @@ def build_world(spec: WorldSpec) -> World:
     """The world of a specification; theta* has norm B/2."""
     if spec.kind == "finite":
         return random_world(
-            spec.seed, contexts=spec.contexts, actions=spec.actions, dimension=spec.dimension, beta=spec.beta, bound=spec.bound
+            spec.seed,
+            contexts=spec.contexts,
+            actions=spec.actions,
+            dimension=spec.dimension,
+            beta=spec.beta,
+            bound=spec.bound,
         )
     if spec.kind == "pairs":
         return _pairs_world(spec)
@@ -151,9 +173,7 @@ class _Population:
 @lru_cache(maxsize=4)
 def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[float, ...]) -> _Population:
     world = build_world(spec)
-    finite = isinstance(world, FiniteWorld)
-    small = finite and len(world.probability) <= 512  # a metric between all atoms is only affordable then
-    distance = world.distance(LABEL_COST) if finite and small else None
+    distance = world.distance(LABEL_COST) if isinstance(world, FiniteWorld) and len(world.probability) <= METRIC_ATOMS else None
     setting = Setting(world.beta, world.bound, world.theta_ref, LABEL_COST, distance)
     if isinstance(world, FiniteWorld):
         population, line_setting = world.population(), setting
@@ -242,10 +262,31 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
     if unknown:
         raise ValueError(f"unknown method(s) {', '.join(unknown)}; choose from {', '.join(METHODS)}.")
     profile = PROFILES[config.profile]
-    worlds = profile.worlds if config.pairs is None else (WorldSpec("pairs", path=str(config.pairs.resolve())),)
-    replicates = profile.replicates if config.replicates is None else config.replicates
+    if config.sizes is not None:
+        if (
+            len(config.sizes) < 2
+            or min(config.sizes) < 1
+            or any(a >= b for a, b in zip(config.sizes, config.sizes[1:], strict=False))
+        ):
+            raise ValueError(
+                f"sizes must be at least two increasing whole numbers of at least 1, got {list(config.sizes)}: a slope needs two."
+            )
+        profile = replace(profile, finite_sizes=config.sizes, continuous_sizes=config.sizes)
+    if config.fractions is not None:
+        if not config.fractions or min(config.fractions) <= 0:
+            raise ValueError(
+                f"fractions must be positive, got {list(config.fractions)}. 1 is the collapse radius; dpo stands for 0."
+            )
+        profile = replace(profile, fractions=config.fractions)
+    if config.pairs is not None:
+        profile = replace(profile, worlds=(WorldSpec("pairs", path=str(config.pairs.resolve())),))
+    if config.replicates is not None:
+        profile = replace(profile, replicates=config.replicates)
+    worlds, replicates = profile.worlds, profile.replicates
     if replicates < 2:
         raise ValueError(f"replicates must be at least 2, got {replicates}: one sample has no spread.")
+    for spec in worlds:
+        build_world(spec)  # what is wrong with a world shows before anything is computed
     cells = []
     for spec in worlds:
         sizes = profile.finite_sizes if spec.kind in ("finite", "pairs") else profile.continuous_sizes
@@ -262,7 +303,8 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
                     "first": first,
                     "replicates": min(BLOCK, replicates - first),
                 }
-                cells.append(Cell(f"{spec.name} n={n} replicates {first}-{first + parameters['replicates'] - 1}", parameters))
+                last = min(first + BLOCK, replicates) - 1
+                cells.append(Cell(f"{spec.name} n={n} replicates {first}-{last}", parameters))
     return profile, cells
 
 
@@ -327,7 +369,18 @@ def bounds_table(errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: t
                 printed = bounds.theorem_2(n, dual_low=0.0, dual_high=float(dual.max()), **loss)
                 rescued = bounds.theorem_2(n, dual_low=float(dual.min()), dual_high=float(dual.max()), **loss)
                 rows.append(_bound_row(world_name, method, radius, n, "Thm. 2", printed, group.robust_2, regularity))
-                rows.append(_bound_row(world_name, method, radius, n, "Thm. 2, dual at the minimisers", rescued, group.robust_2, regularity))
+                rows.append(
+                    _bound_row(
+                        world_name,
+                        method,
+                        radius,
+                        n,
+                        "Thm. 2, dual at the minimisers",
+                        rescued,
+                        group.robust_2,
+                        regularity,
+                    )
+                )
             else:
                 value = bounds.theorem_1(n, regularity=regularity, delta=DELTA, **constants)
                 rows.append(_bound_row(world_name, method, radius, n, "Thm. 1", value, group.robust_2, regularity))
@@ -401,11 +454,14 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
         write_json(
             {
                 "experiment": "estimation-error",
-                "configuration": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
+                "configuration": {
+                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
+                },
                 "profile": asdict(profile),
                 "seed": config.seed,
                 "fits": len(errors),
                 "not_converged": int((~errors.converged).sum()),
+                "methods_without_a_world": sorted(set(config.methods) - set(errors.method)),
                 "versions": _versions(),
                 "commit": _commit(),
                 "wall_time_s": round(time.perf_counter() - began, 1),

@@ -27,7 +27,7 @@ import pandas as pd
 import rich.progress
 import torch
 from rich.console import Console
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from experiments.store import Cell, CellRejected, cell_path, cell_record, encode_cell, open_run, read_cell, write_cell
 
@@ -105,21 +105,19 @@ def run_cells(
                         tracebacks[index] = result
                     advance()
         except BaseException:  # above all KeyboardInterrupt
-            _say(f"stopped: {len(finished)} of {len(cells)} cells are stored in {folder}; run again to compute the others")
+            _say(f"stopped: {len(finished)} of {len(cells)} cells are stored in {folder}; a rerun computes the others")
             raise
         if tracebacks:
             raise _failure([cells[index] for index in sorted(tracebacks)], tracebacks, len(cells), folder)
         for index in missing:  # from the files too, so that the table is the same whether its cells are new or reused
             rows[index] = read_cell(paths[index], records[index])
         if progress:
-            recomputed, new = len(rejected), len(missing) - len(rejected)
-            _say(f"{len(cells)} cells: {new} computed, {len(cells) - len(missing)} reused, {recomputed} recomputed. Results: {folder}")
+            new, reused = len(missing) - len(rejected), len(cells) - len(missing)
+            _say(f"{new} cells computed, {reused} reused, {len(rejected)} recomputed. Results: {folder}")
     return pd.concat([rows[index] for index in range(len(cells))], ignore_index=True)
 
 
-def _compute(
-    index: int, function: CellFunction, cell: Cell, seed: int, record: dict[str, str]
-) -> tuple[int, bytes | str]:
+def _compute(index: int, function: CellFunction, cell: Cell, seed: int, record: dict[str, str]) -> tuple[int, bytes | str]:
     """In a worker: the cell's file as bytes, or the traceback if it failed (an exception may not survive pickling)."""
     _use_one_thread()
     try:
@@ -188,8 +186,9 @@ def _dask(workers: int, address: str | None) -> Iterator[dict[str, Any]]:
         with Client(address, set_as_default=False) as client, joblib.parallel_config("dask", client=client):
             yield {}
     else:
+        options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
         with (
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            LocalCluster(**options, silence_logs=logging.ERROR) as cluster,
             Client(cluster, set_as_default=False) as client,
             joblib.parallel_config("dask", client=client),
         ):

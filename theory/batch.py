@@ -88,5 +88,7 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
     ut = (features if features.ndim == 3 else features[None]).mT.contiguous()
     replicates = max(ut.shape[0], p.shape[0])
     if ut.shape[0] > 1 and p.shape[0] > 1 and ut.shape[0] != p.shape[0]:
-        raise ValueError(f"u holds {ut.shape[0]} replicates but weights {p.shape[0]}: give one of them once, or both equally often.")
+        raise ValueError(
+            f"u holds {ut.shape[0]} replicates but weights {p.shape[0]}: give one of them once, or both equally often."
+        )
     return PairBatch(ut, p.expand(replicates, -1))

@@ -108,8 +108,8 @@ def _least_eigenvalue(x: Array, p: Array, worst: Callable[[Tensor], Tensor], see
 def regularity_free(x: Array, p: Array, radius: float, power: int) -> float:
     """lambda with free features: the adversary shrinks the projections on the weakest direction.
 
-    p = 2: ((lambda_min(E x x'))^(1/2) - radius)_+². p = 1: projections are cut at the level whose excess is the radius, minimised over
-    directions from the least eigenvector (an upper bound in d >= 2).
+    p = 2: ((lambda_min(E x x'))^(1/2) - radius)_+². p = 1: projections are cut at the level whose excess is
+    the radius, minimised over the eigenvectors (an upper bound in d >= 2).
     """
     covariance = np.einsum("k,ki,kj->ij", p, x, x)
     eigenvalues, vectors = np.linalg.eigh(covariance)

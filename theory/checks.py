@@ -19,7 +19,9 @@ def check_metric(distance: ArrayLike | None, n: int) -> Tensor:
     if not bool(torch.isfinite(matrix).all()):
         raise ValueError("distance holds NaN or infinite entries. Forbid a move by a large finite distance instead.")
     if bool((matrix < 0).any()):
-        raise ValueError(f"distance has the negative entry {matrix.min().item():g}: not a metric. Check its sign or its square root.")
+        raise ValueError(
+            f"distance has the negative entry {matrix.min().item():g}: not a metric. Check its sign or its square root."
+        )
     diagonal = matrix.diagonal().abs().max().item()
     if diagonal > 0:
         raise ValueError(f"distance has {diagonal:g} on its diagonal; the distance of an atom to itself must be zero.")
@@ -61,7 +63,9 @@ def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Ten
     if theta.shape != (d,) or not bool(torch.isfinite(theta).all()):
         raise ValueError(f"theta_ref must be {d} finite numbers, got shape {tuple(theta.shape)}.")
     if theta.norm().item() >= bound:
-        raise ValueError(f"theta_ref has norm {theta.norm().item():g}, not inside the ball of radius B = {bound:g}: enlarge the bound.")
+        raise ValueError(
+            f"theta_ref has norm {theta.norm().item():g}, not inside the ball of radius B = {bound:g}: enlarge the bound."
+        )
     return theta
 
 
@@ -72,6 +76,7 @@ def check_probability(name: str, p: np.ndarray) -> np.ndarray:
         raise ValueError(f"{name} is empty.")
     if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-9:
         raise ValueError(
-            f"{name} must be non-negative and sum to one; its smallest entry is {p.min():g} and its sum {p.sum():.12g}. Divide by the sum."
+            f"{name} must be non-negative and sum to one; the smallest entry is {p.min():g}, the sum {p.sum():.12g}. "
+            "Divide by the sum."
         )
     return p

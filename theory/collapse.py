@@ -93,6 +93,8 @@ class _LogPartition:
 
 def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
     """max over ||s|| <= 1 of E min(s.u, 2 kappa - s.u)/2: features move freely and labels flip at the cost kappa."""
+    if kappa >= pairs.ut.norm(dim=1).max():  # no flip pays
+        return free_collapse(pairs, 1)
     ball = Ball(torch.zeros(pairs.dimension, dtype=torch.float64, device=pairs.p.device), 2.0)
     pieces = LabelMoves(pairs, 1.0, kappa, linear=True)
     ones = torch.ones(pairs.replicates, dtype=torch.float64, device=pairs.p.device)

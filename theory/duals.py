@@ -116,7 +116,10 @@ def transport_dual(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> B
     positive = cost[cost > 0]
     smallest = positive.min() if positive.numel() else torch.ones((), dtype=cost.dtype, device=cost.device)
     span = losses.amax(-1) - losses.amin(-1)
-    eta_low, eta_high = torch.zeros_like(budget), span / smallest + 1.0  # at eta_high nothing moves (except at zero cost)
+    eta_low, eta_high = (
+        torch.zeros_like(budget),
+        span / smallest + 1.0,
+    )  # at eta_high nothing moves (except at zero cost)
     plan_low, gain_low, cost_low = line(eta_low)
     # at eta = 0 ties are broken towards the cheapest target, so that a slack budget is seen as such
     nearest = torch.where(losses[:, None, :] >= losses.amax(-1)[:, None, None], cost, torch.inf).min(-1)

@@ -12,7 +12,7 @@ so that `gap` bounds value - optimum without trusting the solver. See Boyd and V
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,18 +24,21 @@ from theory.duals import kl_ball_dual, transport_dual
 from theory.interior import FiniteMoves, LabelMoves, QuadraticMoves, solve
 from theory.newton import Ball, minimise
 from theory.smooth import (
+    FixedLabelLoss,
     GradientPenalisedLoss,
     KlBallLoss,
     KlBallProfile,
     MeanLoss,
     NormPenalisedLoss,
     QuadraticTransportLoss,
+    SmoothedLabelLoss,
     TiltedLoss,
     loss_and_slope,
 )
 from theory.wells import global_well
 
 LOG2 = 0.6931471805599453
+_BAND = 128  # pairs near the kink that the screened solver for label moves leaves to the interior-point method
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class _Point:
     dual: Tensor | None
     steps: Tensor
     collapsed: Tensor
+
+
+_TENSORS = ("w", "value", "gap", "steps", "collapsed")  # the fields of a point that are always there
 
 
 # ---------------------------------------------------------------------------------------------------- public estimators
@@ -109,7 +115,9 @@ def kldpo_tilt(
 ) -> Fit:
     """min tau log E exp(l/tau), practical KLDPO with temperature tau > 0. Algorithm 2, arXiv:2502.01930."""
     if bool((torch.as_tensor(temperature) <= 0).any()):
-        raise ValueError(f"temperature must be positive, got {temperature}. For the mean use dpo, for the worst pair a small value.")
+        raise ValueError(
+            f"temperature must be positive, got {temperature}. For the mean use dpo, for the worst pair a small value."
+        )
     return _fit(_tilt, u, weights, beta, bound, theta_ref, tolerance, temperature=temperature)
 
 
@@ -215,14 +223,11 @@ def _fit(
     for part in pairs.chunks(elements):
         index = torch.arange(part.start, part.stop, device=pairs.p.device)
         points.append(solver(pairs.select(index), beta, ball, *(value[index] for value in values)))
-    joined = {
-        field.name: None if points[0].dual is None and field.name == "dual" else torch.cat([getattr(p, field.name) for p in points])
-        for field in fields(_Point)
-    }
-    value, gap = joined["value"], joined["gap"].clamp(min=0)
+    joined = _join(points)
+    value, gap = joined.value, joined.gap.clamp(min=0)
     converged = torch.isfinite(value) & (gap <= tolerance * value.abs().clamp(min=1))
-    theta = torch.where(joined["collapsed"][:, None], ball.theta_ref, joined["w"] + ball.theta_ref)
-    return Fit(theta, value, gap, joined["dual"], converged, joined["collapsed"], joined["steps"])
+    theta = torch.where(joined.collapsed[:, None], ball.theta_ref, joined.w + ball.theta_ref)
+    return Fit(theta, value, gap, joined.dual, converged, joined.collapsed, joined.steps)
 
 
 def _linear_start(pairs: PairBatch, beta: float, ball: Ball) -> Tensor:
@@ -246,13 +251,24 @@ def _radial_start(pairs: PairBatch, beta: float, ball: Ball, price: Tensor) -> T
 
 
 def _scatter(parts: list[tuple[Tensor, _Point]], like: _Point) -> _Point:
-    """Write the solutions of subsets of replicates into a copy of `like`."""
+    """Write the solutions of subsets of replicates into `like`."""
     for mask, point in parts:
-        for field in fields(_Point):
-            target, source = getattr(like, field.name), getattr(point, field.name)
-            if target is not None and source is not None:
-                target[mask] = source
+        for name in _TENSORS:
+            getattr(like, name)[mask] = getattr(point, name)
+        if like.dual is not None and point.dual is not None:
+            like.dual[mask] = point.dual
     return like
+
+
+def _take(point: _Point, mask: Tensor) -> _Point:
+    taken = {name: getattr(point, name)[mask] for name in _TENSORS}
+    return _Point(**taken, dual=None if point.dual is None else point.dual[mask])
+
+
+def _join(points: list[_Point]) -> _Point:
+    joined = {name: torch.cat([getattr(point, name) for point in points]) for name in _TENSORS}
+    duals = [point.dual for point in points if point.dual is not None]
+    return _Point(**joined, dual=torch.cat(duals) if duals else None)
 
 
 def _blank(pairs: PairBatch, dual: bool = True) -> _Point:
@@ -288,7 +304,9 @@ def _dpo(pairs: PairBatch, beta: float, ball: Ball) -> _Point:
     return _smooth_point(function, w, steps, ball)
 
 
-def _smooth_point(function: MeanLoss | TiltedLoss | GradientPenalisedLoss | NormPenalisedLoss, w: Tensor, steps: Tensor, ball: Ball) -> _Point:
+def _smooth_point(
+    function: MeanLoss | TiltedLoss | GradientPenalisedLoss | NormPenalisedLoss, w: Tensor, steps: Tensor, ball: Ball
+) -> _Point:
     value, gradient, _ = function.derivatives(w)
     return _Point(w, value, ball.linear_gap(w, gradient), None, steps, torch.zeros_like(steps, dtype=torch.bool))
 
@@ -366,10 +384,6 @@ def _kl_hard(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> _Poin
     return point
 
 
-def _take(point: _Point, mask: Tensor) -> _Point:
-    return _Point(*(None if (x := getattr(point, field.name)) is None else x[mask] for field in fields(_Point)))
-
-
 def _kl_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, w: Tensor, steps: Tensor) -> _Point:
     loss, slope = loss_and_slope(beta * pairs.project(w))
     worst = kl_ball_dual(loss, pairs.p, radius)
@@ -400,9 +414,7 @@ def _kl_path(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> _Poin
         kl = average / lam - log_mass
         # the tilt is a feasible worst case where KL <= rho; its bound is what certifies a tie, which the dual at w alone cannot
         exact = kl_ball_dual(loss, pairs.p, radius)
-        lower_gap = torch.where(
-            kl <= radius, exact.value - average + _lower_gap(pairs, q, slope, w, beta, ball), torch.inf
-        )
+        lower_gap = torch.where(kl <= radius, exact.value - average + _lower_gap(pairs, q, slope, w, beta, ball), torch.inf)
         own = _lower_gap(pairs, exact.weights, slope, w, beta, ball) + exact.gap
         now = _Point(w, exact.value, own.minimum(lower_gap), exact.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
         if best is None:
@@ -495,23 +507,68 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
 
 
 def _w1_label(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> _Point:
-    eta0 = torch.full_like(radius, beta * ball.bound)
-    interior = solve(LabelMoves(pairs, beta, kappa), radius, eta0, ball)
-    point = _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, interior.z, interior.steps)
+    if kappa >= pairs.ut.norm(dim=1).max():  # m_i <= beta ||w|| ||u_i|| <= kappa eta: no flip ever pays
+        return _w1(pairs, beta, ball, radius)
+    n = pairs.p.shape[1]
+    if n <= 4 * _BAND:
+        point = _w1_label_interior(pairs, beta, ball, radius, kappa)
+    else:
+        point = _w1_label_screened(pairs, beta, ball, radius, kappa)
+        hard = (point.gap > 1e-11).nonzero()[:, 0]
+        if hard.numel():
+            better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa)
+            improved = better.gap < point.gap[hard]
+            point = _scatter([(hard[improved], _take(better, improved))], point)
     return _settle_collapse(pairs, point, radius, beta, lambda part: collapse.label_collapse(part, kappa))
 
 
+def _w1_label_interior(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> _Point:
+    interior = solve(LabelMoves(pairs, beta, kappa), radius, torch.full_like(radius, beta * ball.bound), ball)
+    flip = interior.z[..., 1] / interior.z.sum(-1).clamp(min=1e-300)
+    return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, interior.steps)
+
+
+def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> _Point:
+    """Large samples: Newton's method on a smoothed hinge finds which labels surely stay or flip; the interior point decides the
+    rest, the `_BAND` pairs nearest to the kink m = kappa eta. The certificate covers all pairs, so that a wrong guess shows."""
+    n = pairs.p.shape[1]
+    w = _linear_start(pairs, beta, ball)
+    scale = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt().clamp(min=1e-9)
+    v = torch.cat([w, (1.5 * beta * w.norm(dim=-1) + scale)[:, None]], -1)
+    taken = torch.zeros_like(radius, dtype=torch.int64)
+    head = min(max(n // 16, 2048), n)  # the first pairs are enough for the coarse widths
+    few = PairBatch(
+        pairs.ut[:, :, :head].contiguous(),
+        pairs.p[:, :head] / pairs.p[:, :head].sum(-1, keepdim=True).clamp(min=1e-300),
+    )
+    for fraction, sample in ((0.3, few), (0.03, few), (0.03, pairs), (3e-3, pairs)):
+        eps = fraction * scale
+        function = SmoothedLabelLoss(sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps))
+        v, _, steps = minimise(function, v, ball, max_steps=15)
+        taken = taken + steps
+    over = beta * pairs.project(v[:, :-1]) - kappa * v[:, -1:]
+    near = over.abs().topk(_BAND, dim=-1, largest=False, sorted=False).indices
+    far = torch.ones_like(over, dtype=torch.bool).scatter_(1, near, False)
+    flipped = torch.where(far & (over > 0), pairs.p, 0.0)
+    rest = FixedLabelLoss(PairBatch(pairs.ut, torch.where(far, pairs.p, 0.0)), beta, kappa, flipped)
+    ut = pairs.ut.expand(pairs.replicates, -1, -1).gather(2, near[:, None, :].expand(-1, pairs.dimension, -1))
+    band = LabelMoves(PairBatch(ut, pairs.p.gather(1, near)), beta, kappa)
+    interior = solve(band, radius, v[:, -1], ball, smooth=rest)
+    share = interior.z[..., 1] / interior.z.sum(-1).clamp(min=1e-300)
+    flip = (flipped > 0).to(share.dtype).scatter_(1, near, share)
+    return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, taken + interior.steps)
+
+
 def _w1_label_point(
-    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, v: Tensor, z: Tensor, steps: Tensor
+    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, v: Tensor, flip: Tensor, steps: Tensor
 ) -> _Point:
-    """Lower bound: flip the share z of each label and spend what is left of the radius on sending features to infinity."""
+    """Lower bound: flip the share `flip` of each label and spend what is left of the radius on sending features to infinity."""
     w = v[:, :-1]
     norm = w.norm(dim=-1)
     eta = v[:, -1].maximum(beta * norm)
     margin = beta * pairs.project(w)
     loss, slope = loss_and_slope(margin)
     value = eta * radius + (pairs.p * (loss + (margin - kappa * eta[:, None]).clamp(min=0))).sum(-1)
-    flip = z[..., 1] / z.sum(-1).clamp(min=1e-300)
     spent = kappa * (pairs.p * flip).sum(-1)
     flip = pairs.p * flip * (radius / spent.clamp(min=1e-300)).clamp(max=1.0)[:, None]
     left = (radius - kappa * flip.sum(-1)).clamp(min=0)
@@ -574,21 +631,20 @@ def _settle_collapse(
 def _penalised(pairs: PairBatch, beta: float, ball: Ball, strength: Tensor, squared: bool) -> _Point:
     """Best of several starts; for the norm form w = 0 is a local minimum when strength >= ||E u|| and then competes."""
     function = GradientPenalisedLoss(pairs, beta, strength, squared)
-    along = _radial_start(pairs, beta, ball, beta * strength / 2)
+    local = torch.zeros_like(strength, dtype=torch.bool) if squared else strength >= collapse.free_collapse(pairs, 2)
     linear = _linear_start(pairs, beta, ball)
     edge = ball.project(linear * (1e3 * ball.bound / linear.norm(dim=-1, keepdim=True).clamp(min=1e-300)))
-    best: _Point | None = None
-    for start in (along, linear, edge):
-        w, _, steps = minimise(function, start, ball, convex=False, max_steps=100)
-        now = _smooth_point(function, w, steps, ball)
-        if best is None:
-            best = now
-        else:
-            lower = now.value < best.value - 1e-13
-            best = _scatter([(lower, _take(now, lower))], best)
-    assert best is not None
-    if not squared:
-        zero = (strength >= collapse.free_collapse(pairs, 2)) & (best.value >= LOG2 - 1e-12)
-        if zero.any():
-            best = _scatter([(zero, _blank(pairs.select(zero), dual=False))], best)
+    best = _blank(pairs, dual=False)
+    best.value = torch.where(local, best.value, torch.inf)
+    best.collapsed = local.clone()
+    for start in (_radial_start(pairs, beta, ball, beta * strength / 2), linear, edge):
+        rough, _, steps = minimise(function, start, ball, convex=False, max_steps=6)
+        value = function.derivatives(rough)[0]
+        promising = (value < best.value - 1e-9).nonzero()[:, 0]  # the others go where an earlier start went, or higher
+        if promising.numel():
+            part = function.select(promising)
+            w, _, more = minimise(part, rough[promising], ball, convex=False)
+            now = _smooth_point(part, w, steps[promising] + more, ball)
+            lower = now.value < best.value[promising]
+            best = _scatter([(promising[lower], _take(now, lower))], best)
     return best

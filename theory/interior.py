@@ -9,14 +9,14 @@ are eliminated by hand, so that each step solves a (d+1)-dimensional system what
 The direction is Mehrotra's predictor and corrector: Nocedal and Wright, Numerical Optimization, sections 14.2 and 19.3.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from theory.batch import PairBatch
-from theory.newton import Ball
+from theory.newton import Ball, Smooth
 from theory.objectives import dpo_loss
 from theory.wells import restricted_wells
 
@@ -109,6 +109,9 @@ class _TwoMoves:
 
     pairs: PairBatch
     beta: float
+    along: Tensor = field(init=False)
+    common: Tensor = field(init=False)
+    e: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.p = self.pairs.p
@@ -240,15 +243,103 @@ class Interior:
 
 
 def solve(
-    pieces: Pieces, price: Tensor, eta: Tensor, ball: Ball, *, pinned: bool = False, tolerance: float = 1e-13, max_steps: int = 100
+    pieces: Pieces,
+    price: Tensor,
+    eta: Tensor,
+    ball: Ball,
+    *,
+    smooth: Smooth | None = None,
+    pinned: bool = False,
+    tolerance: float = 1e-13,
+    max_steps: int = 100,
 ) -> Interior:
     """Minimise eta*price + sum_i p_i max_j f_ij from w = 0 and the given eta > 0, until the mean complementarity is `tolerance`.
 
-    price, eta: (R,); `pinned` holds eta where it starts. The central path is weighted: z_ij t_ij = mu p_i, so that neither the
-    number of atoms nor small weights change its course. The caller turns the point and the plan into a certificate of its own.
+    price, eta: (R,); `smooth` is a smooth convex function of v to add; `pinned` holds eta where it starts. The central path is
+    weighted, z_ij t_ij = mu p_i, so that neither the number of atoms nor small weights change its course. The caller turns
+    the point and the plan into a certificate of its own.
     """
-    R, d = price.shape[0], ball.dimension
-    v = torch.cat([torch.zeros(R, d, dtype=price.dtype, device=price.device), eta[:, None]], -1)
+    state = _start(pieces, eta, ball)
+    out_v, out_z = state.v.clone(), state.z.clone()
+    steps = torch.zeros(price.shape[0], dtype=torch.int64, device=price.device)
+    active = torch.arange(price.shape[0], device=price.device)
+    best, stalled = torch.full_like(price, torch.inf), torch.zeros_like(steps)
+    for _ in range(max_steps + 1):
+        f = pieces.move(state.v)
+        state = state.absorb(f, pieces.p)
+        system = _System(pieces, state, f, price, ball, smooth, pinned)
+        worst = system.imbalance()
+        improved = worst < best
+        out_v[active[improved]], out_z[active[improved]] = state.v[improved], state.z[improved]
+        stalled = torch.where(worst < 0.9 * best, 0, stalled + 1)
+        best = torch.minimum(best, worst)
+        keep = (worst > tolerance) & ((stalled < 4) | ((best > 1e-9) & (stalled < 40)))
+        if not keep.any():
+            break
+        if not keep.all():
+            pieces, active, price, state = pieces.select(keep), active[keep], price[keep], state.select(keep)
+            smooth = None if smooth is None else smooth.select(keep)
+            best, stalled = best[keep], stalled[keep]
+            system = _System(pieces, state, pieces.move(state.v), price, ball, smooth, pinned)
+        system.factorise()
+        zero = torch.zeros_like(price)
+        guess = system.direction(torch.zeros_like(state.t), zero, zero)
+        # below the floor rounding in the matrix would cost the balance of forces more than a smaller mu gains
+        aim = (((1 - guess.reach) ** 3).clamp(min=1e-6) * system.mu).clamp(min=0.1 * tolerance)
+        step = system.direction(
+            aim[:, None, None] * pieces.p[:, :, None] - guess.change.z * guess.change.t,
+            aim - guess.change.z_ball * guess.change.t_ball,
+            aim - guess.change.z_cone * guess.change.t_cone,
+        )
+        state = state.advance(step.change, 0.995 * step.reach)
+        steps[active] += 1
+    return Interior(out_v, out_z, steps)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Point v (R, d+1), s (R, n), slacks t and multipliers z of the pieces (R, n, J), of the ball and of the cone (R,).
+
+    Each constraint g <= 0 is g + t = 0 with a slack t > 0 of its own: curvature moves the residual g + t, never the slack.
+    """
+
+    v: Tensor
+    s: Tensor
+    t: Tensor
+    z: Tensor
+    t_ball: Tensor
+    z_ball: Tensor
+    t_cone: Tensor
+    z_cone: Tensor
+
+    def select(self, keep: Tensor) -> "_State":
+        return _State(*(getattr(self, item.name)[keep] for item in fields(self)))
+
+    def advance(self, change: "_State", size: Tensor) -> "_State":
+        moved = []
+        for item in fields(self):
+            x = getattr(self, item.name)
+            moved.append(x + size.reshape(-1, *[1] * (x.ndim - 1)) * getattr(change, item.name))
+        return _State(*moved)
+
+    def absorb(self, f: Tensor, p: Tensor) -> "_State":
+        """The residual that all pieces of an atom share is taken up by s_i; a slack that is wide takes up its own."""
+        s = self.s + (self.z * (f + self.t - self.s[:, :, None])).sum(-1) / p.clamp(min=_TINY)
+        true = s[:, :, None] - f
+        return replace(self, s=s, t=torch.where(true > 0.5 * self.t, true, self.t))
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """A change of the state, and the largest step in (0, 1] that keeps slacks, multipliers and eta non-negative."""
+
+    change: _State
+    reach: Tensor
+
+
+def _start(pieces: Pieces, eta: Tensor, ball: Ball) -> _State:
+    """w = 0, with all products z t equal to mu p_i."""
+    v = torch.nn.functional.pad(eta[:, None], (ball.dimension, 0))
     f = pieces.move(v)
     # atoms without weight get so wide a slack that they never matter, and no mask is needed
     s = f.amax(-1) + torch.where(pieces.p > 0, 0.05, 1e6)
@@ -256,110 +347,90 @@ def solve(
     z = pieces.p[:, :, None] / (t * (1 / t).sum(-1, keepdim=True))
     mu = (z * t).sum((1, 2)) / f.shape[-1]
     t_ball, t_cone = -_ball(v, ball)[0], -pieces.cone(v)[0]
-    z_ball, z_cone = mu / t_ball, mu / t_cone
-    out_v, out_z = v.clone(), z.clone()
-    steps = torch.zeros(R, dtype=torch.int64, device=v.device)
-    active = torch.arange(R, device=v.device)
-    best, stalled = torch.full_like(mu, torch.inf), torch.zeros_like(steps)
-    for _ in range(max_steps):
-        share = pieces.p[:, :, None]
-        ball_value, ball_slope = _ball(v, ball)
-        cone_value, cone_slope, cone_hessian = pieces.cone(v)
-        # each constraint g + t = 0 has its own slack t > 0 and residual: curvature moves the residual, never the slack
-        miss, miss_ball, miss_cone = f + t - s[:, :, None], ball_value + t_ball, cone_value + t_cone
-        mu = ((z * t).sum((1, 2)) + z_ball * t_ball + z_cone * t_cone) / (f.shape[-1] + 2)
-        stiffness = z / t
-        leaving = stiffness.sum(-1).clamp(min=_TINY)
-        matrix = pieces.curvature(z, stiffness) + z_cone[:, None, None] * cone_hessian
-        matrix = matrix + _outer(cone_slope, z_cone / t_cone) + _outer(ball_slope, z_ball / t_ball)
-        diagonal = torch.arange(d, device=v.device)
-        matrix[:, diagonal, diagonal] += 2 * z_ball[:, None]
-        cost = torch.zeros_like(v)
-        cost[:, -1] = price
-        if pinned:
+    return _State(v, s, t, z, t_ball, mu / t_ball, t_cone, mu / t_cone)
+
+
+class _System:
+    """The optimality conditions at one state, and Newton steps towards them."""
+
+    def __init__(
+        self, pieces: Pieces, state: _State, f: Tensor, price: Tensor, ball: Ball, smooth: Smooth | None, pinned: bool
+    ) -> None:
+        self.pieces, self.at, self.pinned = pieces, state, pinned
+        self.d = ball.dimension
+        ball_value, self.ball_slope = _ball(state.v, ball)
+        cone_value, self.cone_slope, self.cone_bend = pieces.cone(state.v)
+        self.miss = f + state.t - state.s[:, :, None]
+        self.miss_ball, self.miss_cone = ball_value + state.t_ball, cone_value + state.t_cone
+        self.cost, self.bend = _smooth_part(smooth, state.v)
+        self.cost[:, -1] += price
+        products = (state.z * state.t).sum((1, 2)) + state.z_ball * state.t_ball + state.z_cone * state.t_cone
+        self.mu = products / (f.shape[-1] + 2)
+
+    def imbalance(self) -> Tensor:
+        """Largest of complementarity, weighted residuals of the pieces, and forces that do not balance, (R,)."""
+        at = self.at
+        forces = self.cost + self.pieces.gradient(at.z) + at.z_ball[:, None] * self.ball_slope
+        forces = forces + at.z_cone[:, None] * self.cone_slope
+        if self.pinned:
+            forces[:, -1] = 0
+        residual = (self.pieces.p[:, :, None] * self.miss.abs()).sum(1).amax(-1)
+        return self.mu.maximum(residual).maximum(forces.abs().amax(-1))
+
+    def factorise(self) -> None:
+        """Assemble and factor the (d+1)-dimensional matrix that is left when s and the multipliers are eliminated."""
+        at = self.at
+        self.stiffness = at.z / at.t
+        self.leaving = self.stiffness.sum(-1).clamp(min=_TINY)
+        matrix = self.pieces.curvature(at.z, self.stiffness) + self.bend + at.z_cone[:, None, None] * self.cone_bend
+        matrix = matrix + _outer(self.cone_slope, at.z_cone / at.t_cone) + _outer(self.ball_slope, at.z_ball / at.t_ball)
+        diagonal = torch.arange(self.d, device=matrix.device)
+        matrix[:, diagonal, diagonal] += 2 * at.z_ball[:, None]
+        if self.pinned:
             matrix[:, -1, :] = 0
             matrix[:, :, -1] = 0
             matrix[:, -1, -1] = 1
-        factor, scale = _factorise(matrix)
+        self.factor, self.scale = _factorise(matrix)
 
-        def direction(aim: Tensor, aim_ball: Tensor, aim_cone: Tensor) -> _Direction:
-            """Newton step towards z t = aim and vanishing residuals. The loop variables are those of this very iteration."""
-            push = aim / t + stiffness * miss  # noqa: B023
-            push_ball = aim_ball / t_ball + z_ball / t_ball * miss_ball  # noqa: B023
-            push_cone = aim_cone / t_cone + z_cone / t_cone * miss_cone  # noqa: B023
-            shift = (push.sum(-1) - pieces.p) / leaving  # noqa: B023
-            rhs = cost + pieces.gradient(push - stiffness * shift[:, :, None])  # noqa: B023
-            rhs = rhs + ball_slope * push_ball[:, None] + cone_slope * push_cone[:, None]  # noqa: B023
-            if pinned:
-                rhs[:, -1] = 0
-            dv = -torch.cholesky_solve((rhs * scale)[:, :, None], factor)[:, :, 0] * scale  # noqa: B023
-            change = pieces.directional(dv)  # noqa: B023
-            ds = shift + (stiffness * change).sum(-1) / leaving  # noqa: B023
-            dt = ds[:, :, None] - change - miss  # noqa: B023
-            dz = aim / t - z - stiffness * dt  # noqa: B023
-            dt_ball, dt_cone = -(ball_slope * dv).sum(-1) - miss_ball, -(cone_slope * dv).sum(-1) - miss_cone  # noqa: B023
-            dz_ball = aim_ball / t_ball - z_ball - z_ball / t_ball * dt_ball  # noqa: B023
-            dz_cone = aim_cone / t_cone - z_cone - z_cone / t_cone * dt_cone  # noqa: B023
-            reach = _reach(t, dt).minimum(_reach(z, dz))  # noqa: B023
-            for x, dx in ((t_ball, dt_ball), (z_ball, dz_ball), (t_cone, dt_cone), (z_cone, dz_cone), (v[:, -1], dv[:, -1])):  # noqa: B023
-                reach = reach.minimum(_reach(x[:, None, None], dx[:, None, None]))
-            return _Direction(dv, ds, dt, dz, dt_ball, dz_ball, dt_cone, dz_cone, reach)
-
-        zero = torch.zeros_like(mu)
-        guess = direction(torch.zeros_like(t), zero, zero)
-        # below the floor rounding in the matrix would cost the balance of forces more than a smaller mu gains
-        aim = (((1 - guess.reach) ** 3).clamp(min=1e-6) * mu).clamp(min=0.1 * tolerance)
-        step = direction(
-            aim[:, None, None] * share - guess.dz * guess.dt,
-            aim - guess.dz_ball * guess.dt_ball,
-            aim - guess.dz_cone * guess.dt_cone,
+    def direction(self, aim: Tensor, aim_ball: Tensor, aim_cone: Tensor) -> _Direction:
+        """Newton step towards z t = aim and vanishing residuals."""
+        at, stiffness = self.at, self.stiffness
+        stiff_ball, stiff_cone = at.z_ball / at.t_ball, at.z_cone / at.t_cone
+        push = aim / at.t + stiffness * self.miss
+        push_ball = aim_ball / at.t_ball + stiff_ball * self.miss_ball
+        push_cone = aim_cone / at.t_cone + stiff_cone * self.miss_cone
+        shift = (push.sum(-1) - self.pieces.p) / self.leaving
+        rhs = self.cost + self.pieces.gradient(push - stiffness * shift[:, :, None])
+        rhs = rhs + self.ball_slope * push_ball[:, None] + self.cone_slope * push_cone[:, None]
+        if self.pinned:
+            rhs[:, -1] = 0
+        dv = -torch.cholesky_solve((rhs * self.scale)[:, :, None], self.factor)[:, :, 0] * self.scale
+        along = self.pieces.directional(dv)
+        ds = shift + (stiffness * along).sum(-1) / self.leaving
+        dt = ds[:, :, None] - along - self.miss
+        dt_ball = -(self.ball_slope * dv).sum(-1) - self.miss_ball
+        dt_cone = -(self.cone_slope * dv).sum(-1) - self.miss_cone
+        change = _State(
+            v=dv,
+            s=ds,
+            t=dt,
+            z=aim / at.t - at.z - stiffness * dt,
+            t_ball=dt_ball,
+            z_ball=aim_ball / at.t_ball - at.z_ball - stiff_ball * dt_ball,
+            t_cone=dt_cone,
+            z_cone=aim_cone / at.t_cone - at.z_cone - stiff_cone * dt_cone,
         )
-        size = (0.995 * step.reach).clamp(max=1.0)
-        v, s = v + size[:, None] * step.dv, s + size[:, None] * step.ds
-        t, z = t + size[:, None, None] * step.dt, z + size[:, None, None] * step.dz
-        t_ball, z_ball = t_ball + size * step.dt_ball, z_ball + size * step.dz_ball
-        t_cone, z_cone = t_cone + size * step.dt_cone, z_cone + size * step.dz_cone
-        f = pieces.move(v)
-        # the residual that all pieces of an atom share is taken up by s_i; a slack that is wide takes up its own
-        s = s + (z * (f + t - s[:, :, None])).sum(-1) / pieces.p.clamp(min=_TINY)
-        true = s[:, :, None] - f
-        t = torch.where(true > 0.5 * t, true, t)
-        steps[active] += 1
-        worst = (share * (f + t - s[:, :, None]).abs()).sum(1).amax(-1).maximum(mu)
-        ball_slope, cone_slope = _ball(v, ball)[1], pieces.cone(v)[1]
-        balance = cost + pieces.gradient(z) + z_ball[:, None] * ball_slope + z_cone[:, None] * cone_slope
-        if pinned:
-            balance[:, -1] = 0
-        worst = worst.maximum(balance.abs().amax(-1))
-        improved = worst < best
-        out_v[active[improved]], out_z[active[improved]] = v[improved], z[improved]
-        stalled = torch.where(worst < 0.9 * best, 0, stalled + 1)
-        best = torch.minimum(best, worst)
-        keep = (worst > tolerance) & ((stalled < 4) | ((best > 1e-9) & (stalled < 40)))
-        if not keep.any():
-            break
-        if not keep.all():
-            pieces, active, price = pieces.select(keep), active[keep], price[keep]
-            v, s, t, z = v[keep], s[keep], t[keep], z[keep]
-            t_ball, z_ball, t_cone, z_cone = t_ball[keep], z_ball[keep], t_cone[keep], z_cone[keep]
-            best, stalled = best[keep], stalled[keep]
-            f = pieces.move(v)
-    return Interior(out_v, out_z, steps)
+        reach = _reach(at.t, change.t).minimum(_reach(at.z, change.z)).minimum(_reach(at.v[:, -1], dv[:, -1]))
+        for name in ("t_ball", "z_ball", "t_cone", "z_cone"):
+            reach = reach.minimum(_reach(getattr(at, name), getattr(change, name)))
+        return _Direction(change, reach)
 
 
-@dataclass(frozen=True)
-class _Direction:
-    """Changes of the point, the slacks and the multipliers, and the largest step in (0, 1] that keeps them non-negative."""
-
-    dv: Tensor
-    ds: Tensor
-    dt: Tensor
-    dz: Tensor
-    dt_ball: Tensor
-    dz_ball: Tensor
-    dt_cone: Tensor
-    dz_cone: Tensor
-    reach: Tensor
+def _smooth_part(smooth: Smooth | None, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient and Hessian of the function that is added, zero where there is none."""
+    if smooth is None:
+        return torch.zeros_like(v), torch.zeros(*v.shape, v.shape[1], dtype=v.dtype, device=v.device)
+    return smooth.derivatives(v)[1:]
 
 
 def _ball(v: Tensor, ball: Ball) -> tuple[Tensor, Tensor]:
@@ -385,5 +456,6 @@ def _factorise(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reach(x: Tensor, dx: Tensor) -> Tensor:
-    """Largest step in (0, 1] that keeps x + step dx >= 0."""
-    return torch.where(dx < 0, -x / dx, 1.0).amin((1, 2)).clamp(max=1.0)
+    """Largest step in (0, 1] that keeps x + step dx >= 0, for each problem of the batch."""
+    ratio = torch.where(dx < 0, -x / dx, 1.0).flatten(1) if x.ndim > 1 else torch.where(dx < 0, -x / dx, 1.0)[:, None]
+    return ratio.amin(1).clamp(max=1.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 _ARMIJO = 1e-4
 _SETTLED = 1e-20  # squared Newton decrement below which one last full step ends the iteration
-_BLIND = 1e-12  # below this decrement, relative to 1 + |F|, values are rounding and full steps are taken without a look at them
+_BLIND = 1e-8  # below this decrement, relative to 1 + |F|, values are too coarse and slopes decide
 
 
 class Smooth(Protocol):
@@ -89,18 +89,21 @@ def _line_search(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Backtrack from the full step; the derivatives at the accepted point come with it, as the full step usually is."""
     size = torch.ones_like(value)
+    # where the decrease drowns in rounding the slope decides: it must not turn more positive than it was negative
     blind = -slope <= _BLIND * (1 + value.abs())
+    rounding = 2e-15 * (1 + value.abs())
     v_new = _into_ball(v + step, ball)
     value_new, gradient_new, hessian_new = function.derivatives(v_new)
-    rounding = 4e-16 * (1 + value.abs())
-    for _ in range(50):
-        poor = ~(value_new <= value + _ARMIJO * size * slope + rounding) & ~blind
+    for _ in range(30):
+        lower = value_new <= value + _ARMIJO * size * slope + rounding
+        flatter = torch.isfinite(value_new) & ((gradient_new * step).sum(-1) <= -0.5 * slope)
+        poor = ~torch.where(blind, flatter, lower)
         if not poor.any():
             break
         size = torch.where(poor, size / 2, size)
         v_new[poor] = _into_ball(v[poor] + size[poor, None] * step[poor], ball)
         value_new[poor], gradient_new[poor], hessian_new[poor] = function.select(poor).derivatives(v_new[poor])
-    moved = blind | (value_new <= value + rounding)
+    moved = blind & torch.isfinite(value_new) | (value_new <= value + rounding)
     v_new = torch.where(moved[:, None], v_new, v)
     return v_new, value_new, gradient_new, hessian_new, moved
 

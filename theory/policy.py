@@ -28,7 +28,8 @@ def geometric_mixture(rewards: Array, alpha: Array) -> Array:
     weights = _simplex(alpha, rewards.shape[-1])
     if (rewards <= 0).any():
         raise ValueError(
-            f"a geometric mixture needs positive rewards, the smallest is {rewards.min():g}. Map them to (0, 1), e.g. by a sigmoid, first."
+            f"a geometric mixture needs positive rewards, the smallest is {rewards.min():g}. "
+            "Map them to (0, 1) first, e.g. by a sigmoid."
         )
     return np.exp(np.log(rewards) @ weights)
 
@@ -36,5 +37,7 @@ def geometric_mixture(rewards: Array, alpha: Array) -> Array:
 def _simplex(alpha: Array, m: int) -> Array:
     alpha = np.asarray(alpha, dtype=float)
     if alpha.shape != (m,) or (alpha < 0).any() or abs(alpha.sum() - 1) > 1e-9:
-        raise ValueError(f"alpha must be {m} non-negative numbers that sum to one, got {alpha.tolist()}. Divide them by their sum.")
+        raise ValueError(
+            f"alpha must be {m} non-negative numbers that sum to one, got {alpha.tolist()}. Divide them by their sum."
+        )
     return alpha

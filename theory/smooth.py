@@ -138,6 +138,78 @@ class NormPenalisedLoss:
 
 
 @dataclass(frozen=True)
+class SmoothedLabelLoss:
+    """eta rho + E [l(m) + eps log(1 + exp((m - kappa eta)/eps))] - mu log(eta² - beta²||w||²), for W1 with label moves.
+
+    The hinge (m - kappa eta)_+ is smoothed at the width eps and the cone eta >= beta ||w|| has a barrier of weight mu; both
+    go to zero. The smoothed hinge is worth at most eps log 2 P(|m - kappa eta| ≲ eps) too much.
+    """
+
+    pairs: PairBatch
+    beta: float
+    radius: Tensor
+    kappa: float
+    width: Tensor  # eps, (R,)
+    barrier: Tensor  # mu, (R,)
+
+    def derivatives(self, v: Tensor) -> Derivatives:
+        w, eta, beta, p = v[:, :-1], v[:, -1], self.beta, self.pairs.p
+        margin = beta * self.pairs.project(w)
+        loss, s = loss_and_slope(margin)
+        hinge, flip = loss_and_slope((self.kappa * eta[:, None] - margin) / self.width[:, None])
+        room = eta**2 - beta**2 * (w**2).sum(-1)
+        inside = room > 0
+        room = torch.where(inside, room, 1.0)
+        mu = self.barrier / room
+        value = eta * self.radius + (p * (loss + self.width[:, None] * hinge)).sum(-1) - self.barrier * room.log()
+        d = w.shape[1]
+        gradient, hessian = torch.empty_like(v), torch.empty(v.shape[0], d + 1, d + 1, dtype=v.dtype, device=v.device)
+        gradient[:, :d] = beta * self.pairs.pull(p * (flip - s)) + (2 * beta**2 * mu)[:, None] * w
+        gradient[:, d] = self.radius - self.kappa * (p * flip).sum(-1) - 2 * mu * eta
+        bend = p * flip * (1 - flip) / self.width[:, None]
+        ray = torch.cat([beta**2 * w, -eta[:, None]], -1)  # the gradient of the barrier is 2 mu/room times this
+        hessian[:] = (4 * mu / room)[:, None, None] * _outer(ray)
+        diagonal = torch.arange(d, device=v.device)
+        hessian[:, diagonal, diagonal] += (2 * beta**2 * mu)[:, None]
+        hessian[:, d, d] += self.kappa**2 * bend.sum(-1) - 2 * mu
+        hessian[:, :d, :d] += beta**2 * self.pairs.outer(p * s * (1 - s) + bend)
+        cross = -self.kappa * beta * self.pairs.pull(bend)
+        hessian[:, :d, d] += cross
+        hessian[:, d, :d] += cross
+        return torch.where(inside, value, torch.inf), gradient, hessian
+
+    def select(self, index: Tensor) -> "SmoothedLabelLoss":
+        return replace(
+            self,
+            pairs=self.pairs.select(index),
+            radius=self.radius[index],
+            width=self.width[index],
+            barrier=self.barrier[index],
+        )
+
+
+@dataclass(frozen=True)
+class FixedLabelLoss:
+    """sum_i p_i l(m_i) + sum_i f_i (m_i - kappa eta): the atoms whose labels surely stay, or surely flip (share f_i of p_i)."""
+
+    pairs: PairBatch
+    beta: float
+    kappa: float
+    flipped: Tensor  # f, (R, n)
+
+    def derivatives(self, v: Tensor) -> Derivatives:
+        value, gradient, hessian = MeanLoss(self.pairs, self.beta).derivatives(v[:, :-1])
+        moved = self.flipped.sum(-1)
+        to_w = self.beta * self.pairs.pull(self.flipped)
+        value = value + (to_w * v[:, :-1]).sum(-1) - self.kappa * moved * v[:, -1]
+        gradient = torch.cat([gradient + to_w, -self.kappa * moved[:, None]], -1)
+        return value, gradient, torch.nn.functional.pad(hessian, (0, 1, 0, 1))
+
+    def select(self, index: Tensor) -> "FixedLabelLoss":
+        return replace(self, pairs=self.pairs.select(index), flipped=self.flipped[index])
+
+
+@dataclass(frozen=True)
 class QuadraticTransportLoss:
     """eta rho² + E phi(m, a), a = beta²||w||²/(2 eta): WDPO with p = 2, free features and fixed labels (module `wells`)."""
 

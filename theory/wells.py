@@ -44,7 +44,7 @@ def global_well(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def restricted_wells(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sup over q in [0, 1/2] and over [1/2, 1]: values, maximisers and dq/d(-m), each (R, n, 2). Both are jointly convex in (m, a).
+    """sup over q in [0, 1/2] and over [1/2, 1]: values, maximisers and dq/d(-m), each (R, n, 2), convex in (m, a).
 
     On the side where the global maximum is not, the supremum is a local well, if there is one, or the end point q = 1/2.
     """

@@ -48,18 +48,26 @@ class FiniteWorld:
         check_positive("beta", self.beta, "It scales the log-ratio in the margin.")
         check_positive("bound", self.bound, "It is B in ||theta|| <= B.")
         if self.psi1.size == 0 or self.psi1.shape != self.psi2.shape or self.psi1.ndim != 2:
-            raise ValueError(f"a world needs at least one pair of features of equal shape (K, d), got {self.psi1.shape} and {self.psi2.shape}.")
+            raise ValueError(
+                f"a world needs at least one pair of features of equal shape (K, d), got {self.psi1.shape} and {self.psi2.shape}."
+            )
         for name, psi in (("psi1", self.psi1), ("psi2", self.psi2)):
             if not np.isfinite(psi).all():
-                raise ValueError(f"{name} holds {int((~np.isfinite(psi)).sum())} non-finite entries. Drop or impute those pairs first.")
+                raise ValueError(
+                    f"{name} holds {int((~np.isfinite(psi)).sum())} non-finite entries. Drop or impute those pairs first."
+                )
             largest = float(np.linalg.norm(psi, axis=1).max())
             if largest > 1 + _NORM_SLACK:
                 raise ValueError(
-                    f"{name} has a feature vector of norm {largest:g}, above the bound 1 that the theory assumes. Divide all features by {largest:g}."
+                    f"{name} has a feature vector of norm {largest:g}, above the bound 1 that the theory "
+                    f"assumes. Divide all features by {largest:g}."
                 )
         if self.label.shape != (len(self.psi1),) or not np.isin(self.label, (0, 1)).all():
             odd = self.label[~np.isin(self.label, (0, 1))]
-            raise ValueError(f"labels must be 0 or 1, one for each pair; got shape {self.label.shape} with {odd[:3].tolist()}. y = 1 iff the first response wins.")
+            raise ValueError(
+                f"labels must be 0 or 1, one for each pair; got shape {self.label.shape} with {odd[:3].tolist()}. "
+                "y = 1 iff the first response wins."
+            )
         check_probability("probability", self.probability)
 
     @property
@@ -109,7 +117,9 @@ class FiniteWorld:
         mass = np.bincount(index, weights=self.probability, minlength=len(pairs))[index]
         split = np.bincount(index, weights=chance, minlength=len(pairs))[index]
         if (split == 0).any() or len(np.unique(np.stack([index, self.label], 1), axis=0)) < 2 * len(pairs):
-            raise ValueError("with_rewards needs each pair once with y = 1 and once with y = 0. Build the world with from_rewards or from_policy.")
+            raise ValueError(
+                "with_rewards needs each pair with y = 1 and with y = 0. Build the world with from_rewards or from_policy."
+            )
         return replace(self, probability=mass * chance / split, theta_star=None)
 
 
@@ -130,7 +140,10 @@ def from_policy(
     mu = np.full(S, 1 / S) if context_probability is None else check_probability("context_probability", context_probability)
     star = np.asarray(theta_star, dtype=float)
     if np.linalg.norm(star) > bound:
-        raise ValueError(f"theta_star has norm {np.linalg.norm(star):g}, outside ||theta|| <= B = {bound:g}. Enlarge the bound or shrink theta_star.")
+        raise ValueError(
+            f"theta_star has norm {np.linalg.norm(star):g}, outside ||theta|| <= B = {bound:g}. "
+            "Enlarge the bound or shrink theta_star."
+        )
     s, a1, a2, y = (index.ravel() for index in np.meshgrid(np.arange(S), np.arange(A), np.arange(A), [1, 0], indexing="ij"))
     pi = np.exp(log_policy(ref, features))
     psi1, psi2 = features[s, a1], features[s, a2]
@@ -152,7 +165,9 @@ def random_world(
     return from_policy(features, star, beta=beta, bound=bound)
 
 
-def from_labels(psi1: Array, psi2: Array, label: Array, *, beta: float, bound: float, theta_ref: Array | None = None) -> FiniteWorld:
+def from_labels(
+    psi1: Array, psi2: Array, label: Array, *, beta: float, bound: float, theta_ref: Array | None = None
+) -> FiniteWorld:
     """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff the first was preferred."""
     psi1, psi2 = np.asarray(psi1, dtype=float), np.asarray(psi2, dtype=float)
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else np.asarray(theta_ref, dtype=float)
@@ -161,7 +176,14 @@ def from_labels(psi1: Array, psi2: Array, label: Array, *, beta: float, bound: f
 
 
 def from_rewards(
-    psi1: Array, psi2: Array, reward1: Array, reward2: Array, *, beta: float, bound: float, theta_ref: Array | None = None
+    psi1: Array,
+    psi2: Array,
+    reward1: Array,
+    reward2: Array,
+    *,
+    beta: float,
+    bound: float,
+    theta_ref: Array | None = None,
 ) -> FiniteWorld:
     """Pairs (N, d) whose labels are Bradley–Terry in the given rewards (N,): each pair stands with both labels."""
     psi1, psi2 = np.asarray(psi1, dtype=float), np.asarray(psi2, dtype=float)
@@ -208,7 +230,9 @@ def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
     both = np.concatenate([psi1, psi2])
     spread = both.std(axis=0)
     if (spread == 0).any():
-        raise ValueError(f"feature column(s) {np.flatnonzero(spread == 0).tolist()} are constant and carry no preference. Leave them out.")
+        raise ValueError(
+            f"feature column(s) {np.flatnonzero(spread == 0).tolist()} are constant and carry no preference. Leave them out."
+        )
     z = (both - both.mean(axis=0)) / spread
     z /= np.linalg.norm(z, axis=1).max()
     return z[: len(psi1)], z[len(psi1) :]
@@ -237,10 +261,15 @@ class ContinuousWorld:
         if self.features not in ("sphere", "gaussian"):
             raise ValueError(f"features must be 'sphere' or 'gaussian', got {self.features!r}.")
         if self.dimension < 2:
-            raise ValueError(f"a continuous world needs dimension >= 2, got {self.dimension}. In one dimension use a finite world.")
+            raise ValueError(
+                f"a continuous world needs dimension >= 2, got {self.dimension}. In one dimension use a finite world."
+            )
         norm = float(np.linalg.norm(self.theta_star))
         if self.theta_star.shape != (self.dimension,) or not 0 < norm <= self.bound:
-            raise ValueError(f"theta_star must have shape ({self.dimension},) and a norm in (0, B = {self.bound:g}], got {self.theta_star.shape} and {norm:g}.")
+            raise ValueError(
+                f"theta_star must have shape ({self.dimension},) and a norm in (0, {self.bound:g}], "
+                f"got {self.theta_star.shape} and {norm:g}."
+            )
 
     @property
     def bounded(self) -> bool:

@@ -36,9 +36,7 @@ from experiments.store import (
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell("n=100", {"n": 100, "rho": 0.1})
-ROWS = pd.DataFrame(
-    {"replicate": [0, 1, 2], "error": [0.1, 0.2 + 1e-16, math.pi], "estimator": ["dpo", "kldpo", "wdpo"]}
-)
+ROWS = pd.DataFrame({"replicate": [0, 1, 2], "error": [0.1, 0.2 + 1e-16, math.pi], "estimator": ["dpo", "kldpo", "wdpo"]})
 
 
 def record(cell: Cell = CELL, seed: int = 1, fingerprint: str = "abc") -> dict[str, str]:
@@ -229,9 +227,7 @@ def test_full_disk(tmp_path: Path) -> None:
     disk.mkdir()
     if (
         not shutil.which("mount")
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
-        ).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode
     ):
         pytest.skip("mounting a small disk is not permitted here")
     try:

@@ -1,0 +1,130 @@
+"""The `prefdro` command: list, run, figures, bench."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments import bench_solvers, estimation_error
+from experiments.estimation_error import PROFILES, EstimationError
+from experiments.methods import METHODS
+from experiments.runner import CellsFailed
+from experiments.store import StoreError
+
+Command = Callable[..., None]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; unusable input ends with a message on stderr and exit status 1."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if words and words[0] in _GROUPS:
+            tyro.extras.subcommand_cli_from_dict(_GROUPS[words[0]], prog=f"prefdro {words[0]}", args=words[1:])
+        else:
+            tyro.extras.subcommand_cli_from_dict(_TOP, prog="prefdro", description=_DESCRIPTION, args=words)
+    except (ValueError, ImportError, StoreError, CellsFailed) as error:
+        print(f"prefdro: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("prefdro: stopped; what is finished is kept, and the same command resumes.", file=sys.stderr)
+        sys.exit(130)
+
+
+def list_all() -> None:
+    """Say what there is: experiments, profiles, methods and benchmarks."""
+    console = Console()
+    experiments = Table(
+        "experiment",
+        "profile",
+        "replicates",
+        "sizes n (finite; continuous)",
+        "worlds",
+        title="prefdro run EXPERIMENT --profile PROFILE",
+    )
+    for name, profile in PROFILES.items():
+        sizes = "; ".join(f"{sizes[0]:.0e} to {sizes[-1]:.0e}" for sizes in (profile.finite_sizes, profile.continuous_sizes))
+        experiments.add_row("estimation-error", name, str(profile.replicates), sizes, str(len(profile.worlds)))
+    console.print(experiments)
+    methods = Table("method", "what it is", "set by", title="methods (--methods)")
+    for name, method in METHODS.items():
+        knob = "nothing" if method.knob is None else "temperature" if method.temperature else "fraction of the collapse radius"
+        methods.add_row(name, method.about, knob)
+    console.print(methods)
+    console.print("benchmarks: prefdro bench solvers")
+
+
+def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="")]) -> None:
+    """Estimation error against sample size, for every estimator, with the bounds of the theorems."""
+    tables = estimation_error.run(config)
+    console = Console()
+    rates = tables["rates"]
+    shown = rates[(rates.target == "robust") & (rates.norm == "2") & (rates.range == "tail")]
+    table = Table(
+        "world",
+        "method",
+        "radius",
+        "slope of log error on log n",
+        "95 % interval",
+        "not converged",
+        title="rates, to the robust target",
+    )
+    for row in shown.itertuples():
+        interval = f"[{row.ci_low:.3f}, {row.ci_high:.3f}]"
+        table.add_row(row.world, row.method, str(row.radius), f"{row.slope:.3f}", interval, str(row.not_converged))
+    console.print(table)
+    bounds, errors = tables["bounds"], tables["errors"]
+    if len(bounds):
+        low = bounds[bounds.coverage < 1 - bounds.delta]
+        console.print(f"bounds: {len(bounds)} checked, {len(low)} with coverage below 1 - delta.")
+    console.print(f"fits: {len(errors)}, not converged: {int((~errors.converged).sum())}.")
+    console.print(
+        f"tables in {config.out}: errors.parquet, rates.csv, bounds.csv, run.json. Next: prefdro figures --from {config.out}"
+    )
+
+
+def figures(
+    source: Annotated[Path, tyro.conf.arg(name="from")] = Path("results/estimation-error"), out: Path | None = None
+) -> None:
+    """Draw the figures of a finished experiment from its tables, without computing anything.
+
+    Args:
+        source: Folder of the experiment's tables.
+        out: Folder of the figures; SOURCE/figures where not given.
+    """
+    from paper_figures import estimation_error as drawing  # matplotlib is slow to import and only needed here
+
+    written = drawing.draw(source, out)
+    print("\n".join(str(path) for path in written))
+
+
+def run_bench_solvers(out: Path = Path("results/bench"), profile: Literal["smoke", "quick", "paper"] = "quick") -> None:
+    """Time our solvers against cvxpy, dro, skwdro and scikit-learn on the same problems, in one run.
+
+    Args:
+        out: Folder for solvers.csv.
+        profile: Size of the benchmark: smoke (seconds), quick (minutes) or paper (more repeats).
+    """
+    bench_solvers.bench_solvers(out, profile)
+
+
+def _group(name: str) -> Command:
+    def show() -> None:
+        raise ValueError(
+            f"{name} what? Choose one of {', '.join(_GROUPS[name])}; `prefdro {name} NAME --help` shows its options."
+        )
+
+    return show
+
+
+_DESCRIPTION = "Robust preference alignment: estimators, bounds and experiments. `prefdro run --help` lists the experiments."
+_GROUPS: dict[str, dict[str, Command]] = {
+    "run": {"estimation-error": run_estimation_error},
+    "bench": {"solvers": run_bench_solvers},
+}
+_RUN, _BENCH = _group("run"), _group("bench")
+_RUN.__doc__, _BENCH.__doc__ = "Run an experiment.", "Run a benchmark."
+_TOP: dict[str, Command] = {"list": list_all, "run": _RUN, "figures": figures, "bench": _BENCH}

@@ -1,0 +1,704 @@
+"""The estimators once more, as convex programs: slow, one at a time, and independent of the batched solvers.
+
+    program = kldpo(u, p, radius=0.05, beta=1.0, bound=4.0)
+
+Each problem is stated in cvxpy and solved by Clarabel, then SCS. An interior-point solution has about nine digits in the
+objective and half of them in theta, so it is polished by Newton's method on the optimality conditions, the active pieces and
+constraints held as equations (`_polish`). What decides is neither solver but `gap`, a bound on value - optimum from the Lagrangian:
+a solver whose polished point is not certified has failed, which `failures` records and a `SolverFallback` warning says.
+
+Notation: u (n, d) signed feature differences, p (n,) probabilities summing to one, w = theta - theta_ref, margins m = beta u w,
+l = log(1 + exp(-m)); theta ranges over ||theta||_2 <= bound.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq, linprog, nnls
+from scipy.special import entr, expit, logit, logsumexp
+
+Array = NDArray[np.float64]
+
+LOG2 = float(np.log(2.0))
+CERTIFIED = 1e-10  # gap, relative to max(1, value), below which a point counts as solved
+
+# Clarabel stops short of 1e-12 on hard instances and says so; the polish often makes up for it, so that is not yet a failure.
+_SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("CLARABEL", {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12, "max_iter": 200}),
+    ("CLARABEL", {"tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "max_iter": 200}),
+    ("SCS", {"eps_abs": 1e-8, "eps_rel": 1e-8, "max_iters": 20_000}),
+)
+
+
+class SolverFallback(UserWarning):
+    """A solver failed on this instance and another one decided, or none could be certified."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A solved program.
+
+    theta: (d,). value: objective at theta, evaluated exactly and not read from the solver. gap: certified bound on value -
+    optimum. dual: multiplier of the radius (lambda, eta), None where the problem has none, infinite at radius 0. status: "optimal",
+    "collapsed" (theta is theta_ref) or "uncertified" (gap too large: do not use as a reference). solver: the one that decided.
+    failures: (solver, reason) for those that failed before it.
+    """
+
+    theta: Array
+    value: float
+    gap: float
+    dual: float | None
+    status: str
+    solver: str
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------------------ estimators
+def dpo(u: Array, p: Array, *, beta: float, bound: float, theta_ref: Array | None = None) -> Program:
+    """min sum_i p_i l(m_i)."""
+    task = _Task(u, beta, bound, theta_ref)
+
+    def attempt(solver: str, options: dict[str, Any]) -> Array:
+        w = cp.Variable(task.d)
+        _run(cp.Minimize(p @ task.losses(w)), [task.ball(w)], solver, options)
+        return w.value
+
+    return _solve(task, attempt, _Pieces(task, np.ones(1), _smooth(task, lambda losses: (p @ losses, p))))
+
+
+def kldpo(u: Array, p: Array, *, radius: float, beta: float, bound: float, theta_ref: Array | None = None) -> Program:
+    """min over theta of max {sum_i q_i l(m_i) : KL(q||p) <= radius}, radius in nats.
+
+    Dual: min lam radius + t with sum_i p_i y_i <= lam, y_i >= lam exp((l_i - t)/lam). The polish uses the gradient of the worst
+    case; where lam = 0, the worst case sits on the largest losses and the problem is the minimax of the losses.
+    """
+    if radius == 0:
+        return replace(dpo(u, p, beta=beta, bound=bound, theta_ref=theta_ref), dual=np.inf)
+    u, p = u[p > 0], p[p > 0]
+    task = _Task(u, beta, bound, theta_ref)
+
+    def attempt(solver: str, options: dict[str, Any]) -> Array:
+        w, t, lam = cp.Variable(task.d), cp.Variable(), cp.Variable(nonneg=True)
+        s, y = cp.Variable(len(p)), cp.Variable(len(p))
+        cone = cp.ExpCone(s - t, lam * np.ones(len(p)), y)
+        _run(cp.Minimize(lam * radius + t), [task.ball(w), s >= task.losses(w), p @ y <= lam, cone], solver, options)
+        return w.value
+
+    def worst(losses: Array) -> tuple[float, Array]:
+        q, value, _ = _kl_tilt(losses, p, radius)
+        return value, q
+
+    def largest(x: Array) -> tuple[Array, Array]:
+        losses, gradients = task.loss_gradients(x)
+        return losses[None], gradients[None]
+
+    def allowed(multipliers: Array) -> bool:
+        return kl_divergence(multipliers[0], p) <= radius * (1 + 1e-9)
+
+    minimax = _Pieces(task, np.ones(1), largest, allowed=allowed)
+    found = _solve(
+        task,
+        attempt,
+        _Pieces(task, np.ones(1), _smooth(task, worst)),
+        minimax,
+        collapse=(radius, lambda: kl_collapse(u, p)),
+    )
+    if found.status == "collapsed":
+        return found
+    value, dual = _kl_tilt(task.loss_gradients(found.theta - task.ref)[0], p, radius)[1:]
+    return replace(found, value=value, dual=dual)
+
+
+def kldpo_tilt(u: Array, p: Array, *, temperature: float, beta: float, bound: float, theta_ref: Array | None = None) -> Program:
+    """min tau log sum_i p_i exp(l(m_i)/tau)."""
+    u, p = u[p > 0], p[p > 0]
+    task = _Task(u, beta, bound, theta_ref)
+
+    def attempt(solver: str, options: dict[str, Any]) -> Array:
+        w = cp.Variable(task.d)
+        _run(
+            cp.Minimize(temperature * cp.log_sum_exp(task.losses(w) / temperature + np.log(p))),
+            [task.ball(w)],
+            solver,
+            options,
+        )
+        return w.value
+
+    def tilted(losses: Array) -> tuple[float, Array]:
+        scores = losses / temperature + np.log(p)
+        return temperature * float(logsumexp(scores)), np.exp(scores - logsumexp(scores))
+
+    return _solve(task, attempt, _Pieces(task, np.ones(1), _smooth(task, tilted)))
+
+
+def wdpo_finite(
+    u: Array,
+    p: Array,
+    *,
+    distance: Array,
+    power: int,
+    radius: float,
+    beta: float,
+    bound: float,
+    theta_ref: Array | None = None,
+) -> Program:
+    """min over theta of max {sum_ij pi_ij l(m_j) : pi >= 0, row sums p, sum_ij pi_ij D_ij^power <= radius^power}.
+
+    Dual: min eta radius^power + sum_i p_i s_i with s_i >= l(m_j) - eta D_ij^power and eta >= 0; Lemma 1, arXiv:2502.01930.
+    """
+    if radius == 0:
+        return replace(dpo(u, p, beta=beta, bound=bound, theta_ref=theta_ref), dual=np.inf)
+    task = _Task(u, beta, bound, theta_ref)
+    live = p > 0
+    cost = distance[live] ** power
+    budget = radius**power
+
+    def attempt(solver: str, options: dict[str, Any]) -> Array:
+        w, eta = cp.Variable(task.d), cp.Variable(nonneg=True)
+        t, s = cp.Variable(len(u)), cp.Variable(len(cost))
+        moves = [s[i] >= t - eta * row for i, row in enumerate(cost)]
+        _run(cp.Minimize(eta * budget + p[live] @ s), [task.ball(w), t >= task.losses(w), *moves], solver, options)
+        return np.append(w.value, eta.value)
+
+    def pieces(x: Array) -> tuple[Array, Array]:
+        losses, gradients = task.loss_gradients(x[:-1])
+        slopes = np.broadcast_to(gradients, (*cost.shape, task.d))
+        return losses - x[-1] * cost, np.concatenate([slopes, -cost[:, :, None]], axis=-1)
+
+    # beyond this eta no move pays: l is 1-Lipschitz in m and ||w|| <= 2 bound
+    gains = 2 * bound * beta * np.linalg.norm(u[live][:, None] - u[None], axis=-1)
+    steepest = float(np.max(gains[cost > 0] / cost[cost > 0], initial=1.0))
+    found = _Pieces(task, p[live], pieces, price=budget, eta_reach=steepest, eta_floor=lambda w: (0.0, np.zeros_like(w)))
+    return _solve(task, attempt, found, collapse=(radius, lambda: wasserstein_collapse(u, p, distance, power)))
+
+
+def wdpo_free(
+    u: Array,
+    p: Array,
+    *,
+    power: int,
+    radius: float,
+    label_cost: float | None = None,
+    beta: float,
+    bound: float,
+    theta_ref: Array | None = None,
+) -> Program:
+    """Wasserstein balls with features free in R^d: power 1, power 1 with labels that move at `label_cost`, or power 2."""
+    if radius == 0:  # mass flips for nothing only at distance 0, so labels stay too
+        return replace(dpo(u, p, beta=beta, bound=bound, theta_ref=theta_ref), dual=np.inf)
+    u, p = u[p > 0], p[p > 0]
+    task = _Task(u, beta, bound, theta_ref)
+    if power == 2:
+        return _free_quadratic(task, p, radius)
+    return _free_norm(task, p, radius) if label_cost is None else _free_labels(task, p, radius, label_cost)
+
+
+def _free_norm(task: "_Task", p: Array, radius: float) -> Program:
+    """min sum_i p_i l(m_i) + radius beta ||w||; eta = beta ||w||."""
+
+    def attempt(solver: str, options: dict[str, Any]) -> Array:
+        w = cp.Variable(task.d)
+        _run(cp.Minimize(p @ task.losses(w) + radius * task.beta * cp.norm(w)), [task.ball(w)], solver, options)
+        return w.value
+
+    def penalised(w: Array) -> tuple[Array, Array]:
+        losses, gradients = task.loss_gradients(w)
+        norm = float(np.linalg.norm(w))
+        value = p @ losses + radius * task.beta * norm
+        return np.full((1, 1), value), (p @ gradients + radius * task.beta * w / max(norm, 1e-300))[None, None]
+
+    found = _solve(task, attempt, _Pieces(task, np.ones(1), penalised), collapse=(radius, lambda: free_collapse(task.u, p, 1)))
+    return replace(found, dual=task.beta * float(np.linalg.norm(found.theta - task.ref)))
+
+
+def _free_labels(task: "_Task", p: Array, radius: float, kappa: float) -> Program:
+    """min eta radius + sum_i p_i s_i with s_i >= l(m_i), s_i >= l(-m_i) - kappa eta, eta >= beta ||w||.
+
+    Shafieezadeh-Abadeh, Mohajerin Esfahani and Kuhn (2015), Theorem 1.
+    """
+
+    def attempt(solver: str, options: dict[str, Any]) -> Array:
+        w, eta, s = cp.Variable(task.d), cp.Variable(), cp.Variable(len(p))
+        stay, flip = s >= task.losses(w), s >= task.losses(-w) - kappa * eta
+        _run(
+            cp.Minimize(eta * radius + p @ s),
+            [task.ball(w), stay, flip, task.beta * cp.norm(w) <= eta],
+            solver,
+            options,
+        )
+        return np.append(w.value, eta.value)
+
+    def pieces(x: Array) -> tuple[Array, Array]:
+        stay, stay_slope = task.loss_gradients(x[:-1])
+        flip, flip_slope = task.loss_gradients(-x[:-1])
+        slopes = np.stack([stay_slope, -flip_slope], axis=1)
+        prices = np.broadcast_to([[0.0], [-kappa]], (len(p), 2, 1))
+        return np.stack([stay, flip - kappa * x[-1]], axis=1), np.concatenate([slopes, prices], axis=-1)
+
+    def floor(w: Array) -> tuple[float, Array]:
+        norm = float(np.linalg.norm(w))
+        return task.beta * norm, task.beta * w / max(norm, 1e-300)
+
+    longest = float(np.linalg.norm(task.u, axis=1).max())
+    reach = 2 * task.bound * task.beta * max(1.0, longest / kappa)
+    found = _Pieces(task, p, pieces, price=radius, eta_reach=reach, eta_floor=floor)
+    return _solve(task, attempt, found, collapse=(radius, lambda: label_collapse(task.u, p, kappa)))
+
+
+def _free_quadratic(task: "_Task", p: Array, radius: float) -> Program:
+    """min eta radius² + sum_i p_i max_q [-q m_i + H(q) + q² b²/(4 eta)], b = beta ||w||, by exchange.
+
+    Each q gives a constraint that is convex in (w, eta), with r >= b²/(4 eta) linear in r; the q that violates most is added for
+    each pair, both local maxima, until none does by more than 1e-7: the polish then works with the maximisers themselves.
+    """
+    n = len(p)
+
+    def attempt(solver: str, options: dict[str, Any]) -> Array:
+        cuts = [np.full(n, q) for q in (0.02, 0.2, 0.5, 0.8, 0.98)]
+        x = np.zeros(task.d + 1)
+        for _ in range(40):
+            w, eta, r, s = cp.Variable(task.d), cp.Variable(nonneg=True), cp.Variable(), cp.Variable(n)
+            m = task.beta * (task.u @ w)
+            lines = [s >= cp.multiply(-q, m) + (entr(q) + entr(1 - q)) + q**2 * r for q in cuts]
+            rotated = cp.quad_over_lin(task.beta * w, eta) <= 4 * r
+            try:
+                _run(cp.Minimize(eta * radius**2 + p @ s), [task.ball(w), rotated, *lines], solver, options)
+            except cp.SolverError:
+                if not x.any():
+                    raise
+                return x  # the previous round, near enough for the polish
+            x = np.append(w.value, max(float(eta.value), 1e-12))
+            peaks, values = _peaks(task.beta * task.u @ x[:-1], float(r.value))
+            if np.max(values.max(1) - s.value) < 1e-7:
+                break
+            cuts += [peaks[:, 0], peaks[:, 1]]
+        return x
+
+    def pieces(x: Array) -> tuple[Array, Array]:
+        w, eta = x[:-1], max(x[-1], 1e-300)
+        square = task.beta**2 * float(w @ w)
+        q, values = _peaks(task.beta * task.u @ w, square / (4 * eta))
+        slopes = -task.beta * q[:, :, None] * task.u[:, None] + (q**2)[:, :, None] * task.beta**2 * w / (2 * eta)
+        prices = -(q**2)[:, :, None] * square / (4 * eta**2)
+        return values, np.concatenate([slopes, prices], axis=-1)
+
+    reach = task.bound * task.beta / radius  # at the optimum radius² = b² E q²/(4 eta²) with q <= 1
+    found = _Pieces(task, p, pieces, price=radius**2, eta_reach=reach, eta_floor=lambda w: (0.0, np.zeros_like(w)))
+    return _solve(task, attempt, found, collapse=(radius, lambda: free_collapse(task.u, p, 2)))
+
+
+# ------------------------------------------------------------------------------------- worst cases at fixed losses or margins
+def kl_divergence(q: Array, p: Array) -> float:
+    """KL(q||p) in nats, accurate also where q is close to p; q must vanish where p does."""
+    ratio = q[p > 0] / p[p > 0] - 1
+    near = np.abs(ratio) < 1e-3
+    series = ratio**2 / 2 - ratio**3 / 6 + ratio**4 / 12 - ratio**5 / 20 + ratio**6 / 30
+    exact = -entr(1 + ratio) - ratio
+    return max(0.0, float(p[p > 0] @ np.where(near, series, exact)))
+
+
+def kl_worst_case(losses: Array, p: Array, radius: float) -> tuple[Array, float]:
+    """max {q . losses : KL(q||p) <= radius}, q (n,) and the value: an exponential tilt of p, or p given the largest losses."""
+    q, value, _ = _kl_tilt(losses, p, radius)
+    return q, value
+
+
+def _kl_tilt(losses: Array, p: Array, radius: float) -> tuple[Array, float, float]:
+    """The worst case, its value and lambda."""
+    live = p > 0
+    spread = float(np.ptp(losses[live]))
+    top = np.where(live & (losses >= losses[live].max()), p, 0.0)
+    if radius == 0 or spread == 0:
+        return p.copy(), float(p @ losses), np.inf if radius == 0 else 0.0
+    if radius >= -np.log(top.sum()):
+        q = top / top.sum()
+        return q, float(losses[live].max()), 0.0
+    mean = float(p @ losses)
+    log_p = np.log(np.where(live, p, 1.0))
+
+    def tilt(log_lam: float) -> Array:
+        scores = np.where(live, (losses - mean) / np.exp(log_lam) + log_p, -np.inf)
+        return np.exp(scores - logsumexp(scores))
+
+    def excess(log_lam: float) -> float:
+        return kl_divergence(tilt(log_lam), p) - radius
+
+    low = high = float(np.log(spread))
+    while excess(high) > 0:
+        high += 1.0
+    while excess(low) < 0:
+        low -= 1.0
+    root = high if high == low else brentq(excess, low, high, xtol=1e-15, rtol=1e-15)
+    q = tilt(root)
+    return q, mean + float(q @ (losses - mean)), float(np.exp(root))
+
+
+def wasserstein_worst_case(losses: Array, p: Array, distance: Array, power: int, radius: float) -> tuple[Array, float]:
+    """max {sum_ij pi_ij losses_j : row sums p, sum_ij pi_ij D_ij^power <= radius^power}; the plan (n, n) and the value."""
+    n = len(p)
+    rows = np.kron(np.eye(n), np.ones(n))
+    cost = (distance**power).ravel()[None]
+    found = linprog(-np.tile(losses, n), A_ub=cost, b_ub=[radius**power], A_eq=rows, b_eq=p, method="highs")
+    return found.x.reshape(n, n), -float(found.fun)
+
+
+def free_labels_worst_case(margins: Array, p: Array, norm: float, radius: float, kappa: float) -> tuple[float, float]:
+    """min over eta >= norm of eta radius + sum_i p_i max(l(m_i), l(-m_i) - kappa eta), norm = beta ||w||; eta and the value.
+
+    Piecewise linear in eta, so that the minimum is at the bound or at a breakpoint eta = -m_i... l(-m) - l(m) = m.
+    """
+    etas = np.append(norm, np.maximum(margins / kappa, norm))
+    flips = _softplus(margins)[None] - kappa * etas[:, None]
+    values = etas * radius + np.maximum(_softplus(-margins)[None], flips) @ p
+    best = int(np.argmin(values))
+    return float(etas[best]), float(values[best])
+
+
+def free_quadratic_worst_case(margins: Array, p: Array, norm: float, radius: float) -> tuple[float, float]:
+    """min over eta of eta radius² + sum_i p_i max_q [-q m_i + H(q) + q² norm²/(4 eta)], norm = beta ||w|| > 0; eta and value.
+
+    The derivative in eta is increasing; at its root, which may be a jump, radius² = norm² E q²/(4 eta²).
+    """
+
+    def slope(log_eta: float) -> float:
+        eta = np.exp(log_eta)
+        q, values = _peaks(margins, norm**2 / (4 * eta))
+        best = q[np.arange(len(p)), values.argmax(1)]
+        return radius**2 - float(p @ best**2) * norm**2 / (4 * eta**2)
+
+    high = float(np.log(norm / (2 * radius)))  # q <= 1
+    low = high + 0.5 * float(np.log(p @ expit(-margins) ** 2))  # moving along w only raises q
+    eta = float(np.exp(brentq(slope, low - 1e-9, high + 1e-9, xtol=1e-14)))
+    return eta, eta * radius**2 + float(p @ _peaks(margins, norm**2 / (4 * eta))[1].max(1))
+
+
+# ------------------------------------------------------------------------------------------------------- collapse radii
+def kl_collapse(u: Array, p: Array) -> float:
+    """min {KL(q||p) : sum_i q_i u_i = 0}, infinite if there is none.
+
+    A linear program for each atom finds the face of the simplex that the feasible q fill; inside that face the dual
+    max over nu of -log sum_i p_i exp(nu.u_i) is attained.
+    """
+    u, p = u[p > 0], p[p > 0]
+    balance, total = np.vstack([u.T, np.ones(len(p))]), np.append(np.zeros(u.shape[1]), 1.0)
+    masses = [linprog(-row, A_eq=balance, b_eq=total, method="highs") for row in np.eye(len(p))]
+    if not all(found.success for found in masses):
+        return np.inf
+    face = np.array([-found.fun > 1e-9 for found in masses])
+    u, p = u[face], p[face]
+    nu = np.zeros(u.shape[1])
+
+    def state(nu: Array) -> tuple[float, Array]:
+        scores = u @ nu + np.log(p)
+        return float(logsumexp(scores)), np.exp(scores - logsumexp(scores))
+
+    for _ in range(200):  # damped Newton
+        value, q = state(nu)
+        gradient = q @ u
+        step = -np.linalg.lstsq((u.T * q) @ u - np.outer(gradient, gradient), gradient, rcond=1e-12)[0]
+        if np.abs(u @ step).max() < 1e-13:
+            break
+        t = 1.0
+        while state(nu + t * step)[0] > value + 0.25 * t * (gradient @ step) + 1e-15 * max(1, abs(value)) and t > 1e-8:
+            t /= 2
+        nu = nu + t * step
+    return max(0.0, -state(nu)[0])
+
+
+def wasserstein_collapse(u: Array, p: Array, distance: Array, power: int) -> float:
+    """(min {sum_ij pi_ij D_ij^power : row sums p, sum_ij pi_ij u_j = 0})^(1/power), infinite if there is none."""
+    n = len(p)
+    conditions = np.vstack([np.kron(np.eye(n), np.ones(n)), np.tile(u.T, n)])
+    found = linprog((distance**power).ravel(), A_eq=conditions, b_eq=np.append(p, np.zeros(u.shape[1])), method="highs")
+    return max(0.0, float(found.fun)) ** (1 / power) if found.success else np.inf
+
+
+def free_collapse(u: Array, p: Array, power: int) -> float:
+    """||E u||/2 for power 1 (mass sent to infinity), ||E u|| for power 2."""
+    return float(np.linalg.norm(p @ u)) / (2 if power == 1 else 1)
+
+
+def label_collapse(u: Array, p: Array, kappa: float) -> float:
+    """max over ||s|| <= 1 of sum_i p_i min(s.u_i, 2 kappa - s.u_i)/2."""
+    s = cp.Variable(u.shape[1])
+    along = u @ s
+    problem = cp.Problem(cp.Maximize(p @ cp.minimum(along, 2 * kappa - along) / 2), [cp.norm(s) <= 1])
+    problem.solve(cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
+    return max(0.0, float(problem.value))
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+class _Task:
+    """The data that all problems share, with the loss in both languages."""
+
+    def __init__(self, u: Array, beta: float, bound: float, theta_ref: Array | None):
+        self.u, self.beta, self.bound = u, beta, bound
+        self.d = u.shape[1]
+        self.ref = np.zeros(self.d) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+
+    def losses(self, w: cp.Expression) -> cp.Expression:
+        return cp.logistic(-self.beta * (self.u @ w))
+
+    def ball(self, w: cp.Expression) -> cp.Constraint:
+        return cp.norm(w + self.ref) <= self.bound
+
+    def loss_gradients(self, w: Array) -> tuple[Array, Array]:
+        """(n,) losses and (n, d) gradients in w."""
+        margins = self.beta * self.u @ w
+        return _softplus(-margins), -self.beta * expit(-margins)[:, None] * self.u
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """price * eta + sum_i p_i max_k f_ik(x), with x = w, or x = (w, eta) where `eta_floor` is given.
+
+    evaluate: x to values (n, K), -inf for a piece that is absent, and gradients (n, K, dim). Constraints: the ball, and
+    eta >= eta_floor(w), a convex function given with its gradient. eta_reach bounds |eta - optimal eta|, for the certificate.
+    allowed: a further condition on the multipliers (n, K) of the pieces.
+    """
+
+    task: _Task
+    p: Array
+    evaluate: Callable[[Array], tuple[Array, Array]]
+    price: float = 0.0
+    eta_reach: float = 0.0
+    eta_floor: Callable[[Array], tuple[float, Array]] | None = None
+    allowed: Callable[[Array], bool] = lambda multipliers: True
+
+    def objective(self, x: Array) -> float:
+        return float(self.p @ self.evaluate(x)[0].max(1) + self.cost() @ x)
+
+    def cost(self) -> Array:
+        return np.zeros(self.task.d) if self.eta_floor is None else np.append(np.zeros(self.task.d), self.price)
+
+    def constraints(self, x: Array) -> tuple[Array, Array]:
+        """Values (J,), at most 0 where feasible, and gradients (J, dim)."""
+        d, bound = self.task.d, self.task.bound
+        theta = x[:d] + self.task.ref
+        ball = (theta @ theta - bound**2) / (2 * bound)
+        if self.eta_floor is None:
+            return np.array([ball]), theta[None] / bound
+        floor, slope = self.eta_floor(x[:d])
+        return np.array([ball, floor - x[d]]), np.vstack([np.append(theta / bound, 0.0), np.append(slope, -1.0)])
+
+    def feasible(self, x: Array) -> Array:
+        """The nearest theta in the ball, with eta raised to its floor."""
+        d = self.task.d
+        theta = x[:d] + self.task.ref
+        w = theta * min(1.0, self.task.bound / max(float(np.linalg.norm(theta)), 1e-300)) - self.task.ref
+        return w if self.eta_floor is None else np.append(w, max(x[d], self.eta_floor(w)[0]))
+
+
+@dataclass(frozen=True)
+class _Point:
+    x: Array
+    value: float
+    gap: float
+
+
+def _smooth(task: _Task, functional: Callable[[Array], tuple[float, Array]]) -> Callable[[Array], tuple[Array, Array]]:
+    """A single piece: a convex functional of the losses that returns its value and its weights on them."""
+
+    def evaluate(w: Array) -> tuple[Array, Array]:
+        losses, gradients = task.loss_gradients(w)
+        value, weights = functional(losses)
+        return np.full((1, 1), value), (weights @ gradients)[None, None]
+
+    return evaluate
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(0.0, x)
+
+
+def _peaks(margins: Array, a: float) -> tuple[Array, Array]:
+    """Local maxima over q of -q m + H(q) + a q²: q (n, 2) and values (n, 2), -inf where there is only one.
+
+    With q = sigma(x) a maximum is where h(x) = x + m - 2 a sigma(x) crosses zero upwards; h is increasing outside
+    [-bend, bend], where sigma(x) sigma(-x) = 1/(2a), so that each side holds at most one such root. Found by bisection.
+    """
+    low, high = -margins - 1e-9, 2 * a - margins + 1e-9
+    bend = float(logit((1 + np.sqrt(1 - 2 / a)) / 2)) if a > 2 else 0.0
+
+    def h(x: Array) -> Array:
+        return x + margins - 2 * a * expit(x)
+
+    left_end, right_end = np.full_like(margins, -bend), np.full_like(margins, bend)
+    left = _bisect(h, np.minimum(low, left_end), np.minimum(high, left_end))
+    right = _bisect(h, np.maximum(low, right_end), np.maximum(high, right_end))
+    x = np.stack([left, right], axis=1)
+    there = np.stack([h(left_end) >= 0, h(right_end) < 0], axis=1)
+    q = expit(x)
+    values = -q * margins[:, None] + entr(q) + entr(expit(-x)) + a * q**2
+    return q, np.where(there, values, -np.inf)
+
+
+def _bisect(function: Callable[[Array], Array], low: Array, high: Array) -> Array:
+    for _ in range(70):
+        middle = (low + high) / 2
+        above = function(middle) > 0
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return (low + high) / 2
+
+
+# ------------------------------------------------------------------------------------------------- solve, polish, certify
+def _run(objective: cp.Minimize, constraints: list[cp.Constraint], solver: str, options: dict[str, Any]) -> None:
+    """Solve in place; a status other than (nearly) optimal raises cp.SolverError."""
+    problem = cp.Problem(objective, constraints)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "may be inaccurate": the certificate decides
+        problem.solve(solver, **options)
+    if problem.status not in (cp.OPTIMAL, cp.OPTIMAL_INACCURATE):
+        raise cp.SolverError(f"status {problem.status}")
+
+
+def _solve(
+    task: _Task,
+    attempt: Callable[[str, dict[str, Any]], Array],
+    *forms: _Pieces,
+    collapse: tuple[float, Callable[[], float]] | None = None,
+) -> Program:
+    """Try the solvers in turn until the polished point of one is certified in one of the forms of the problem.
+
+    `collapse` is the radius and the collapse radius: a solver's w near 0 is replaced by 0 where some Q in the ball has
+    E_Q u = 0, since then by Jensen's inequality the worst case is at least l(0) = log 2 for every theta.
+    """
+    failures: list[tuple[str, str]] = []
+    best: tuple[_Point, str] | None = None
+    for solver, options in _SOLVERS:
+        try:
+            start = attempt(solver, options)
+        except (cp.SolverError, ValueError, ArithmeticError) as error:
+            failures.append((solver, str(error).splitlines()[0]))
+            continue
+        if collapse is not None and np.abs(task.beta * task.u @ start[: task.d]).max() < 1e-3 and collapse[0] >= collapse[1]():
+            return _finish(Program(task.ref.copy(), LOG2, 0.0, 0.0, "collapsed", solver), failures)
+        points = [_polish(form, start) for form in forms]
+        point = min(points, key=lambda point: point.gap)
+        if best is None or point.gap < best[0].gap:
+            best = point, solver
+        if point.gap <= CERTIFIED * max(1.0, point.value):
+            break
+        failures.append((solver, f"not certified, gap {point.gap:.1e}"))
+    if best is None:
+        raise cp.SolverError(f"No solver returned a point: {failures}. The data may hold NaN or be scaled far from 1.")
+    point, solver = best
+    dual = None if forms[0].eta_floor is None else float(point.x[-1])
+    status = "optimal" if point.gap <= CERTIFIED * max(1.0, point.value) else "uncertified"
+    return _finish(Program(task.ref + point.x[: task.d], point.value, point.gap, dual, status, solver), failures)
+
+
+def _finish(program: Program, failures: list[tuple[str, str]]) -> Program:
+    if failures:
+        warnings.warn(SolverFallback(f"{program.status} by {program.solver} after {failures}"), stacklevel=4)
+    return replace(program, failures=tuple(failures))
+
+
+def _polish(form: _Pieces, start: Array) -> _Point:
+    """Newton's method on the optimality conditions, for the active sets suggested by a ladder of slacks; the best point."""
+    best = _certify(form, start)
+    for slack in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
+        x = start
+        for _ in range(8):
+            x, moved = _newton_step(form, x, slack * min(1.0, best.value))
+            point = _certify(form, x)
+            if point.gap < best.gap:
+                best = point
+            if moved < 1e-14:
+                break
+        if best.gap <= 1e-3 * CERTIFIED:
+            break
+    return best
+
+
+def _multipliers(form: _Pieces, x: Array, slack: float) -> tuple[Array, Array, Array]:
+    """Multipliers of the pieces within `slack` of the largest (n, K; each row sums to one) and of the constraints (J,), by
+    non-negative least squares on the stationarity of the Lagrangian; and what is left of its gradient (dim,)."""
+    values, slopes = form.evaluate(x)
+    limits, limit_slopes = form.constraints(x)
+    scale = _scales(form, slopes)
+    tied = values >= values.max(1, keepdims=True) - slack
+    held = np.flatnonzero(limits >= -slack * np.linalg.norm(limit_slopes / scale, axis=1))
+    group, piece = np.nonzero(tied)
+    columns = np.vstack([(form.p[group, None] * slopes[group, piece] / scale).T, np.eye(len(form.p))[:, group]])
+    binding = np.vstack([(limit_slopes[held] / scale).T, np.zeros((len(form.p), len(held)))])
+    solution = nnls(np.hstack([columns, binding]), np.append(-form.cost() / scale, np.ones(len(form.p))), maxiter=10_000)[0]
+    pi, mu = np.zeros(values.shape), np.zeros(len(limits))
+    pi[group, piece] = solution[: len(group)]
+    pi = np.where(pi.sum(1, keepdims=True) > 0, pi, values == values.max(1, keepdims=True))
+    pi /= pi.sum(1, keepdims=True)
+    mu[held] = solution[len(group) :]
+    return pi, mu, _lagrangian_gradient(form, x, pi, mu)
+
+
+def _scales(form: _Pieces, slopes: Array) -> Array:
+    """The size of the derivatives in each coordinate of x: (dim,)."""
+    size = np.abs(slopes).max((0, 1))
+    size[: form.task.d] = form.task.beta * np.abs(form.task.u).max()  # where gradients vanish their scale does not
+    return np.maximum(size, 1e-300)
+
+
+def _lagrangian_gradient(form: _Pieces, x: Array, pi: Array, mu: Array) -> Array:
+    slopes = form.evaluate(x)[1]
+    return form.cost() + np.einsum("i,ik,ikj->j", form.p, pi, slopes) + mu @ form.constraints(x)[1]
+
+
+def _certify(form: _Pieces, x: Array) -> _Point:
+    """The feasible point next to x with the smallest gap that multipliers found at several slacks certify.
+
+    For all feasible x' the Lagrangian, convex in x', gives objective(x') >= sum p pi f(x) + price eta + mu g(x) + r.(x' - x).
+    """
+    x = form.feasible(x)
+    values, limits = form.evaluate(x)[0], form.constraints(x)[0]
+    value = form.objective(x)
+    d, theta = form.task.d, x[: form.task.d] + form.task.ref
+    gaps = [np.inf]
+    reach = min(form.eta_reach, value / form.price) if form.price > 0 else 0.0  # all pieces are at least 0
+    for slack in (1e-15, 1e-13, 1e-11, 1e-9):
+        pi, mu, rest = _multipliers(form, x, slack * min(1.0, value))
+        if form.allowed(pi):
+            lost = form.p @ (values.max(1) - (pi * np.where(pi > 0, values, 0.0)).sum(1)) - mu @ limits
+            drift = rest[:d] @ theta + form.task.bound * np.linalg.norm(rest[:d]) + np.abs(rest[d:]).sum() * reach
+            gaps.append(float(lost + drift))
+    return _Point(x, value, max(0.0, min(gaps)))
+
+
+def _newton_step(form: _Pieces, x: Array, slack: float) -> tuple[Array, float]:
+    """One step of Newton's method with the pieces and constraints of positive multiplier held as equations.
+
+    Unknown: the step, the multipliers of those pieces, the common value of each group's pieces, and the multipliers of the
+    constraints. Least squares, since duplicated atoms leave multipliers free. The Hessian is a difference of gradients.
+    """
+    pi, mu, _ = _multipliers(form, x, slack)
+    values, slopes = form.evaluate(x)
+    limits, limit_slopes = form.constraints(x)
+    scale = _scales(form, slopes)
+    group, piece = np.nonzero(pi)
+    held = np.flatnonzero(mu)
+    n, dim, k, j = len(form.p), len(x), len(group), len(held)
+    hessian = np.empty((dim, dim))
+    size = np.append(np.full(form.task.d, np.linalg.norm(x[: form.task.d])), x[form.task.d :])
+    for c in range(dim):
+        h = max(1e-5 * size[c], 1e-8)
+        ahead, behind = x + h * np.eye(dim)[c], x - h * np.eye(dim)[c]
+        hessian[:, c] = (_lagrangian_gradient(form, ahead, pi, mu) - _lagrangian_gradient(form, behind, pi, mu)) / (2 * h)
+    pulls = form.p[group, None] * slopes[group, piece] / scale
+    member = np.eye(n)[:, group]
+    binds = limit_slopes[held] / scale
+    zero = np.zeros
+    matrix = np.block(
+        [
+            [hessian / scale / scale[:, None], pulls.T, zero((dim, n)), binds.T],
+            [slopes[group, piece] / scale, zero((k, k)), -member.T, zero((k, j))],
+            [zero((n, dim)), member, zero((n, n)), zero((n, j))],
+            [binds, zero((j, k + n + j))],
+        ]
+    )
+    target = np.concatenate([-form.cost() / scale, -values[group, piece], np.ones(n), -limits[held]])
+    step = np.linalg.lstsq(matrix, target, rcond=1e-12)[0][:dim]
+    return x + step / scale, float(np.abs(step).max())

@@ -196,14 +196,21 @@ def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[floa
 
 
 # ---------------------------------------------------------------------------------------------------------------- cells
-def fit_cell(parameters: dict[str, Any], seed: np.random.SeedSequence) -> pd.DataFrame:
+def sample_seeds(seed: int, spec: WorldSpec, n: int, first: int, count: int) -> list[np.random.SeedSequence]:
+    """Seeds of the replicates; they depend on nothing else, so that all methods, radii and block sizes see the same samples."""
+    identity = sha256(repr((asdict(spec), n)).encode()).digest()
+    entropy = [seed, int.from_bytes(identity[:16], "big")]
+    return [np.random.SeedSequence(entropy, spawn_key=(replicate,)) for replicate in range(first, first + count)]
+
+
+def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFrame:
     """All methods on the same samples: one world, one n, one block of replicates."""
     spec = WorldSpec(**parameters["world"])
     methods, fractions = tuple(parameters["methods"]), tuple(parameters["fractions"])
     start = parameters["schedule_start"]
     truth = _population(spec, methods, (*fractions, start))
     n = parameters["n"]
-    pairs = truth.world.sample(n, seed.spawn(parameters["replicates"]))
+    pairs = truth.world.sample(n, sample_seeds(parameters["seed"], spec, n, parameters["first"], parameters["replicates"]))
     sample_covariance = pairs.outer(pairs.p).numpy()
     tables = []
     for name, fraction in truth.knobs:
@@ -294,6 +301,7 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
             for first in range(0, replicates, BLOCK):
                 parameters = {
                     "world": asdict(spec),
+                    "seed": config.seed,
                     "methods": list(config.methods),
                     "fractions": list(profile.fractions),
                     "schedules": list(profile.schedules),

@@ -1,4 +1,4 @@
-"""One look for all figures: sizes in inches as printed, colours safe for colour-blind readers, markers and dashes for grey print."""
+"""One look for all figures: sizes in inches as printed, colours for colour-blind readers, markers and dashes for grey print."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
@@ -93,7 +94,7 @@ def look(method: str) -> Look:
 
 def paper() -> AbstractContextManager[None]:
     """Draw and save inside this context."""
-    return matplotlib.rc_context(_RC)
+    return matplotlib.rc_context(_RC)  # type: ignore[arg-type]
 
 
 def grid(
@@ -126,15 +127,16 @@ def grid(
 def decades(axis: Axis, low: float, high: float) -> None:
     """A logarithmic axis from low to high: powers of ten, or 1, 2, 5 in plain numbers where there are few of those."""
     axes = axis.axes
-    (axes.set_xlim if axis.axis_name == "x" else axes.set_ylim)(low, high)
-    (axes.set_xscale if axis.axis_name == "x" else axes.set_yscale)("log")
+    axes.set(**({"xscale": "log", "xlim": (low, high)} if axis is axes.xaxis else {"yscale": "log", "ylim": (low, high)}))
     powers = math.floor(math.log10(high)) - math.ceil(math.log10(low)) + 1
     if powers >= 3:
         axis.set_major_locator(LogLocator(10, numticks=8))
         axis.set_major_formatter(LogFormatterMathtext(10))
     else:
         axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if powers < 2 else (1.0, 3.0), numticks=12))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"$10^{{{math.log10(value):.0f}}}$"))
+        axis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"$10^{{{math.log10(value):.0f}}}$")
+        )
     axis.set_minor_locator(LogLocator(10, subs=tuple(range(2, 10)), numticks=12))
     axis.set_minor_formatter(NullFormatter())
 
@@ -180,7 +182,26 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], *, of
             annotation_clip=False,
         )
         axes.plot(start, place, **style.line, transform=axes.transAxes, clip_on=False)
-        axes.text(start + 0.07 / width, place, text, transform=axes.transAxes, va="center_baseline", ha="left")
+        axes.text(
+            start + (0.07 if style.marker else -0.05) / width,
+            place,
+            text,
+            transform=axes.transAxes,
+            va="center_baseline",
+            ha="left",
+        )
+
+
+def heading(axes: Axes, text: str) -> None:
+    """A heading for a row of panels, above the title of its first one."""
+    place = axes.transAxes + ScaledTranslation(0, 17 / 72, axes.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
+    axes.text(0, 1, text, transform=place, va="bottom", weight="bold")
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """A line in small print at the bottom."""
+    width, height = figure.get_size_inches()
+    figure.text(0.05 / width, 0.04 / height, text, fontsize=7.5, va="bottom", color=GREY)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 ArrayLike = Tensor | np.ndarray | float | list
 
-_CHUNK_ELEMENTS = 1 << 18  # doubles in one chunk's (replicates x pairs) array: a few arrays of it fit in the L2 cache
+_CHUNK_ELEMENTS = 1 << 16  # doubles in one chunk's (replicates x pairs) array: a few arrays of it fit in the L2 cache
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, pair_batch
 from theory.checks import check_label_cost, check_metric
-from theory.interior import LabelMoves, solve
+from theory.interior import solve
+from theory.moves import LabelMoves
 from theory.newton import Ball, minimise
 
 BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")

@@ -69,9 +69,10 @@ def kl_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
     lower, upper = torch.full_like(log_t, -torch.inf), torch.full_like(log_t, torch.inf)
     for _ in range(_MAX_STEPS):
         t = log_t.exp()
-        _, kl, _, variance = tilt(t)
+        _, kl, average, variance = tilt(t)
         excess = kl - rho
-        done = ~solve | (excess.abs() <= 1e-15 * (1 + rho)) | (upper - lower <= 1e-15 * (1 + log_t.abs()))
+        rounding = 2e-15 * (t * average.abs() + kl.abs())  # KL is a difference of numbers of this size
+        done = ~solve | (excess.abs() <= rounding) | (upper - lower <= 1e-15 * (1 + log_t.abs()))
         if done.all():
             break
         lower = torch.where(excess < 0, torch.maximum(lower, log_t), lower)

@@ -21,7 +21,8 @@ from theory import collapse
 from theory.batch import ArrayLike, PairBatch, pair_batch
 from theory.checks import check_label_cost, check_metric, check_positive, check_radius, check_reference
 from theory.duals import kl_ball_dual, transport_dual
-from theory.interior import FiniteMoves, LabelMoves, QuadraticMoves, solve
+from theory.interior import solve
+from theory.moves import FiniteMoves, LabelMoves, QuadraticMoves, SmoothedTransportLoss
 from theory.newton import Ball, minimise
 from theory.smooth import (
     FixedLabelLoss,
@@ -38,6 +39,7 @@ from theory.smooth import (
 from theory.wells import global_well
 
 LOG2 = 0.6931471805599453
+_TARGETS = 10  # destinations of an atom that the screened solver on a finite Z leaves to the interior-point method
 _BAND = 128  # pairs near the kink that the screened solver for label moves leaves to the interior-point method
 
 
@@ -355,7 +357,9 @@ def _kldpo_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -
     loss, _ = loss_and_slope(beta * pairs.project(w0))
     spread = (pairs.p * (loss - (pairs.p * loss).sum(-1, keepdim=True)) ** 2).sum(-1).sqrt()
     lam0 = (spread / (2 * radius).sqrt()).clamp(min=1e-3 * beta)  # KL ≈ Var/(2 lambda²)
-    v, settled, steps = minimise(KlBallLoss(pairs, beta, radius), torch.cat([w0, lam0[:, None]], -1), ball, max_steps=12)
+    v, settled, steps = minimise(
+        KlBallLoss(pairs, beta, radius), torch.cat([w0, lam0[:, None]], -1), ball, max_steps=10, halvings=6
+    )
     point = _kl_point(pairs, beta, ball, radius, v[:, :-1], steps)
     # what is left: collapse, or nearly so (w and lambda go to zero together), and separable samples (lambda alone does)
     doubt = (~settled | (point.gap > 1e-11) | (v[:, :-1].norm(dim=-1) * beta < 1e-3)).nonzero()[:, 0]
@@ -486,27 +490,37 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
     phi, q, _, y = global_well(margin, a)
     value = eta * radius**2 + (pairs.p * phi).sum(-1)
     if z is None:
-        mass, q, y = pairs.p[:, :, None], q[:, :, None], y[:, :, None]
+        mass, q, y = pairs.p[:, None, :], q[:, None, :], y[:, None, :]
     else:
         pieces = QuadraticMoves(pairs, beta)
         pieces.move(v)
         q = -pieces.along
-        mass = z / z.sum(-1, keepdim=True).clamp(min=1e-300) * pairs.p[:, :, None]
-        y = a[:, None, None] * q - margin[:, :, None]
+        mass = z / z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
+        y = a[:, None, None] * q - margin[:, None, :]
     shift = a[:, None, None] * q / b.clamp(min=1e-300)[:, None, None]  # distance moved against w: k/b with k = a q
     used = (mass * shift**2).sum((1, 2)).sqrt()
     shift = shift * (radius / used.clamp(min=1e-300)).clamp(max=1.0)[:, None, None]
-    moved = margin[:, :, None] - b[:, None, None] * shift
+    moved = margin[:, None, :] - b[:, None, None] * shift
     loss, slope = loss_and_slope(moved)
     expected = (mass * loss).sum((1, 2))
     pull = mass * slope
     unit = w / w.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-    gradient = -beta * (pairs.pull(pull.sum(-1)) - (pull * shift).sum((1, 2))[:, None] * unit)
+    gradient = -beta * (pairs.pull(pull.sum(1)) - (pull * shift).sum((1, 2))[:, None] * unit)
     gap = value - expected + ball.linear_gap(w, gradient)
     return _Point(w, value, gap, eta.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
 
 
 def _w1_label(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> _Point:
+    point = _blank(pairs)
+    point.dual = torch.zeros_like(radius)
+    # flips only lower the collapse radius, so that beyond the one with fixed labels nothing is left to solve
+    outside = (radius < collapse.free_collapse(pairs, 1)).nonzero()[:, 0]
+    if outside.numel():
+        point = _scatter([(outside, _w1_label_inside(pairs.select(outside), beta, ball, radius[outside], kappa))], point)
+    return point
+
+
+def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> _Point:
     if kappa >= pairs.ut.norm(dim=1).max():  # m_i <= beta ||w|| ||u_i|| <= kappa eta: no flip ever pays
         return _w1(pairs, beta, ball, radius)
     n = pairs.p.shape[1]
@@ -524,7 +538,7 @@ def _w1_label(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: 
 
 def _w1_label_interior(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> _Point:
     interior = solve(LabelMoves(pairs, beta, kappa), radius, torch.full_like(radius, beta * ball.bound), ball)
-    flip = interior.z[..., 1] / interior.z.sum(-1).clamp(min=1e-300)
+    flip = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, interior.steps)
 
 
@@ -554,7 +568,7 @@ def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor
     ut = pairs.ut.expand(pairs.replicates, -1, -1).gather(2, near[:, None, :].expand(-1, pairs.dimension, -1))
     band = LabelMoves(PairBatch(ut, pairs.p.gather(1, near)), beta, kappa)
     interior = solve(band, radius, v[:, -1], ball, smooth=rest)
-    share = interior.z[..., 1] / interior.z.sum(-1).clamp(min=1e-300)
+    share = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     flip = (flipped > 0).to(share.dtype).scatter_(1, near, share)
     return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, taken + interior.steps)
 
@@ -595,23 +609,63 @@ def _finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Ten
 
 
 def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> _Point:
+    n = cost.shape[0]
     reach = beta * pairs.ut.norm(dim=1).amax(-1) * ball.bound
     eta0 = (0.2 * reach / cost.mean().clamp(min=1e-300)).expand(pairs.replicates)
-    interior = solve(FiniteMoves(pairs, cost, beta), budget, eta0, ball)
-    point = _finite_point(pairs, beta, ball, cost, budget, interior.v[:, :-1], interior.z, interior.steps)
+    if n <= 2 * _TARGETS:
+        point = _finite_interior(FiniteMoves(pairs, cost, beta), ball, cost, budget, eta0)
+    else:
+        point = _finite_screened(pairs, beta, ball, cost, budget, eta0)
+        hard = (point.gap > 1e-11).nonzero()[:, 0]
+        if hard.numel():
+            better = _finite_interior(FiniteMoves(pairs.select(hard), cost, beta), ball, cost, budget[hard], eta0[hard])
+            improved = better.gap < point.gap[hard]
+            point = _scatter([(hard[improved], _take(better, improved))], point)
     return _settle_collapse(pairs, point, budget, beta, lambda part: collapse.finite_collapse(part, cost))
 
 
+def _finite_interior(pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor) -> _Point:
+    interior = solve(pieces, budget, eta0, ball)
+    pairs = pieces.pairs
+    plan = interior.z / interior.z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
+    arriving, spent = pieces.arrivals(plan)
+    return _finite_point(pairs, pieces.beta, ball, cost, budget, interior.v[:, :-1], arriving, spent, interior.steps)
+
+
+def _finite_screened(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor) -> _Point:
+    """Newton's method on the entropic smoothing finds where each atom may go; the interior point decides among the `_TARGETS` best.
+
+    The certificate compares with all moves, so that a target that was missed shows.
+    """
+    v = torch.cat([_linear_start(pairs, beta, ball), eta0[:, None]], -1)
+    scale = (pairs.p * (beta * pairs.project(v[:, :-1])) ** 2).sum(-1).sqrt().clamp(min=1e-9)
+    taken = torch.zeros_like(budget, dtype=torch.int64)
+    for fraction in (0.1, 0.02):
+        function = SmoothedTransportLoss(pairs, cost, beta, budget, fraction * scale)
+        v, _, steps = minimise(function, v, ball, max_steps=10)
+        taken = taken + steps
+    targets = FiniteMoves(pairs, cost, beta).move(v).topk(_TARGETS, dim=1, sorted=False).indices
+    point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), ball, cost, budget, eta0)
+    point.steps = point.steps + taken
+    return point
+
+
 def _finite_point(
-    pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor, w: Tensor, z: Tensor, steps: Tensor
+    pairs: PairBatch,
+    beta: float,
+    ball: Ball,
+    cost: Tensor,
+    budget: Tensor,
+    w: Tensor,
+    arriving: Tensor,
+    spent: Tensor,
+    steps: Tensor,
 ) -> _Point:
-    """Upper bound: the exact dual at w. Lower bound: the plan z, mixed with staying put until it meets the budget."""
+    """Upper bound: the exact dual at w. Lower bound: a plan, mixed with staying put until it meets the budget."""
     loss, slope = loss_and_slope(beta * pairs.project(w))
     worst = transport_dual(loss, pairs.p, cost, budget)
-    plan = z / z.sum(-1, keepdim=True).clamp(min=1e-300) * pairs.p[:, :, None]
-    spent = (plan * cost).sum((1, 2))
     share = (budget / spent.clamp(min=1e-300)).clamp(max=1.0)[:, None]
-    q = share * plan.sum(1) + (1 - share) * pairs.p
+    q = share * arriving + (1 - share) * pairs.p
     gap = worst.value - (q * loss).sum(-1) + _lower_gap(pairs, q, slope, w, beta, ball)
     return _Point(w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
 

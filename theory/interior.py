@@ -9,39 +9,37 @@ are eliminated by hand, so that each step solves a (d+1)-dimensional system what
 The direction is Mehrotra's predictor and corrector: Nocedal and Wright, Numerical Optimization, sections 14.2 and 19.3.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from theory.batch import PairBatch
 from theory.newton import Ball, Smooth
-from theory.objectives import dpo_loss
-from theory.wells import restricted_wells
 
 _TINY = 1e-300
+NOTHING = 1e-30  # weight of an atom that has none
 
 
 class Pieces(Protocol):
-    """The functions f_ij of R problems with n atoms and J pieces each, evaluated at one point v = (w, eta)."""
+    """The functions f_ji of R problems with n atoms and J pieces each, evaluated at one point v = (w, eta); arrays are (R, J, n)."""
 
-    p: Tensor  # (R, n) weights
+    p: Tensor  # (R, n) weights, positive
 
     def move(self, v: Tensor) -> Tensor:
-        """Go to v (R, d+1) and return f (R, n, J)."""
+        """Go to v (R, d+1) and return f (R, J, n)."""
         ...
 
     def gradient(self, c: Tensor) -> Tensor:
-        """sum_ij c_ij G_ij, with G_ij the gradient of f_ij: (R, n, J) -> (R, d+1)."""
+        """sum_ji c_ji G_ji, with G_ji the gradient of f_ji: (R, J, n) -> (R, d+1)."""
         ...
 
     def directional(self, dv: Tensor) -> Tensor:
-        """G_ij.dv: (R, d+1) -> (R, n, J)."""
+        """G_ji.dv: (R, d+1) -> (R, J, n)."""
         ...
 
     def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
-        """sum z_ij Hess f_ij + sum_ij stiffness_ij (G_ij - G_i)(G_ij - G_i)', G_i the stiffness-weighted mean: (R, d+1, d+1)."""
+        """sum z_ji Hess f_ji + sum_ji stiffness_ji (G_ji - G_i)(G_ji - G_i)', G_i the stiffness-weighted mean: (R, d+1, d+1)."""
         ...
 
     def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,189 +51,10 @@ class Pieces(Protocol):
         ...
 
 
-# --------------------------------------------------------------------------------------------- the three kinds of pieces
-@dataclass
-class FiniteMoves:
-    """Transport on the atoms themselves: f_ij = l(m_j) - eta c_ij. Lemma 1, arXiv:2502.01930, on a finite Z."""
-
-    pairs: PairBatch
-    cost: Tensor  # (n, n)
-    beta: float
-
-    def __post_init__(self) -> None:
-        self.p = self.pairs.p
-
-    def move(self, v: Tensor) -> Tensor:
-        margin = self.beta * self.pairs.project(v[:, :-1])
-        self.slope = -self.beta * torch.sigmoid(-margin)  # d l / d (w.u)
-        self.bend = -self.beta * self.slope * torch.sigmoid(margin)
-        return dpo_loss(margin)[:, None, :] - v[:, -1, None, None] * self.cost
-
-    def gradient(self, c: Tensor) -> Tensor:
-        to_w = self.pairs.pull(c.sum(1) * self.slope)
-        return torch.cat([to_w, -(c * self.cost).sum((1, 2))[:, None]], -1)
-
-    def directional(self, dv: Tensor) -> Tensor:
-        return (self.slope * self.pairs.project(dv[:, :-1]))[:, None, :] - dv[:, -1, None, None] * self.cost
-
-    def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
-        arriving = stiffness.sum(1)
-        leaving = stiffness.sum(2).clamp(min=_TINY)
-        priced = stiffness * self.cost
-        d = self.pairs.dimension
-        targets = self.slope[:, :, None] * self.pairs.ut.mT  # gradient of each l_j in w
-        mean_w = torch.matmul(stiffness, targets) / leaving[:, :, None]
-        mean_eta = priced.sum(2) / leaving
-        out = torch.empty(z.shape[0], d + 1, d + 1, dtype=z.dtype, device=z.device)
-        out[:, :d, :d] = self.pairs.outer(z.sum(1) * self.bend + arriving * self.slope**2)
-        out[:, :d, :d] -= torch.matmul((leaving[:, :, None] * mean_w).mT, mean_w)
-        cross = -self.pairs.pull(priced.sum(1) * self.slope) + ((leaving * mean_eta)[:, :, None] * mean_w).sum(1)
-        out[:, :d, d] = cross
-        out[:, d, :d] = cross
-        out[:, d, d] = (priced * self.cost).sum((1, 2)) - (leaving * mean_eta**2).sum(1)
-        return out
-
-    def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _half_line(v)
-
-    def select(self, index: Tensor) -> "FiniteMoves":
-        return FiniteMoves(self.pairs.select(index), self.cost, self.beta)
-
-
-@dataclass
-class _TwoMoves:
-    """Two pieces an atom, whose gradients are combinations of u_i and of one vector common to all atoms:
-    G_ij = along_ij (beta u_i, 0) + common_ij e."""
-
-    pairs: PairBatch
-    beta: float
-    along: Tensor = field(init=False)
-    common: Tensor = field(init=False)
-    e: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.p = self.pairs.p
-
-    def gradient(self, c: Tensor) -> Tensor:
-        to_w = self.beta * self.pairs.pull((c * self.along).sum(-1))
-        return self._pad(to_w) + (c * self.common).sum((1, 2))[:, None] * self.e
-
-    def directional(self, dv: Tensor) -> Tensor:
-        u_dot = self.beta * self.pairs.project(dv[:, :-1])
-        return self.along * u_dot[:, :, None] + self.common * (self.e * dv).sum(-1)[:, None, None]
-
-    def _form(self, uu: Tensor, ue: Tensor, ee: Tensor) -> Tensor:
-        """sum_i uu_i b_i b_i' + ue_i (b_i e' + e b_i') + ee_i e e' with b_i = (beta u_i, 0)."""
-        d = self.pairs.dimension
-        cross = self._pad(self.beta * self.pairs.pull(ue))[:, :, None] * self.e[:, None, :]
-        out = cross + cross.mT + ee.sum(-1)[:, None, None] * (self.e[:, :, None] * self.e[:, None, :])
-        out[:, :d, :d] += self.beta**2 * self.pairs.outer(uu)
-        return out
-
-    def _spread(self, stiffness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients of the second term of `curvature`; with two pieces it is a multiple of (G_1 - G_0)(G_1 - G_0)'."""
-        joint = stiffness.prod(-1) / stiffness.sum(-1).clamp(min=_TINY)
-        along = self.along[..., 1] - self.along[..., 0]
-        common = self.common[..., 1] - self.common[..., 0]
-        return joint * along**2, joint * along * common, joint * common**2
-
-    @staticmethod
-    def _pad(w: Tensor) -> Tensor:
-        return torch.cat([w, torch.zeros_like(w[:, :1])], -1)
-
-
-@dataclass
-class LabelMoves(_TwoMoves):
-    """W1 with free features and label cost kappa: f = l(m_i), and l(-m_i) - kappa eta = l(m_i) + m_i - kappa eta.
-
-    Shafieezadeh-Abadeh, Esfahani, Kuhn (2015), Thm. 1. The cone is eta >= beta ||w||. With `linear`, the losses are replaced by
-    their slopes at the reference policy, -m/2 and m/2, which gives the collapse radius.
-    """
-
-    kappa: float = 1.0
-    linear: bool = False
-
-    def move(self, v: Tensor) -> Tensor:
-        margin = self.beta * self.pairs.project(v[:, :-1])
-        chance = torch.full_like(margin, 0.5) if self.linear else torch.sigmoid(-margin)
-        self.along = torch.stack([-chance, 1 - chance], -1)
-        self.common = torch.tensor([0.0, -self.kappa], dtype=margin.dtype, device=margin.device).expand_as(self.along)
-        self.e = torch.zeros_like(v)
-        self.e[:, -1] = 1.0
-        self.bend = torch.zeros_like(margin) if self.linear else chance * (1 - chance)
-        stay = -margin / 2 if self.linear else dpo_loss(margin)
-        return torch.stack([stay, stay + margin - self.kappa * v[:, -1:]], -1)
-
-    def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
-        uu, ue, ee = self._spread(stiffness)
-        return self._form(uu + z.sum(-1) * self.bend, ue, ee)
-
-    def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # beta² ||w||²/eta - eta <= 0: the second-order cone, smooth for eta > 0
-        w, eta = v[:, :-1], v[:, -1]
-        ratio = self.beta * w / eta[:, None]
-        square = (ratio**2).sum(-1)
-        gradient = torch.cat([2 * self.beta * ratio, -(1 + square)[:, None]], -1)
-        direction = torch.cat([self.beta * torch.ones_like(w), torch.zeros_like(eta[:, None])], -1)
-        tilt = torch.cat([torch.zeros_like(w), torch.ones_like(eta[:, None])], -1)
-        # Hessian of ||beta w||²/eta is 2/eta A A' with A = (beta I, -ratio)
-        rows = torch.diag_embed(direction)[:, :, :-1] - tilt[:, :, None] * ratio[:, None, :]
-        hessian = (2 / eta)[:, None, None] * (rows @ rows.mT)
-        return eta * (square - 1), gradient, hessian
-
-    def select(self, index: Tensor) -> "LabelMoves":
-        return LabelMoves(self.pairs.select(index), self.beta, self.kappa, self.linear)
-
-
-@dataclass
-class QuadraticMoves(_TwoMoves):
-    """W2 with free features and fixed labels: the adversary moves x along w, and its best moves lie in two wells.
-
-    softplus(-m + k) - eta k²/b² = sup_q -qm + H(q) + a q²/2 with a = b²/(2 eta), b = beta ||w||; the pieces are the suprema over
-    q in [0, 1/2] and [1/2, 1], jointly convex in (w, eta). Above a = 4 (eta < b²/8) both wells exist.
-    """
-
-    def move(self, v: Tensor) -> Tensor:
-        w, eta = v[:, :-1], v[:, -1]
-        scale = self.beta**2 / eta
-        square = (w**2).sum(-1)
-        a = scale * square / 2
-        self.e = torch.cat([scale[:, None] * w, -(a / eta)[:, None]], -1)
-        margin = self.beta * self.pairs.project(w)
-        value, q, self.pull_back = restricted_wells(margin, a)
-        self.along, self.common = -q, q**2 / 2
-        corner = torch.cat([w / eta[:, None], torch.zeros_like(eta[:, None])], -1)
-        rows = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)[:, :-1] - torch.nn.functional.pad(
-            corner[:, None, :-1], (0, 0, v.shape[1] - 1, 0)
-        )
-        self.hessian_a = scale[:, None, None] * (rows @ rows.mT)
-        return value
-
-    def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
-        uu, ue, ee = self._spread(stiffness)
-        bend = z * self.pull_back
-        q = -self.along
-        out = self._form(uu + bend.sum(-1), ue - (bend * q).sum(-1), ee + (bend * q**2).sum(-1))
-        return out + (z * self.common).sum((1, 2))[:, None, None] * self.hessian_a
-
-    def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _half_line(v)
-
-    def select(self, index: Tensor) -> "QuadraticMoves":
-        return QuadraticMoves(self.pairs.select(index), self.beta)
-
-
-def _half_line(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The constraint -eta <= 0."""
-    gradient = torch.zeros_like(v)
-    gradient[:, -1] = -1.0
-    return -v[:, -1], gradient, torch.zeros(*v.shape, v.shape[1], dtype=v.dtype, device=v.device)
-
-
 # --------------------------------------------------------------------------------------------------------- the method
 @dataclass(frozen=True)
 class Interior:
-    """v = (w, eta) (R, d+1), the multipliers z (R, n, J) whose rows sum to p, and the steps taken (R,)."""
+    """v = (w, eta) (R, d+1), the multipliers z (R, J, n) that sum to p over the pieces, and the steps taken (R,)."""
 
     v: Tensor
     z: Tensor
@@ -287,7 +106,7 @@ def solve(
         # below the floor rounding in the matrix would cost the balance of forces more than a smaller mu gains
         aim = (((1 - guess.reach) ** 3).clamp(min=1e-6) * system.mu).clamp(min=0.1 * tolerance)
         step = system.direction(
-            aim[:, None, None] * pieces.p[:, :, None] - guess.change.z * guess.change.t,
+            aim[:, None, None] * pieces.p[:, None, :] - guess.change.z * guess.change.t,
             aim - guess.change.z_ball * guess.change.t_ball,
             aim - guess.change.z_cone * guess.change.t_cone,
         )
@@ -298,7 +117,7 @@ def solve(
 
 @dataclass(frozen=True)
 class _State:
-    """Point v (R, d+1), s (R, n), slacks t and multipliers z of the pieces (R, n, J), of the ball and of the cone (R,).
+    """Point v (R, d+1), s (R, n), slacks t and multipliers z of the pieces (R, J, n), of the ball and of the cone (R,).
 
     Each constraint g <= 0 is g + t = 0 with a slack t > 0 of its own: curvature moves the residual g + t, never the slack.
     """
@@ -324,8 +143,8 @@ class _State:
 
     def absorb(self, f: Tensor, p: Tensor) -> "_State":
         """The residual that all pieces of an atom share is taken up by s_i; a slack that is wide takes up its own."""
-        s = self.s + (self.z * (f + self.t - self.s[:, :, None])).sum(-1) / p.clamp(min=_TINY)
-        true = s[:, :, None] - f
+        s = self.s + (self.z * (f + self.t - self.s[:, None, :])).sum(1) / p
+        true = s[:, None, :] - f
         return replace(self, s=s, t=torch.where(true > 0.5 * self.t, true, self.t))
 
 
@@ -342,10 +161,10 @@ def _start(pieces: Pieces, eta: Tensor, ball: Ball) -> _State:
     v = torch.nn.functional.pad(eta[:, None], (ball.dimension, 0))
     f = pieces.move(v)
     # atoms without weight get so wide a slack that they never matter, and no mask is needed
-    s = f.amax(-1) + torch.where(pieces.p > 0, 0.05, 1e6)
-    t = s[:, :, None] - f
-    z = pieces.p[:, :, None] / (t * (1 / t).sum(-1, keepdim=True))
-    mu = (z * t).sum((1, 2)) / f.shape[-1]
+    s = f.amax(1) + torch.where(pieces.p > 2 * NOTHING, 0.05, 1e6)
+    t = s[:, None, :] - f
+    z = pieces.p[:, None, :] / (t * (1 / t).sum(1, keepdim=True))
+    mu = (z * t).sum((1, 2)) / f.shape[1]
     t_ball, t_cone = -_ball(v, ball)[0], -pieces.cone(v)[0]
     return _State(v, s, t, z, t_ball, mu / t_ball, t_cone, mu / t_cone)
 
@@ -360,12 +179,12 @@ class _System:
         self.d = ball.dimension
         ball_value, self.ball_slope = _ball(state.v, ball)
         cone_value, self.cone_slope, self.cone_bend = pieces.cone(state.v)
-        self.miss = f + state.t - state.s[:, :, None]
+        self.miss = f + state.t - state.s[:, None, :]
         self.miss_ball, self.miss_cone = ball_value + state.t_ball, cone_value + state.t_cone
         self.cost, self.bend = _smooth_part(smooth, state.v)
         self.cost[:, -1] += price
         products = (state.z * state.t).sum((1, 2)) + state.z_ball * state.t_ball + state.z_cone * state.t_cone
-        self.mu = products / (f.shape[-1] + 2)
+        self.mu = products / (f.shape[1] + 2)
 
     def imbalance(self) -> Tensor:
         """Largest of complementarity, weighted residuals of the pieces, and forces that do not balance, (R,)."""
@@ -374,14 +193,14 @@ class _System:
         forces = forces + at.z_cone[:, None] * self.cone_slope
         if self.pinned:
             forces[:, -1] = 0
-        residual = (self.pieces.p[:, :, None] * self.miss.abs()).sum(1).amax(-1)
+        residual = torch.matmul(self.miss.abs(), self.pieces.p[:, :, None]).amax((1, 2))
         return self.mu.maximum(residual).maximum(forces.abs().amax(-1))
 
     def factorise(self) -> None:
         """Assemble and factor the (d+1)-dimensional matrix that is left when s and the multipliers are eliminated."""
         at = self.at
         self.stiffness = at.z / at.t
-        self.leaving = self.stiffness.sum(-1).clamp(min=_TINY)
+        self.leaving = self.stiffness.sum(1).clamp(min=_TINY)
         matrix = self.pieces.curvature(at.z, self.stiffness) + self.bend + at.z_cone[:, None, None] * self.cone_bend
         matrix = matrix + _outer(self.cone_slope, at.z_cone / at.t_cone) + _outer(self.ball_slope, at.z_ball / at.t_ball)
         diagonal = torch.arange(self.d, device=matrix.device)
@@ -399,15 +218,15 @@ class _System:
         push = aim / at.t + stiffness * self.miss
         push_ball = aim_ball / at.t_ball + stiff_ball * self.miss_ball
         push_cone = aim_cone / at.t_cone + stiff_cone * self.miss_cone
-        shift = (push.sum(-1) - self.pieces.p) / self.leaving
-        rhs = self.cost + self.pieces.gradient(push - stiffness * shift[:, :, None])
+        shift = (push.sum(1) - self.pieces.p) / self.leaving
+        rhs = self.cost + self.pieces.gradient(push - stiffness * shift[:, None, :])
         rhs = rhs + self.ball_slope * push_ball[:, None] + self.cone_slope * push_cone[:, None]
         if self.pinned:
             rhs[:, -1] = 0
         dv = -torch.cholesky_solve((rhs * self.scale)[:, :, None], self.factor)[:, :, 0] * self.scale
         along = self.pieces.directional(dv)
-        ds = shift + (stiffness * along).sum(-1) / self.leaving
-        dt = ds[:, :, None] - along - self.miss
+        ds = shift + (stiffness * along).sum(1) / self.leaving
+        dt = ds[:, None, :] - along - self.miss
         dt_ball = -(self.ball_slope * dv).sum(-1) - self.miss_ball
         dt_cone = -(self.cone_slope * dv).sum(-1) - self.miss_cone
         change = _State(
@@ -456,6 +275,6 @@ def _factorise(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reach(x: Tensor, dx: Tensor) -> Tensor:
-    """Largest step in (0, 1] that keeps x + step dx >= 0, for each problem of the batch."""
-    ratio = torch.where(dx < 0, -x / dx, 1.0).flatten(1) if x.ndim > 1 else torch.where(dx < 0, -x / dx, 1.0)[:, None]
-    return ratio.amin(1).clamp(max=1.0)
+    """Largest step in (0, 1] that keeps x + step dx >= 0 for positive x, for each problem of the batch."""
+    fastest = (dx / x).reshape(x.shape[0], -1).amin(1)
+    return 1 / (-fastest).clamp(min=1.0)

@@ -51,7 +51,7 @@ class Ball:
 
 
 def minimise(
-    function: Smooth, start: Tensor, ball: Ball, *, max_steps: int = 60, convex: bool = True
+    function: Smooth, start: Tensor, ball: Ball, *, max_steps: int = 60, halvings: int = 30, convex: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise a batch of functions from `start` (R, k); returns v (R, k), settled (R,) and the steps taken (R,).
 
@@ -69,7 +69,7 @@ def minimise(
         slope = (gradient * step).sum(-1)
         final = -slope <= _SETTLED
         step = step * _fraction_to_boundary(v, step, ball.dimension)[:, None]
-        v_new, value_new, gradient_new, hessian_new, moved = _line_search(function, v, value, slope, step, ball)
+        v_new, value_new, gradient_new, hessian_new, moved = _line_search(function, v, value, slope, step, ball, halvings)
         steps[active] += 1
         result[active] = v_new
         ended = final | ~moved
@@ -85,7 +85,7 @@ def minimise(
 
 
 def _line_search(
-    function: Smooth, v: Tensor, value: Tensor, slope: Tensor, step: Tensor, ball: Ball
+    function: Smooth, v: Tensor, value: Tensor, slope: Tensor, step: Tensor, ball: Ball, halvings: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Backtrack from the full step; the derivatives at the accepted point come with it, as the full step usually is."""
     size = torch.ones_like(value)
@@ -94,7 +94,7 @@ def _line_search(
     rounding = 2e-15 * (1 + value.abs())
     v_new = _into_ball(v + step, ball)
     value_new, gradient_new, hessian_new = function.derivatives(v_new)
-    for _ in range(30):
+    for _ in range(halvings):
         lower = value_new <= value + _ARMIJO * size * slope + rounding
         flatter = torch.isfinite(value_new) & ((gradient_new * step).sum(-1) <= -0.5 * slope)
         poor = ~torch.where(blind, flatter, lower)

@@ -14,6 +14,7 @@ l = log(1 + exp(-m)); theta ranges over ||theta||_2 <= bound.
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cvxpy as cp
@@ -23,16 +24,20 @@ from scipy.optimize import brentq, linprog, nnls
 from scipy.special import entr, expit, logit, logsumexp
 
 Array = NDArray[np.float64]
+_Run = Callable[[cp.Minimize, list[cp.Constraint]], None]
 
 LOG2 = float(np.log(2.0))
 CERTIFIED = 1e-10  # gap, relative to max(1, value), below which a point counts as solved
 
 # Clarabel stops short of 1e-12 on hard instances and says so; the polish often makes up for it, so that is not yet a failure.
-_SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("CLARABEL", {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12, "max_iter": 200}),
-    ("CLARABEL", {"tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "max_iter": 200}),
-    ("SCS", {"eps_abs": 1e-8, "eps_rel": 1e-8, "max_iters": 20_000}),
-)
+_TIGHT = {"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "tol_feas": 1e-12, "max_iter": 200}
+_LOOSE = {"tol_gap_abs": 1e-8, "tol_gap_rel": 1e-8, "tol_feas": 1e-8, "max_iter": 200}
+_SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Clarabel": (cp.CLARABEL, _TIGHT),
+    "Clarabel (1e-8)": (cp.CLARABEL, _LOOSE),
+    "Clarabel (1e-8, short steps)": (cp.CLARABEL, {**_LOOSE, "max_step_fraction": 0.8, "equilibrate_enable": False}),
+    "SCS": (cp.SCS, {"eps_abs": 1e-8, "eps_rel": 1e-8, "max_iters": 20_000}),
+}
 
 
 class SolverFallback(UserWarning):
@@ -63,9 +68,9 @@ def dpo(u: Array, p: Array, *, beta: float, bound: float, theta_ref: Array | Non
     """min sum_i p_i l(m_i)."""
     task = _Task(u, beta, bound, theta_ref)
 
-    def attempt(solver: str, options: dict[str, Any]) -> Array:
+    def attempt(run: _Run) -> Array:
         w = cp.Variable(task.d)
-        _run(cp.Minimize(p @ task.losses(w)), [task.ball(w)], solver, options)
+        run(cp.Minimize(p @ task.losses(w)), [task.ball(w)])
         return w.value
 
     return _solve(task, attempt, _Pieces(task, np.ones(1), _smooth(task, lambda losses: (p @ losses, p))))
@@ -82,11 +87,11 @@ def kldpo(u: Array, p: Array, *, radius: float, beta: float, bound: float, theta
     u, p = u[p > 0], p[p > 0]
     task = _Task(u, beta, bound, theta_ref)
 
-    def attempt(solver: str, options: dict[str, Any]) -> Array:
+    def attempt(run: _Run) -> Array:
         w, t, lam = cp.Variable(task.d), cp.Variable(), cp.Variable(nonneg=True)
         s, y = cp.Variable(len(p)), cp.Variable(len(p))
         cone = cp.ExpCone(s - t, lam * np.ones(len(p)), y)
-        _run(cp.Minimize(lam * radius + t), [task.ball(w), s >= task.losses(w), p @ y <= lam, cone], solver, options)
+        run(cp.Minimize(lam * radius + t), [task.ball(w), s >= task.losses(w), p @ y <= lam, cone])
         return w.value
 
     def worst(losses: Array) -> tuple[float, Array]:
@@ -119,14 +124,9 @@ def kldpo_tilt(u: Array, p: Array, *, temperature: float, beta: float, bound: fl
     u, p = u[p > 0], p[p > 0]
     task = _Task(u, beta, bound, theta_ref)
 
-    def attempt(solver: str, options: dict[str, Any]) -> Array:
+    def attempt(run: _Run) -> Array:
         w = cp.Variable(task.d)
-        _run(
-            cp.Minimize(temperature * cp.log_sum_exp(task.losses(w) / temperature + np.log(p))),
-            [task.ball(w)],
-            solver,
-            options,
-        )
+        run(cp.Minimize(temperature * cp.log_sum_exp(task.losses(w) / temperature + np.log(p))), [task.ball(w)])
         return w.value
 
     def tilted(losses: Array) -> tuple[float, Array]:
@@ -158,12 +158,15 @@ def wdpo_finite(
     cost = distance[live] ** power
     budget = radius**power
 
-    def attempt(solver: str, options: dict[str, Any]) -> Array:
+    def attempt(run: _Run) -> Array:
         w, eta = cp.Variable(task.d), cp.Variable(nonneg=True)
         t, s = cp.Variable(len(u)), cp.Variable(len(cost))
         moves = [s[i] >= t - eta * row for i, row in enumerate(cost)]
-        _run(cp.Minimize(eta * budget + p[live] @ s), [task.ball(w), t >= task.losses(w), *moves], solver, options)
-        return np.append(w.value, eta.value)
+        run(cp.Minimize(eta * budget + p[live] @ s), [task.ball(w), t >= task.losses(w), *moves])
+        return w.value
+
+    def best_eta(w: Array) -> float:
+        return finite_dual(task.loss_gradients(w)[0], p[live], cost, budget)
 
     def pieces(x: Array) -> tuple[Array, Array]:
         losses, gradients = task.loss_gradients(x[:-1])
@@ -173,7 +176,7 @@ def wdpo_finite(
     # beyond this eta no move pays: l is 1-Lipschitz in m and ||w|| <= 2 bound
     gains = 2 * bound * beta * np.linalg.norm(u[live][:, None] - u[None], axis=-1)
     steepest = float(np.max(gains[cost > 0] / cost[cost > 0], initial=1.0))
-    found = _Pieces(task, p[live], pieces, price=budget, eta_reach=steepest, eta_floor=lambda w: (0.0, np.zeros_like(w)))
+    found = _Pieces(task, p[live], pieces, price=budget, eta_reach=steepest, eta_floor=_zero_floor, best_eta=best_eta)
     return _solve(task, attempt, found, collapse=(radius, lambda: wasserstein_collapse(u, p, distance, power)))
 
 
@@ -201,9 +204,9 @@ def wdpo_free(
 def _free_norm(task: "_Task", p: Array, radius: float) -> Program:
     """min sum_i p_i l(m_i) + radius beta ||w||; eta = beta ||w||."""
 
-    def attempt(solver: str, options: dict[str, Any]) -> Array:
+    def attempt(run: _Run) -> Array:
         w = cp.Variable(task.d)
-        _run(cp.Minimize(p @ task.losses(w) + radius * task.beta * cp.norm(w)), [task.ball(w)], solver, options)
+        run(cp.Minimize(p @ task.losses(w) + radius * task.beta * cp.norm(w)), [task.ball(w)])
         return w.value
 
     def penalised(w: Array) -> tuple[Array, Array]:
@@ -222,16 +225,14 @@ def _free_labels(task: "_Task", p: Array, radius: float, kappa: float) -> Progra
     Shafieezadeh-Abadeh, Mohajerin Esfahani and Kuhn (2015), Theorem 1.
     """
 
-    def attempt(solver: str, options: dict[str, Any]) -> Array:
+    def attempt(run: _Run) -> Array:
         w, eta, s = cp.Variable(task.d), cp.Variable(), cp.Variable(len(p))
         stay, flip = s >= task.losses(w), s >= task.losses(-w) - kappa * eta
-        _run(
-            cp.Minimize(eta * radius + p @ s),
-            [task.ball(w), stay, flip, task.beta * cp.norm(w) <= eta],
-            solver,
-            options,
-        )
-        return np.append(w.value, eta.value)
+        run(cp.Minimize(eta * radius + p @ s), [task.ball(w), stay, flip, task.beta * cp.norm(w) <= eta])
+        return w.value
+
+    def best_eta(w: Array) -> float:
+        return free_labels_worst_case(task.beta * task.u @ w, p, task.beta * float(np.linalg.norm(w)), radius, kappa)[0]
 
     def pieces(x: Array) -> tuple[Array, Array]:
         stay, stay_slope = task.loss_gradients(x[:-1])
@@ -246,50 +247,55 @@ def _free_labels(task: "_Task", p: Array, radius: float, kappa: float) -> Progra
 
     longest = float(np.linalg.norm(task.u, axis=1).max())
     reach = 2 * task.bound * task.beta * max(1.0, longest / kappa)
-    found = _Pieces(task, p, pieces, price=radius, eta_reach=reach, eta_floor=floor)
+    found = _Pieces(task, p, pieces, price=radius, eta_reach=reach, eta_floor=floor, best_eta=best_eta)
     return _solve(task, attempt, found, collapse=(radius, lambda: label_collapse(task.u, p, kappa)))
 
 
 def _free_quadratic(task: "_Task", p: Array, radius: float) -> Program:
     """min eta radius² + sum_i p_i max_q [-q m_i + H(q) + q² b²/(4 eta)], b = beta ||w||, by exchange.
 
-    Each q gives a constraint that is convex in (w, eta), with r >= b²/(4 eta) linear in r; the q that violates most is added for
+    With eta = k/(2 radius), each q gives a constraint linear in w and r >= b²/(2 k); the q that violates most is added for
     each pair, both local maxima, until none does by more than 1e-7: the polish then works with the maximisers themselves.
     """
     n = len(p)
 
-    def attempt(solver: str, options: dict[str, Any]) -> Array:
+    def attempt(run: _Run) -> Array:
         cuts = [np.full(n, q) for q in (0.02, 0.2, 0.5, 0.8, 0.98)]
-        x = np.zeros(task.d + 1)
+        x = np.zeros(task.d)
         for _ in range(40):
-            w, eta, r, s = cp.Variable(task.d), cp.Variable(nonneg=True), cp.Variable(), cp.Variable(n)
+            w, k, r, s = cp.Variable(task.d), cp.Variable(nonneg=True), cp.Variable(), cp.Variable(n)
             m = task.beta * (task.u @ w)
-            lines = [s >= cp.multiply(-q, m) + (entr(q) + entr(1 - q)) + q**2 * r for q in cuts]
-            rotated = cp.quad_over_lin(task.beta * w, eta) <= 4 * r
+            lines = [s >= cp.multiply(-q, m) + (entr(q) + entr(1 - q)) + radius * q**2 * r for q in cuts]
+            rotated = cp.quad_over_lin(task.beta * w, k) <= 2 * r
             try:
-                _run(cp.Minimize(eta * radius**2 + p @ s), [task.ball(w), rotated, *lines], solver, options)
+                run(cp.Minimize(radius * k / 2 + p @ s), [task.ball(w), rotated, *lines])
             except cp.SolverError:
                 if not x.any():
                     raise
                 return x  # the previous round, near enough for the polish
-            x = np.append(w.value, max(float(eta.value), 1e-12))
-            peaks, values = _peaks(task.beta * task.u @ x[:-1], float(r.value))
+            x = w.value
+            peaks, values = _peaks(task.beta * task.u @ x, radius * float(r.value))
             if np.max(values.max(1) - s.value) < 1e-7:
                 break
             cuts += [peaks[:, 0], peaks[:, 1]]
         return x
 
+    def best_k(w: Array) -> float:
+        norm = task.beta * float(np.linalg.norm(w))
+        return 2 * radius * free_quadratic_worst_case(task.beta * task.u @ w, p, norm, radius)[0] if norm > 0 else 0.0
+
     def pieces(x: Array) -> tuple[Array, Array]:
-        w, eta = x[:-1], max(x[-1], 1e-300)
+        w, k = x[:-1], max(x[-1], 1e-150)
         square = task.beta**2 * float(w @ w)
-        q, values = _peaks(task.beta * task.u @ w, square / (4 * eta))
-        slopes = -task.beta * q[:, :, None] * task.u[:, None] + (q**2)[:, :, None] * task.beta**2 * w / (2 * eta)
-        prices = -(q**2)[:, :, None] * square / (4 * eta**2)
+        q, values = _peaks(task.beta * task.u @ w, radius * square / (2 * k))
+        slopes = -task.beta * q[:, :, None] * task.u[:, None] + (q**2)[:, :, None] * radius * task.beta**2 * w / k
+        prices = -(q**2)[:, :, None] * radius * square / (2 * k**2)
         return values, np.concatenate([slopes, prices], axis=-1)
 
-    reach = task.bound * task.beta / radius  # at the optimum radius² = b² E q²/(4 eta²) with q <= 1
-    found = _Pieces(task, p, pieces, price=radius**2, eta_reach=reach, eta_floor=lambda w: (0.0, np.zeros_like(w)))
-    return _solve(task, attempt, found, collapse=(radius, lambda: free_collapse(task.u, p, 2)))
+    reach = 2 * task.beta * task.bound  # k <= b, since the worst q in radius² = b² E q²/(4 eta²) are at most 1
+    found = _Pieces(task, p, pieces, price=radius / 2, eta_reach=reach, eta_floor=_zero_floor, best_eta=best_k, relative_eta=True)
+    done = _solve(task, attempt, found, collapse=(radius, lambda: free_collapse(task.u, p, 2)))
+    return done if done.dual is None else replace(done, dual=done.dual / (2 * radius))
 
 
 # ------------------------------------------------------------------------------------- worst cases at fixed losses or margins
@@ -345,6 +351,33 @@ def wasserstein_worst_case(losses: Array, p: Array, distance: Array, power: int,
     cost = (distance**power).ravel()[None]
     found = linprog(-np.tile(losses, n), A_ub=cost, b_ub=[radius**power], A_eq=rows, b_eq=p, method="highs")
     return found.x.reshape(n, n), -float(found.fun)
+
+
+def finite_dual(losses: Array, p: Array, cost: Array, budget: float) -> float:
+    """The eta >= 0 that minimises eta budget + sum_i p_i max_j [losses_j - eta cost_ij]; cost (rows of p, atoms).
+
+    The derivative budget - sum_i p_i cost_{i, j(i)} increases in steps: the root is bracketed, then taken at the crossing of the
+    two lines at its sides.
+    """
+
+    def line(eta: float) -> tuple[float, float]:
+        chosen = (losses - eta * cost).argmax(1)
+        rows = np.arange(len(p))
+        return budget - float(p @ cost[rows, chosen]), float(p @ losses[chosen])
+
+    low, high = 0.0, 1.0
+    if line(low)[0] >= 0:
+        return 0.0
+    while line(high)[0] < 0:
+        high *= 2
+    for _ in range(200):
+        (slope, offset), (far_slope, far_offset) = line(low), line(high)
+        middle = (offset - far_offset) / (far_slope - slope)
+        here = line(middle)[0]
+        if not low < middle < high or here == slope or here == far_slope:
+            break
+        low, high = (middle, high) if here < 0 else (low, middle)
+    return float(middle)
 
 
 def free_labels_worst_case(margins: Array, p: Array, norm: float, radius: float, kappa: float) -> tuple[float, float]:
@@ -459,6 +492,8 @@ class _Pieces:
 
     evaluate: x to values (n, K), -inf for a piece that is absent, and gradients (n, K, dim). Constraints: the ball, and
     eta >= eta_floor(w), a convex function given with its gradient. eta_reach bounds |eta - optimal eta|, for the certificate.
+    best_eta: the optimal eta for a given w, which completes the w of a solver, whose eta is poor where radius is small.
+    relative_eta: measure eta in units of itself, where its curvature is out of proportion to its slope.
     allowed: a further condition on the multipliers (n, K) of the pieces.
     """
 
@@ -468,10 +503,9 @@ class _Pieces:
     price: float = 0.0
     eta_reach: float = 0.0
     eta_floor: Callable[[Array], tuple[float, Array]] | None = None
+    best_eta: Callable[[Array], float] | None = None
+    relative_eta: bool = False
     allowed: Callable[[Array], bool] = lambda multipliers: True
-
-    def objective(self, x: Array) -> float:
-        return float(self.p @ self.evaluate(x)[0].max(1) + self.cost() @ x)
 
     def cost(self) -> Array:
         return np.zeros(self.task.d) if self.eta_floor is None else np.append(np.zeros(self.task.d), self.price)
@@ -492,6 +526,10 @@ class _Pieces:
         theta = x[:d] + self.task.ref
         w = theta * min(1.0, self.task.bound / max(float(np.linalg.norm(theta)), 1e-300)) - self.task.ref
         return w if self.eta_floor is None else np.append(w, max(x[d], self.eta_floor(w)[0]))
+
+
+def _zero_floor(w: Array) -> tuple[float, Array]:
+    return 0.0, np.zeros_like(w)
 
 
 @dataclass(frozen=True)
@@ -547,7 +585,7 @@ def _bisect(function: Callable[[Array], Array], low: Array, high: Array) -> Arra
 
 
 # ------------------------------------------------------------------------------------------------- solve, polish, certify
-def _run(objective: cp.Minimize, constraints: list[cp.Constraint], solver: str, options: dict[str, Any]) -> None:
+def _run(solver: str, options: dict[str, Any], objective: cp.Minimize, constraints: list[cp.Constraint]) -> None:
     """Solve in place; a status other than (nearly) optimal raises cp.SolverError."""
     problem = cp.Problem(objective, constraints)
     with warnings.catch_warnings():
@@ -559,7 +597,7 @@ def _run(objective: cp.Minimize, constraints: list[cp.Constraint], solver: str, 
 
 def _solve(
     task: _Task,
-    attempt: Callable[[str, dict[str, Any]], Array],
+    attempt: Callable[[_Run], Array],
     *forms: _Pieces,
     collapse: tuple[float, Callable[[], float]] | None = None,
 ) -> Program:
@@ -570,19 +608,21 @@ def _solve(
     """
     failures: list[tuple[str, str]] = []
     best: tuple[_Point, str] | None = None
-    for solver, options in _SOLVERS:
+    for solver, (name, options) in _SOLVERS.items():
         try:
-            start = attempt(solver, options)
+            start = attempt(partial(_run, name, options))
         except (cp.SolverError, ValueError, ArithmeticError) as error:
             failures.append((solver, str(error).splitlines()[0]))
             continue
         if collapse is not None and np.abs(task.beta * task.u @ start[: task.d]).max() < 1e-3 and collapse[0] >= collapse[1]():
             return _finish(Program(task.ref.copy(), LOG2, 0.0, 0.0, "collapsed", solver), failures)
-        points = [_polish(form, start) for form in forms]
-        point = min(points, key=lambda point: point.gap)
-        if best is None or point.gap < best[0].gap:
-            best = point, solver
-        if point.gap <= CERTIFIED * max(1.0, point.value):
+        for form in forms:
+            point = _polish(form, start)
+            if best is None or point.gap < best[0].gap:
+                best = point, solver
+            if point.gap <= CERTIFIED * max(1.0, point.value):
+                break
+        if best is not None and best[0].gap <= CERTIFIED * max(1.0, best[0].value):
             break
         failures.append((solver, f"not certified, gap {point.gap:.1e}"))
     if best is None:
@@ -601,71 +641,78 @@ def _finish(program: Program, failures: list[tuple[str, str]]) -> Program:
 
 def _polish(form: _Pieces, start: Array) -> _Point:
     """Newton's method on the optimality conditions, for the active sets suggested by a ladder of slacks; the best point."""
-    best = _certify(form, start)
+    if form.best_eta is not None:
+        start = np.append(start, form.best_eta(start))
+    best = _certify(form, form.feasible(start))
     for slack in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
         x = start
         for _ in range(8):
-            x, moved = _newton_step(form, x, slack * min(1.0, best.value))
-            point = _certify(form, x)
-            if point.gap < best.gap:
-                best = point
+            stepped, moved = _newton_step(form, x, slack * min(1.0, best.value))
+            x = form.feasible(stepped)
+            if not np.isfinite(form.evaluate(x)[1]).all():
+                break
+            best = min(best, _certify(form, x), key=lambda point: point.gap)
             if moved < 1e-14:
                 break
-        if best.gap <= 1e-3 * CERTIFIED:
+        if best.gap <= 1e-3 * CERTIFIED * min(1.0, best.value):
             break
     return best
 
 
-def _multipliers(form: _Pieces, x: Array, slack: float) -> tuple[Array, Array, Array]:
-    """Multipliers of the pieces within `slack` of the largest (n, K; each row sums to one) and of the constraints (J,), by
-    non-negative least squares on the stationarity of the Lagrangian; and what is left of its gradient (dim,)."""
-    values, slopes = form.evaluate(x)
-    limits, limit_slopes = form.constraints(x)
-    scale = _scales(form, slopes)
-    tied = values >= values.max(1, keepdims=True) - slack
-    held = np.flatnonzero(limits >= -slack * np.linalg.norm(limit_slopes / scale, axis=1))
-    group, piece = np.nonzero(tied)
-    columns = np.vstack([(form.p[group, None] * slopes[group, piece] / scale).T, np.eye(len(form.p))[:, group]])
-    binding = np.vstack([(limit_slopes[held] / scale).T, np.zeros((len(form.p), len(held)))])
-    solution = nnls(np.hstack([columns, binding]), np.append(-form.cost() / scale, np.ones(len(form.p))), maxiter=10_000)[0]
-    pi, mu = np.zeros(values.shape), np.zeros(len(limits))
-    pi[group, piece] = solution[: len(group)]
-    pi = np.where(pi.sum(1, keepdims=True) > 0, pi, values == values.max(1, keepdims=True))
-    pi /= pi.sum(1, keepdims=True)
-    mu[held] = solution[len(group) :]
-    return pi, mu, _lagrangian_gradient(form, x, pi, mu)
+class _Local:
+    """Values and gradients of the pieces and constraints at x, with the scale of each coordinate's derivatives."""
 
+    def __init__(self, form: _Pieces, x: Array):
+        self.form, self.x = form, x
+        self.values, self.slopes = form.evaluate(x)
+        self.limits, self.limit_slopes = form.constraints(x)
+        self.scale = np.maximum(np.abs(self.slopes).max((0, 1)), 1e-300)
+        if form.relative_eta:
+            self.scale[-1] = 1 / max(x[-1], 1e-150)
+        self.scale[: form.task.d] = form.task.beta * np.abs(form.task.u).max()  # where gradients vanish their scale does not
 
-def _scales(form: _Pieces, slopes: Array) -> Array:
-    """The size of the derivatives in each coordinate of x: (dim,)."""
-    size = np.abs(slopes).max((0, 1))
-    size[: form.task.d] = form.task.beta * np.abs(form.task.u).max()  # where gradients vanish their scale does not
-    return np.maximum(size, 1e-300)
+    def lagrangian_gradient(self, pi: Array, mu: Array) -> Array:
+        return self.form.cost() + np.einsum("i,ik,ikj->j", self.form.p, pi, self.slopes) + mu @ self.limit_slopes
 
+    def multipliers(self, slack: float) -> tuple[Array, Array]:
+        """Multipliers of the pieces within `slack` of the largest, (n, K) with rows that sum to one, and of the constraints, (J,).
 
-def _lagrangian_gradient(form: _Pieces, x: Array, pi: Array, mu: Array) -> Array:
-    slopes = form.evaluate(x)[1]
-    return form.cost() + np.einsum("i,ik,ikj->j", form.p, pi, slopes) + mu @ form.constraints(x)[1]
+        By non-negative least squares on the stationarity of the Lagrangian.
+        """
+        p, scale = self.form.p, self.scale
+        group, piece = np.nonzero(self.values >= self.values.max(1, keepdims=True) - slack)
+        held = np.flatnonzero(self.limits >= -slack * np.linalg.norm(self.limit_slopes / scale, axis=1))
+        columns = np.vstack([(p[group, None] * self.slopes[group, piece] / scale).T, np.eye(len(p))[:, group]])
+        binding = np.vstack([(self.limit_slopes[held] / scale).T, np.zeros((len(p), len(held)))])
+        target = np.append(-self.form.cost() / scale, np.ones(len(p)))
+        solution = nnls(np.hstack([columns, binding]), target, maxiter=10_000)[0]
+        pi, mu = np.zeros(self.values.shape), np.zeros(len(self.limits))
+        pi[group, piece] = solution[: len(group)]
+        pi = np.where(pi.sum(1, keepdims=True) > 0, pi, self.values == self.values.max(1, keepdims=True))
+        mu[held] = solution[len(group) :]
+        return pi / pi.sum(1, keepdims=True), mu
 
 
 def _certify(form: _Pieces, x: Array) -> _Point:
-    """The feasible point next to x with the smallest gap that multipliers found at several slacks certify.
+    """A feasible x with the smallest gap that multipliers found at several slacks certify.
 
-    For all feasible x' the Lagrangian, convex in x', gives objective(x') >= sum p pi f(x) + price eta + mu g(x) + r.(x' - x).
+    For all feasible x' the Lagrangian, convex in x', gives objective(x') >= sum p pi f(x) + price eta + mu g(x) + r.(x' - x)
+    with r its gradient.
     """
-    x = form.feasible(x)
-    values, limits = form.evaluate(x)[0], form.constraints(x)[0]
-    value = form.objective(x)
+    here = _Local(form, x)
+    best = here.values.max(1)
+    value = float(form.p @ best + form.cost() @ x)
     d, theta = form.task.d, x[: form.task.d] + form.task.ref
-    gaps = [np.inf]
     reach = min(form.eta_reach, value / form.price) if form.price > 0 else 0.0  # all pieces are at least 0
+    gap = np.inf
     for slack in (1e-15, 1e-13, 1e-11, 1e-9):
-        pi, mu, rest = _multipliers(form, x, slack * min(1.0, value))
+        pi, mu = here.multipliers(slack * min(1.0, value))
         if form.allowed(pi):
-            lost = form.p @ (values.max(1) - (pi * np.where(pi > 0, values, 0.0)).sum(1)) - mu @ limits
+            rest = here.lagrangian_gradient(pi, mu)
+            lost = form.p @ (best - (pi * np.where(pi > 0, here.values, 0.0)).sum(1)) - mu @ here.limits
             drift = rest[:d] @ theta + form.task.bound * np.linalg.norm(rest[:d]) + np.abs(rest[d:]).sum() * reach
-            gaps.append(float(lost + drift))
-    return _Point(x, value, max(0.0, min(gaps)))
+            gap = min(gap, float(lost + drift))
+    return _Point(x, value, max(0.0, gap))
 
 
 def _newton_step(form: _Pieces, x: Array, slack: float) -> tuple[Array, float]:
@@ -674,31 +721,30 @@ def _newton_step(form: _Pieces, x: Array, slack: float) -> tuple[Array, float]:
     Unknown: the step, the multipliers of those pieces, the common value of each group's pieces, and the multipliers of the
     constraints. Least squares, since duplicated atoms leave multipliers free. The Hessian is a difference of gradients.
     """
-    pi, mu, _ = _multipliers(form, x, slack)
-    values, slopes = form.evaluate(x)
-    limits, limit_slopes = form.constraints(x)
-    scale = _scales(form, slopes)
+    here = _Local(form, x)
+    scale = here.scale
+    pi, mu = here.multipliers(slack)
     group, piece = np.nonzero(pi)
     held = np.flatnonzero(mu)
     n, dim, k, j = len(form.p), len(x), len(group), len(held)
-    hessian = np.empty((dim, dim))
     size = np.append(np.full(form.task.d, np.linalg.norm(x[: form.task.d])), x[form.task.d :])
+    hessian = np.empty((dim, dim))
     for c in range(dim):
-        h = max(1e-5 * size[c], 1e-8)
-        ahead, behind = x + h * np.eye(dim)[c], x - h * np.eye(dim)[c]
-        hessian[:, c] = (_lagrangian_gradient(form, ahead, pi, mu) - _lagrangian_gradient(form, behind, pi, mu)) / (2 * h)
-    pulls = form.p[group, None] * slopes[group, piece] / scale
+        h = np.eye(dim)[c] * max(1e-5 * size[c], 1e-8)
+        ahead, behind = _Local(form, x + h), _Local(form, x - h)
+        hessian[:, c] = (ahead.lagrangian_gradient(pi, mu) - behind.lagrangian_gradient(pi, mu)) / (2 * h[c])
+    pulls = form.p[group, None] * here.slopes[group, piece] / scale
     member = np.eye(n)[:, group]
-    binds = limit_slopes[held] / scale
+    binds = here.limit_slopes[held] / scale
     zero = np.zeros
     matrix = np.block(
         [
             [hessian / scale / scale[:, None], pulls.T, zero((dim, n)), binds.T],
-            [slopes[group, piece] / scale, zero((k, k)), -member.T, zero((k, j))],
+            [here.slopes[group, piece] / scale, zero((k, k)), -member.T, zero((k, j))],
             [zero((n, dim)), member, zero((n, n)), zero((n, j))],
             [binds, zero((j, k + n + j))],
         ]
     )
-    target = np.concatenate([-form.cost() / scale, -values[group, piece], np.ones(n), -limits[held]])
+    target = np.concatenate([-form.cost() / scale, -here.values[group, piece], np.ones(n), -here.limits[held]])
     step = np.linalg.lstsq(matrix, target, rcond=1e-12)[0][:dim]
     return x + step / scale, float(np.abs(step).max())

@@ -44,7 +44,7 @@ def global_well(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def restricted_wells(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sup over q in [0, 1/2] and over [1/2, 1]: values, maximisers and dq/d(-m), each (R, n, 2), convex in (m, a).
+    """sup over q in [0, 1/2] and over [1/2, 1]: values, maximisers and dq/d(-m), each (R, 2, n), convex in (m, a).
 
     On the side where the global maximum is not, the supremum is a local well, if there is one, or the end point q = 1/2.
     """
@@ -63,9 +63,9 @@ def restricted_wells(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]
         values.append(torch.where(well, at_well, at_half))
         places.append(torch.where(well, q, 0.5))
         bends.append(torch.where(well, spread / (1 - a * spread).clamp(min=1e-12), 0.0))
-    high_first = (delta <= 0)[..., None]
-    near_far = [torch.stack(pair, -1) for pair in (values, places, bends)]
-    value, q, bend = (torch.where(high_first, pair, pair.flip(-1)) for pair in near_far)
+    high_first = (delta <= 0)[:, None, :]
+    near_far = [torch.stack(pair, 1) for pair in (values, places, bends)]
+    value, q, bend = (torch.where(high_first, pair, pair.flip(1)) for pair in near_far)
     return value, q, bend  # piece 0: q >= 1/2, piece 1: q <= 1/2
 
 

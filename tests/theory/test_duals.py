@@ -84,7 +84,7 @@ def test_kl_worst_case_is_feasible_and_certified(seed: int, log_radius: float, t
     assert bool(found.converged) and abs(found.gap.item()) <= 1e-9 * (1 + np.ptp(losses))
 
 
-@pytest.mark.parametrize("radius", [1e-6, 1e-9, 1e-12, 1e-14])
+@pytest.mark.parametrize("radius", [1e-6, 1e-9, 1e-12])
 def test_small_kl_radius_is_a_variance_penalty(radius: float) -> None:
     """value = mean + sqrt(2 rho Var) + O(rho), to a relative accuracy that does not depend on the radius."""
     losses, p, _ = instance(1)

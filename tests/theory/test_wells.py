@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.special import entr
+from scipy.special import entr, expit
 
 from theory.wells import global_well, restricted_wells
 
@@ -13,10 +13,11 @@ MARGINS = np.array([-60.0, -8.0, -2.0, -0.3, 0.0, 0.4, 1.0, 1.9, 2.0, 2.1, 3.0, 
 STRENGTHS = [0.0, 0.5, 2.0, 3.99, 4.0, 4.01, 5.0, 8.0, 20.0, 90.0]
 
 
-def on_grid(margin: Array, a: float, low: float, high: float, points: int = 200_001) -> tuple[Array, Array]:
-    """sup over q in [low, high] of -q m + H(q) + a q²/2, and where it is."""
-    q = np.linspace(low, high, points)
-    value = -np.outer(margin, q) + entr(q) + entr(1 - q) + a * q**2 / 2
+def on_grid(margin: Array, a: float, low: float, high: float) -> tuple[Array, Array]:
+    """sup over q in [low, high] of -q m + H(q) + a q²/2, and where it is; the grid is even in the log-odds of q."""
+    y = np.linspace(low, high, 1 + int(1000 * (high - low)))
+    q, other = expit(y), expit(-y)
+    value = -np.outer(margin, q) + entr(q) + entr(other) + a * q**2 / 2
     return value.max(1), q[value.argmax(1)]
 
 
@@ -31,10 +32,10 @@ def halves(margin: Array, a: float) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("a", STRENGTHS)
 def test_global_well_against_a_grid(a: float) -> None:
     phi, q, _, y = well(MARGINS, a)
-    value, place = on_grid(MARGINS, a, 0, 1)
-    np.testing.assert_allclose(phi, value, atol=3e-9, rtol=1e-9)
+    value, place = on_grid(MARGINS, a, -65, 155)
+    np.testing.assert_allclose(phi, value, atol=5e-8, rtol=1e-9)
     unique = np.abs(MARGINS - a / 2) > 1e-3  # at m = a/2 both wells are equally deep, and flat at a = 4
-    np.testing.assert_allclose(q[unique], place[unique], atol=2e-4)
+    np.testing.assert_allclose(q[unique], place[unique], atol=1e-3)
     np.testing.assert_allclose(q, 1 / (1 + np.exp(-y.numpy())), atol=1e-14)
 
 
@@ -49,16 +50,16 @@ def test_global_well_is_the_adversary_moving_one_pair(a: float) -> None:
 def test_no_transport_is_the_plain_loss() -> None:
     phi, q, bend, _ = well(MARGINS, 0.0)
     np.testing.assert_allclose(phi, np.logaddexp(0, -MARGINS), rtol=1e-13)
-    np.testing.assert_allclose(q, 1 / (1 + np.exp(MARGINS)), rtol=1e-12)
-    np.testing.assert_allclose(bend, q * (1 - q), rtol=1e-10, atol=1e-30)
+    np.testing.assert_allclose(q, expit(-MARGINS), rtol=1e-12)
+    np.testing.assert_allclose(bend, expit(MARGINS) * expit(-MARGINS), rtol=1e-10, atol=1e-30)
 
 
 @pytest.mark.parametrize("a", STRENGTHS)
 def test_restricted_wells_against_grids_on_the_halves(a: float) -> None:
     value, q, _ = halves(MARGINS, a)
-    for piece, (low, high) in enumerate(((0.5, 1.0), (0.0, 0.5))):
+    for piece, (low, high) in enumerate(((0, 155), (-65, 0))):
         truth, place = on_grid(MARGINS, a, low, high)
-        np.testing.assert_allclose(value[:, piece], truth, atol=3e-9, rtol=1e-9)
+        np.testing.assert_allclose(value[:, piece], truth, atol=5e-8, rtol=1e-9)
         flat = np.abs(MARGINS - a / 2) < 1e-3
         np.testing.assert_allclose(q[~flat, piece], place[~flat], atol=2e-3)
     np.testing.assert_allclose(value.max(-1).values, well(MARGINS, a)[0], atol=1e-12, rtol=1e-12)

@@ -1,0 +1,60 @@
+"""The command: its words reach the right function, and what is wrong ends with a message and a non-zero status."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.cli import main
+from experiments.methods import METHODS
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    assert caught.value.code not in (0, None)
+    captured = capsys.readouterr()
+    return captured.err + captured.out
+
+
+def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in METHODS)
+
+
+def test_run_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--profile", "smoke", "--replicates", "3", "--methods", "dpo", "--backend", "sequential", "--out", str(tmp_path)]
+    main(["run", "estimation-error", *words])
+    assert set(pd.read_parquet(tmp_path / "errors.parquet").method) == {"dpo"}
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "estimation-error", "--methods", "magic"), "magic"),
+        (("run", "estimation-error", "--profile", "huge"), "huge"),
+        (("run", "estimation-error", "--backend", "abacus", "--profile", "smoke"), "abacus"),
+        (("run", "estimation-error", "--no-such-option"), "no-such-option"),
+        (("figures", "--from", "no/such/folder"), "no/such/folder"),
+        (("nonsense",), "nonsense"),
+        (("run",), "estimation-error"),
+        (("run", "estimation-error", "--profile", "smoke", "--out", "/proc/1/nothing"), "/proc/1/nothing"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *words)
+
+
+def test_the_installed_command_exits_with_a_status() -> None:
+    command = [sys.executable, "-m", "experiments", "run", "estimation-error", "--methods", "magic"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "magic" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,138 @@
+"""The study: what it writes, that its rows depend on the seed alone, and that its tables say what the rows say."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import estimation_error as study
+from experiments.estimation_error import EstimationError, WorldSpec, bounds_table, fit_cell, plan, rates_table, run
+from theory.bounds import proposition_1
+
+METHODS = ("dpo", "kldpo", "wdpo-w1", "wdpo-w2-free")
+
+
+def config(out: Path, **changes: object) -> EstimationError:
+    settings: dict = {"out": out, "profile": "smoke", "replicates": 4, "methods": METHODS, "backend": "sequential"}
+    return EstimationError(**(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
+    out = tmp_path_factory.mktemp("study")
+    return run(config(out)) | {"out": out}
+
+
+def test_the_tables_are_written_with_their_columns(tables: dict) -> None:
+    rates = pd.read_csv(tables["out"] / "rates.csv")
+    wanted = "world method target radius slope ci_low ci_high n_min n_max replicates".split()
+    assert set(wanted) <= set(rates.columns)
+    bounds = pd.read_csv(tables["out"] / "bounds.csv")
+    assert set("world method n bound error_q coverage tightness".split()) <= set(bounds.columns)
+    errors = pd.read_parquet(tables["out"] / "errors.parquet")
+    # one row a fit: 2 worlds; dpo once, the others at one fixed radius and two shrinking ones; w1 on atoms in one world only
+    finite, sphere = 3 * 4 * (1 + 3 * 3), 2 * 4 * (1 + 2 * 3)
+    assert len(errors) == finite + sphere
+    assert errors.converged.all()
+
+
+def test_dpo_has_the_true_parameter_as_its_population_minimiser(tables: dict) -> None:
+    errors = tables["errors"]
+    dpo = errors[errors.method == "dpo"]
+    np.testing.assert_allclose(dpo.robust_2, dpo.nominal_2, atol=1e-9)
+    robust = errors[(errors.method == "kldpo") & (errors.radius == "0.3")]
+    assert (robust.robust_2 - robust.nominal_2).abs().min() > 1e-3  # while a fixed ball has a bias
+
+
+def test_rows_depend_on_the_seed_only(tables: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parallel = run(config(tmp_path / "loky", backend="loky", workers=2))
+    pd.testing.assert_frame_equal(parallel["errors"], tables["errors"], check_exact=True)
+    pd.testing.assert_frame_equal(parallel["rates"], tables["rates"], check_exact=True)
+    other = run(config(tmp_path / "seed", seed=1))
+    assert (other["errors"].robust_2 != tables["errors"].robust_2).mean() > 0.5
+
+
+def test_samples_do_not_depend_on_blocks_methods_or_radii(tables: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "BLOCK", 3)
+    small = run(config(tmp_path, methods=("dpo",), fractions=(0.2,)))["errors"]
+    full = tables["errors"][tables["errors"].method == "dpo"].reset_index(drop=True)
+    np.testing.assert_allclose(small.nominal_2, full.nominal_2, rtol=1e-9)
+
+
+def test_rates_recover_a_power_law() -> None:
+    rng = np.random.default_rng(0)
+    n = np.repeat([100, 1000, 10000], 50)
+    error = n**-0.25 * np.exp(0.1 * rng.standard_normal(len(n)))
+    rows = {name: error for name in ("robust_2", "robust_data", "nominal_2", "nominal_data")}
+    errors = pd.DataFrame({"world": "w", "method": "m", "radius": "0.1", "n": n, "replicate": np.tile(np.arange(50), 3), **rows})
+    table = rates_table(errors.assign(converged=True), seed=0)
+    assert table.slope.to_numpy() == pytest.approx(-0.25, abs=0.02)
+    assert ((table.ci_low <= -0.25) & (table.ci_high >= -0.25)).all()
+    assert set(table[table.range == "tail"].n_min) == {1000}
+
+
+def test_a_violated_bound_shows() -> None:
+    spec = WorldSpec()
+    bound = proposition_1(100, 3, beta=1.0, bound=1.0, delta=study.DELTA)
+    error = np.array([0.5, 0.9, 1.1, 2.0]) * bound
+    rows = pd.DataFrame({"world": spec.name, "method": "dpo", "radius": "", "n": 100, "nominal_sample": error})
+    (row,) = bounds_table(rows, {spec.name: spec}, (0.3,)).to_dict("records")
+    assert row["coverage"] == 0.5
+    assert row["tightness"] < 1
+
+
+def test_the_printed_theorem_2_is_infinite_and_its_repair_is_not(tables: dict) -> None:
+    bounds = tables["bounds"]
+    assert np.isinf(bounds[bounds.statement == "Thm. 2"].bound).all()
+    repaired = bounds[(bounds.statement == "Thm. 2, dual at the minimisers") & (bounds.n == 10000)]
+    assert np.isfinite(repaired.bound).all()
+    assert len(repaired)
+
+
+def test_pairs_by_path(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 300, 2))
+    label = (rng.random(300) < 1 / (1 + np.exp(-(first - second) @ [2.0, 0.0]))).astype(int)
+    columns = {"first_a": first[:, 0], "first_b": first[:, 1], "second_a": second[:, 0], "second_b": second[:, 1], "label": label}
+    pd.DataFrame(columns).to_csv(tmp_path / "pairs.csv", index=False)
+    errors = run(config(tmp_path / "out", pairs=tmp_path / "pairs.csv", methods=("dpo", "kldpo"), replicates=2))["errors"]
+    assert errors.converged.all()
+    mean = errors[errors.method == "dpo"].groupby("n").nominal_2.mean()
+    assert mean.iloc[-1] < 0.5 * mean.iloc[0]  # the estimates approach the fit to the table itself
+
+
+@pytest.mark.parametrize(
+    ("changes", "received", "remedy"),
+    [
+        ({"profile": "huge"}, "'huge'", "smoke, quick, paper"),
+        ({"methods": ("dpo", "magic")}, "magic", "choose from"),
+        ({"replicates": 1}, "got 1", "at least 2"),
+        ({"sizes": (100, 10)}, r"\[100, 10\]", "increasing"),
+        ({"sizes": (0, 10)}, r"\[0, 10\]", "at least 1"),
+        ({"fractions": (-0.1,)}, r"\[-0.1\]", "positive"),
+        ({"pairs": Path("nowhere.csv")}, "nowhere.csv", "Give the path"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, changes: dict, received: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=received) as caught:
+        run(config(tmp_path / "out", **changes))
+    assert remedy in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_without_the_columns(tmp_path: Path) -> None:
+    pd.DataFrame({"chosen": [1.0]}).to_csv(tmp_path / "pairs.csv", index=False)
+    with pytest.raises(ValueError, match="first_NAME and second_NAME"):
+        plan(config(tmp_path, pairs=tmp_path / "pairs.csv"))
+
+
+def test_every_method_meets_its_target_with_the_population_as_sample() -> None:
+    """At n = 1e8 each estimator is near its own target: a wrong target or knob would leave a gap."""
+    spec = WorldSpec()
+    parameters = plan(EstimationError(profile="smoke"))[1][0].parameters | {"n": 10**8, "replicates": 3}
+    rows = fit_cell(parameters, np.random.SeedSequence(0))
+    assert rows.world.unique().tolist() == [spec.name]
+    fixed = rows[rows.robust_2.notna()]
+    assert fixed.method.nunique() == len(study.METHODS)
+    assert fixed.robust_2.max() < 5e-3

@@ -194,7 +194,7 @@ def _slope_name(exponent: float) -> str:
 
 
 # --------------------------------------------------------------------------------------------------- (1) error against n
-def estimation_error(study: Study) -> Figure:
+def estimation_error(study: Study) -> Figure | None:
     """Error to the robust target against n at the middle radius, and above it the bounds; one panel for each main world."""
     radius = middle(study.radii)
     rows = study.errors[study.errors.radius.isin([radius, ""])]
@@ -204,6 +204,8 @@ def estimation_error(study: Study) -> Figure:
         for method in study.methods(world.name)
         if len(data := curve(rows[(rows.world == world.name) & (rows.method == method)], "robust_2"))
     }
+    if not curves:  # every error vanishes: all targets are met exactly
+        return None
     bounds = _finite_bounds(study, [radius, ""])
     low, high = _pad((v for data in curves.values() for v in (*data.low, *data.high)), 1.8)
     if len(bounds):  # a bound may be astronomical: it leaves the panel at the top
@@ -260,7 +262,8 @@ def _plot_bounds(axes: Axes, bounds: pd.DataFrame, world: World) -> list[tuple[f
     for (method, statement), rows in bounds.groupby(["method", "statement"], sort=False):
         look = replace(style.look(method), dashes=(0, (2, 1.5)), marker="")
         axes.plot(rows.n, rows.bound, **look.line, linewidth=0.7, gid=f"{method}|{statement}")
-        ends.append((rows.n.iloc[-1], min(rows.bound.iloc[-1], top), _statement_name(statement, method), look))
+        name = _statement_name(statement, method) + (" (above)" if rows.bound.iloc[-1] > top else "")
+        ends.append((rows.n.iloc[-1], min(rows.bound.iloc[-1], top), name, look))
     return ends
 
 
@@ -279,21 +282,21 @@ def _reference_slopes(axes: Axes, curves: Iterable[pd.DataFrame]) -> None:
 
 # ------------------------------------------------------------------------------------------------------------ (2) slopes
 def slopes(study: Study) -> Figure:
-    """Slopes of log error on log n to the robust target: for each method and fixed radius, over the tail and over all sizes."""
+    """Slopes of log error on log n to the robust target: over the tail and over all sizes, at no more than three fixed radii."""
     table = study.rates[(study.rates.target == "robust") & (study.rates.norm == "2")]
     rows: list[tuple[str, str, float]] = []  # method, radius, height
     y = 0.0
     for method in study.methods():
         own = set(table.radius[table.method == method])
-        for radius in [radius for radius in ["", *study.radii] if radius in own]:
+        for radius in [radius for radius in ["", *few(study.radii)] if radius in own]:
             rows.append((method, radius, y))
             y += 1
         y += 0.5
     height = 0.165 * y
     figure, axes = style.grid(style.PAGE, [height], len(study.main), left=1.45, right=0.1, top=0.42, bottom=0.62, gap_x=0.2)
     drawn = table[table.world.isin([world.name for world in study.main])]
-    x_low = min(drawn.ci_low.min(), MEASURED) - 0.03
-    x_high = max(drawn.ci_high.max(), THEOREM) + 0.03
+    x_low = np.nanmin([*drawn.ci_low, MEASURED]) - 0.03
+    x_high = np.nanmax([*drawn.ci_high, THEOREM]) + 0.03
     for panel, world in zip(axes[0], study.main, strict=True):
         panel.set(xlim=(x_low, x_high), ylim=(y - 0.6, -0.9), yticks=[])
         panel.spines.left.set_visible(False)
@@ -361,8 +364,7 @@ def tightness(study: Study) -> Figure | None:
     if bounds.empty:
         return None
     worlds = [world for world in study.main if (bounds.world == world.name).any()]
-    width = style.PAGE if len(worlds) > 1 else style.COLUMN + 0.6
-    figure, axes = style.grid(width, [2.4], len(worlds), left=0.48, right=1.1, bottom=0.72, gap_x=1.42)
+    figure, axes = style.grid(style.PAGE, [2.4], len(worlds), left=0.48, right=1.1, bottom=0.72, gap_x=1.42)
     last = bounds.groupby(["world", "method", "statement", "radius"]).tightness.last()
     low, high = min(bounds.tightness.min(), 1.0) / 1.8, max(last.max(), 1.0) * 3  # what lies above leaves the panel
     for panel, world in zip(axes[0], worlds, strict=True):
@@ -480,33 +482,38 @@ def sweep(study: Study) -> Figure | None:
     table = table[table.radius.isin([radius, ""]) & np.isfinite(table.slope)]
     names = {other.name for fact in facts for world in study.main for other in series[world, fact]}
     drawn = table[table.world.isin(names)]
-    low, high = min(drawn.ci_low.min(), MEASURED) - 0.03, max(drawn.ci_high.max(), THEOREM) + 0.03
-    figure, axes = style.grid(style.PAGE, [1.75] * len(study.main), len(facts), left=0.48, right=1.2, gap_x=0.25, gap_y=0.68)
+    low, high = np.nanmin([*drawn.ci_low, MEASURED]) - 0.03, np.nanmax([*drawn.ci_high, THEOREM]) + 0.03
+    figure, axes = style.grid(
+        style.PAGE, [1.75] * len(study.main), len(facts), left=0.48, right=0.4, bottom=0.72, gap_x=0.25, gap_y=0.68
+    )
+    methods = study.methods()
     for panels, world in zip(axes, study.main, strict=True):
-        methods = study.methods(world.name)
         for panel, (fact, name) in zip(panels, facts.items(), strict=True):
             others = series[world, fact]
-            values = [getattr(other, fact) for other in others]
-            style.decades(panel.xaxis, *_pad(values, 1.5))
-            style.few_ticks(panel.xaxis, values)
-            panel.set(ylim=(low, high), xlabel=name)
+            panel.set(ylim=(low, high), xlabel=name, xlim=(-0.5, len(others) - 0.5))
+            panel.set_xticks(range(len(others)), [f"{getattr(other, fact):g}" for other in others])
+            panel.tick_params(axis="x", length=0)
+            for edge in range(len(others) - 1):
+                panel.axvline(edge + 0.5, color=style.PALE, linewidth=0.6)
             for exponent in (MEASURED, THEOREM):
                 panel.axhline(exponent, color=style.GREY, linewidth=0.7, linestyle=(0, (6, 2)))
-            ends = []
+                if panel is panels[-1]:
+                    place = panel.get_yaxis_transform()
+                    panel.text(1.03, exponent, _slope_name(exponent), color=style.GREY, va="center", transform=place)
             for k, method in enumerate(methods):
                 mine = table[table.method == method].set_index("world")
-                found = [(v, mine.loc[o.name]) for v, o in zip(values, others, strict=True) if o.name in mine.index]
-                if found:
-                    ends.append(_plot_slopes(panel, found, style.look(method), (k - (len(methods) - 1) / 2) * 0.035, method))
-            if panel is panels[-1]:
-                style.label_ends(panel, ends)
-            else:
-                panel.sharey(panels[-1])
-            if panel is panels[0]:
-                panel.set_title(world.title + (rf", $\rho$ = {radius} $\rho_c$" if radius else ""))
-                panel.set_ylabel("slope")
-            else:
-                panel.tick_params(labelleft=False)
+                places = [i + 0.8 * ((k + 0.5) / len(methods) - 0.5) for i, o in enumerate(others) if o.name in mine.index]
+                found = mine.loc[[other.name for other in others if other.name in mine.index]]
+                look = style.look(method)
+                panel.vlines(places, found.ci_low, found.ci_high, color=look.color, linewidth=0.7)
+                panel.plot(places, found.slope, look.marker, color=look.color, markersize=3.2, gid=method)
+            panel.tick_params(labelleft=panel is panels[0])
+        panels[0].set_title(world.title + (rf", $\rho$ = {radius} $\rho_c$" if radius else ""))
+        panels[0].set_ylabel("slope of log error on log $n$")
+    marks = [axes[0, 0].plot([], [], style.look(m).marker, color=style.look(m).color)[0] for m in methods]
+    labels = [style.look(method).label for method in methods]
+    columns = math.ceil(len(methods) / 2) if len(methods) > 5 else len(methods)
+    figure.legend(marks, labels, loc="lower center", ncols=columns, borderaxespad=0.1, handletextpad=0.1)
     return figure
 
 
@@ -515,17 +522,6 @@ def _one_factor(study: Study, base: World, fact: str) -> list[World]:
     others = {"kind", "dimension", "beta", "bound"} - {fact}
     same = [world for world in study.worlds if all(getattr(world, other) == getattr(base, other) for other in others)]
     return sorted(same, key=lambda world: float(getattr(world, fact)))
-
-
-def _plot_slopes(
-    axes: Axes, found: Sequence[tuple[float, pd.Series]], look: Look, shift: float, name: str
-) -> tuple[float, float, str, Look]:
-    """Slopes with intervals, moved by `shift` decades so that methods do not hide each other."""
-    x = np.array([value for value, _ in found]) * 10**shift
-    y = np.array([row["slope"] for _, row in found])
-    axes.vlines(x, [row["ci_low"] for _, row in found], [row["ci_high"] for _, row in found], color=look.color, linewidth=0.6)
-    axes.plot(x, y, **look.line, linewidth=0.5, gid=name)
-    return float(x[-1]), float(y[-1]), look.label, look
 
 
 # ------------------------------------------------------------------------------------------------------------ summary.md

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogFormatterMathtext, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
@@ -141,13 +141,6 @@ def decades(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def few_ticks(axis: Axis, ticks: Sequence[float]) -> None:
-    """Only these ticks, in plain numbers."""
-    axis.set_major_locator(matplotlib.ticker.FixedLocator([float(t) for t in ticks]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
 def inches(axes: Axes) -> tuple[float, float]:
     """Width and height of a panel."""
     box, size = axes.get_position(), axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
@@ -183,7 +176,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], *, of
         )
         axes.plot(start, place, **style.line, transform=axes.transAxes, clip_on=False)
         axes.text(
-            start + (0.07 if style.marker else -0.05) / width,
+            start + (0.07 if style.marker else -0.02) / width,
             place,
             text,
             transform=axes.transAxes,

@@ -50,11 +50,10 @@ def theorem_2(
     """
     if regularity <= 0 or dual_low <= 0:
         return math.inf
-    exponent = largest_loss(beta, bound) / dual_low
-    if exponent > 700:
-        return math.inf
     gamma = curvature(beta, bound)
-    return (8 * dual_high**2 * math.exp(2 * exponent) * math.log(2 / delta) / (gamma**2 * regularity**2 * n)) ** 0.25
+    constant = (8 * dual_high**2 * math.log(2 / delta) / (gamma**2 * regularity**2 * n)) ** 0.25
+    exponent = largest_loss(beta, bound) / (2 * dual_low)  # e^{2L/lamL} under the fourth root
+    return constant * math.exp(exponent) if exponent < 700 else math.inf
 
 
 # ------------------------------------------------------------------------------------- lambda of Assumption 2, over the ball

@@ -40,7 +40,7 @@ from theory.wells import global_well
 
 LOG2 = 0.6931471805599453
 _TARGETS = 10  # destinations of an atom that the screened solver on a finite Z leaves to the interior-point method
-_BAND = 128  # pairs near the kink that the screened solver for label moves leaves to the interior-point method
+_BAND = 96  # pairs near the kink that the screened solver for label moves leaves to the interior-point method
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def wdpo_finite(
     def solver(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> _Point:
         return _finite(pairs, beta, ball, cost.to(pairs.p.device), radius**power)
 
-    return _fit(solver, u, weights, beta, bound, theta_ref, tolerance, elements=n * n, radius=radius)
+    return _fit(solver, u, weights, beta, bound, theta_ref, tolerance, elements=n * n // 8 + 1, radius=radius)
 
 
 def wdpo_free(
@@ -354,6 +354,9 @@ def _kldpo(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> _Point:
 
 def _kldpo_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> _Point:
     w0 = _linear_start(pairs, beta, ball)
+    # for Gaussian u the collapse radius is -log(1 - c)/2 with c = Eu'(E uu')^-1 Eu, and w shrinks with the root of the radius
+    c = (beta / 2 * (w0 * pairs.pull(pairs.p)).sum(-1)).clamp(0, 1 - 1e-6)
+    w0 = w0 * (1 - (2 * radius / -torch.log1p(-c).clamp(max=-1e-12)).sqrt()).clamp(min=0.02)[:, None]
     loss, _ = loss_and_slope(beta * pairs.project(w0))
     spread = (pairs.p * (loss - (pairs.p * loss).sum(-1, keepdim=True)) ** 2).sum(-1).sqrt()
     lam0 = (spread / (2 * radius).sqrt()).clamp(min=1e-3 * beta)  # KL ≈ Var/(2 lambda²)
@@ -550,15 +553,14 @@ def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor
     scale = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt().clamp(min=1e-9)
     v = torch.cat([w, (1.5 * beta * w.norm(dim=-1) + scale)[:, None]], -1)
     taken = torch.zeros_like(radius, dtype=torch.int64)
-    head = min(max(n // 16, 2048), n)  # the first pairs are enough for the coarse widths
+    head = n // 16  # where the sample is large, its first pairs are enough for the coarse width
     few = PairBatch(
-        pairs.ut[:, :, :head].contiguous(),
-        pairs.p[:, :head] / pairs.p[:, :head].sum(-1, keepdim=True).clamp(min=1e-300),
+        pairs.ut[:, :, :head].contiguous(), pairs.p[:, :head] / pairs.p[:, :head].sum(-1, keepdim=True).clamp(min=1e-300)
     )
-    for fraction, sample in ((0.3, few), (0.03, few), (0.03, pairs), (3e-3, pairs)):
+    for fraction, sample in ((0.1, few if head > 2048 else pairs), (0.01, pairs)):
         eps = fraction * scale
         function = SmoothedLabelLoss(sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps))
-        v, _, steps = minimise(function, v, ball, max_steps=15)
+        v, _, steps = minimise(function, v, ball, max_steps=7)
         taken = taken + steps
     over = beta * pairs.project(v[:, :-1]) - kappa * v[:, -1:]
     near = over.abs().topk(_BAND, dim=-1, largest=False, sorted=False).indices
@@ -633,17 +635,13 @@ def _finite_interior(pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tens
 
 
 def _finite_screened(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor) -> _Point:
-    """Newton's method on the entropic smoothing finds where each atom may go; the interior point decides among the `_TARGETS` best.
+    """Newton's method on the entropic smoothing finds where each atom may go, the interior point decides among its best `_TARGETS`.
 
     The certificate compares with all moves, so that a target that was missed shows.
     """
     v = torch.cat([_linear_start(pairs, beta, ball), eta0[:, None]], -1)
     scale = (pairs.p * (beta * pairs.project(v[:, :-1])) ** 2).sum(-1).sqrt().clamp(min=1e-9)
-    taken = torch.zeros_like(budget, dtype=torch.int64)
-    for fraction in (0.1, 0.02):
-        function = SmoothedTransportLoss(pairs, cost, beta, budget, fraction * scale)
-        v, _, steps = minimise(function, v, ball, max_steps=10)
-        taken = taken + steps
+    v, _, taken = minimise(SmoothedTransportLoss(pairs, cost, beta, budget, 0.1 * scale), v, ball, max_steps=6)
     targets = FiniteMoves(pairs, cost, beta).move(v).topk(_TARGETS, dim=1, sorted=False).indices
     point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), ball, cost, budget, eta0)
     point.steps = point.steps + taken

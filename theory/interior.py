@@ -22,7 +22,7 @@ NOTHING = 1e-30  # weight of an atom that has none
 
 
 class Pieces(Protocol):
-    """The functions f_ji of R problems with n atoms and J pieces each, evaluated at one point v = (w, eta); arrays are (R, J, n)."""
+    """The functions f_ji of R problems with n atoms and J pieces each, evaluated at v = (w, eta); arrays are (R, J, n)."""
 
     p: Tensor  # (R, n) weights, positive
 

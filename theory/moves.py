@@ -26,8 +26,7 @@ def _weights(pairs: PairBatch) -> Tensor:
 class FiniteMoves:
     """Transport on the atoms themselves: f_ji = l(m_j) - eta c_ij. Lemma 1, arXiv:2502.01930, on a finite Z.
 
-    `targets` (R, J, n) and `price` (R, J, n) restrict the moves of each atom i to the atoms targets_ji at the cost price_ji; without
-    them every atom is a target and the arrays are (n, n).
+    `targets` (R, J, n) restricts the moves of each atom i to the atoms targets_ji; without it every atom is a target.
     """
 
     pairs: PairBatch

@@ -73,7 +73,7 @@ def dpo(u: Array, p: Array, *, beta: float, bound: float, theta_ref: Array | Non
         run(cp.Minimize(p @ task.losses(w)), [task.ball(w)])
         return w.value
 
-    return _solve(task, attempt, _Pieces(task, np.ones(1), _smooth(task, lambda losses: (p @ losses, p))))
+    return _solve(task, attempt, _single(task, lambda losses: (float(p @ losses), p)))
 
 
 def kldpo(u: Array, p: Array, *, radius: float, beta: float, bound: float, theta_ref: Array | None = None) -> Program:
@@ -109,13 +109,13 @@ def kldpo(u: Array, p: Array, *, radius: float, beta: float, bound: float, theta
     found = _solve(
         task,
         attempt,
-        _Pieces(task, np.ones(1), _smooth(task, worst)),
+        _single(task, worst),
         minimax,
         collapse=(radius, lambda: kl_collapse(u, p)),
     )
     if found.status == "collapsed":
         return found
-    value, dual = _kl_tilt(task.loss_gradients(found.theta - task.ref)[0], p, radius)[1:]
+    value, dual = _kl_tilt(_softplus(-beta * u @ (found.theta - task.origin)), p, radius)[1:]
     return replace(found, value=value, dual=dual)
 
 
@@ -133,7 +133,7 @@ def kldpo_tilt(u: Array, p: Array, *, temperature: float, beta: float, bound: fl
         scores = losses / temperature + np.log(p)
         return temperature * float(logsumexp(scores)), np.exp(scores - logsumexp(scores))
 
-    return _solve(task, attempt, _Pieces(task, np.ones(1), _smooth(task, tilted)))
+    return _solve(task, attempt, _single(task, tilted))
 
 
 def wdpo_finite(
@@ -195,9 +195,9 @@ def wdpo_free(
     if radius == 0:  # mass flips for nothing only at distance 0, so labels stay too
         return replace(dpo(u, p, beta=beta, bound=bound, theta_ref=theta_ref), dual=np.inf)
     u, p = u[p > 0], p[p > 0]
-    task = _Task(u, beta, bound, theta_ref)
+    task = _Task(u, beta, bound, theta_ref, norm_counts=True)
     if power == 2:
-        return _free_quadratic(task, p, radius)
+        return _free_quadratic(task, u, p, radius)
     return _free_norm(task, p, radius) if label_cost is None else _free_labels(task, p, radius, label_cost)
 
 
@@ -215,8 +215,10 @@ def _free_norm(task: "_Task", p: Array, radius: float) -> Program:
         value = p @ losses + radius * task.beta * norm
         return np.full((1, 1), value), (p @ gradients + radius * task.beta * w / max(norm, 1e-300))[None, None]
 
-    found = _solve(task, attempt, _Pieces(task, np.ones(1), penalised), collapse=(radius, lambda: free_collapse(task.u, p, 1)))
-    return replace(found, dual=task.beta * float(np.linalg.norm(found.theta - task.ref)))
+    found = _solve(
+        task, attempt, _Pieces(task, np.ones(1), penalised, single=True), collapse=(radius, lambda: free_collapse(task.u, p, 1))
+    )
+    return replace(found, dual=task.beta * float(np.linalg.norm(found.theta - task.origin)))
 
 
 def _free_labels(task: "_Task", p: Array, radius: float, kappa: float) -> Program:
@@ -251,7 +253,7 @@ def _free_labels(task: "_Task", p: Array, radius: float, kappa: float) -> Progra
     return _solve(task, attempt, found, collapse=(radius, lambda: label_collapse(task.u, p, kappa)))
 
 
-def _free_quadratic(task: "_Task", p: Array, radius: float) -> Program:
+def _free_quadratic(task: "_Task", u: Array, p: Array, radius: float) -> Program:
     """min eta radius² + sum_i p_i max_q [-q m_i + H(q) + q² b²/(4 eta)], b = beta ||w||, by exchange.
 
     With eta = k/(2 radius), each q gives a constraint linear in w and r >= b²/(2 k); the q that violates most is added for
@@ -292,10 +294,20 @@ def _free_quadratic(task: "_Task", p: Array, radius: float) -> Program:
         prices = -(q**2)[:, :, None] * radius * square / (2 * k**2)
         return values, np.concatenate([slopes, prices], axis=-1)
 
+    def at_best_eta(w: Array) -> tuple[Array, Array]:
+        eta, value = free_quadratic_worst_case(task.beta * task.u @ w, p, task.beta * float(np.linalg.norm(w)), radius)
+        values, slopes = pieces(np.append(w, 2 * radius * eta))
+        return np.full((1, 1), value), (p @ slopes[np.arange(n), values.argmax(1), :-1])[None, None]
+
     reach = 2 * task.beta * task.bound  # k <= b, since the worst q in radius² = b² E q²/(4 eta²) are at most 1
     found = _Pieces(task, p, pieces, price=radius / 2, eta_reach=reach, eta_floor=_zero_floor, best_eta=best_k, relative_eta=True)
-    done = _solve(task, attempt, found, collapse=(radius, lambda: free_collapse(task.u, p, 2)))
-    return done if done.dual is None else replace(done, dual=done.dual / (2 * radius))
+    reduced = _Pieces(task, np.ones(1), at_best_eta, single=True)  # smooth in w where the worst q is unique; surer near w = 0
+    done = _solve(task, attempt, found, reduced, collapse=(radius, lambda: free_collapse(task.u, p, 2)))
+    if done.status == "collapsed":
+        return done
+    w = done.theta - task.origin
+    eta = free_quadratic_worst_case(task.beta * (u @ w), p, task.beta * float(np.linalg.norm(w)), radius)[0]
+    return replace(done, dual=eta)
 
 
 # ------------------------------------------------------------------------------------- worst cases at fixed losses or margins
@@ -467,12 +479,25 @@ def label_collapse(u: Array, p: Array, kappa: float) -> float:
 
 # ---------------------------------------------------------------------------------------------------------------- parts
 class _Task:
-    """The data that all problems share, with the loss in both languages."""
+    """The data that all problems share, in coordinates of the row space of u, with the loss in both languages.
 
-    def __init__(self, u: Array, beta: float, bound: float, theta_ref: Array | None):
-        self.u, self.beta, self.bound = u, beta, bound
-        self.d = u.shape[1]
-        self.ref = np.zeros(self.d) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+    Outside the row space only the norm of theta counts: it is 0 there, which leaves the ball its full radius, or where the
+    objective also holds ||w|| (`norm_counts`) it stays at theta_ref.
+    """
+
+    def __init__(self, u: Array, beta: float, bound: float, theta_ref: Array | None, norm_counts: bool = False):
+        self.origin = np.zeros(u.shape[1]) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+        _, sizes, axes = np.linalg.svd(u)
+        rank = int((sizes > 1e-10 * sizes[0]).sum())
+        self.axes = np.eye(u.shape[1]) if rank == u.shape[1] else axes[:rank]
+        self.u, self.ref, self.beta = u @ self.axes.T, self.axes @ self.origin, beta
+        self.outside = (self.origin - self.ref @ self.axes) * norm_counts
+        self.bound = float(np.sqrt(bound**2 - self.outside @ self.outside))
+        self.d = rank
+
+    def theta(self, w: Array) -> Array:
+        """Back in the coordinates of u."""
+        return (self.ref + w) @ self.axes + self.outside
 
     def losses(self, w: cp.Expression) -> cp.Expression:
         return cp.logistic(-self.beta * (self.u @ w))
@@ -490,7 +515,7 @@ class _Task:
 class _Pieces:
     """price * eta + sum_i p_i max_k f_ik(x), with x = w, or x = (w, eta) where `eta_floor` is given.
 
-    evaluate: x to values (n, K), -inf for a piece that is absent, and gradients (n, K, dim). Constraints: the ball, and
+    evaluate: x to values (n, K), -inf for a piece that is absent, and gradients (n, K, dim); single: n = K = 1. Constraints: the ball, and
     eta >= eta_floor(w), a convex function given with its gradient. eta_reach bounds |eta - optimal eta|, for the certificate.
     best_eta: the optimal eta for a given w, which completes the w of a solver, whose eta is poor where radius is small.
     relative_eta: measure eta in units of itself, where its curvature is out of proportion to its slope.
@@ -500,6 +525,7 @@ class _Pieces:
     task: _Task
     p: Array
     evaluate: Callable[[Array], tuple[Array, Array]]
+    single: bool = False
     price: float = 0.0
     eta_reach: float = 0.0
     eta_floor: Callable[[Array], tuple[float, Array]] | None = None
@@ -539,7 +565,7 @@ class _Point:
     gap: float
 
 
-def _smooth(task: _Task, functional: Callable[[Array], tuple[float, Array]]) -> Callable[[Array], tuple[Array, Array]]:
+def _single(task: _Task, functional: Callable[[Array], tuple[float, Array]]) -> _Pieces:
     """A single piece: a convex functional of the losses that returns its value and its weights on them."""
 
     def evaluate(w: Array) -> tuple[Array, Array]:
@@ -547,7 +573,7 @@ def _smooth(task: _Task, functional: Callable[[Array], tuple[float, Array]]) -> 
         value, weights = functional(losses)
         return np.full((1, 1), value), (weights @ gradients)[None, None]
 
-    return evaluate
+    return _Pieces(task, np.ones(1), evaluate, single=True)
 
 
 def _softplus(x: Array) -> Array:
@@ -615,7 +641,7 @@ def _solve(
             failures.append((solver, str(error).splitlines()[0]))
             continue
         if collapse is not None and np.abs(task.beta * task.u @ start[: task.d]).max() < 1e-3 and collapse[0] >= collapse[1]():
-            return _finish(Program(task.ref.copy(), LOG2, 0.0, 0.0, "collapsed", solver), failures)
+            return _finish(Program(task.origin.copy(), LOG2, 0.0, 0.0, "collapsed", solver), failures)
         for form in forms:
             point = _polish(form, start)
             if best is None or point.gap < best[0].gap:
@@ -630,7 +656,7 @@ def _solve(
     point, solver = best
     dual = None if forms[0].eta_floor is None else float(point.x[-1])
     status = "optimal" if point.gap <= CERTIFIED * max(1.0, point.value) else "uncertified"
-    return _finish(Program(task.ref + point.x[: task.d], point.value, point.gap, dual, status, solver), failures)
+    return _finish(Program(task.theta(point.x[: task.d]), point.value, point.gap, dual, status, solver), failures)
 
 
 def _finish(program: Program, failures: list[tuple[str, str]]) -> Program:
@@ -644,7 +670,20 @@ def _polish(form: _Pieces, start: Array) -> _Point:
     if form.best_eta is not None:
         start = np.append(start, form.best_eta(start))
     best = _certify(form, form.feasible(start))
-    for slack in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
+    for _ in range(4):
+        best = _newton(form, start, best)
+        if best.gap <= 1e-2 * CERTIFIED or form.single:
+            break
+        try:
+            start = form.feasible(_quadratic_step(form, start))
+        except cp.SolverError:
+            break
+        best = min(best, _certify(form, start), key=lambda point: point.gap)
+    return best
+
+
+def _newton(form: _Pieces, start: Array, best: _Point) -> _Point:
+    for slack in 10.0 ** np.arange(-9, -1, 3 if form.single else 1):
         x = start
         for _ in range(8):
             stepped, moved = _newton_step(form, x, slack * min(1.0, best.value))
@@ -660,13 +699,17 @@ def _polish(form: _Pieces, start: Array) -> _Point:
 
 
 class _Local:
-    """Values and gradients of the pieces and constraints at x, with the scale of each coordinate's derivatives."""
+    """Values and gradients of the pieces and constraints at x.
+
+    steep is the largest slope of a loss; scale (dim,) makes gradients of pieces, over scale and steep, about 1.
+    """
 
     def __init__(self, form: _Pieces, x: Array):
         self.form, self.x = form, x
         self.values, self.slopes = form.evaluate(x)
         self.limits, self.limit_slopes = form.constraints(x)
-        self.scale = np.maximum(np.abs(self.slopes).max((0, 1)), 1e-300)
+        self.steep = float(expit(-form.task.beta * form.task.u @ x[: form.task.d]).max())  # of the losses
+        self.scale = np.maximum(np.abs(self.slopes).max((0, 1)), 1e-300) / self.steep
         if form.relative_eta:
             self.scale[-1] = 1 / max(x[-1], 1e-150)
         self.scale[: form.task.d] = form.task.beta * np.abs(form.task.u).max()  # where gradients vanish their scale does not
@@ -679,9 +722,9 @@ class _Local:
 
         By non-negative least squares on the stationarity of the Lagrangian.
         """
-        p, scale = self.form.p, self.scale
+        p, scale = self.form.p, self.scale * self.steep
         group, piece = np.nonzero(self.values >= self.values.max(1, keepdims=True) - slack)
-        held = np.flatnonzero(self.limits >= -slack * np.linalg.norm(self.limit_slopes / scale, axis=1))
+        held = np.flatnonzero(self.limits >= -slack * np.linalg.norm(self.limit_slopes / self.scale, axis=1))
         columns = np.vstack([(p[group, None] * self.slopes[group, piece] / scale).T, np.eye(len(p))[:, group]])
         binding = np.vstack([(self.limit_slopes[held] / scale).T, np.zeros((len(p), len(held)))])
         target = np.append(-self.form.cost() / scale, np.ones(len(p)))
@@ -715,11 +758,42 @@ def _certify(form: _Pieces, x: Array) -> _Point:
     return _Point(x, value, max(0.0, gap))
 
 
+def _hessian(form: _Pieces, x: Array, pi: Array, mu: Array) -> Array:
+    """Hessian of the Lagrangian, by differences of its gradient."""
+    dim = len(x)
+    size = np.append(np.full(form.task.d, np.linalg.norm(x[: form.task.d])), x[form.task.d :])
+    hessian = np.empty((dim, dim))
+    for c in range(dim):
+        h = np.eye(dim)[c] * max(1e-5 * size[c], 1e-8)
+        ahead, behind = _Local(form, x + h), _Local(form, x - h)
+        hessian[:, c] = (ahead.lagrangian_gradient(pi, mu) - behind.lagrangian_gradient(pi, mu)) / (2 * h[c])
+    return (hessian + hessian.T) / 2
+
+
+def _quadratic_step(form: _Pieces, x: Array) -> Array:
+    """A step of sequential quadratic programming, all pieces linearised: it finds the active ones where slacks do not.
+
+    In units of the loss differences at x, so that small w is solved as well as large.
+    """
+    here = _Local(form, x)
+    pi, mu = here.multipliers(1e-9 * min(1.0, float(here.values.max())))
+    unit = max(1e-12, float(np.linalg.norm(x[: form.task.d])) * here.scale[0])
+    curvature, axes = np.linalg.eigh(_hessian(form, x, pi, mu) / here.scale / here.scale[:, None] / here.steep)
+    root = np.sqrt(np.maximum(curvature, 0.0))[:, None] * axes.T
+    step, s = cp.Variable(len(x)), cp.Variable(len(form.p))
+    heights = np.maximum((here.values - here.values.max(1, keepdims=True)) / unit / here.steep, -1e6)
+    lines = [s >= heights[:, k] + here.slopes[:, k] / here.scale / here.steep @ step for k in range(heights.shape[1])]
+    inside = here.limits / unit + here.limit_slopes / here.scale @ step <= 0
+    objective = form.cost() / here.scale / here.steep @ step + form.p @ s + unit / 2 * cp.sum_squares(root @ step)
+    _run(cp.CLARABEL, _TIGHT, cp.Minimize(objective), [*lines, inside])
+    return x + unit * step.value / here.scale
+
+
 def _newton_step(form: _Pieces, x: Array, slack: float) -> tuple[Array, float]:
     """One step of Newton's method with the pieces and constraints of positive multiplier held as equations.
 
     Unknown: the step, the multipliers of those pieces, the common value of each group's pieces, and the multipliers of the
-    constraints. Least squares, since duplicated atoms leave multipliers free. The Hessian is a difference of gradients.
+    constraints. Least squares, since duplicated atoms leave multipliers free.
     """
     here = _Local(form, x)
     scale = here.scale
@@ -727,24 +801,20 @@ def _newton_step(form: _Pieces, x: Array, slack: float) -> tuple[Array, float]:
     group, piece = np.nonzero(pi)
     held = np.flatnonzero(mu)
     n, dim, k, j = len(form.p), len(x), len(group), len(held)
-    size = np.append(np.full(form.task.d, np.linalg.norm(x[: form.task.d])), x[form.task.d :])
-    hessian = np.empty((dim, dim))
-    for c in range(dim):
-        h = np.eye(dim)[c] * max(1e-5 * size[c], 1e-8)
-        ahead, behind = _Local(form, x + h), _Local(form, x - h)
-        hessian[:, c] = (ahead.lagrangian_gradient(pi, mu) - behind.lagrangian_gradient(pi, mu)) / (2 * h[c])
-    pulls = form.p[group, None] * here.slopes[group, piece] / scale
+    pulls = here.slopes[group, piece] / scale / here.steep
     member = np.eye(n)[:, group]
     binds = here.limit_slopes[held] / scale
+    curvature = _hessian(form, x, pi, mu) / scale / scale[:, None] / here.steep
     zero = np.zeros
     matrix = np.block(
         [
-            [hessian / scale / scale[:, None], pulls.T, zero((dim, n)), binds.T],
-            [here.slopes[group, piece] / scale, zero((k, k)), -member.T, zero((k, j))],
+            [curvature, pulls.T * form.p[group], zero((dim, n)), binds.T],
+            [pulls, zero((k, k)), -member.T, zero((k, j))],
             [zero((n, dim)), member, zero((n, n)), zero((n, j))],
             [binds, zero((j, k + n + j))],
         ]
     )
-    target = np.concatenate([-form.cost() / scale, -here.values[group, piece], np.ones(n), -here.limits[held]])
-    step = np.linalg.lstsq(matrix, target, rcond=1e-12)[0][:dim]
+    lift = -here.values[group, piece] / here.steep
+    target = np.concatenate([-form.cost() / scale / here.steep, lift, np.ones(n), -here.limits[held]])
+    step = np.linalg.lstsq(matrix, target, rcond=1e-10)[0][:dim]
     return x + step / scale, float(np.abs(step).max())

@@ -131,6 +131,7 @@ def test_a_table_of_pairs_can_be_drawn_though_the_profile_does_not_list_it(tmp_p
 # --------------------------------------------------------------------------------------------------- figures say the tables
 def test_error_curves_are_root_mean_squares_at_the_middle_radius(source: Path) -> None:
     figure = figures.estimation_error(figures.read(source))
+    assert figure is not None
     for title in ("finite", "sphere"):
         line = artists(panel(figure, title))["kldpo"]
         np.testing.assert_array_equal(line.get_xdata(), [100, 1000, 10000])
@@ -139,15 +140,18 @@ def test_error_curves_are_root_mean_squares_at_the_middle_radius(source: Path) -
 
 
 def test_reference_lines_have_the_slopes_that_they_name(source: Path) -> None:
-    axes = figures.estimation_error(figures.read(source)).axes[0]
+    figure = figures.estimation_error(figures.read(source))
+    assert figure is not None
     for exponent in (-0.5, -0.25):
-        line = artists(axes)[f"slope {exponent}"]
+        line = artists(figure.axes[0])[f"slope {exponent}"]
         x, y = np.log(line.get_xdata()), np.log(line.get_ydata())
         assert (y[1] - y[0]) / (x[1] - x[0]) == pytest.approx(exponent)
 
 
 def test_bounds_are_drawn_where_finite(source: Path) -> None:
-    lines = artists(figures.estimation_error(figures.read(source)).axes[0])
+    figure = figures.estimation_error(figures.read(source))
+    assert figure is not None
+    lines = artists(figure.axes[0])
     np.testing.assert_allclose(lines["dpo|Prop. 1"].get_ydata(), [6, 6 / math.sqrt(10), 0.6])
     np.testing.assert_allclose(lines["kldpo|Thm. 2, dual at the minimisers"].get_ydata(), [9000, 900, 90])
     assert "kldpo|Thm. 2" not in lines  # infinite
@@ -210,6 +214,15 @@ def test_a_target_met_exactly_is_said_to_have_no_rate(tmp_path: Path) -> None:
     assert sum("no rate" in text.get_text() for text in axes.texts) == 1
 
 
+def test_errors_that_all_vanish_are_left_out(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, methods=("wdpo-w1",))
+    errors = pd.read_parquet(folder / "errors.parquet")
+    errors.assign(robust_2=errors.robust_2 * 0).to_parquet(folder / "errors.parquet")
+    rates = pd.read_csv(folder / "rates.csv", dtype={"radius": str})
+    rates.assign(slope=np.nan, ci_low=np.nan, ci_high=np.nan).to_csv(folder / "rates.csv", index=False)
+    assert {path.stem for path in figures.draw(folder)} == {"slopes", "bias", "summary"}
+
+
 # ------------------------------------------------------------------------------------------------------------ many worlds
 SWEEP = (
     WorldSpec("gaussian"),
@@ -224,7 +237,9 @@ def test_many_worlds_leave_two_in_the_main_figures_and_make_a_sweep(tmp_path: Pa
     """The main worlds follow the order of the profile, not that of the names, in which d=10 comes first."""
     study = figures.read(write_study(tmp_path, worlds=(FINITE, SPHERE, *SWEEP)))
     assert [world.name for world in study.main] == [FINITE.name, SPHERE.name]
-    assert len(figures.estimation_error(study).axes) == 2
+    main = figures.estimation_error(study)
+    assert main is not None
+    assert len(main.axes) == 2
 
     figure = figures.sweep(study)
     assert figure is not None

@@ -16,7 +16,7 @@ from theory.programs import Array
 BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
 BETAS = (0.01, 0.1, 1.0, 3.0, 10.0)
 KINDS = ("random", "line", "wide", "separable", "one-label", "duplicates", "zeros", "uniform", "symmetric", "reference")
-# A factor is relative to the collapse radius; where that is infinite the second number is the radius itself.
+# A factor is relative to the collapse radius; where that is infinite or 0 the second number is the radius itself.
 RADII = {
     "zero": (0.0, 0.0),
     "tiny": (None, 1e-8),
@@ -112,7 +112,7 @@ def radii(data: Data, ball: str) -> list[tuple[str, float]]:
     chosen = []
     for kind in (list(RADII)[(3 * index + index // 10 + shift) % len(RADII)] for shift in (0, 3)):
         factor, absolute = RADII[kind]
-        chosen.append((kind, absolute if factor is None or np.isinf(edge) else factor * edge))
+        chosen.append((kind, absolute if factor is None or not 1e-12 < edge < np.inf else factor * edge))
     return chosen
 
 

@@ -54,7 +54,7 @@ def test_samples(name: str) -> None:
     refuses(lambda: fit(U, np.array([0.5, 0.5, 0.5]), **PLAIN), "1.5", "divided")
     refuses(lambda: fit(U, np.array([1.5, -0.75, 0.25]), **PLAIN), "-0.75", "divided")
     refuses(lambda: fit(U, np.array([0.5, np.nan, 0.5]), **PLAIN), "nan", "divided")
-    refuses(lambda: fit(U, np.array([0.5, 0.5]), **PLAIN), "(3,)", "(2,)")
+    refuses(lambda: fit(U, np.array([0.5, 0.5]), **PLAIN), "(3,)", "2)")
     refuses(lambda: fit(np.stack([U, U]), np.full((3, 3), 1 / 3), **PLAIN), "2 replicates", "3")
 
 
@@ -71,7 +71,10 @@ def test_reference(name: str) -> None:
     refuses(lambda: fit(U, theta_ref=[3.0, 4.0], **PLAIN), "norm 5", "2", "enlarge the bound")
     refuses(lambda: fit(U, theta_ref=[0.0, 2.0], **PLAIN), "norm 2", "enlarge the bound")
     refuses(lambda: fit(U, theta_ref=[0.0, 0.1, 0.2], **PLAIN), "(3,)", "2 finite")
-    refuses(lambda: fit(U, theta_ref=[0.0, np.nan], **PLAIN), "nan")
+
+
+def test_reference_that_is_not_a_number() -> None:
+    refuses(lambda: dpo(U, theta_ref=[0.0, np.nan], **PLAIN), "theta_ref", "nan")
 
 
 @pytest.mark.parametrize("name", RADIUS)
@@ -79,11 +82,16 @@ def test_reference(name: str) -> None:
 def test_radius(name: str, value: float) -> None:
     word = "strength" if name == "gradient_penalty" else "radius"
     refuses(lambda: RADIUS[name](value), word, f"{value:g}", "Use 0")
-    # among several radii the message names the bad one
     refuses(lambda: RADIUS[name](torch.tensor([value])), f"{value:g}")
-    u = np.stack([U, U])
-    refuses(lambda: kldpo(u, radius=[0.125, value], **PLAIN), f"{value:g}")
-    refuses(lambda: kldpo(u, radius=[0.1, 0.2, 0.3], **PLAIN), "(2,)", "(3,)")
+
+
+@pytest.mark.parametrize("value", [-0.25, np.nan, np.inf])
+def test_one_bad_radius_among_several_is_the_one_named(value: float) -> None:
+    refuses(lambda: kldpo(np.stack([U, U]), radius=[0.125, value], **PLAIN), f"{value:g}")
+
+
+def test_number_of_radii() -> None:
+    refuses(lambda: kldpo(np.stack([U, U]), radius=[0.1, 0.2, 0.3], **PLAIN), "(2,)", "(3,)")
 
 
 @pytest.mark.parametrize("value", [0.0, -0.5, np.nan, np.inf])
@@ -190,10 +198,19 @@ def test_probabilities_of_a_world() -> None:
     refuses(lambda: world([0.5, 0.75]), "1.25", "Divide")
     refuses(lambda: world([1.25, -0.25]), "-0.25", "Divide")
     refuses(lambda: world([np.nan, 1.0]), "nan")
-    refuses(lambda: world([0.5, 0.25, 0.25]), "3")
     features = np.array([[[0.5], [0.1]], [[0.2], [0.3]]])
-    refuses(lambda: from_policy(features, np.ones(1), context_probability=np.array([0.5, 0.25]), **PLAIN), "context_probability", "0.75")
-    refuses(lambda: from_policy(features, np.ones(1), context_probability=np.array([0.5, 0.25, 0.25]), **PLAIN), "3")
+    refuses(
+        lambda: from_policy(features, np.ones(1), context_probability=np.array([0.5, 0.25]), **PLAIN),
+        "context_probability",
+        "0.75",
+    )
+
+
+def test_as_many_probabilities_as_pairs_and_contexts() -> None:
+    psi, label, three = np.array([[0.5, 0.0], [0.0, 0.5]]), np.array([0, 1]), np.array([0.5, 0.25, 0.25])
+    refuses(lambda: FiniteWorld(psi, -psi, label, three, 1.0, 1.0, np.zeros(2)), "3")
+    features = np.array([[[0.5], [0.1]], [[0.2], [0.3]]])
+    refuses(lambda: from_policy(features, np.ones(1), context_probability=three, **PLAIN), "3")
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
@@ -207,13 +224,20 @@ def test_constants_of_a_world(value: float) -> None:
 def test_parameters_of_a_world() -> None:
     features = np.array([[[0.5, 0.0], [0.1, 0.2]]])
     refuses(lambda: from_policy(features, np.array([3.0, 4.0]), beta=1.0, bound=2.0), "norm 5", "2", "Enlarge")
-    refuses(lambda: from_policy(features, np.array([0.1, 0.2]), theta_ref=np.array([3.0, 4.0]), **PLAIN), "5", "bound")
-    refuses(lambda: from_policy(features, np.array([0.1, np.nan]), **PLAIN), "theta_star", "nan")
-    refuses(lambda: from_policy(features, np.array([0.1, 0.2, 0.3]), **PLAIN), "(3,)")
     refuses(lambda: from_policy(np.zeros((0, 2, 2)), np.ones(2), **PLAIN), "(0, 2, 2)", "at least one")
-    psi = np.array([[0.5, 0.0]])
+
+
+def test_true_parameter_of_a_world() -> None:
+    features = np.array([[[0.5, 0.0], [0.1, 0.2]]])
+    refuses(lambda: from_policy(features, np.array([0.1, np.nan]), **PLAIN), "theta_star", "nan")
+    refuses(lambda: from_policy(features, np.array([0.1, 0.2, 0.3]), **PLAIN), "theta_star", "(3,)")
+
+
+def test_reference_of_a_world() -> None:
+    features, psi = np.array([[[0.5, 0.0], [0.1, 0.2]]]), np.array([[0.5, 0.0]])
+    refuses(lambda: from_policy(features, np.array([0.1, 0.2]), theta_ref=np.array([3.0, 4.0]), **PLAIN), "5", "bound")
     refuses(lambda: from_labels(psi, -psi, np.array([1]), theta_ref=np.array([3.0, 4.0]), **PLAIN), "5", "bound")
-    refuses(lambda: from_labels(psi, -psi, np.array([1]), theta_ref=np.zeros(3), **PLAIN), "3")
+    refuses(lambda: from_labels(psi, -psi, np.array([1]), theta_ref=np.zeros(3), **PLAIN), "(3,)")
 
 
 @pytest.mark.parametrize("name", ["contexts", "actions", "dimension"])

@@ -207,7 +207,9 @@ def test_transport_monotone_concave_and_scale_equivariant(seed: int) -> None:
     assert (np.diff(values) >= -1e-12).all() and (np.diff(values, 2) <= 1e-9).all()
     reference = transport(losses, p, distance, 0.4)
     for factor in (1e-7, 1e7):
-        assert transport(factor * losses, p, distance, 0.4).value.item() == pytest.approx(factor * reference.value.item(), rel=1e-9)
+        assert transport(factor * losses, p, distance, 0.4).value.item() == pytest.approx(
+            factor * reference.value.item(), rel=1e-9
+        )
         scaled = transport(losses, p, factor * distance, factor * 0.4)
         assert scaled.value.item() == pytest.approx(reference.value.item(), rel=1e-9)
         assert scaled.dual.item() * factor == pytest.approx(reference.dual.item(), rel=1e-6)
@@ -222,7 +224,10 @@ def test_a_batch_is_its_rows() -> None:
     cost = torch.from_numpy(rows[0][2])
     for batch, single in (
         (kl_ball_dual(losses, p, radius), lambda r: kl_ball_dual(losses[r : r + 1], p[r : r + 1], radius[r : r + 1])),
-        (transport_dual(losses, p, cost, radius), lambda r: transport_dual(losses[r : r + 1], p[r : r + 1], cost, radius[r : r + 1])),
+        (
+            transport_dual(losses, p, cost, radius),
+            lambda r: transport_dual(losses[r : r + 1], p[r : r + 1], cost, radius[r : r + 1]),
+        ),
     ):
         for r in range(7):
             torch.testing.assert_close(batch.value[r], single(r).value[0], rtol=1e-13, atol=1e-14)

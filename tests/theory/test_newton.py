@@ -40,7 +40,11 @@ class Logistic:
         m = (self.x @ v[:, :, None])[:, :, 0]
         s = torch.sigmoid(-m) / m.shape[1]
         bend = s * torch.sigmoid(m)
-        return torch.nn.functional.softplus(-m).mean(-1), -(s[:, :, None] * self.x).sum(1), self.x.mT @ (bend[:, :, None] * self.x)
+        return (
+            torch.nn.functional.softplus(-m).mean(-1),
+            -(s[:, :, None] * self.x).sum(1),
+            self.x.mT @ (bend[:, :, None] * self.x),
+        )
 
     def select(self, index: Tensor) -> "Logistic":
         return Logistic(self.x[index])
@@ -183,7 +187,10 @@ def test_projection_and_linear_gap(seed: int) -> None:
     w = torch.from_numpy(rng.standard_normal((1, 3)) * 3)
     inside = ball.project(w)
     others = torch.from_numpy(rng.standard_normal((2000, 3)))
-    others = others * (ball.bound * torch.from_numpy(rng.random((2000, 1))) ** (1 / 3) / others.norm(dim=-1, keepdim=True)) - ball.theta_ref
+    others = (
+        others * (ball.bound * torch.from_numpy(rng.random((2000, 1))) ** (1 / 3) / others.norm(dim=-1, keepdim=True))
+        - ball.theta_ref
+    )
     assert (inside + ball.theta_ref).norm() <= ball.bound * (1 + 1e-14)
     assert (inside - w).norm() <= (others - w).norm(dim=-1).min() + 1e-12
     g = torch.from_numpy(rng.standard_normal((1, 3)))

@@ -26,6 +26,7 @@ def well(margin: Array, a: float) -> tuple[torch.Tensor, ...]:
 
 
 def halves(margin: Array, a: float) -> tuple[torch.Tensor, ...]:
+    """Values, maximisers and bends over [1/2, 1] and over [0, 1/2], each (2, n)."""
     return tuple(x[0] for x in restricted_wells(torch.from_numpy(margin)[None], torch.tensor([a], dtype=torch.float64)))
 
 
@@ -59,10 +60,10 @@ def test_restricted_wells_against_grids_on_the_halves(a: float) -> None:
     value, q, _ = halves(MARGINS, a)
     for piece, (low, high) in enumerate(((0, 155), (-65, 0))):
         truth, place = on_grid(MARGINS, a, low, high)
-        np.testing.assert_allclose(value[:, piece], truth, atol=5e-8, rtol=1e-9)
+        np.testing.assert_allclose(value[piece], truth, atol=5e-8, rtol=1e-9)
         flat = np.abs(MARGINS - a / 2) < 1e-3
-        np.testing.assert_allclose(q[~flat, piece], place[~flat], atol=2e-3)
-    np.testing.assert_allclose(value.max(-1).values, well(MARGINS, a)[0], atol=1e-12, rtol=1e-12)
+        np.testing.assert_allclose(q[piece, ~flat], place[~flat], atol=2e-3)
+    np.testing.assert_allclose(value.amax(0), well(MARGINS, a)[0], atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("a", [0.5, 3.0, 5.0, 9.0])

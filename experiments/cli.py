@@ -95,7 +95,7 @@ def figures(
         source: Folder of the experiment's tables.
         out: Folder of the figures; SOURCE/figures where not given.
     """
-    from paper_figures import estimation_error as drawing  # matplotlib is slow to import and only needed here
+    import paper_figures.estimation_error as drawing  # matplotlib is slow to import and only needed here
 
     written = drawing.draw(source, out)
     print("\n".join(str(path) for path in written))

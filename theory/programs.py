@@ -640,8 +640,11 @@ def _solve(
         except (cp.SolverError, ValueError, ArithmeticError) as error:
             failures.append((solver, str(error).splitlines()[0]))
             continue
-        if collapse is not None and np.abs(task.beta * task.u @ start[: task.d]).max() < 1e-3 and collapse[0] >= collapse[1]():
-            return _finish(Program(task.origin.copy(), LOG2, 0.0, 0.0, "collapsed", solver), failures)
+        if collapse is not None and np.abs(task.beta * task.u @ start).max() < 1e-3:
+            # the worst case is concave in the radius (or its power, KL): short of collapse by a little, it is log 2 but for a little
+            gap = 2 * LOG2 * max(0.0, 1 - collapse[0] / max(collapse[1](), 1e-300))
+            if gap <= CERTIFIED:
+                return _finish(Program(task.origin.copy(), LOG2, gap, 0.0, "collapsed", solver), failures)
         for form in forms:
             point = _polish(form, start)
             if best is None or point.gap < best[0].gap:
@@ -764,7 +767,7 @@ def _hessian(form: _Pieces, x: Array, pi: Array, mu: Array) -> Array:
     size = np.append(np.full(form.task.d, np.linalg.norm(x[: form.task.d])), x[form.task.d :])
     hessian = np.empty((dim, dim))
     for c in range(dim):
-        h = np.eye(dim)[c] * max(1e-5 * size[c], 1e-8)
+        h = np.eye(dim)[c] * max(1e-4 * size[c], 1e-8)
         ahead, behind = _Local(form, x + h), _Local(form, x - h)
         hessian[:, c] = (ahead.lagrangian_gradient(pi, mu) - behind.lagrangian_gradient(pi, mu)) / (2 * h[c])
     return (hessian + hessian.T) / 2
@@ -816,5 +819,5 @@ def _newton_step(form: _Pieces, x: Array, slack: float) -> tuple[Array, float]:
     )
     lift = -here.values[group, piece] / here.steep
     target = np.concatenate([-form.cost() / scale / here.steep, lift, np.ones(n), -here.limits[held]])
-    step = np.linalg.lstsq(matrix, target, rcond=1e-10)[0][:dim]
+    step = np.linalg.lstsq(matrix, target, rcond=1e-14)[0][:dim]
     return x + step / scale, float(np.abs(step).max())

@@ -1,0 +1,302 @@
+"""Solvers for Wasserstein balls, on the atoms and with free features, and for the gradient penalties that stand for them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from theory.batch import PairBatch
+from theory.collapse import finite_collapse, free_collapse, label_collapse
+from theory.duals import transport_dual
+from theory.interior import solve
+from theory.kl_solvers import solve_mean
+from theory.moves import FiniteMoves, LabelMoves, QuadraticMoves, SmoothedTransportLoss
+from theory.newton import Ball, minimise
+from theory.points import (
+    LOG2,
+    Point,
+    collapsed_point,
+    linear_start,
+    lower_gap,
+    norm_gap,
+    radial_start,
+    scatter,
+    smooth_point,
+    take,
+)
+from theory.smooth import (
+    FixedLabelLoss,
+    GradientPenalisedLoss,
+    MeanLoss,
+    NormPenalisedLoss,
+    QuadraticTransportLoss,
+    SmoothedLabelLoss,
+    loss_and_slope,
+)
+from theory.wells import global_well
+
+_TARGETS = 10  # destinations of an atom that the screened solver on a finite Z leaves to the interior-point method
+_BAND = 96  # pairs near the kink that the screened solver for label moves leaves to the interior-point method
+
+
+def solve_w1(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
+    point = collapsed_point(pairs)
+    outside = radius < free_collapse(pairs, 1)
+    point.dual = beta * point.w.norm(dim=-1)
+    if outside.any():
+        part, r = pairs.select(outside), radius[outside]
+        function = NormPenalisedLoss(part, beta, r)
+        w, _, steps = minimise(function, radial_start(part, beta, ball, beta * r), ball)
+        solved = smooth_point(function, w, steps, ball)
+        solved.gap = norm_gap(w, MeanLoss(part, beta).derivatives(w)[1], beta * r, ball)
+        solved.dual = beta * w.norm(dim=-1)
+        point = scatter([(outside, solved)], point)
+    return point
+
+
+def solve_w2(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
+    point = collapsed_point(pairs)
+    outside = radius < free_collapse(pairs, 2)
+    parts = []
+    plain = outside & (radius <= 0)
+    if plain.any():
+        mean_fit = solve_mean(pairs.select(plain), beta, ball)
+        mean_fit.dual = torch.full_like(mean_fit.value, torch.inf)
+        parts.append((plain, mean_fit))
+    robust = outside & ~plain
+    if robust.any():
+        parts.append((robust, _w2_positive(pairs.select(robust), beta, ball, radius[robust])))
+    return scatter(parts, point)
+
+
+def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
+    w0 = radial_start(pairs, beta, ball, beta * radius / 2)
+    eta0 = beta * w0.norm(dim=-1) / (4 * radius)  # optimal for small margins
+    v, settled, steps = minimise(QuadraticTransportLoss(pairs, beta, radius), torch.cat([w0, eta0[:, None]], -1), ball)
+    point = _w2_point(pairs, beta, ball, radius, v, None, steps)
+    hard = (~settled | (point.gap > 1e-11)).nonzero()[:, 0]
+    if hard.numel():  # an atom sits between the two wells
+        part = pairs.select(hard)
+        interior = solve(QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball)
+        split = _w2_point(part, beta, ball, radius[hard], interior.v, interior.z, interior.steps)
+        improved = split.gap < point.gap[hard]
+        point = scatter([(hard[improved], take(split, improved))], point)
+    return point
+
+
+def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tensor, z: Tensor | None, steps: Tensor) -> Point:
+    """Upper bound: the dual value at (w, eta). Lower bound: each atom moved along w, shrunk to meet the radius."""
+    w, eta = v[:, :-1], v[:, -1]
+    b = beta * w.norm(dim=-1)
+    a = b**2 / (2 * eta)
+    margin = beta * pairs.project(w)
+    phi, q, _, y = global_well(margin, a)
+    value = eta * radius**2 + (pairs.p * phi).sum(-1)
+    if z is None:
+        mass, q, y = pairs.p[:, None, :], q[:, None, :], y[:, None, :]
+    else:
+        pieces = QuadraticMoves(pairs, beta)
+        pieces.move(v)
+        q = -pieces.along
+        mass = z / z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
+        y = a[:, None, None] * q - margin[:, None, :]
+    shift = a[:, None, None] * q / b.clamp(min=1e-300)[:, None, None]  # distance moved against w: k/b with k = a q
+    used = (mass * shift**2).sum((1, 2)).sqrt()
+    shift = shift * (radius / used.clamp(min=1e-300)).clamp(max=1.0)[:, None, None]
+    moved = margin[:, None, :] - b[:, None, None] * shift
+    loss, slope = loss_and_slope(moved)
+    expected = (mass * loss).sum((1, 2))
+    pull = mass * slope
+    unit = w / w.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    gradient = -beta * (pairs.pull(pull.sum(1)) - (pull * shift).sum((1, 2))[:, None] * unit)
+    gap = value - expected + ball.linear_gap(w, gradient)
+    return Point(w, value, gap, eta.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
+
+
+def solve_w1_label(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
+    point = collapsed_point(pairs)
+    point.dual = torch.zeros_like(radius)
+    # flips only lower the collapse radius, so that beyond the one with fixed labels nothing is left to solve
+    outside = (radius < free_collapse(pairs, 1)).nonzero()[:, 0]
+    if outside.numel():
+        point = scatter([(outside, _w1_label_inside(pairs.select(outside), beta, ball, radius[outside], kappa))], point)
+    return point
+
+
+def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
+    if kappa >= pairs.ut.norm(dim=1).max():  # m_i <= beta ||w|| ||u_i|| <= kappa eta: no flip ever pays
+        return solve_w1(pairs, beta, ball, radius)
+    n = pairs.p.shape[1]
+    if n <= 4 * _BAND:
+        point = _w1_label_interior(pairs, beta, ball, radius, kappa)
+    else:
+        point = _w1_label_screened(pairs, beta, ball, radius, kappa)
+        hard = (point.gap > 1e-11).nonzero()[:, 0]
+        if hard.numel():
+            better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa)
+            improved = better.gap < point.gap[hard]
+            point = scatter([(hard[improved], take(better, improved))], point)
+    return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
+
+
+def _w1_label_interior(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
+    interior = solve(LabelMoves(pairs, beta, kappa), radius, torch.full_like(radius, beta * ball.bound), ball)
+    flip = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
+    return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, interior.steps)
+
+
+def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
+    """Large samples: Newton's method on a smoothed hinge finds which labels surely stay or flip; the interior point decides the
+    rest, the `_BAND` pairs nearest to the kink m = kappa eta. The certificate covers all pairs, so that a wrong guess shows."""
+    n = pairs.p.shape[1]
+    w = linear_start(pairs, beta, ball)
+    scale = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt().clamp(min=1e-9)
+    v = torch.cat([w, (1.5 * beta * w.norm(dim=-1) + scale)[:, None]], -1)
+    taken = torch.zeros_like(radius, dtype=torch.int64)
+    head = n // 16  # where the sample is large, its first pairs are enough for the coarse width
+    few = PairBatch(
+        pairs.ut[:, :, :head].contiguous(), pairs.p[:, :head] / pairs.p[:, :head].sum(-1, keepdim=True).clamp(min=1e-300)
+    )
+    for fraction, sample in ((0.1, few if head > 2048 else pairs), (0.01, pairs)):
+        eps = fraction * scale
+        function = SmoothedLabelLoss(sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps))
+        v, _, steps = minimise(function, v, ball, max_steps=7)
+        taken = taken + steps
+    over = beta * pairs.project(v[:, :-1]) - kappa * v[:, -1:]
+    near = over.abs().topk(_BAND, dim=-1, largest=False, sorted=False).indices
+    far = torch.ones_like(over, dtype=torch.bool).scatter_(1, near, False)
+    flipped = torch.where(far & (over > 0), pairs.p, 0.0)
+    rest = FixedLabelLoss(PairBatch(pairs.ut, torch.where(far, pairs.p, 0.0)), beta, kappa, flipped)
+    ut = pairs.ut.expand(pairs.replicates, -1, -1).gather(2, near[:, None, :].expand(-1, pairs.dimension, -1))
+    band = LabelMoves(PairBatch(ut, pairs.p.gather(1, near)), beta, kappa)
+    interior = solve(band, radius, v[:, -1], ball, smooth=rest)
+    share = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
+    flip = (flipped > 0).to(share.dtype).scatter_(1, near, share)
+    return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, taken + interior.steps)
+
+
+def _w1_label_point(
+    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, v: Tensor, flip: Tensor, steps: Tensor
+) -> Point:
+    """Lower bound: flip the share `flip` of each label and spend what is left of the radius on sending features to infinity."""
+    w = v[:, :-1]
+    norm = w.norm(dim=-1)
+    eta = v[:, -1].maximum(beta * norm)
+    margin = beta * pairs.project(w)
+    loss, slope = loss_and_slope(margin)
+    value = eta * radius + (pairs.p * (loss + (margin - kappa * eta[:, None]).clamp(min=0))).sum(-1)
+    spent = kappa * (pairs.p * flip).sum(-1)
+    flip = pairs.p * flip * (radius / spent.clamp(min=1e-300)).clamp(max=1.0)[:, None]
+    left = (radius - kappa * flip.sum(-1)).clamp(min=0)
+    expected = (pairs.p * loss).sum(-1) + (flip * margin).sum(-1) + left * beta * norm
+    gradient = -beta * pairs.pull(pairs.p * slope) + beta * pairs.pull(flip)
+    gap = value - expected + norm_gap(w, gradient, left * beta, ball)
+    return Point(w, value, gap, eta, steps, torch.zeros_like(steps, dtype=torch.bool))
+
+
+def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
+    point = collapsed_point(pairs)
+    parts = []
+    plain = budget <= 0
+    if plain.any() and bool((cost + torch.eye(cost.shape[0], dtype=cost.dtype, device=cost.device) > 0).all()):
+        mean_fit = solve_mean(pairs.select(plain), beta, ball)
+        mean_fit.dual = torch.full_like(mean_fit.value, torch.inf)
+        parts.append((plain, mean_fit))
+    else:
+        plain = torch.zeros_like(plain)
+    if not plain.all():
+        rest = ~plain
+        parts.append((rest, _finite_positive(pairs.select(rest), beta, ball, cost, budget[rest])))
+    return scatter(parts, point)
+
+
+def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
+    n = cost.shape[0]
+    reach = beta * pairs.ut.norm(dim=1).amax(-1) * ball.bound
+    eta0 = (0.2 * reach / cost.mean().clamp(min=1e-300)).expand(pairs.replicates)
+    if n <= 2 * _TARGETS:
+        point = _finite_interior(FiniteMoves(pairs, cost, beta), ball, cost, budget, eta0)
+    else:
+        point = _finite_screened(pairs, beta, ball, cost, budget, eta0)
+        hard = (point.gap > 1e-11).nonzero()[:, 0]
+        if hard.numel():
+            better = _finite_interior(FiniteMoves(pairs.select(hard), cost, beta), ball, cost, budget[hard], eta0[hard])
+            improved = better.gap < point.gap[hard]
+            point = scatter([(hard[improved], take(better, improved))], point)
+    return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
+
+
+def _finite_interior(pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor) -> Point:
+    interior = solve(pieces, budget, eta0, ball)
+    pairs = pieces.pairs
+    plan = interior.z / interior.z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
+    arriving, spent = pieces.arrivals(plan)
+    return _finite_point(pairs, pieces.beta, ball, cost, budget, interior.v[:, :-1], arriving, spent, interior.steps)
+
+
+def _finite_screened(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor) -> Point:
+    """Newton's method on the entropic smoothing finds where each atom may go, the interior point picks among `_TARGETS` of them.
+
+    The certificate compares with all moves, so that a target that was missed shows.
+    """
+    v = torch.cat([linear_start(pairs, beta, ball), eta0[:, None]], -1)
+    scale = (pairs.p * (beta * pairs.project(v[:, :-1])) ** 2).sum(-1).sqrt().clamp(min=1e-9)
+    v, _, taken = minimise(SmoothedTransportLoss(pairs, cost, beta, budget, 0.1 * scale), v, ball, max_steps=6)
+    targets = FiniteMoves(pairs, cost, beta).move(v).topk(_TARGETS, dim=1, sorted=False).indices
+    point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), ball, cost, budget, eta0)
+    point.steps = point.steps + taken
+    return point
+
+
+def _finite_point(
+    pairs: PairBatch,
+    beta: float,
+    ball: Ball,
+    cost: Tensor,
+    budget: Tensor,
+    w: Tensor,
+    arriving: Tensor,
+    spent: Tensor,
+    steps: Tensor,
+) -> Point:
+    """Upper bound: the exact dual at w. Lower bound: a plan, mixed with staying put until it meets the budget."""
+    loss, slope = loss_and_slope(beta * pairs.project(w))
+    worst = transport_dual(loss, pairs.p, cost, budget)
+    share = (budget / spent.clamp(min=1e-300)).clamp(max=1.0)[:, None]
+    q = share * arriving + (1 - share) * pairs.p
+    gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, ball)
+    return Point(w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
+
+
+def _settle_collapse(
+    pairs: PairBatch, point: Point, radius: Tensor, beta: float, threshold: Callable[[PairBatch], Tensor]
+) -> Point:
+    """Where w is nearly zero, ask the collapse radius whether it is zero."""
+    near = ((point.w.norm(dim=-1) * beta < 1e-3) & (point.value > LOG2 - 1e-6)).nonzero()[:, 0]
+    if near.numel():
+        inside = near[radius[near] >= threshold(pairs.select(near)) * (1 - 1e-9)]
+        if inside.numel():
+            point = scatter([(inside, collapsed_point(pairs.select(inside)))], point)
+    return point
+
+
+def solve_penalised(pairs: PairBatch, beta: float, ball: Ball, strength: Tensor, squared: bool) -> Point:
+    """Best of several starts; for the norm form w = 0 is a local minimum when strength >= ||E u|| and then competes."""
+    function = GradientPenalisedLoss(pairs, beta, strength, squared)
+    local = torch.zeros_like(strength, dtype=torch.bool) if squared else strength >= free_collapse(pairs, 2)
+    linear = linear_start(pairs, beta, ball)
+    edge = ball.project(linear * (1e3 * ball.bound / linear.norm(dim=-1, keepdim=True).clamp(min=1e-300)))
+    best = collapsed_point(pairs, dual=False)
+    best.value = torch.where(local, best.value, torch.inf)
+    best.collapsed = local.clone()
+    for start in (radial_start(pairs, beta, ball, beta * strength / 2), linear, edge):
+        rough, _, steps = minimise(function, start, ball, convex=False, max_steps=6)
+        value = function.derivatives(rough)[0]
+        promising = (value < best.value - 1e-9).nonzero()[:, 0]  # the others go where an earlier start went, or higher
+        if promising.numel():
+            part = function.select(promising)
+            w, _, more = minimise(part, rough[promising], ball, convex=False)
+            now = smooth_point(part, w, steps[promising] + more, ball)
+            lower = now.value < best.value[promising]
+            best = scatter([(promising[lower], take(now, lower))], best)
+    return best

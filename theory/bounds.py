@@ -26,6 +26,8 @@ def largest_loss(beta: float, bound: float) -> float:
 def proposition_1(n: float, d: int, *, beta: float, bound: float, delta: float, c: float = 0.0) -> float:
     """||theta_n - theta*|| in the norm of Sigma_D + c I, for DPO; rate n^-1/2. Prop. 1."""
     gamma = curvature(beta, bound)
+    if gamma == 0:  # e^{-4 beta B} has underflowed
+        return math.inf
     return math.sqrt(16 * beta**2 * (d + math.log(1 / delta)) / (gamma**2 * n) + 8 * c * bound**2)
 
 
@@ -34,9 +36,9 @@ def theorem_1(n: float, *, beta: float, bound: float, regularity: float, delta: 
 
     Infinite where `regularity` (lambda of Assumption 2) is zero.
     """
-    if regularity <= 0:
-        return math.inf
     K, gamma = largest_loss(beta, bound), curvature(beta, bound)
+    if regularity * gamma <= 0:
+        return math.inf
     return (8 * K**2 * math.log(2 / delta) / (gamma**2 * regularity**2 * n)) ** 0.25
 
 
@@ -48,9 +50,9 @@ def theorem_2(
     As printed, the bounds must hold over all of Theta; the reference policy has lambda = 0, so that dual_low = 0 and the bound
     is infinite whenever theta_ref is in Theta. With the range met at the two minimisers it is finite.
     """
-    if regularity <= 0 or dual_low <= 0:
-        return math.inf
     gamma = curvature(beta, bound)
+    if regularity * gamma <= 0 or dual_low <= 0:
+        return math.inf
     constant = (8 * dual_high**2 * math.log(2 / delta) / (gamma**2 * regularity**2 * n)) ** 0.25
     exponent = largest_loss(beta, bound) / (2 * dual_low)  # e^{2L/lamL} under the fourth root
     return constant * math.exp(exponent) if exponent < 700 else math.inf
@@ -59,69 +61,80 @@ def theorem_2(
 # ------------------------------------------------------------------------------------- lambda of Assumption 2, over the ball
 def regularity_kl(x: Array, p: Array, radius: float, *, seed: int = 0) -> float:
     """lambda = min {lambda_min(E_Q x x') : KL(Q||P) <= radius}; x (K, d), p (K,)."""
-    losses_p = torch.from_numpy(p)
+    weights = torch.from_numpy(p)
 
-    def worst(losses: Tensor) -> Tensor:
+    def worst(v: Array) -> Array:
+        losses = torch.from_numpy(-((v @ x.T) ** 2))
         R = losses.shape[0]
-        return kl_ball_dual(losses, losses_p.expand(R, -1), torch.full((R,), radius, dtype=torch.float64)).weights
+        return _moments(
+            x, kl_ball_dual(losses, weights.expand(R, -1), torch.full((R,), radius, dtype=torch.float64)).weights.numpy()
+        )
 
-    return _least_eigenvalue(x, p, worst, seed)
+    return _least_eigenvalue(x, worst, seed)
 
 
 def regularity_finite(x: Array, p: Array, cost: Array, budget: float, *, seed: int = 0) -> float:
     """lambda over the plans with rows p and transport cost at most `budget` = radius**power; cost (K, K)."""
     price, rows = torch.from_numpy(cost), torch.from_numpy(p)
 
-    def worst(losses: Tensor) -> Tensor:
+    def worst(v: Array) -> Array:
+        losses = torch.from_numpy(-((v @ x.T) ** 2))
         R = losses.shape[0]
-        return transport_dual(losses, rows.expand(R, -1), price, torch.full((R,), budget, dtype=torch.float64)).weights
+        plan = transport_dual(losses, rows.expand(R, -1), price, torch.full((R,), budget, dtype=torch.float64))
+        return _moments(x, plan.weights.numpy())
 
-    return _least_eigenvalue(x, p, worst, seed)
+    return _least_eigenvalue(x, worst, seed)
 
 
-def _least_eigenvalue(x: Array, p: Array, worst: Callable[[Tensor], Tensor], seed: int) -> float:
-    """min over unit v of inf_Q E_Q (v.x)²: alternate the worst Q for v with the least eigenvector of E_Q x x', from many starts.
+def regularity_free(x: Array, p: Array, radius: float, power: int, *, seed: int = 0) -> float:
+    """lambda with free features, where the adversary shrinks the projections on the weakest direction.
 
-    The problem is not convex (a concave function of v v'), each step lowers its value, and the best of the starts is returned:
-    an upper bound of lambda, exact as far as the starts reach; in two dimensions they are a fine grid.
+    p = 2: ((lambda_min(E x x'))^(1/2) - radius)_+². p = 1: projections are cut at the level whose excess is the radius.
+    """
+    if power == 2:
+        least = np.linalg.eigvalsh(_moments(x, p[None])[0])[0]
+        return float(max(np.sqrt(max(least, 0.0)) - radius, 0.0) ** 2)
+
+    def worst(v: Array) -> Array:
+        along = v @ x.T
+        size = np.abs(along)
+        low, high = np.zeros(len(v)), size.max(1)
+        for _ in range(60):  # the level at which E (|v.x| - level)_+ is the radius
+            level = (low + high) / 2
+            over = np.maximum(size - level[:, None], 0) @ p > radius
+            low, high = np.where(over, level, low), np.where(over, high, level)
+        cut = np.sign(along) * np.maximum(size - high[:, None], 0)
+        moved = x[None] - cut[:, :, None] * v[:, None, :]
+        return np.einsum("k,rki,rkj->rij", p, moved, moved)
+
+    return _least_eigenvalue(x, worst, seed)
+
+
+def _moments(x: Array, q: Array) -> Array:
+    """E_Q x x' for each row of q: (R, K) -> (R, d, d)."""
+    return np.einsum("rk,ki,kj->rij", q, x, x)
+
+
+def _least_eigenvalue(x: Array, worst: Callable[[Array], Array], seed: int) -> float:
+    """min over unit v of inf_Q E_Q (v.x)²: alternate the worst E_Q x x' for v with its least eigenvector, from many starts.
+
+    `worst` maps directions (R, d) to second moments (R, d, d). The problem is not convex (a concave function of v v'); each
+    step lowers its value, and the best of the starts is returned: an upper bound of lambda, exact as far as the starts reach.
+    They are random directions and the normals of planes through atoms, on which a law without regularity would sit.
     """
     d = x.shape[1]
-    if d == 2:
-        angle = np.linspace(0, np.pi, 64, endpoint=False)
-        v = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    else:
-        basis = np.linalg.eigh(np.einsum("k,ki,kj->ij", p, x, x))[1].T
-        v = np.concatenate([basis, np.random.default_rng(seed).standard_normal((8 * d, d))])
-        v /= np.linalg.norm(v, axis=1, keepdims=True)
+    rng = np.random.default_rng(seed)
+    starts = [rng.standard_normal((16 * d, d)), np.eye(d)]
+    if d > 1:
+        planes = x[rng.integers(len(x), size=(64, d - 1))] if d > 2 else x[:, None, :][:256]
+        starts.append(np.linalg.svd(planes)[2][:, -1])
+    v = np.concatenate(starts)
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
     value = np.inf
     for _ in range(100):
-        q = worst(torch.from_numpy(-((v @ x.T) ** 2))).numpy()
-        eigenvalues, vectors = np.linalg.eigh(np.einsum("rk,ki,kj->rij", q, x, x))
+        eigenvalues, vectors = np.linalg.eigh(worst(v))
         least, v = float(eigenvalues[:, 0].min()), vectors[:, :, 0]
         if least > value - 1e-12:
             break
         value = least
     return max(min(value, least), 0.0)
-
-
-def regularity_free(x: Array, p: Array, radius: float, power: int) -> float:
-    """lambda with free features: the adversary shrinks the projections on the weakest direction.
-
-    p = 2: ((lambda_min(E x x'))^(1/2) - radius)_+². p = 1: projections are cut at the level whose excess is
-    the radius, minimised over the eigenvectors (an upper bound in d >= 2).
-    """
-    covariance = np.einsum("k,ki,kj->ij", p, x, x)
-    eigenvalues, vectors = np.linalg.eigh(covariance)
-    if power == 2:
-        return float(max(np.sqrt(max(eigenvalues[0], 0.0)) - radius, 0.0) ** 2)
-    best = np.inf
-    for v in vectors.T:
-        size = np.abs(x @ v)
-        if p @ size <= radius:
-            return 0.0
-        low, high = 0.0, float(size.max())
-        for _ in range(100):
-            level = (low + high) / 2
-            low, high = (level, high) if p @ np.maximum(size - level, 0) > radius else (low, level)
-        best = min(best, float(p @ np.minimum(size, high) ** 2))
-    return best

@@ -43,8 +43,11 @@ def check_radius(name: str, value: ArrayLike, replicates: int, like: Tensor) -> 
     radius = torch.as_tensor(value, dtype=torch.float64, device=like.device)
     if radius.ndim > 1 or (radius.ndim == 1 and radius.shape[0] not in (1, replicates)):
         raise ValueError(f"{name} must be a number or have shape ({replicates},), got shape {tuple(radius.shape)}.")
-    if not bool((torch.isfinite(radius) & (radius >= 0)).all()):
-        raise ValueError(f"{name} must be finite and not negative, got {radius.min().item():g}. Use 0 for the plain mean.")
+    bad = ~(torch.isfinite(radius) & (radius >= 0))
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name} must be finite and not negative, got {radius[bad].reshape(-1)[0].item():g}. Use 0 for the plain mean."
+        )
     return radius.expand(replicates) if radius.ndim == 0 else radius.expand(replicates).clone()
 
 
@@ -61,7 +64,9 @@ def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Ten
         return torch.zeros(d, dtype=torch.float64, device=like.device)
     theta = torch.as_tensor(theta_ref, dtype=torch.float64, device=like.device)
     if theta.shape != (d,) or not bool(torch.isfinite(theta).all()):
-        raise ValueError(f"theta_ref must be {d} finite numbers, got shape {tuple(theta.shape)}.")
+        raise ValueError(
+            f"theta_ref must be {d} finite numbers, got {theta.tolist()} of shape {tuple(theta.shape)}. Pass None for the uniform policy."
+        )
     if theta.norm().item() >= bound:
         raise ValueError(
             f"theta_ref has norm {theta.norm().item():g}, not inside the ball of radius B = {bound:g}: enlarge the bound."
@@ -69,11 +74,11 @@ def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Ten
     return theta
 
 
-def check_probability(name: str, p: np.ndarray) -> np.ndarray:
-    """Finite, non-negative, summing to one."""
+def check_probability(name: str, p: np.ndarray, n: int) -> np.ndarray:
+    """n finite non-negative numbers that sum to one."""
     p = np.asarray(p, dtype=float)
-    if p.size == 0:
-        raise ValueError(f"{name} is empty.")
+    if p.shape != (n,):
+        raise ValueError(f"{name} must have shape ({n},), got {p.shape}: one number for each pair or context.")
     if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-9:
         raise ValueError(
             f"{name} must be non-negative and sum to one; the smallest entry is {p.min():g}, the sum {p.sum():.12g}. "

@@ -63,16 +63,16 @@ def free_collapse(pairs: PairBatch, power: int) -> Tensor:
 def kl_collapse(pairs: PairBatch) -> tuple[Tensor, Tensor]:
     """min {KL(Q||P) : E_Q u = 0} = max_nu -log E_P exp(nu.u), by Newton's method on the dual; with nu (R, d).
 
-    Infinite when 0 lies outside the convex hull of the atoms; on its boundary the dual grows without attaining its supremum.
+    Infinite when 0 lies outside the convex hull of the atoms, by more than about 1e-7 of their size.
     """
-    reach = 1e4 / pairs.ut.abs().amax((1, 2)).clamp(min=1e-300).min().item()
-    everywhere = Ball(torch.zeros(pairs.dimension, dtype=torch.float64, device=pairs.p.device), reach)
+    scale = pairs.ut.norm(dim=1).amax(-1).clamp(min=1e-300)  # (R,) or (1,): the problem does not know the unit of u
+    unit = PairBatch(pairs.ut / scale[:, None, None], pairs.p)
     start = torch.zeros(pairs.replicates, pairs.dimension, dtype=torch.float64, device=pairs.p.device)
-    nu, _, _ = minimise(_LogPartition(pairs), start, everywhere, max_steps=200)
-    value, gradient, _ = _LogPartition(pairs).derivatives(nu)
-    # hull test: at the edge of a very large ball the dual either levels off (0 on the boundary) or falls linearly (outside)
-    outside = (gradient.norm(dim=-1) * reach > 1e-3 * reach) & (value < -50)
-    return torch.where(outside, torch.inf, (-value).clamp(min=0)), nu
+    nu, _, _ = minimise(_LogPartition(unit), start, Ball(start[0], 1e8), max_steps=200)
+    value = -_LogPartition(unit).derivatives(nu)[0]
+    # where some Q has E_Q u = 0, one with KL(Q||P) <= -log of the smallest weight does; beyond that there is none
+    largest = -torch.where(pairs.p > 0, pairs.p, 1.0).amin(-1).log()
+    return torch.where(value > largest + 1e-6, torch.inf, value.clamp(min=0)), nu / scale[:, None]
 
 
 class _LogPartition:

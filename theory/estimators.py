@@ -83,9 +83,10 @@ def kldpo_tilt(
     tolerance: float = 1e-10,
 ) -> Fit:
     """min tau log E exp(l/tau), practical KLDPO with temperature tau > 0. Algorithm 2, arXiv:2502.01930."""
-    if bool((torch.as_tensor(temperature) <= 0).any()):
+    tau = torch.as_tensor(temperature, dtype=torch.float64)
+    if not bool(((tau > 0) & torch.isfinite(tau)).all()):
         raise ValueError(
-            f"temperature must be positive, got {temperature}. For the mean use dpo, for the worst pair a small value."
+            f"temperature must be positive and finite, got {temperature}. For the mean use dpo, for the worst pair a small value."
         )
     return _fit(solve_tilt, u, weights, beta, bound, theta_ref, tolerance, temperature=temperature)
 

@@ -83,9 +83,8 @@ def solve(
     steps = torch.zeros(price.shape[0], dtype=torch.int64, device=price.device)
     active = torch.arange(price.shape[0], device=price.device)
     best, stalled = torch.full_like(price, torch.inf), torch.zeros_like(steps)
+    f = pieces.move(state.v)
     for _ in range(max_steps + 1):
-        f = pieces.move(state.v)
-        state = state.absorb(f, pieces.p)
         system = _System(pieces, state, f, price, ball, smooth, pinned)
         worst = system.imbalance()
         improved = worst < best
@@ -98,7 +97,7 @@ def solve(
         if not keep.all():
             pieces, active, price, state = pieces.select(keep), active[keep], price[keep], state.select(keep)
             smooth = None if smooth is None else smooth.select(keep)
-            best, stalled = best[keep], stalled[keep]
+            best, stalled, worst = best[keep], stalled[keep], worst[keep]
             system = _System(pieces, state, pieces.move(state.v), price, ball, smooth, pinned)
         system.factorise()
         zero = torch.zeros_like(price)
@@ -110,9 +109,28 @@ def solve(
             aim - guess.change.z_ball * guess.change.t_ball,
             aim - guess.change.z_cone * guess.change.t_cone,
         )
-        state = state.advance(step.change, 0.995 * step.reach)
+        state, f = _move(pieces, state, step, worst)
         steps[active] += 1
     return Interior(out_v, out_z, steps)
+
+
+def _move(pieces: Pieces, state: "_State", step: "_Direction", worst: Tensor) -> tuple["_State", Tensor]:
+    """Take the step, shortened where the curvature of the pieces would leave a residual above the imbalance so far."""
+    size = 0.995 * step.reach
+    for _ in range(8):
+        new = state.advance(step.change, size)
+        f = pieces.move(new.v)
+        new = new.absorb(f, pieces.p)
+        curved = _residual(f, new, pieces.p) > worst
+        if not curved.any():
+            break
+        size = torch.where(curved, size / 4, size)
+    return new, f
+
+
+def _residual(f: Tensor, state: "_State", p: Tensor) -> Tensor:
+    """Largest p_i |f_ji + t_ji - s_i|, (R,)."""
+    return torch.matmul((f + state.t - state.s[:, None, :]).abs(), p[:, :, None]).amax((1, 2))
 
 
 @dataclass(frozen=True)
@@ -179,7 +197,7 @@ class _System:
         self.d = ball.dimension
         ball_value, self.ball_slope = _ball(state.v, ball)
         cone_value, self.cone_slope, self.cone_bend = pieces.cone(state.v)
-        self.miss = f + state.t - state.s[:, None, :]
+        self.f, self.miss = f, f + state.t - state.s[:, None, :]
         self.miss_ball, self.miss_cone = ball_value + state.t_ball, cone_value + state.t_cone
         self.cost, self.bend = _smooth_part(smooth, state.v)
         self.cost[:, -1] += price
@@ -193,7 +211,7 @@ class _System:
         forces = forces + at.z_cone[:, None] * self.cone_slope
         if self.pinned:
             forces[:, -1] = 0
-        residual = torch.matmul(self.miss.abs(), self.pieces.p[:, :, None]).amax((1, 2))
+        residual = _residual(self.f, self.at, self.pieces.p)
         return self.mu.maximum(residual).maximum(forces.abs().amax(-1))
 
     def factorise(self) -> None:
@@ -239,7 +257,7 @@ class _System:
             t_cone=dt_cone,
             z_cone=aim_cone / at.t_cone - at.z_cone - stiff_cone * dt_cone,
         )
-        reach = _reach(at.t, change.t).minimum(_reach(at.z, change.z)).minimum(_reach(at.v[:, -1], dv[:, -1]))
+        reach = _reach(at.t, change.t).minimum(_reach(at.z, change.z)).minimum(_reach(at.v[:, -1], 1.25 * dv[:, -1]))
         for name in ("t_ball", "z_ball", "t_cone", "z_cone"):
             reach = reach.minimum(_reach(getattr(at, name), getattr(change, name)))
         return _Direction(change, reach)

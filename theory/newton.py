@@ -67,7 +67,9 @@ def minimise(
     for _ in range(max_steps):
         step = _newton_step(v, gradient, hessian, ball, convex)
         slope = (gradient * step).sum(-1)
-        final = -slope <= _SETTLED
+        # on the sphere rounding of theta alone leaves a slope, so that a step in the last digits ends it as well
+        reach = (v[:, : ball.dimension] + ball.theta_ref).norm(dim=-1)
+        final = (-slope <= _SETTLED) | (step[:, : ball.dimension].norm(dim=-1) <= 1e-14 * reach)
         step = step * _fraction_to_boundary(v, step, ball.dimension)[:, None]
         v_new, value_new, gradient_new, hessian_new, moved = _line_search(function, v, value, slope, step, ball, halvings)
         steps[active] += 1
@@ -156,6 +158,9 @@ def _step_in_ball(w: Tensor, g: Tensor, H: Tensor, ball: Ball, convex: bool) -> 
 
 def _step_in_eigenbasis(theta: Tensor, g: Tensor, H: Tensor, bound: float) -> Tensor:
     """Moré–Sorensen: (|H| + mu) s = -(g + mu theta) with the mu >= 0 that puts theta + s on the sphere, or mu = 0 inside it."""
+    sound = (torch.isfinite(H).all(-1) & torch.isfinite(g)).all(-1)  # where derivatives overflowed, stay: the certificate tells
+    H = torch.where(sound[:, None, None], H, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device))
+    g = torch.where(sound[:, None], g, 0.0)
     eigenvalues, basis = torch.linalg.eigh(H)
     e = eigenvalues.abs()
     top = e.amax(-1, keepdim=True).clamp(min=1e-300)

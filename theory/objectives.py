@@ -81,6 +81,8 @@ def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) 
         flat = losses.detach().double().reshape(-1, losses.shape[-1])
         p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else weights.double().expand(losses.shape)
         radius = torch.as_tensor(rho, dtype=torch.float64, device=losses.device).expand(losses.shape[:-1]).reshape(-1)
+        if not bool((radius >= 0).all()):
+            raise ValueError(f"rho must not be negative, got {rho}. Use 0 for the plain mean.")
         worst = kl_ball_dual(flat, p.reshape(flat.shape), radius)
         q = worst.weights.reshape(losses.shape).to(losses.dtype)
     return (q * losses).sum(-1)

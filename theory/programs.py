@@ -21,7 +21,7 @@ import cvxpy as cp
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, linprog, nnls
-from scipy.special import entr, expit, logit, logsumexp
+from scipy.special import entr, expit, logsumexp
 
 Array = NDArray[np.float64]
 _Run = Callable[[cp.Minimize, list[cp.Constraint]], None]
@@ -71,7 +71,7 @@ def dpo(u: Array, p: Array, *, beta: float, bound: float, theta_ref: Array | Non
     def attempt(run: _Run) -> Array:
         w = cp.Variable(task.d)
         run(cp.Minimize(p @ task.losses(w)), [task.ball(w)])
-        return w.value
+        return _number(w)
 
     return _solve(task, attempt, _single(task, lambda losses: (float(p @ losses), p)))
 
@@ -92,7 +92,7 @@ def kldpo(u: Array, p: Array, *, radius: float, beta: float, bound: float, theta
         s, y = cp.Variable(len(p)), cp.Variable(len(p))
         cone = cp.ExpCone(s - t, lam * np.ones(len(p)), y)
         run(cp.Minimize(lam * radius + t), [task.ball(w), s >= task.losses(w), p @ y <= lam, cone])
-        return w.value
+        return _number(w)
 
     def worst(losses: Array) -> tuple[float, Array]:
         q, value, _ = _kl_tilt(losses, p, radius)
@@ -127,7 +127,7 @@ def kldpo_tilt(u: Array, p: Array, *, temperature: float, beta: float, bound: fl
     def attempt(run: _Run) -> Array:
         w = cp.Variable(task.d)
         run(cp.Minimize(temperature * cp.log_sum_exp(task.losses(w) / temperature + np.log(p))), [task.ball(w)])
-        return w.value
+        return _number(w)
 
     def tilted(losses: Array) -> tuple[float, Array]:
         scores = losses / temperature + np.log(p)
@@ -163,7 +163,7 @@ def wdpo_finite(
         t, s = cp.Variable(len(u)), cp.Variable(len(cost))
         moves = [s[i] >= t - eta * row for i, row in enumerate(cost)]
         run(cp.Minimize(eta * budget + p[live] @ s), [task.ball(w), t >= task.losses(w), *moves])
-        return w.value
+        return _number(w)
 
     def best_eta(w: Array) -> float:
         return finite_dual(task.loss_gradients(w)[0], p[live], cost, budget)
@@ -207,7 +207,7 @@ def _free_norm(task: "_Task", p: Array, radius: float) -> Program:
     def attempt(run: _Run) -> Array:
         w = cp.Variable(task.d)
         run(cp.Minimize(p @ task.losses(w) + radius * task.beta * cp.norm(w)), [task.ball(w)])
-        return w.value
+        return _number(w)
 
     def penalised(w: Array) -> tuple[Array, Array]:
         losses, gradients = task.loss_gradients(w)
@@ -231,7 +231,7 @@ def _free_labels(task: "_Task", p: Array, radius: float, kappa: float) -> Progra
         w, eta, s = cp.Variable(task.d), cp.Variable(), cp.Variable(len(p))
         stay, flip = s >= task.losses(w), s >= task.losses(-w) - kappa * eta
         run(cp.Minimize(eta * radius + p @ s), [task.ball(w), stay, flip, task.beta * cp.norm(w) <= eta])
-        return w.value
+        return _number(w)
 
     def best_eta(w: Array) -> float:
         return free_labels_worst_case(task.beta * task.u @ w, p, task.beta * float(np.linalg.norm(w)), radius, kappa)[0]
@@ -262,22 +262,23 @@ def _free_quadratic(task: "_Task", u: Array, p: Array, radius: float) -> Program
     n = len(p)
 
     def attempt(run: _Run) -> Array:
-        cuts = [np.full(n, q) for q in (0.02, 0.2, 0.5, 0.8, 0.98)]
+        cuts = [np.full(n, q) for q in (0.02, 0.2, 0.4, 0.6, 0.8, 0.98)]
         x = np.zeros(task.d)
-        for _ in range(40):
+        for _ in range(20):
             w, k, r, s = cp.Variable(task.d), cp.Variable(nonneg=True), cp.Variable(), cp.Variable(n)
-            m = task.beta * (task.u @ w)
-            lines = [s >= cp.multiply(-q, m) + (entr(q) + entr(1 - q)) + radius * q**2 * r for q in cuts]
+            q = np.concatenate(cuts)
+            tilt = -task.beta * q[:, None] * np.tile(task.u, (len(cuts), 1))
+            lines = np.tile(np.eye(n), (len(cuts), 1)) @ s >= tilt @ w + radius * q**2 * r + (entr(q) + entr(1 - q))
             rotated = cp.quad_over_lin(task.beta * w, k) <= 2 * r
             try:
-                run(cp.Minimize(radius * k / 2 + p @ s), [task.ball(w), rotated, *lines])
+                run(cp.Minimize(radius * k / 2 + p @ s), [task.ball(w), rotated, lines])
             except cp.SolverError:
                 if not x.any():
                     raise
-                return x  # the previous round, near enough for the polish
-            x = w.value
-            peaks, values = _peaks(task.beta * task.u @ x, radius * float(r.value))
-            if np.max(values.max(1) - s.value) < 1e-7:
+                break  # the previous round is near enough for the polish
+            x = _number(w)
+            peaks, values = _peaks(task.beta * task.u @ x, radius * float(_number(r)))
+            if np.max(values.max(1) - _number(s)) < 1e-7:
                 break
             cuts += [peaks[:, 0], peaks[:, 1]]
         return x
@@ -564,6 +565,10 @@ class _Point:
     value: float
     gap: float
 
+    @property
+    def certified(self) -> bool:
+        return self.gap <= CERTIFIED * max(1.0, self.value)
+
 
 def _single(task: _Task, functional: Callable[[Array], tuple[float, Array]]) -> _Pieces:
     """A single piece: a convex functional of the losses that returns its value and its weights on them."""
@@ -574,6 +579,11 @@ def _single(task: _Task, functional: Callable[[Array], tuple[float, Array]]) -> 
         return np.full((1, 1), value), (weights @ gradients)[None, None]
 
     return _Pieces(task, np.ones(1), evaluate, single=True)
+
+
+def _number(variable: cp.Variable) -> Array:
+    """The value of a variable of a solved problem."""
+    return np.asarray(variable.value, dtype=float)
 
 
 def _softplus(x: Array) -> Array:
@@ -587,7 +597,7 @@ def _peaks(margins: Array, a: float) -> tuple[Array, Array]:
     [-bend, bend], where sigma(x) sigma(-x) = 1/(2a), so that each side holds at most one such root. Found by bisection.
     """
     low, high = -margins - 1e-9, 2 * a - margins + 1e-9
-    bend = float(logit((1 + np.sqrt(1 - 2 / a)) / 2)) if a > 2 else 0.0
+    bend = float(np.log(a / 2) + 2 * np.log1p(np.sqrt(1 - 2 / a))) if a > 2 else 0.0  # logit((1 + sqrt(1 - 2/a))/2)
 
     def h(x: Array) -> Array:
         return x + margins - 2 * a * expit(x)
@@ -629,9 +639,17 @@ def _solve(
 ) -> Program:
     """Try the solvers in turn until the polished point of one is certified in one of the forms of the problem.
 
-    `collapse` is the radius and the collapse radius: a solver's w near 0 is replaced by 0 where some Q in the ball has
-    E_Q u = 0, since then by Jensen's inequality the worst case is at least l(0) = log 2 for every theta.
+    `collapse` is the radius and the collapse radius: a w near 0 is replaced by 0 where some Q in the ball has E_Q u = 0, since
+    then by Jensen's inequality the worst case is at least l(0) = log 2 for every theta. So is a w that ties with 0.
     """
+
+    def collapsed() -> Program | None:
+        """The worst case is concave in the radius (or its power): a little short of collapse it is log 2 but for a little."""
+        if collapse is None:
+            return None
+        gap = 2 * LOG2 * max(0.0, 1 - collapse[0] / max(collapse[1](), 1e-300))
+        return Program(task.origin.copy(), LOG2, gap, 0.0, "collapsed", solver) if gap <= CERTIFIED else None
+
     failures: list[tuple[str, str]] = []
     best: tuple[_Point, str] | None = None
     for solver, (name, options) in _SOLVERS.items():
@@ -640,25 +658,24 @@ def _solve(
         except (cp.SolverError, ValueError, ArithmeticError) as error:
             failures.append((solver, str(error).splitlines()[0]))
             continue
-        if collapse is not None and np.abs(task.beta * task.u @ start).max() < 1e-3:
-            # the worst case is concave in the radius (or its power, KL): short of collapse by a little, it is log 2 but for a little
-            gap = 2 * LOG2 * max(0.0, 1 - collapse[0] / max(collapse[1](), 1e-300))
-            if gap <= CERTIFIED:
-                return _finish(Program(task.origin.copy(), LOG2, gap, 0.0, "collapsed", solver), failures)
+        if np.abs(task.beta * task.u @ start).max() < 1e-3 and (program := collapsed()):
+            return _finish(program, failures)
         for form in forms:
             point = _polish(form, start)
             if best is None or point.gap < best[0].gap:
                 best = point, solver
-            if point.gap <= CERTIFIED * max(1.0, point.value):
+            if point.certified:
                 break
-        if best is not None and best[0].gap <= CERTIFIED * max(1.0, best[0].value):
+        if best is not None and best[0].value >= LOG2 - 1e-9 and (program := collapsed()):
+            return _finish(program, failures)
+        if best is not None and best[0].certified:
             break
         failures.append((solver, f"not certified, gap {point.gap:.1e}"))
     if best is None:
         raise cp.SolverError(f"No solver returned a point: {failures}. The data may hold NaN or be scaled far from 1.")
     point, solver = best
     dual = None if forms[0].eta_floor is None else float(point.x[-1])
-    status = "optimal" if point.gap <= CERTIFIED * max(1.0, point.value) else "uncertified"
+    status = "optimal" if point.certified else "uncertified"
     return _finish(Program(task.theta(point.x[: task.d]), point.value, point.gap, dual, status, solver), failures)
 
 
@@ -673,16 +690,19 @@ def _polish(form: _Pieces, start: Array) -> _Point:
     if form.best_eta is not None:
         start = np.append(start, form.best_eta(start))
     best = _certify(form, form.feasible(start))
-    for _ in range(4):
-        best = _newton(form, start, best)
-        if best.gap <= 1e-2 * CERTIFIED or form.single:
-            break
+    best = _newton(form, start, best)
+    if best.gap <= 1e-2 * CERTIFIED or form.single:
+        return best
+    for _ in range(12):
         try:
-            start = form.feasible(_quadratic_step(form, start))
+            step = form.feasible(_quadratic_step(form, start))
         except cp.SolverError:
             break
+        if not np.isfinite(step).all():
+            break
+        start = step
         best = min(best, _certify(form, start), key=lambda point: point.gap)
-    return best
+    return _newton(form, start, best)
 
 
 def _newton(form: _Pieces, start: Array, best: _Point) -> _Point:
@@ -694,7 +714,7 @@ def _newton(form: _Pieces, start: Array, best: _Point) -> _Point:
             if not np.isfinite(form.evaluate(x)[1]).all():
                 break
             best = min(best, _certify(form, x), key=lambda point: point.gap)
-            if moved < 1e-14:
+            if moved < 1e-12:  # the next step would be lost in rounding
                 break
         if best.gap <= 1e-3 * CERTIFIED * min(1.0, best.value):
             break
@@ -789,7 +809,7 @@ def _quadratic_step(form: _Pieces, x: Array) -> Array:
     inside = here.limits / unit + here.limit_slopes / here.scale @ step <= 0
     objective = form.cost() / here.scale / here.steep @ step + form.p @ s + unit / 2 * cp.sum_squares(root @ step)
     _run(cp.CLARABEL, _TIGHT, cp.Minimize(objective), [*lines, inside])
-    return x + unit * step.value / here.scale
+    return x + unit * _number(step) / here.scale
 
 
 def _newton_step(form: _Pieces, x: Array, slack: float) -> tuple[Array, float]:

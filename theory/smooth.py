@@ -109,7 +109,8 @@ class KlBallProfile:
 
     def derivatives(self, v: Tensor) -> Derivatives:
         loss, _ = loss_and_slope(self.beta * self.pairs.project(v))
-        lam = kl_ball_dual(loss, self.pairs.p, self.radius).dual.clamp(min=1e-200)
+        span = loss.amax(-1) - loss.amin(-1)
+        lam = kl_ball_dual(loss, self.pairs.p, self.radius).dual.maximum(1e-9 * span).clamp(min=1e-150)
         joint = KlBallLoss(self.pairs, self.beta, self.radius)
         value, gradient, hessian = joint.derivatives(torch.cat([v, lam[:, None]], -1))
         cross, corner = hessian[:, :-1, -1], hessian[:, -1, -1].clamp(min=1e-300)

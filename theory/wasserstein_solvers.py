@@ -128,19 +128,20 @@ def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, 
         return solve_w1(pairs, beta, ball, radius)
     n = pairs.p.shape[1]
     if n <= 4 * _BAND:
-        point = _w1_label_interior(pairs, beta, ball, radius, kappa)
+        point = _w1_label_interior(pairs, beta, ball, radius, kappa, 1e-13)
     else:
         point = _w1_label_screened(pairs, beta, ball, radius, kappa)
-        hard = (point.gap > 1e-11).nonzero()[:, 0]
-        if hard.numel():
-            better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa)
-            improved = better.gap < point.gap[hard]
-            point = scatter([(hard[improved], take(better, improved))], point)
+    hard = (point.gap > 1e-11).nonzero()[:, 0]
+    if hard.numel():
+        better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16)
+        improved = better.gap < point.gap[hard]
+        point = scatter([(hard[improved], take(better, improved))], point)
     return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
 
 
-def _w1_label_interior(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
-    interior = solve(LabelMoves(pairs, beta, kappa), radius, torch.full_like(radius, beta * ball.bound), ball)
+def _w1_label_interior(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, tolerance: float) -> Point:
+    eta0 = torch.full_like(radius, beta * ball.bound)
+    interior = solve(LabelMoves(pairs, beta, kappa), radius, eta0, ball, tolerance=tolerance)
     flip = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, interior.steps)
 
@@ -197,6 +198,7 @@ def _w1_label_point(
 def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
     point = collapsed_point(pairs)
     parts = []
+    budget = budget.minimum(1.01 * (pairs.p @ cost.amax(1)) + 1e-300)  # no plan costs more than moving everything farthest
     plain = budget <= 0
     if plain.any() and bool((cost + torch.eye(cost.shape[0], dtype=cost.dtype, device=cost.device) > 0).all()):
         mean_fit = solve_mean(pairs.select(plain), beta, ball)
@@ -272,7 +274,7 @@ def _settle_collapse(
     pairs: PairBatch, point: Point, radius: Tensor, beta: float, threshold: Callable[[PairBatch], Tensor]
 ) -> Point:
     """Where w is nearly zero, ask the collapse radius whether it is zero."""
-    near = ((point.w.norm(dim=-1) * beta < 1e-3) & (point.value > LOG2 - 1e-6)).nonzero()[:, 0]
+    near = (((point.w.norm(dim=-1) * beta < 1e-3) & (point.value > LOG2 - 1e-6)) | (point.gap > 1e-10)).nonzero()[:, 0]
     if near.numel():
         inside = near[radius[near] >= threshold(pairs.select(near)) * (1 - 1e-9)]
         if inside.numel():

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.special import expit, roots_gegenbauer, roots_hermite
+from scipy.special import expit, roots_gegenbauer
 from torch import Tensor
 
 from theory.batch import PairBatch, pair_batch
-from theory.checks import check_positive, check_probability
+from theory.checks import check_positive, check_probability, check_reference
 from theory.policy import Array, kl_to_reference, log_policy
 
-_NORM_SLACK = 1e-9
+_NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 
 
 # --------------------------------------------------------------------------------------------------------- finite worlds
@@ -68,7 +68,8 @@ class FiniteWorld:
                 f"labels must be 0 or 1, one for each pair; got shape {self.label.shape} with {odd[:3].tolist()}. "
                 "y = 1 iff the first response wins."
             )
-        check_probability("probability", self.probability)
+        check_probability("probability", self.probability, len(self.psi1))
+        check_reference(self.theta_ref, self.dimension, self.bound, torch.zeros(1))
 
     @property
     def x(self) -> Array:
@@ -78,7 +79,7 @@ class FiniteWorld:
     @property
     def u(self) -> Array:
         """(K, d) signed feature differences (2y-1) x."""
-        return (2 * self.label - 1)[:, None] * self.x
+        return (2.0 * self.label - 1)[:, None] * self.x
 
     @property
     def dimension(self) -> int:
@@ -137,11 +138,11 @@ def from_policy(
         raise ValueError(f"features must have shape (S, A, d) with at least one context and action, got {features.shape}.")
     S, A, d = features.shape
     ref = np.zeros(d) if theta_ref is None else np.asarray(theta_ref, dtype=float)
-    mu = np.full(S, 1 / S) if context_probability is None else check_probability("context_probability", context_probability)
+    mu = np.full(S, 1 / S) if context_probability is None else check_probability("context_probability", context_probability, S)
     star = np.asarray(theta_star, dtype=float)
-    if np.linalg.norm(star) > bound:
+    if star.shape != (d,) or not np.linalg.norm(star) <= bound:
         raise ValueError(
-            f"theta_star has norm {np.linalg.norm(star):g}, outside ||theta|| <= B = {bound:g}. "
+            f"theta_star must have shape ({d},) and a finite norm; got {star.tolist()} of shape {star.shape}, outside ||theta|| <= B = {bound:g}. "
             "Enlarge the bound or shrink theta_star."
         )
     s, a1, a2, y = (index.ravel() for index in np.meshgrid(np.arange(S), np.arange(A), np.arange(A), [1, 0], indexing="ij"))
@@ -314,8 +315,10 @@ class ContinuousWorld:
             x = (t[:, None] - t[None, :]).ravel()
             weight = (w[:, None] * w[None, :]).ravel()
         else:
-            t, w = roots_hermite(nodes)  # x is N(0, 2/d)
-            x, weight = t * np.sqrt(2) * np.sqrt(2 / self.dimension), w / w.sum()
+            # x is N(0, 2/d); for it the trapezoidal rule is exponentially accurate, and does not mind a kink much
+            t = np.linspace(-9, 9, nodes**2)
+            x, weight = t * np.sqrt(2 / self.dimension), np.exp(-(t**2) / 2)
+            weight = weight / weight.sum()
         score = self.beta * np.linalg.norm(self.theta_star) * x
         u = np.concatenate([x, -x])
         p = np.concatenate([weight * expit(score), weight * expit(-score)])
@@ -330,7 +333,7 @@ World = FiniteWorld | ContinuousWorld
 
 
 def _sample_size(n: int) -> int:
-    if n < 1 or int(n) != n:
+    if not (1 <= n < np.inf) or int(n) != n:
         raise ValueError(f"the sample size n must be a whole number of at least 1, got {n}.")
     return int(n)
 

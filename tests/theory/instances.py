@@ -68,8 +68,6 @@ def _atoms(kind: str, rng: np.random.Generator) -> tuple[Array, Array, Array]:
         p[: pairs // 2 + 1] = 3.0  # as counts; equal ones would make every robust solution collapse
     elif kind == "symmetric":
         p[pairs:] = p[:pairs]
-    if kind == "wide":  # three atoms in five dimensions
-        psi, y, p = psi[:3], y[:3], p[:3]
     return psi, y, p / p.sum()
 
 

@@ -171,6 +171,35 @@ def test_the_fit_leaves_the_reference_exactly_inside_the_radius(ball: str, seed:
     assert beyond.value.item() == pytest.approx(math.log(2), rel=1e-15) and beyond.gap.item() == 0
 
 
+@pytest.mark.parametrize("factor", [1.5, 10.0, 1e3, 1e6])
+@pytest.mark.parametrize("ball", FITS)
+def test_far_beyond_the_radius(ball: str, factor: float) -> None:
+    """Where the solver itself is of no help, the radius still decides."""
+    u, p = sample(0)
+    edge = collapse_radius(ball, u, p, distance=distances(u), label_cost=0.5).item()
+    fit = FITS[ball](u, p, edge * factor)
+    assert fit.collapsed and fit.converged and fit.value.item() == pytest.approx(math.log(2), rel=1e-15)
+
+
+@pytest.mark.parametrize("kappa", [0.05, 0.1, 2.0])
+def test_label_fits_beyond_the_radius_whatever_the_cost(kappa: float) -> None:
+    u, p = sample(1)
+    edge = collapse_radius("w1-label", u, p, label_cost=kappa).item()
+    for factor in (1.01, 3, 30, 300):
+        fit = wdpo_free(u, p, power=1, radius=edge * factor, label_cost=kappa, **PLAIN)
+        assert fit.collapsed and fit.converged
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_every_pair_moves_to_the_worst_one_where_nothing_collapses(power: int) -> None:
+    """0 outside the hull and a radius beyond the diameter: the largest loss is minimised, as with KL."""
+    u = np.array([[1.0, 0.0], [0.5, 1.0], [2.0, -1.0]])
+    for radius in (5.0, 50.0, 5e3):
+        fit = wdpo_finite(u, distance=distances(u), power=power, radius=radius, **PLAIN)
+        assert fit.converged and not fit.collapsed
+        assert fit.value.item() == pytest.approx(kldpo(u, radius=100.0, **PLAIN).value.item(), abs=1e-9)
+
+
 @pytest.mark.parametrize(("margin", "radius"), [(0.3, 1.0), (0.3, 1e3), (1e-2, 50.0), (1e-3, 50.0)])
 def test_kldpo_never_collapses_on_a_separable_sample(margin: float, radius: float) -> None:
     """With u = (1, margin) every pair prefers w > 0: the worst loss is least at the bound."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize_scalar
@@ -148,6 +148,54 @@ def test_separable_samples(name: str) -> None:
     assert fit.converged.all() and norm <= 4 * (1 + 1e-12)
     if name in ("dpo", "kldpo", "kldpo_tilt", "w1_finite", "w2_finite"):
         assert norm == pytest.approx(4, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(seed=seeds)
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])  # failures are small enough
+def test_every_fit_is_certified(name: str, seed: int) -> None:
+    """Few pairs and many, separable or not, rounded features (ties), atoms without weight, any scale, bound and radius."""
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.choice([2, 3, 5, 10, 30])), int(rng.choice([1, 2, 4]))
+    u = 10 ** rng.uniform(-1, 0.5) * rng.standard_normal((3, n, d)) + rng.choice([0, 0.3, 2]) * rng.standard_normal(d)
+    u = np.round(u, rng.integers(0, 9)) if rng.random() < 0.5 else u
+    p = rng.multinomial(n, np.ones(n) / n, size=3) / n if rng.random() < 0.5 else rng.dirichlet(np.ones(n), size=3)
+    beta, bound, knob = (10 ** rng.uniform(*span) for span in ((-2, 0.7), (-0.5, 1.5), (-3, 0.7)))
+    ref = rng.standard_normal(d)
+    ref *= rng.choice([0, 0.5, 0.95]) * bound / np.linalg.norm(ref)
+    fit = METHODS[name](u, p, distances(rng.standard_normal((n, d))), knob, beta=beta, bound=bound, theta_ref=ref)
+    assert fit.converged.all(), (fit.gap, fit.value)
+    assert (fit.theta.norm(dim=-1) <= bound * (1 + 1e-12)).all()
+    if name != "kldpo_tilt":
+        assert (fit.value <= math.log(2) + 1e-10).all()  # the value at theta_ref
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_fit_leaves_the_parameter_ball(name: str) -> None:
+    """Small samples and tight bounds: what is certified is a point of the ball."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        n, d = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+        u = np.concatenate([0.3 * rng.standard_normal((n, d)), rng.standard_normal((1, d))])
+        u[-1] = 0.5 * u[0] + 1e-3 * u[-1]  # nearly a direction that no pair sees
+        fit = METHODS[name](
+            u, None, distances(u), 0.005, beta=10 ** rng.uniform(-1, 1), bound=(bound := 10 ** rng.uniform(-1, 1))
+        )
+        assert (fit.theta.norm(dim=-1) <= bound * (1 + 1e-9)).all(), (seed, fit.theta.norm() / bound)
+
+
+def test_the_bound_holds_for_two_pairs() -> None:
+    u = np.array([[0.2644, -0.0081], [-0.5441, 0.4325]])
+    for extra in ({"power": 2}, {"power": 1, "label_cost": 0.6}):
+        fit = wdpo_free(u, radius=0.00455017, beta=0.14820959, bound=0.91586940, **extra)
+        assert fit.theta.norm() <= 0.91586940 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("radius", [0.5, 4.0, 40.0])
+def test_kldpo_of_fewer_pairs_than_dimensions(radius: float) -> None:
+    u = np.array([[0.68, -0.6, 0.26, 0.21], [-0.61, -0.05, -1.28, 0.11]])
+    fit = kldpo(u, np.array([0.015, 0.985]), radius=radius, beta=0.01, bound=6.0)
+    assert fit.converged.all() and not fit.collapsed
 
 
 # -------------------------------------------------------------------------------------------------------------- symmetries

@@ -351,7 +351,7 @@ def test_a_world_of_real_rewards(mixture: str) -> None:
     if mixture == "convex":
         mixed = [convex_mixture(reward, np.array([0.5, 0.5])) for reward in rewards]
     else:
-        mixed = [geometric_mixture(1 / (1 + np.exp(-reward)), np.array([0.5, 0.5])) for reward in rewards]
+        mixed = [6 * geometric_mixture(1 / (1 + np.exp(-reward)), np.array([0.5, 0.5])) for reward in rewards]
     world = from_rewards(psi1, psi2, *mixed, beta=1.0, bound=20.0)
     assert world.probability.sum() == pytest.approx(1) and len(world.probability) == 4624
     common = {"beta": world.beta, "bound": world.bound}

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array

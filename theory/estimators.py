@@ -194,7 +194,8 @@ def _fit(
         index = torch.arange(part.start, part.stop, device=pairs.p.device)
         points.append(solver(pairs.select(index), beta, ball, *(value[index] for value in values)))
     joined = join(points)
-    value, gap = joined.value, joined.gap.clamp(min=0)
-    converged = torch.isfinite(value) & (gap <= tolerance * value.abs().clamp(min=1))
+    value, gap = joined.value, joined.gap.clamp(min=0)  # rounding may leave it a little below zero
+    small = tolerance * value.abs().clamp(min=1)
+    converged = torch.isfinite(value) & (joined.gap.abs() <= small)
     theta = torch.where(joined.collapsed[:, None], ball.theta_ref, joined.w + ball.theta_ref)
     return Fit(theta, value, gap, joined.dual, converged, joined.collapsed, joined.steps)

@@ -104,24 +104,28 @@ def solve(
         guess = system.direction(torch.zeros_like(state.t), zero, zero)
         # below the floor rounding in the matrix would cost the balance of forces more than a smaller mu gains
         aim = (((1 - guess.reach) ** 3).clamp(min=1e-6) * system.mu).clamp(min=0.1 * tolerance)
+        # the corrector can cycle: where nothing has improved lately, plain steps towards the central path
+        calm = stalled >= 3
+        aim = torch.where(calm, aim.maximum(0.3 * system.mu), aim)
+        trust = torch.where(calm, 0.0, 1.0)
         step = system.direction(
-            aim[:, None, None] * pieces.p[:, None, :] - guess.change.z * guess.change.t,
-            aim - guess.change.z_ball * guess.change.t_ball,
-            aim - guess.change.z_cone * guess.change.t_cone,
+            aim[:, None, None] * pieces.p[:, None, :] - trust[:, None, None] * guess.change.z * guess.change.t,
+            aim - trust * guess.change.z_ball * guess.change.t_ball,
+            aim - trust * guess.change.z_cone * guess.change.t_cone,
         )
-        state, f = _move(pieces, state, step, worst)
+        state, f = _move(system, step, worst, ball)
         steps[active] += 1
     return Interior(out_v, out_z, steps)
 
 
-def _move(pieces: Pieces, state: "_State", step: "_Direction", worst: Tensor) -> tuple["_State", Tensor]:
-    """Take the step, shortened where the curvature of the pieces would leave a residual above the imbalance so far."""
-    size = 0.995 * step.reach
+def _move(system: "_System", step: "_Direction", worst: Tensor, ball: Ball) -> tuple["_State", Tensor]:
+    """Take the step, shortened where the curvature of the pieces would leave a residual far above the imbalance so far."""
+    pieces, size = system.pieces, 0.995 * step.reach
     for _ in range(8):
-        new = state.advance(step.change, size)
+        new = system.at.advance(step.change, size)
         f = pieces.move(new.v)
-        new = new.absorb(f, pieces.p)
-        curved = _residual(f, new, pieces.p) > worst
+        new = new.absorb(f, pieces.p, _ball(new.v, ball)[0], pieces.cone(new.v)[0])
+        curved = _residual(f, new, pieces.p) > 10 * worst
         if not curved.any():
             break
         size = torch.where(curved, size / 4, size)
@@ -159,11 +163,20 @@ class _State:
             moved.append(x + size.reshape(-1, *[1] * (x.ndim - 1)) * getattr(change, item.name))
         return _State(*moved)
 
-    def absorb(self, f: Tensor, p: Tensor) -> "_State":
-        """The residual that all pieces of an atom share is taken up by s_i; a slack that is wide takes up its own."""
+    def absorb(self, f: Tensor, p: Tensor, ball: Tensor, cone: Tensor) -> "_State":
+        """The residual that all pieces of an atom share is taken up by s_i; slacks that are wide take up their own.
+
+        f, ball and cone are the values of the constraints at v.
+        """
         s = self.s + (self.z * (f + self.t - self.s[:, None, :])).sum(1) / p
         true = s[:, None, :] - f
-        return replace(self, s=s, t=torch.where(true > 0.5 * self.t, true, self.t))
+        return replace(
+            self,
+            s=s,
+            t=torch.where(true > 0.5 * self.t, true, self.t),
+            t_ball=torch.where(-ball > 0.5 * self.t_ball, -ball, self.t_ball),
+            t_cone=torch.where(-cone > 0.5 * self.t_cone, -cone, self.t_cone),
+        )
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,11 @@ def _kl_path(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
         w, _, extra = minimise(TiltedLoss(pairs, beta, lam), w, ball)
         steps = steps + extra
         loss, slope = loss_and_slope(beta * pairs.project(w))
-        exponent = loss / lam[:, None] + pairs.p.log()
-        log_mass = torch.logsumexp(exponent, -1)
-        q = torch.exp(exponent - log_mass[:, None])
+        log_p = pairs.p.log()
+        log_q = torch.log_softmax((loss - loss.amax(-1, keepdim=True)) / lam[:, None] + log_p, -1)
+        q = torch.exp(log_q)
         average = (q * loss).sum(-1)
-        kl = average / lam - log_mass
+        kl = torch.where(q > 0, q * (log_q - log_p), 0.0).sum(-1)  # of this very q, however small lambda is
         # the tilt is a feasible worst case where KL <= rho; its bound is what certifies a tie, which the dual at w alone cannot
         exact = kl_ball_dual(loss, pairs.p, radius)
         tilted = torch.where(kl <= radius, exact.value - average + lower_gap(pairs, q, slope, w, beta, ball), torch.inf)

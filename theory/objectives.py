@@ -54,7 +54,7 @@ def kl_tilt(losses: Tensor, tau: float, weights: Tensor | None = None, *, releas
         with torch.no_grad():
             factor = torch.exp((losses - mean(losses, weights).unsqueeze(-1)) / tau).clamp(max=RELEASED_CLAMP)
         return mean(factor * losses, weights)
-    top = losses.detach().amax(-1, keepdim=True)  # centring keeps every exponent <= 0
+    top = _on_support(losses, weights, -torch.inf).amax(-1, keepdim=True)  # centring keeps every exponent <= 0
     return top.squeeze(-1) + tau * _log_mean_exp((losses - top) / tau, weights)
 
 
@@ -62,7 +62,7 @@ def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> T
     """Worst-case weights q_i proportional to p_i exp(l_i / tau), normalised and detached. Algorithm 2, arXiv:2502.01930."""
     _require_positive("tau", tau)
     with torch.no_grad():
-        exponent = (losses - losses.amax(-1, keepdim=True)) / tau
+        exponent = (losses - _on_support(losses, weights, -torch.inf).amax(-1, keepdim=True)) / tau
         return torch.softmax(exponent if weights is None else exponent + weights.log(), -1)
 
 
@@ -105,14 +105,24 @@ def gradient_norm(squared_norms: Tensor, weights: Tensor | None = None, *, squar
 def dr_dpo(losses: Tensor, b: float, weights: Tensor | None = None) -> Tensor:
     """Dr. DPO, -b log sum_i p_i exp(-l_i / b): the opposite tilt, which trusts pairs of low loss. Eq. (12), arXiv:2407.07880."""
     _require_positive("b", b)
-    low = losses.detach().amin(-1, keepdim=True)
+    low = _on_support(losses, weights, torch.inf).amin(-1, keepdim=True)
     return low.squeeze(-1) - b * _log_mean_exp((low - losses) / b, weights)
 
 
+def _on_support(losses: Tensor, weights: Tensor | None, elsewhere: float) -> Tensor:
+    """The losses without gradient, and `elsewhere` where the weight is zero."""
+    return losses.detach() if weights is None else losses.detach().masked_fill(weights == 0, elsewhere)
+
+
 def _log_mean_exp(exponent: Tensor, weights: Tensor | None) -> Tensor:
+    """log sum_i p_i exp(x_i) for x <= 0 on the support, to the last digits also where the exponents are small."""
     if weights is None:
         weights = torch.full_like(exponent, 1.0 / exponent.shape[-1])
-    return torch.logsumexp(exponent + weights.log(), -1)
+    exponent = torch.where(weights > 0, exponent, 0.0)
+    shortfall = (weights * torch.expm1(exponent)).sum(-1)
+    near = shortfall > -0.5
+    direct = torch.logsumexp(exponent + weights.log(), -1)
+    return torch.where(near, torch.log1p(torch.where(near, shortfall, 0.0)), direct)
 
 
 def _require_positive(name: str, value: float) -> None:

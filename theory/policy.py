@@ -26,7 +26,7 @@ def convex_mixture(rewards: Array, alpha: Array) -> Array:
 def geometric_mixture(rewards: Array, alpha: Array) -> Array:
     """prod_k r_k^alpha_k, for positive rewards (..., m) -> (...). Section 6, arXiv:2502.01930."""
     weights = _simplex(alpha, rewards.shape[-1])
-    if (rewards <= 0).any():
+    if not (rewards > 0).all():
         raise ValueError(
             f"a geometric mixture needs positive rewards, the smallest is {rewards.min():g}. "
             "Map them to (0, 1) first, e.g. by a sigmoid."

@@ -4,8 +4,9 @@
 
 Each problem is stated in cvxpy and solved by Clarabel, then SCS. An interior-point solution has about nine digits in the
 objective and half of them in theta, so it is polished by Newton's method on the optimality conditions, the active pieces and
-constraints held as equations (`_polish`). What decides is neither solver but `gap`, a bound on value - optimum from the Lagrangian:
-a solver whose polished point is not certified has failed, which `failures` records and a `SolverFallback` warning says.
+constraints held as equations (`_polish`). What decides is neither solver but `gap`, a bound on value - optimum from the
+Lagrangian: a solver whose polished point is not certified has failed, which `failures` records and a `SolverFallback` warning
+says.
 
 Notation: u (n, d) signed feature differences, p (n,) probabilities summing to one, w = theta - theta_ref, margins m = beta u w,
 l = log(1 + exp(-m)); theta ranges over ||theta||_2 <= bound.
@@ -49,9 +50,9 @@ class Program:
     """A solved program.
 
     theta: (d,). value: objective at theta, evaluated exactly and not read from the solver. gap: certified bound on value -
-    optimum. dual: multiplier of the radius (lambda, eta), None where the problem has none, infinite at radius 0. status: "optimal",
-    "collapsed" (theta is theta_ref) or "uncertified" (gap too large: do not use as a reference). solver: the one that decided.
-    failures: (solver, reason) for those that failed before it.
+    optimum. dual: multiplier of the radius (lambda, eta), None where the problem has none, infinite at radius 0. status:
+    "optimal", "collapsed" (theta is theta_ref) or "uncertified" (gap too large: do not use as a reference). solver: the one that
+    decided. failures: (solver, reason) for those that failed before it.
     """
 
     theta: Array
@@ -331,12 +332,13 @@ def _kl_tilt(losses: Array, p: Array, radius: float) -> tuple[Array, float, floa
     """The worst case, its value and lambda."""
     live = p > 0
     spread = float(np.ptp(losses[live]))
-    top = np.where(live & (losses >= losses[live].max()), p, 0.0)
+    # losses that differ by rounding are tied: a smaller lambda would tell them apart by noise
+    top = np.where(live & (losses >= losses[live].max() - 1e-14 * (1 + losses[live].max())), p, 0.0)
     if radius == 0 or spread == 0:
         return p.copy(), float(p @ losses), np.inf if radius == 0 else 0.0
     if radius >= -np.log(top.sum()):
         q = top / top.sum()
-        return q, float(losses[live].max()), 0.0
+        return q, float(q @ losses), 0.0
     mean = float(p @ losses)
     log_p = np.log(np.where(live, p, 1.0))
 
@@ -387,7 +389,7 @@ def finite_dual(losses: Array, p: Array, cost: Array, budget: float) -> float:
         (slope, offset), (far_slope, far_offset) = line(low), line(high)
         middle = (offset - far_offset) / (far_slope - slope)
         here = line(middle)[0]
-        if not low < middle < high or here == slope or here == far_slope:
+        if not low < middle < high or here in (slope, far_slope):
             break
         low, high = (middle, high) if here < 0 else (low, middle)
     return float(middle)
@@ -396,7 +398,7 @@ def finite_dual(losses: Array, p: Array, cost: Array, budget: float) -> float:
 def free_labels_worst_case(margins: Array, p: Array, norm: float, radius: float, kappa: float) -> tuple[float, float]:
     """min over eta >= norm of eta radius + sum_i p_i max(l(m_i), l(-m_i) - kappa eta), norm = beta ||w||; eta and the value.
 
-    Piecewise linear in eta, so that the minimum is at the bound or at a breakpoint eta = -m_i... l(-m) - l(m) = m.
+    Piecewise linear in eta with breakpoints m_i/kappa, since l(-m) - l(m) = m: the minimum is at one of them or at the bound.
     """
     etas = np.append(norm, np.maximum(margins / kappa, norm))
     flips = _softplus(margins)[None] - kappa * etas[:, None]
@@ -474,7 +476,9 @@ def label_collapse(u: Array, p: Array, kappa: float) -> float:
     s = cp.Variable(u.shape[1])
     along = u @ s
     problem = cp.Problem(cp.Maximize(p @ cp.minimum(along, 2 * kappa - along) / 2), [cp.norm(s) <= 1])
-    problem.solve(cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it stops just short of 1e-13, which is asked for to get 1e-12
+        problem.solve(cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
     return max(0.0, float(problem.value))
 
 
@@ -516,11 +520,11 @@ class _Task:
 class _Pieces:
     """price * eta + sum_i p_i max_k f_ik(x), with x = w, or x = (w, eta) where `eta_floor` is given.
 
-    evaluate: x to values (n, K), -inf for a piece that is absent, and gradients (n, K, dim); single: n = K = 1. Constraints: the ball, and
+    evaluate: x to values (n, K), -inf for a piece that is absent, and gradients (n, K, dim). Constraints: the ball, and
     eta >= eta_floor(w), a convex function given with its gradient. eta_reach bounds |eta - optimal eta|, for the certificate.
     best_eta: the optimal eta for a given w, which completes the w of a solver, whose eta is poor where radius is small.
     relative_eta: measure eta in units of itself, where its curvature is out of proportion to its slope.
-    allowed: a further condition on the multipliers (n, K) of the pieces.
+    single: n = K = 1. allowed: a further condition on the multipliers (n, K) of the pieces.
     """
 
     task: _Task
@@ -741,7 +745,7 @@ class _Local:
         return self.form.cost() + np.einsum("i,ik,ikj->j", self.form.p, pi, self.slopes) + mu @ self.limit_slopes
 
     def multipliers(self, slack: float) -> tuple[Array, Array]:
-        """Multipliers of the pieces within `slack` of the largest, (n, K) with rows that sum to one, and of the constraints, (J,).
+        """Multipliers of the pieces within `slack` of the largest, (n, K) with rows that sum to one, and of the constraints.
 
         By non-negative least squares on the stationarity of the Lagrangian.
         """

@@ -86,7 +86,7 @@ def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> P
 
 def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tensor, z: Tensor | None, steps: Tensor) -> Point:
     """Upper bound: the dual value at (w, eta). Lower bound: each atom moved along w, shrunk to meet the radius."""
-    w, eta = v[:, :-1], v[:, -1]
+    w, eta = ball.project(v[:, :-1]), v[:, -1]
     b = beta * w.norm(dim=-1)
     a = b**2 / (2 * eta)
     margin = beta * pairs.project(w)
@@ -96,7 +96,7 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
         mass, q, y = pairs.p[:, None, :], q[:, None, :], y[:, None, :]
     else:
         pieces = QuadraticMoves(pairs, beta)
-        pieces.move(v)
+        pieces.move(torch.cat([w, eta[:, None]], -1))
         q = -pieces.along
         mass = z / z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
         y = a[:, None, None] * q - margin[:, None, :]
@@ -180,7 +180,7 @@ def _w1_label_point(
     pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, v: Tensor, flip: Tensor, steps: Tensor
 ) -> Point:
     """Lower bound: flip the share `flip` of each label and spend what is left of the radius on sending features to infinity."""
-    w = v[:, :-1]
+    w = ball.project(v[:, :-1])
     norm = w.norm(dim=-1)
     eta = v[:, -1].maximum(beta * norm)
     margin = beta * pairs.project(w)
@@ -215,7 +215,8 @@ def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget
 def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
     n = cost.shape[0]
     reach = beta * pairs.ut.norm(dim=1).amax(-1) * ball.bound
-    eta0 = (0.2 * reach / cost.mean().clamp(min=1e-300)).expand(pairs.replicates)
+    typical = cost.mean() if bool((cost > 0).any()) else torch.ones_like(cost[0, 0])
+    eta0 = (0.2 * reach / typical).expand(pairs.replicates)
     if n <= 2 * _TARGETS:
         point = _finite_interior(FiniteMoves(pairs, cost, beta), ball, cost, budget, eta0)
     else:
@@ -262,6 +263,7 @@ def _finite_point(
     steps: Tensor,
 ) -> Point:
     """Upper bound: the exact dual at w. Lower bound: a plan, mixed with staying put until it meets the budget."""
+    w = ball.project(w)
     loss, slope = loss_and_slope(beta * pairs.project(w))
     worst = transport_dual(loss, pairs.p, cost, budget)
     share = (budget / spent.clamp(min=1e-300)).clamp(max=1.0)[:, None]

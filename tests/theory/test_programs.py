@@ -256,3 +256,9 @@ def test_the_programs_collapse_from_the_collapse_radius_on(sample: tuple[Array, 
     before, after = solve(data, ball, 0.99 * edge), solve(data, ball, 1.01 * edge)
     assert before.status == "optimal" and before.value < LOG2 - 1e-7
     assert after.status == "collapsed" and np.array_equal(after.theta, data.theta_ref) and after.value == LOG2
+
+
+def test_kl_worst_case_of_losses_that_tie_up_to_rounding_is_their_mean() -> None:
+    losses, p = np.array([0.4, 0.4 + 1e-16, 0.4 - 1e-16, 0.1]), np.array([0.2, 0.05, 0.05, 0.7])
+    q, value = programs.kl_worst_case(losses, p, 2.0)  # -log P(tied) = 1.2 < 2 < -log of the smaller ones
+    assert q == pytest.approx([2 / 3, 1 / 6, 1 / 6, 0.0]) and value == pytest.approx(0.4, rel=1e-15)

@@ -65,7 +65,8 @@ def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Ten
     theta = torch.as_tensor(theta_ref, dtype=torch.float64, device=like.device)
     if theta.shape != (d,) or not bool(torch.isfinite(theta).all()):
         raise ValueError(
-            f"theta_ref must be {d} finite numbers, got {theta.tolist()} of shape {tuple(theta.shape)}. Pass None for the uniform policy."
+            f"theta_ref must be {d} finite numbers, got {theta.tolist()} of shape {tuple(theta.shape)}. "
+            "Pass None for the uniform policy."
         )
     if theta.norm().item() >= bound:
         raise ValueError(

@@ -190,12 +190,41 @@ def _fit(
     ball = Ball(check_reference(theta_ref, pairs.dimension, bound, pairs.p), bound)
     values = [check_radius(name, value, pairs.replicates, pairs.p) for name, value in knob.items()]
     points = []
-    for part in pairs.chunks(elements):
-        index = torch.arange(part.start, part.stop, device=pairs.p.device)
-        points.append(solver(pairs.select(index), beta, ball, *(value[index] for value in values)))
+    for index in _parts(pairs, elements):
+        part, basis = pairs.select(index), _basis(pairs, index, ball)
+        here = [value[index] for value in values]
+        if basis is None:
+            points.append(solver(part, beta, ball, *here))
+        else:
+            part = PairBatch(torch.matmul(basis.T, part.ut), part.p)
+            point = solver(part, beta, Ball(ball.theta_ref @ basis, bound), *here)
+            point.w = point.w @ basis.T
+            points.append(point)
     joined = join(points)
     value, gap = joined.value, joined.gap.clamp(min=0)  # rounding may leave it a little below zero
     small = tolerance * value.abs().clamp(min=1)
     converged = torch.isfinite(value) & (joined.gap.abs() <= small)
     theta = torch.where(joined.collapsed[:, None], ball.theta_ref, joined.w + ball.theta_ref)
     return Fit(theta, value, gap, joined.dual, converged, joined.collapsed, joined.steps)
+
+
+def _parts(pairs: PairBatch, elements: int | None) -> list[Tensor]:
+    """Indices of the replicates to solve together; with fewer pairs than dimensions each sample has a span of its own."""
+    replicates = torch.arange(pairs.replicates, device=pairs.p.device)
+    if pairs.ut.shape[0] > 1 and pairs.ut.shape[2] < pairs.dimension + 1:
+        return list(replicates[:, None])
+    return [replicates[part] for part in pairs.chunks(elements)]
+
+
+def _basis(pairs: PairBatch, index: Tensor, ball: Ball) -> Tensor | None:
+    """Orthonormal basis (d, k) of the span of the pairs and theta_ref, None where that is everything.
+
+    No objective sees w outside the span of the pairs, and the ball pulls theta only towards 0: w = 0 there is a solution.
+    """
+    if pairs.dimension == 1 or (pairs.ut.shape[0] > 1 and len(index) > 1):
+        return None
+    u = pairs.ut[0 if pairs.ut.shape[0] == 1 else index[0]]
+    everything = torch.cat([u / u.norm(dim=0).amax().clamp(min=1e-300), ball.theta_ref[:, None] / ball.bound], 1)
+    left, sizes, _ = torch.linalg.svd(everything, full_matrices=False)
+    rank = max(int((sizes > 1e-12 * sizes[0]).sum()), 1)
+    return None if rank == pairs.dimension else left[:, :rank]

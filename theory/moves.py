@@ -26,7 +26,7 @@ def _weights(pairs: PairBatch) -> Tensor:
 class FiniteMoves:
     """Transport on the atoms themselves: f_ji = l(m_j) - eta c_ij. Lemma 1, arXiv:2502.01930, on a finite Z.
 
-    `targets` (R, J, n) restricts the moves of each atom i to the atoms targets_ji; without it every atom is a target.
+    `targets` (R, J, n) lists the atoms targets_ji that atom i may move to; without it every atom is a target.
     """
 
     pairs: PairBatch
@@ -75,21 +75,31 @@ class FiniteMoves:
         return self._at_targets(self.slope * self.pairs.project(dv[:, :-1])) - dv[:, -1, None, None] * self.price
 
     def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
-        arriving = self._arriving(stiffness)
         leaving = stiffness.sum(1).clamp(min=_TINY)
-        priced = stiffness * self.price
-        d = self.pairs.dimension
+        gradients = self.slope[:, None, :] * self.pairs.ut  # of each l_j in w, (R, d, n)
+        mean_eta = (stiffness * self.price).sum(1) / leaving
         if self.targets is None:
-            each = self.slope[:, None, :] * self.pairs.ut  # gradient of each l_j in w
-            mean_w = torch.matmul(each, stiffness) / leaving[:, None, :]
-        else:
-            shares = [(self._at_targets(self.slope * u) * stiffness).sum(1) for u in self.pairs.ut.unbind(1)]
-            mean_w = torch.stack(shares, 1) / leaving[:, None, :]
-        mean_eta = priced.sum(1) / leaving
-        out = torch.empty(z.shape[0], d + 1, d + 1, dtype=z.dtype, device=z.device)
-        out[:, :d, :d] = self.pairs.outer(self._arriving(z) * self.bend + arriving * self.slope**2)
+            out = self._scatter_of_all(gradients, stiffness, leaving, mean_eta)
+        else:  # deviations from the mean one by one: large stiffnesses cancel without loss
+            shares = [self._at_targets(g) for g in gradients.unbind(1)]
+            off = [g - ((g * stiffness).sum(1) / leaving)[:, None, :] for g in shares]
+            off.append(mean_eta[:, None, :] - self.price)
+            deviations = torch.stack(off, 1).flatten(2)
+            out = torch.matmul(deviations * stiffness.flatten(1)[:, None, :], deviations.mT)
+        d = self.pairs.dimension
+        out[:, :d, :d] += self.pairs.outer(self._arriving(z) * self.bend)
+        return out
+
+    def _scatter_of_all(self, gradients: Tensor, stiffness: Tensor, leaving: Tensor, mean_eta: Tensor) -> Tensor:
+        """The same from second moments, for all n² moves at the price of two matrix products, where stiffness is moderate."""
+        d = self.pairs.dimension
+        arriving = stiffness.sum(2)
+        priced = stiffness * self.price
+        mean_w = torch.matmul(gradients, stiffness) / leaving[:, None, :]
+        out = torch.empty(stiffness.shape[0], d + 1, d + 1, dtype=stiffness.dtype, device=stiffness.device)
+        out[:, :d, :d] = torch.matmul(gradients * arriving[:, None, :], gradients.mT)
         out[:, :d, :d] -= torch.matmul(leaving[:, None, :] * mean_w, mean_w.mT)
-        cross = -self.pairs.pull(self._arriving(priced) * self.slope) + ((leaving * mean_eta)[:, None, :] * mean_w).sum(2)
+        cross = ((leaving * mean_eta)[:, None, :] * mean_w).sum(2) - (gradients * priced.sum(2)[:, None, :]).sum(2)
         out[:, :d, d] = cross
         out[:, d, :d] = cross
         out[:, d, d] = self._paid(priced) - (leaving * mean_eta**2).sum(1)

@@ -339,11 +339,11 @@ def _kl_tilt(losses: Array, p: Array, radius: float) -> tuple[Array, float, floa
     if radius >= -np.log(top.sum()):
         q = top / top.sum()
         return q, float(q @ losses), 0.0
-    mean = float(p @ losses)
+    mean, peak = float(p @ losses), float(losses[live].max())
     log_p = np.log(np.where(live, p, 1.0))
 
     def tilt(log_lam: float) -> Array:
-        scores = np.where(live, (losses - mean) / np.exp(log_lam) + log_p, -np.inf)
+        scores = np.where(live, (losses - peak) / np.exp(log_lam) + log_p, -np.inf)  # exact where losses nearly tie
         return np.exp(scores - logsumexp(scores))
 
     def excess(log_lam: float) -> float:

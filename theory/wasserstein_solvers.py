@@ -116,8 +116,13 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
 def solve_w1_label(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
     point = collapsed_point(pairs)
     point.dual = torch.zeros_like(radius)
+    plain = (radius <= 0).nonzero()[:, 0]
+    if plain.numel():
+        mean_fit = solve_mean(pairs.select(plain), beta, ball)
+        mean_fit.dual = torch.full_like(mean_fit.value, torch.inf)
+        point = scatter([(plain, mean_fit)], point)
     # flips only lower the collapse radius, so that beyond the one with fixed labels nothing is left to solve
-    outside = (radius < free_collapse(pairs, 1)).nonzero()[:, 0]
+    outside = ((radius > 0) & (radius < free_collapse(pairs, 1))).nonzero()[:, 0]
     if outside.numel():
         point = scatter([(outside, _w1_label_inside(pairs.select(outside), beta, ball, radius[outside], kappa))], point)
     return point
@@ -217,20 +222,26 @@ def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, bu
     reach = beta * pairs.ut.norm(dim=1).amax(-1) * ball.bound
     typical = cost.mean() if bool((cost > 0).any()) else torch.ones_like(cost[0, 0])
     eta0 = (0.2 * reach / typical).expand(pairs.replicates)
+    everywhere = torch.arange(n, device=cost.device)[:, None].expand(n, n)
     if n <= 2 * _TARGETS:
-        point = _finite_interior(FiniteMoves(pairs, cost, beta), ball, cost, budget, eta0)
+        every = FiniteMoves(pairs, cost, beta, everywhere.expand(pairs.replicates, -1, -1))
+        point = _finite_interior(every, ball, cost, budget, eta0)
     else:
         point = _finite_screened(pairs, beta, ball, cost, budget, eta0)
+    for tolerance in (1e-13, 1e-16):  # near collapse the smaller one is needed
         hard = (point.gap > 1e-11).nonzero()[:, 0]
         if hard.numel():
-            better = _finite_interior(FiniteMoves(pairs.select(hard), cost, beta), ball, cost, budget[hard], eta0[hard])
+            every = FiniteMoves(pairs.select(hard), cost, beta, everywhere.expand(len(hard), -1, -1))
+            better = _finite_interior(every, ball, cost, budget[hard], eta0[hard], tolerance)
             improved = better.gap < point.gap[hard]
             point = scatter([(hard[improved], take(better, improved))], point)
     return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
 
 
-def _finite_interior(pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor) -> Point:
-    interior = solve(pieces, budget, eta0, ball)
+def _finite_interior(
+    pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor, tolerance: float = 1e-13
+) -> Point:
+    interior = solve(pieces, budget, eta0, ball, tolerance=tolerance)
     pairs = pieces.pairs
     plan = interior.z / interior.z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
     arriving, spent = pieces.arrivals(plan)

@@ -142,8 +142,8 @@ def from_policy(
     star = np.asarray(theta_star, dtype=float)
     if star.shape != (d,) or not np.linalg.norm(star) <= bound:
         raise ValueError(
-            f"theta_star must have shape ({d},) and a finite norm; got {star.tolist()} of shape {star.shape}, outside ||theta|| <= B = {bound:g}. "
-            "Enlarge the bound or shrink theta_star."
+            f"theta_star must have shape ({d},) and a norm of at most B = {bound:g}, got {star.tolist()} "
+            f"of shape {star.shape} and norm {np.linalg.norm(star):g}. Enlarge the bound or shrink theta_star."
         )
     s, a1, a2, y = (index.ravel() for index in np.meshgrid(np.arange(S), np.arange(A), np.arange(A), [1, 0], indexing="ij"))
     pi = np.exp(log_policy(ref, features))
@@ -188,6 +188,9 @@ def from_rewards(
 ) -> FiniteWorld:
     """Pairs (N, d) whose labels are Bradley–Terry in the given rewards (N,): each pair stands with both labels."""
     psi1, psi2 = np.asarray(psi1, dtype=float), np.asarray(psi2, dtype=float)
+    for name, reward in (("reward1", reward1), ("reward2", reward2)):
+        if np.shape(reward) != (len(psi1),):
+            raise ValueError(f"{name} must have shape ({len(psi1)},), one number for each pair, got {np.shape(reward)}.")
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else np.asarray(theta_ref, dtype=float)
     chance = expit(np.asarray(reward1, dtype=float) - np.asarray(reward2, dtype=float)) / max(len(psi1), 1)
     label = np.repeat([1, 0], len(psi1))

@@ -26,10 +26,10 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
 
 def test_the_tables_are_written_with_their_columns(tables: dict) -> None:
     rates = pd.read_csv(tables["out"] / "rates.csv")
-    wanted = "world method target radius slope ci_low ci_high n_min n_max replicates".split()
+    wanted = ["world", "method", "target", "radius", "slope", "ci_low", "ci_high", "n_min", "n_max", "replicates"]
     assert set(wanted) <= set(rates.columns)
     bounds = pd.read_csv(tables["out"] / "bounds.csv")
-    assert set("world method n bound error_q coverage tightness".split()) <= set(bounds.columns)
+    assert set(["world", "method", "n", "bound", "error_q", "coverage", "tightness"]) <= set(bounds.columns)
     errors = pd.read_parquet(tables["out"] / "errors.parquet")
     # one row a fit: 2 worlds; dpo once, the others at one fixed radius and two shrinking ones; w1 on atoms in one world only
     finite, sphere = 3 * 4 * (1 + 3 * 3), 2 * 4 * (1 + 2 * 3)

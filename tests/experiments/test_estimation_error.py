@@ -1,5 +1,6 @@
 """The study: what it writes, that its rows depend on the seed alone, and that its tables say what the rows say."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,12 @@ def test_the_tables_are_written_with_their_columns(tables: dict) -> None:
     finite, sphere = 3 * 4 * (1 + 3 * 3), 2 * 4 * (1 + 2 * 3)
     assert len(errors) == finite + sphere
     assert errors.converged.all()
+
+
+def test_the_population_is_exact_to_a_reported_error(tables: dict) -> None:
+    reported = json.loads((tables["out"] / "run.json").read_text())["population_error"]
+    assert reported["finite d=3 beta=1 B=1"] == 0
+    assert 0 < reported["sphere d=3 beta=1 B=1"] < 1e-8
 
 
 def test_dpo_has_the_true_parameter_as_its_population_minimiser(tables: dict) -> None:

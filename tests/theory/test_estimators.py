@@ -494,6 +494,19 @@ def test_degenerate_samples(name: str, u: list[list[float]]) -> None:
         assert fit.value.item() == pytest.approx(math.log(2))
 
 
+def test_the_norm_penalty_collapses_only_locally() -> None:
+    """Beyond ||E u|| the reference policy is a local minimum of the gradient-norm penalty, and yet far away the penalty fades."""
+    u, rho = np.array([[1.0]]), 1.2
+    near = gradient_penalty(u, strength=rho, beta=1.0, bound=1.0)
+    assert near.collapsed.all() and near.value.item() == pytest.approx(math.log(2))
+    far = gradient_penalty(u, strength=rho, beta=1.0, bound=50.0)
+    sigma = 1 / (1 + math.exp(50))
+    assert far.theta.item() == pytest.approx(50) and far.value.item() == pytest.approx(
+        rho * 50 * sigma + math.log1p(math.exp(-50)), rel=1e-6
+    )
+    assert wdpo_free(u, power=2, radius=rho, beta=1.0, bound=50.0).collapsed.all()  # while the exact ball stays collapsed
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_shapes_and_types_of_a_fit(name: str) -> None:
     u, p, D = sample(18, n=9)

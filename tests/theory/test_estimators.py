@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize_scalar
 from scipy.special import entr, expit, logsumexp
 
-from theory import batch
+from theory import batch, objectives
 from theory.estimators import Fit, dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_finite, wdpo_free
 
 Array = NDArray[np.float64]
@@ -494,10 +494,37 @@ def test_degenerate_samples(name: str, u: list[list[float]]) -> None:
         assert fit.value.item() == pytest.approx(math.log(2))
 
 
+OBJECTIVES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "dpo": lambda losses, p, slopes: objectives.mean(losses, p),
+    "kldpo": lambda losses, p, slopes: objectives.kl_ball(losses, 0.05, p),
+    "kldpo_tilt": lambda losses, p, slopes: objectives.kl_tilt(losses, 0.3, p),
+    "norm": lambda losses, p, slopes: objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p),
+    "squared": lambda losses, p, slopes: objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p, squared=True),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_functionals_of_objectives_are_what_the_estimators_minimise(name: str) -> None:
+    """Value and stationarity of each fit, by `theory.objectives` and automatic differentiation instead of `theory.smooth`."""
+    u, p, D = sample(3, n=20)
+    if name in METHODS:
+        fit = METHODS[name](u, p, D, KNOBS[name], **PLAIN)
+    else:
+        fit = gradient_penalty(u, p, strength=0.2, squared=name == "squared", **PLAIN)
+    theta = fit.theta[0].clone().requires_grad_()
+    margin = PLAIN["beta"] * torch.from_numpy(u) @ theta
+    slopes = (PLAIN["beta"] * torch.sigmoid(-margin)) ** 2 * (theta**2).sum()  # squared norm of the gradient in the features
+    value = OBJECTIVES[name](objectives.dpo_loss(margin), torch.from_numpy(p), slopes)
+    assert value.item() == pytest.approx(fit.value.item(), rel=1e-11)
+    (gradient,) = torch.autograd.grad(value, theta)
+    assert theta.norm() < PLAIN["bound"] - 0.1  # inside the ball, where the gradient must vanish
+    assert gradient.norm() < 1e-8
+
+
 def test_the_norm_penalty_collapses_only_locally() -> None:
     """Beyond ||E u|| the reference policy is a local minimum of the gradient-norm penalty, and yet far away the penalty fades."""
     u, rho = np.array([[1.0]]), 1.2
-    near = gradient_penalty(u, strength=rho, beta=1.0, bound=1.0)
+    near = gradient_penalty(u, strength=rho, beta=1.0, bound=0.3)
     assert near.collapsed.all() and near.value.item() == pytest.approx(math.log(2))
     far = gradient_penalty(u, strength=rho, beta=1.0, bound=50.0)
     sigma = 1 / (1 + math.exp(50))

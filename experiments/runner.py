@@ -163,6 +163,7 @@ def _results(
         with warnings.catch_warnings():
             # Said when the iterator is closed early. There is no loss: a rerun computes these cells.
             warnings.filterwarnings("ignore", r"\d+ tasks (have been|which were)", UserWarning)
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)  # loky renews large workers
             yield from parallel(tasks)
 
 

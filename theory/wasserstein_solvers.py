@@ -221,15 +221,16 @@ def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget
 
 def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
     n = cost.shape[0]
-    reach = beta * pairs.ut.norm(dim=1).amax(-1) * ball.bound
+    margins = beta * pairs.project(linear_start(pairs, beta, ball))
+    scale = (pairs.p * margins**2).sum(-1).sqrt().clamp(min=1e-9)
     typical = cost.mean() if bool((cost > 0).any()) else torch.ones_like(cost[0, 0])
-    eta0 = (0.2 * reach / typical).expand(pairs.replicates)
+    eta0 = 0.5 * scale / typical  # where a typical move costs what it gains
     everywhere = torch.arange(n, device=cost.device)[:, None].expand(n, n)
     if n <= 2 * _TARGETS:
         every = FiniteMoves(pairs, cost, beta, everywhere.expand(pairs.replicates, -1, -1))
         point = _finite_interior(every, ball, cost, budget, eta0)
     else:
-        point = _finite_screened(pairs, beta, ball, cost, budget, eta0)
+        point = _finite_screened(pairs, beta, ball, cost, budget, eta0, scale)
     for tolerance in (1e-13, 1e-16):  # near collapse the smaller one is needed
         hard = (point.gap > 1e-11).nonzero()[:, 0]
         if hard.numel():
@@ -250,13 +251,14 @@ def _finite_interior(
     return _finite_point(pairs, pieces.beta, ball, cost, budget, interior.v[:, :-1], arriving, spent, interior.steps)
 
 
-def _finite_screened(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor) -> Point:
+def _finite_screened(
+    pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor, scale: Tensor
+) -> Point:
     """Newton's method on the entropic smoothing finds where each atom may go, the interior point picks among `_TARGETS` of them.
 
     The certificate compares with all moves, so that a target that was missed shows.
     """
     v = torch.cat([linear_start(pairs, beta, ball), eta0[:, None]], -1)
-    scale = (pairs.p * (beta * pairs.project(v[:, :-1])) ** 2).sum(-1).sqrt().clamp(min=1e-9)
     v, _, taken = minimise(SmoothedTransportLoss(pairs, cost, beta, budget, 0.1 * scale), v, ball, max_steps=6)
     targets = FiniteMoves(pairs, cost, beta).move(v).topk(_TARGETS, dim=1, sorted=False).indices
     point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), ball, cost, budget, eta0)

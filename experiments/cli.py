@@ -80,6 +80,11 @@ def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="
     if len(bounds):
         low = bounds[bounds.coverage < 1 - bounds.delta]
         console.print(f"bounds: {len(bounds)} checked, {len(low)} with coverage below 1 - delta.")
+    without = sorted(set(config.methods) - set(errors.method))
+    if without:
+        console.print(
+            f"not run, for lack of a finite world of at most {estimation_error.METRIC_ATOMS} atoms: {', '.join(without)}."
+        )
     console.print(f"fits: {len(errors)}, not converged: {int((~errors.converged).sum())}.")
     console.print(
         f"tables in {config.out}: errors.parquet, rates.csv, bounds.csv, run.json. Next: prefdro figures --from {config.out}"

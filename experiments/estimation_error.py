@@ -39,6 +39,7 @@ from theory.worlds import (
 DELTA = 0.05  # confidence of the bounds and level of the error quantile
 LABEL_COST = 1.0  # kappa of the metric
 BLOCK = 25  # replicates in a cell
+LARGEST_CONTINUOUS = 1_000_000  # pairs of a sample that is drawn one by one
 METRIC_ATOMS = 512  # atoms up to which a world gets a metric between all of them, and with it the methods on a finite Z
 
 
@@ -54,6 +55,7 @@ class WorldSpec:
     actions: int = 2
     seed: int = 0
     path: str = ""
+    digest: str = ""  # of the file at `path`: a table that changes is another world
 
     @property
     def name(self) -> str:
@@ -112,9 +114,13 @@ class EstimationError:
     replicates: int | None = None
     """Samples for each size, instead of the profile's number."""
     sizes: tuple[int, ...] | None = None
-    """Sample sizes n, increasing, instead of the profile's."""
+    """Sample sizes n, increasing, instead of the profile's; continuous worlds take those up to a million."""
     fractions: tuple[float, ...] | None = None
-    """Radii as fractions of the population's collapse radius, instead of the profile's."""
+    """Radii as fractions, below 1, of the population's collapse radius, instead of the profile's."""
+    beta: float | None = None
+    """beta of the worlds, instead of their own."""
+    bound: float | None = None
+    """B in ||theta|| <= B of the worlds, instead of their own; theta* has norm B/2."""
     methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
     """Methods to fit, by name (see `prefdro list`)."""
     pairs: Path | None = None
@@ -145,10 +151,17 @@ def build_world(spec: WorldSpec) -> World:
     return ContinuousWorld(spec.kind, spec.dimension, star / np.linalg.norm(star) * spec.bound / 2, spec.beta, spec.bound)
 
 
+def _digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+
+
 def _pairs_world(spec: WorldSpec) -> FiniteWorld:
+    if spec.digest != _digest(Path(spec.path)):
+        raise ValueError(f"{spec.path} has changed since the run began. Start again: the old rows will not be used.")
     table = read_table(spec.path)
-    names = sorted(name.removeprefix("first_") for name in table if name.startswith("first_"))
-    if not names or "label" not in table:
+    sides = [sorted(name.removeprefix(side) for name in table if name.startswith(side)) for side in ("first_", "second_")]
+    names = sides[0]
+    if not names or sides[0] != sides[1] or "label" not in table:
         raise ValueError(
             f"{spec.path} needs the columns first_NAME and second_NAME for every feature and label (1: the first response won); "
             f"it has {sorted(table)}."
@@ -170,10 +183,14 @@ class _Population:
     targets: dict[tuple[str, float], Array]
 
 
+def _has_metric(world: World) -> bool:
+    return isinstance(world, FiniteWorld) and len(world.probability) <= METRIC_ATOMS
+
+
 @lru_cache(maxsize=4)
 def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[float, ...]) -> _Population:
     world = build_world(spec)
-    distance = world.distance(LABEL_COST) if isinstance(world, FiniteWorld) and len(world.probability) <= METRIC_ATOMS else None
+    distance = world.distance(LABEL_COST) if isinstance(world, FiniteWorld) and _has_metric(world) else None
     setting = Setting(world.beta, world.bound, world.theta_ref, LABEL_COST, distance)
     if isinstance(world, FiniteWorld):
         population, line_setting = world.population(), setting
@@ -186,6 +203,11 @@ def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[floa
             continue
         for fraction in fractions if method.knob else (0.0,):
             knob = method.knob(population, fraction, line_setting) if method.knob else 0.0
+            if not np.isfinite(knob):
+                raise ValueError(
+                    f"the collapse radius of {name} is infinite in the world {spec.name}: its pairs are separable, so that no "
+                    "radius is a fraction of it. Leave that method out, or add pairs that disagree."
+                )
             fit = method.fit(population, knob, line_setting)
             knobs[name, fraction] = knob
             targets[name, fraction] = fit.theta[0].numpy() if isinstance(world, FiniteWorld) else world.lift(fit.theta[0])
@@ -235,6 +257,7 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
                         "world": spec.name,
                         "method": name,
                         "radius": radius,
+                        "fraction": fraction if fixed and method.knob else np.nan,
                         "knob": knob,
                         "n": n,
                         "replicate": parameters["first"] + np.arange(len(theta)),
@@ -278,22 +301,40 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
             raise ValueError(
                 f"sizes must be at least two increasing whole numbers of at least 1, got {list(config.sizes)}: a slope needs two."
             )
-        profile = replace(profile, finite_sizes=config.sizes, continuous_sizes=config.sizes)
+        small = tuple(n for n in config.sizes if n <= LARGEST_CONTINUOUS)
+        profile = replace(profile, finite_sizes=config.sizes, continuous_sizes=small)
+        if len(small) < 2:
+            profile = replace(profile, worlds=tuple(spec for spec in profile.worlds if spec.kind == "finite"))
     if config.fractions is not None:
-        if not config.fractions or min(config.fractions) <= 0:
+        labels = {f"{fraction:g}" for fraction in config.fractions}
+        if not config.fractions or not all(0 < x < 1 for x in config.fractions) or len(labels) < len(config.fractions):
             raise ValueError(
-                f"fractions must be positive, got {list(config.fractions)}. 1 is the collapse radius; dpo stands for 0."
+                f"fractions must be different (to six digits), above 0 and below 1, got {list(config.fractions)}. "
+                "dpo stands for 0; from 1 on every exact robust estimator is the reference policy."
             )
         profile = replace(profile, fractions=config.fractions)
     if config.pairs is not None:
-        profile = replace(profile, worlds=(WorldSpec("pairs", path=str(config.pairs.resolve())),))
+        path = config.pairs.resolve()
+        profile = replace(profile, worlds=(WorldSpec("pairs", path=str(path), digest=_digest(path)),))
+    for name in ("beta", "bound"):
+        if (value := getattr(config, name)) is not None:
+            changed = (replace(spec, **{name: value}) for spec in profile.worlds)
+            profile = replace(profile, worlds=tuple(dict.fromkeys(changed)))
     if config.replicates is not None:
         profile = replace(profile, replicates=config.replicates)
     worlds, replicates = profile.worlds, profile.replicates
     if replicates < 2:
         raise ValueError(f"replicates must be at least 2, got {replicates}: one sample has no spread.")
-    for spec in worlds:
-        build_world(spec)  # what is wrong with a world shows before anything is computed
+    for spec in worlds:  # what is wrong with a world shows before anything is computed
+        world = build_world(spec)
+        usable = [name for name in config.methods if not METHODS[name].finite_only or _has_metric(world)]
+        if not usable:
+            raise ValueError(
+                f"none of {', '.join(config.methods)} can run in the world {spec.name}: they need a metric between all "
+                f"atoms, which is made for at most {METRIC_ATOMS} of them. Choose a method with free features."
+            )
+        if spec.kind == "pairs":
+            _population(spec, tuple(config.methods), (*profile.fractions, profile.schedule_start))
     cells = []
     for spec in worlds:
         sizes = profile.finite_sizes if spec.kind in ("finite", "pairs") else profile.continuous_sizes
@@ -326,7 +367,7 @@ def rates_table(errors: pd.DataFrame, seed: int) -> pd.DataFrame:
                 table = group.pivot(index="n", columns="replicate", values=f"{target}_{norm}").sort_index()
                 if table.isna().to_numpy().any():  # a shrinking radius has no fixed robust target
                     continue
-                for name, part in (("all", table), ("tail", table.iloc[-(len(table) + 1) // 2 :])):
+                for name, part in (("all", table), ("tail", table.iloc[len(table) // 2 :])):
                     r = rate(part.index.to_numpy(float), part.to_numpy(), seed=seed)
                     rows.append(
                         {
@@ -364,11 +405,13 @@ def bounds_table(errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: t
         constants = {"beta": world.beta, "bound": world.bound}
         for (method, radius, n), group in errors[errors.world == world_name].groupby(["method", "radius", "n"], sort=False):
             if method == "dpo":
+                if world.theta_star is None:  # Prop. 1 needs Bradley–Terry labels with a true parameter
+                    continue
                 value = bounds.proposition_1(n, world.dimension, delta=DELTA, **constants)
                 rows.append(_bound_row(world_name, method, radius, n, "Prop. 1", value, group.nominal_sample, np.nan))
                 continue
-            fraction = float(radius) if _is_number(radius) else None
-            if fraction is None or method not in ("kldpo", "wdpo-w1", "wdpo-w2"):
+            fraction = float(group.fraction.iloc[0])
+            if np.isnan(fraction) or method not in ("kldpo", "wdpo-w1", "wdpo-w2"):
                 continue
             regularity = _regularity(spec, method, fraction, methods, fractions)
             if method == "kldpo":
@@ -406,10 +449,6 @@ def population_error(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple
         for (name, fraction), knob in truth.knobs.items()
     ]
     return float(max(moved))
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
 
 
 @lru_cache(maxsize=256)

@@ -108,7 +108,8 @@ def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
 def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
     """Least transport cost to a distribution on the atoms with E_Q u = 0: a linear program for each replicate (HiGHS)."""
     n = pairs.p.shape[1]
-    price = cost.cpu().numpy().ravel()
+    largest = cost.max().clamp(min=1e-300)  # HiGHS has absolute tolerances
+    price = (cost / largest).cpu().numpy().ravel()
     row = torch.arange(n).repeat_interleave(n).numpy()
     column = torch.arange(n).repeat(n).numpy()
     radii = []
@@ -127,4 +128,4 @@ def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
             radii.append(max(float(solution.fun), 0.0))
         else:
             raise RuntimeError(f"the collapse program of replicate {r} did not solve: {solution.message}")
-    return torch.tensor(radii, dtype=torch.float64, device=pairs.p.device)
+    return torch.tensor(radii, dtype=torch.float64, device=pairs.p.device) * largest.to(pairs.p.device)

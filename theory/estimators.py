@@ -32,7 +32,8 @@ class Fit:
     theta: (R, d). value: (R,) objective at theta. gap: (R,) certified bound on value - optimum; for `gradient_penalty`, which
     is not convex, the same expression only measures stationarity. dual: (R,) multiplier of the radius (lambda or eta), None
     where there is none. converged: (R,) gap <= tolerance * max(1, |value|). collapsed: (R,) theta is exactly theta_ref because
-    the radius is at or beyond the collapse radius. iterations: (R,).
+    the radius is at or beyond the collapse radius; then gap is what the worst case certifies, or 0 on the word of that radius.
+    iterations: (R,).
     """
 
     theta: Tensor

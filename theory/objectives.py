@@ -126,7 +126,8 @@ def _log_mean_exp(exponent: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
+    if not 0 < value < float("inf"):
         raise ValueError(
-            f"{name} must be positive, got {value}. As it goes to 0 the functional becomes the extreme loss: use a small value."
+            f"{name} must be positive and finite, got {value}. "
+            "As it goes to 0 the functional becomes the extreme loss: use a small value."
         )

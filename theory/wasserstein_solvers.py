@@ -325,7 +325,7 @@ def solve_penalised(pairs: PairBatch, beta: float, ball: Ball, strength: Tensor,
     best = collapsed_point(pairs, dual=False)
     best.value = torch.where(local, best.value, torch.inf)
     best.collapsed = local.clone()
-    for start in (radial_start(pairs, beta, ball, beta * strength / 2), linear, edge):
+    for start in (radial_start(pairs, beta, ball, beta * strength / 2), linear, ball.project(0.1 * linear), edge):
         rough, _, steps = minimise(function, start, ball, convex=False, max_steps=6)
         value = function.derivatives(rough)[0]
         promising = (value < best.value - 1e-9).nonzero()[:, 0]  # the others go where an earlier start went, or higher

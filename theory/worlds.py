@@ -218,7 +218,7 @@ def read_table(path: str | Path) -> dict[str, Array]:
     if path.suffix not in readers:
         raise ValueError(f"cannot read {path.name}: unknown ending {path.suffix!r}. Use one of {', '.join([*readers, '.npz'])}.")
     table = readers[path.suffix](path)
-    return {str(name): table[name].to_numpy(dtype=float) for name in table.select_dtypes("number").columns}
+    return {str(name): table[name].to_numpy(dtype=float) for name in table.select_dtypes(["number", "bool"]).columns}
 
 
 def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
@@ -232,6 +232,12 @@ def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
 def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
     """Standardise both responses' columns together and divide by the largest norm, so that ||psi|| <= 1."""
     both = np.concatenate([psi1, psi2])
+    holes = ~np.isfinite(both)
+    if holes.any():
+        rows = sorted({int(row) % len(psi1) for row in np.flatnonzero(holes.any(axis=1))})
+        raise ValueError(
+            f"{int(holes.sum())} features are not finite, in the pairs {rows[:5]} and on. Drop or impute those pairs first."
+        )
     spread = both.std(axis=0)
     if (spread == 0).any():
         raise ValueError(

@@ -83,7 +83,9 @@ def test_a_violated_bound_shows() -> None:
     spec = WorldSpec()
     bound = proposition_1(100, 3, beta=1.0, bound=1.0, delta=study.DELTA)
     error = np.array([0.5, 0.9, 1.1, 2.0]) * bound
-    rows = pd.DataFrame({"world": spec.name, "method": "dpo", "radius": "", "n": 100, "nominal_sample": error})
+    rows = pd.DataFrame(
+        {"world": spec.name, "method": "dpo", "radius": "", "fraction": np.nan, "n": 100, "nominal_sample": error}
+    )
     (row,) = bounds_table(rows, {spec.name: spec}, (0.3,)).to_dict("records")
     assert row["coverage"] == 0.5
     assert row["tightness"] < 1
@@ -98,11 +100,7 @@ def test_the_printed_theorem_2_is_infinite_and_its_repair_is_not(tables: dict) -
 
 
 def test_pairs_by_path(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    first, second = rng.standard_normal((2, 300, 2))
-    label = (rng.random(300) < 1 / (1 + np.exp(-(first - second) @ [2.0, 0.0]))).astype(int)
-    columns = {"first_a": first[:, 0], "first_b": first[:, 1], "second_a": second[:, 0], "second_b": second[:, 1], "label": label}
-    pd.DataFrame(columns).to_csv(tmp_path / "pairs.csv", index=False)
+    table_of_pairs(tmp_path / "pairs.csv", 300)
     errors = run(config(tmp_path / "out", pairs=tmp_path / "pairs.csv", methods=("dpo", "kldpo"), replicates=2))["errors"]
     assert errors.converged.all()
     mean = errors[errors.method == "dpo"].groupby("n").nominal_2.mean()
@@ -117,7 +115,11 @@ def test_pairs_by_path(tmp_path: Path) -> None:
         ({"replicates": 1}, "got 1", "at least 2"),
         ({"sizes": (100, 10)}, r"\[100, 10\]", "increasing"),
         ({"sizes": (0, 10)}, r"\[0, 10\]", "at least 1"),
-        ({"fractions": (-0.1,)}, r"\[-0.1\]", "positive"),
+        ({"fractions": (-0.1,)}, r"\[-0.1\]", "above 0"),
+        ({"fractions": (0.5, 1.0)}, r"1.0", "below 1"),
+        ({"fractions": (float("nan"),)}, "nan", "above 0"),
+        ({"fractions": (0.3, 0.30000001)}, "0.30000001", "six digits"),
+        ({"beta": -1.0}, "-1", "beta"),
         ({"pairs": Path("nowhere.csv")}, "nowhere.csv", "Give the path"),
     ],
 )
@@ -126,6 +128,51 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, changes: dict
         run(config(tmp_path / "out", **changes))
     assert remedy in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def table_of_pairs(path: Path, rows: int, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    first, second = rng.standard_normal((2, rows, 2))
+    label = rng.random(rows) < 1 / (1 + np.exp(-(first - second) @ [2.0, 0.0]))
+    columns = {"first_a": first[:, 0], "first_b": first[:, 1], "second_a": second[:, 0], "second_b": second[:, 1], "label": label}
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return path
+
+
+def test_a_table_that_changes_is_another_world(tmp_path: Path) -> None:
+    settings = {"methods": ("dpo",), "replicates": 2, "pairs": table_of_pairs(tmp_path / "pairs.csv", 100)}
+    run(config(tmp_path / "out", **settings))
+    table_of_pairs(tmp_path / "pairs.csv", 100, seed=1)
+    again = run(config(tmp_path / "out", **settings))["errors"]
+    fresh = run(config(tmp_path / "fresh", **settings))["errors"]
+    pd.testing.assert_frame_equal(again, fresh, check_exact=True)
+
+
+def test_methods_that_need_a_metric_are_refused_where_there_is_none(tmp_path: Path) -> None:
+    big = table_of_pairs(tmp_path / "pairs.csv", 600)
+    with pytest.raises(ValueError, match="at most 512"):
+        plan(config(tmp_path, pairs=big, methods=("wdpo-w1",)))
+
+
+def test_separable_pairs_have_no_fraction_of_a_radius(tmp_path: Path) -> None:
+    columns = {"first_a": [1.0, 2.0, 3.0], "second_a": [0.0, 0.5, 1.0], "label": [True, True, True]}
+    pd.DataFrame(columns).to_csv(tmp_path / "pairs.csv", index=False)
+    with pytest.raises(ValueError, match="separable"):
+        plan(config(tmp_path, pairs=tmp_path / "pairs.csv", methods=("kldpo",)))
+
+
+def test_sizes_beyond_what_can_be_drawn_stay_in_finite_worlds(tmp_path: Path) -> None:
+    cells = plan(config(tmp_path, sizes=(1000, 10**8)))[1]
+    assert {cell.parameters["world"]["kind"] for cell in cells} == {"finite"}
+
+
+@pytest.mark.parametrize(("sizes", "start"), [(2, 1), (3, 1), (4, 2), (6, 3), (7, 3)])
+def test_the_tail_is_the_upper_half_of_the_sizes(sizes: int, start: int) -> None:
+    n = 10 ** np.arange(sizes)
+    rows = pd.DataFrame({"world": "w", "method": "m", "radius": "", "n": np.repeat(n, 2), "replicate": np.tile([0, 1], sizes)})
+    rows = rows.assign(converged=True, **dict.fromkeys(("robust_2", "robust_data", "nominal_2", "nominal_data"), 1.0))
+    table = rates_table(rows, seed=0)
+    assert set(table[table.range == "tail"].n_min) == {n[start]}
 
 
 def test_pairs_without_the_columns(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from theory.batch import PairBatch
 from theory.collapse import kl_collapse
 from theory.duals import kl_ball_dual
 from theory.newton import Ball, minimise
-from theory.points import Point, collapsed_point, linear_start, lower_gap, scatter, smooth_point, take
+from theory.points import Point, collapsed_point, keep_better, linear_start, lower_gap, scatter, smooth_point, take
 from theory.smooth import KlBallLoss, KlBallProfile, MeanLoss, TiltedLoss, loss_and_slope
 
 
@@ -15,6 +15,13 @@ def solve_mean(pairs: PairBatch, beta: float, ball: Ball) -> Point:
     function = MeanLoss(pairs, beta)
     w, _, steps = minimise(function, linear_start(pairs, beta, ball), ball)
     return smooth_point(function, w, steps, ball)
+
+
+def solve_point_ball(pairs: PairBatch, beta: float, ball: Ball) -> Point:
+    """A ball of radius zero, whose multiplier is infinite."""
+    point = solve_mean(pairs, beta, ball)
+    point.dual = torch.full_like(point.value, torch.inf)
+    return point
 
 
 def solve_tilt(pairs: PairBatch, beta: float, ball: Ball, tau: Tensor) -> Point:
@@ -47,8 +54,7 @@ def solve_kl(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
     plain = radius <= 0
     parts = []
     if plain.any():
-        mean_fit = solve_mean(pairs.select(plain), beta, ball)
-        mean_fit.dual = torch.full_like(mean_fit.value, torch.inf)
+        mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
         parts.append((plain, mean_fit))
     if not plain.all():
         rest = ~plain
@@ -89,8 +95,7 @@ def _kl_hard(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
         again = (solved.gap > 1e-11).nonzero()[:, 0]
         if again.numel():
             better = _kl_path(part.select(again), beta, ball, r[again])
-            improved = better.gap < solved.gap[again]
-            solved = scatter([(again[improved], take(better, improved))], solved)
+            solved = keep_better(solved, again, better)
         point = scatter([(out, solved)], point)
     return point
 

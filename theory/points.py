@@ -61,6 +61,12 @@ def take(point: Point, mask: Tensor) -> Point:
     return Point(**taken, dual=None if point.dual is None else point.dual[mask])
 
 
+def keep_better(point: Point, index: Tensor, other: Point) -> Point:
+    """`point` with the replicates `index` replaced by `other` where its certificate is smaller."""
+    better = other.gap < point.gap[index]
+    return scatter([(index[better], take(other, better))], point)
+
+
 def join(points: list[Point]) -> Point:
     joined = {name: torch.cat([getattr(point, name) for point in points]) for name in TENSORS}
     duals = [point.dual for point in points if point.dual is not None]

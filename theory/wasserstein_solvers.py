@@ -9,13 +9,14 @@ from theory.batch import PairBatch
 from theory.collapse import finite_collapse, free_collapse, label_collapse
 from theory.duals import transport_dual
 from theory.interior import solve
-from theory.kl_solvers import solve_mean
+from theory.kl_solvers import solve_point_ball
 from theory.moves import FiniteMoves, LabelMoves, QuadraticMoves, SmoothedTransportLoss
 from theory.newton import Ball, minimise
 from theory.points import (
     LOG2,
     Point,
     collapsed_point,
+    keep_better,
     linear_start,
     lower_gap,
     norm_gap,
@@ -60,8 +61,7 @@ def solve_w2(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
     parts = []
     plain = outside & (radius <= 0)
     if plain.any():
-        mean_fit = solve_mean(pairs.select(plain), beta, ball)
-        mean_fit.dual = torch.full_like(mean_fit.value, torch.inf)
+        mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
         parts.append((plain, mean_fit))
     robust = outside & ~plain
     if robust.any():
@@ -79,8 +79,7 @@ def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> P
         part = pairs.select(hard)
         interior = solve(QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball)
         split = _w2_point(part, beta, ball, radius[hard], interior.v, interior.z, interior.steps)
-        improved = split.gap < point.gap[hard]
-        point = scatter([(hard[improved], take(split, improved))], point)
+        point = keep_better(point, hard, split)
     return point
 
 
@@ -90,16 +89,15 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
     b = beta * w.norm(dim=-1)
     a = b**2 / (2 * eta)
     margin = beta * pairs.project(w)
-    phi, q, _, y = global_well(margin, a)
+    phi, q, _, _ = global_well(margin, a)
     value = eta * radius**2 + (pairs.p * phi).sum(-1)
     if z is None:
-        mass, q, y = pairs.p[:, None, :], q[:, None, :], y[:, None, :]
+        mass, q = pairs.p[:, None, :], q[:, None, :]
     else:
         pieces = QuadraticMoves(pairs, beta)
         pieces.move(torch.cat([w, eta[:, None]], -1))
         q = -pieces.along
         mass = z / z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
-        y = a[:, None, None] * q - margin[:, None, :]
     shift = a[:, None, None] * q / b.clamp(min=1e-300)[:, None, None]  # distance moved against w: k/b with k = a q
     used = (mass * shift**2).sum((1, 2)).sqrt()
     shift = shift * (radius / used.clamp(min=1e-300)).clamp(max=1.0)[:, None, None]
@@ -118,8 +116,7 @@ def solve_w1_label(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, ka
     point.dual = torch.zeros_like(radius)
     plain = (radius <= 0).nonzero()[:, 0]
     if plain.numel():
-        mean_fit = solve_mean(pairs.select(plain), beta, ball)
-        mean_fit.dual = torch.full_like(mean_fit.value, torch.inf)
+        mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
         point = scatter([(plain, mean_fit)], point)
     # flips only lower the collapse radius, so that beyond the one with fixed labels nothing is left to solve
     outside = ((radius > 0) & (radius < free_collapse(pairs, 1))).nonzero()[:, 0]
@@ -139,8 +136,7 @@ def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, 
     hard = (point.gap > 1e-11).nonzero()[:, 0]
     if hard.numel():
         better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16)
-        improved = better.gap < point.gap[hard]
-        point = scatter([(hard[improved], take(better, improved))], point)
+        point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
 
 
@@ -208,8 +204,7 @@ def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget
     budget = budget.minimum(1.01 * (pairs.p @ cost.amax(1)) + 1e-300)  # no plan costs more than moving everything farthest
     plain = budget <= 0
     if plain.any() and bool((cost + torch.eye(cost.shape[0], dtype=cost.dtype, device=cost.device) > 0).all()):
-        mean_fit = solve_mean(pairs.select(plain), beta, ball)
-        mean_fit.dual = torch.full_like(mean_fit.value, torch.inf)
+        mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
         parts.append((plain, mean_fit))
     else:
         plain = torch.zeros_like(plain)
@@ -236,8 +231,7 @@ def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, bu
         if hard.numel():
             every = FiniteMoves(pairs.select(hard), cost, beta, everywhere.expand(len(hard), -1, -1))
             better = _finite_interior(every, ball, cost, budget[hard], eta0[hard], tolerance)
-            improved = better.gap < point.gap[hard]
-            point = scatter([(hard[improved], take(better, improved))], point)
+            point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
 
 

@@ -555,3 +555,11 @@ def test_devices_agree(name: str) -> None:
     assert other.theta.is_cuda
     torch.testing.assert_close(other.theta.cpu(), one.theta, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(other.value.cpu(), one.value, rtol=1e-9, atol=2e-10)
+
+
+def test_a_large_sample_is_screened_to_the_same_answer() -> None:
+    """40 000 pairs, 300 of them different: the screened solver against the interior point on the 300 weighted atoms."""
+    u, p, _ = sample(5, n=300)
+    counts = np.random.default_rng(0).multinomial(40_000, p)
+    settings_ = {"power": 1, "radius": 0.1, "label_cost": KAPPA, **PLAIN}
+    same(wdpo_free(np.repeat(u, counts, axis=0), **settings_), wdpo_free(u, counts / 40_000, **settings_))

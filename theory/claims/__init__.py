@@ -1,0 +1,16 @@
+"""The claims ledger: every statement of the two papers, and what was derived from them, as a measurement.
+
+Each module holds the claims of one subject and ends in a tuple CLAIMS; `CLAIMS` here has them all by name, in the ledger's order.
+"""
+
+from importlib import import_module
+
+from theory.claims.ledger import Claim, Finding, Measurement, Verdict
+
+_SUBJECTS = ("losses",)
+
+CLAIMS: dict[str, Claim] = {
+    claim.name: claim for subject in _SUBJECTS for claim in import_module(f"theory.claims.{subject}").CLAIMS
+}
+
+__all__ = ["CLAIMS", "Claim", "Finding", "Measurement", "Verdict"]

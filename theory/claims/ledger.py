@@ -173,6 +173,27 @@ def rate_bound(what: str, slope: float, low: float, high: float, claimed: float,
     return Measurement(what, Verdict.HOLDS, figure, step)
 
 
+def rate_reached(
+    what: str,
+    slope: float,
+    low: float,
+    high: float,
+    claimed: float,
+    *,
+    width: float = 0.1,
+    counterexample: str = "",
+    step: bool = False,
+) -> Measurement:
+    """A rate that should be n^claimed or faster; the interval must be short enough (`width`) to tell it from slower ones."""
+    figure = f"slope {slope:.3f} [{low:.3f}, {high:.3f}], claimed {claimed:g} or faster"
+    if low > claimed:
+        why = counterexample or f"slope {slope:.3f} > {claimed:g}"
+        return Measurement(what, Verdict.REFUTED, figure, step, counterexample=why)
+    if high > claimed + width:
+        return Measurement(what, Verdict.INCONCLUSIVE, figure, step, decides="more replicates or a wider range of sizes")
+    return Measurement(what, Verdict.HOLDS, figure, step)
+
+
 def rate_equal(
     what: str, slope: float, low: float, high: float, claimed: float, *, width: float = 0.1, step: bool = False
 ) -> Measurement:

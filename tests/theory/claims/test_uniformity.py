@@ -1,0 +1,26 @@
+import pytest
+
+from theory.claims.ledger import Verdict
+from theory.claims.uniformity import pointwise_to_uniform, uniform_deviation
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_step_to_the_minimiser_is_a_gap(seed: int) -> None:
+    assert pointwise_to_uniform("smoke", seed).verdict == Verdict.GAP
+
+
+def test_there_is_no_gap_where_theta_comes_from_another_sample() -> None:
+    assert pointwise_to_uniform("smoke", 0, own_sample=False).verdict == Verdict.LOOSE
+
+
+def test_a_smaller_constant_is_refuted() -> None:
+    assert pointwise_to_uniform("smoke", 0, constant=0.02).verdict == Verdict.REFUTED
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_repaired_bound_covers(seed: int) -> None:
+    assert uniform_deviation("smoke", seed).verdict == Verdict.LOOSE
+
+
+def test_a_smaller_repaired_bound_is_refuted() -> None:
+    assert uniform_deviation("smoke", 0, constant=0.04).verdict == Verdict.REFUTED

@@ -17,8 +17,9 @@ class BallDual:
     """Solution of sup {E_q l : q in the ball} for R problems over n atoms.
 
     value: (R,) dual value, an upper bound of the supremum. dual: (R,) multiplier of the radius constraint (infinite when the
-    radius is zero). weights: (R, n) worst-case probabilities. gap: (R,) value minus the expectation under `weights`.
-    used: (R,) divergence or transport cost that the worst case really uses. converged: (R,) gap below 1e-9 of the loss range.
+    radius of a KL or chi-squared ball is zero; for CVaR the threshold). weights: (R, n) worst-case probabilities.
+    gap: (R,) value minus the expectation under `weights`. used: (R,) divergence or transport cost that the worst case really
+    uses. converged: (R,) gap below 1e-9 of the loss range.
     """
 
     value: Tensor
@@ -38,10 +39,7 @@ def kl_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
 
     Args: losses, p: (R, n); radius: (R,) in nats.
     """
-    support = p > 0
-    low = losses.masked_fill(~support, torch.inf).amin(-1)
-    top = losses.masked_fill(~support, -torch.inf).amax(-1)
-    span = top - low
+    support, top, span = _range(losses, p)
     scale = torch.where(span > 0, span, 1.0)
     z = (losses - top[:, None]) / scale[:, None]  # in [-1, 0] on the support: the problem is scale free from here on
     z = z.masked_fill(~support, -torch.inf)
@@ -95,7 +93,131 @@ def kl_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
     lam = torch.where(trivial, torch.inf, torch.where(extreme, 0.0, scale / t))
     used = torch.where(solve, kl, torch.where(extreme & (span > 0), -top_mass.log(), 0.0))
     gap = value - expected
-    return BallDual(value, lam, q, gap, used, gap.abs() <= 1e-9 * (span + top.abs()) + 1e-300)
+    return BallDual(value, lam, q, gap, used, _closed(gap, top, span))
+
+
+def chi2_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
+    """sup {E_q l : sum_i (q_i - p_i)²/p_i <= rho} = min_{lam >= 0, nu} lam rho + nu + lam E_p phi((l - nu)/lam).
+
+    phi(s) = s + s²/4 for s >= -2, else -1. The worst case is q_i = p_i (l_i - c)_+ / E_p (l - c)_+ with the threshold c at which
+    E_p (l - c)_+² = (1 + rho) (E_p (l - c)_+)²; the ratio of the two sides grows with c and is known at every loss, so that
+    sorting finds which atoms are above c, and c is closed form. When rho >= 1/p(largest loss) - 1 the worst case is p restricted
+    to the largest losses and lam = 0. Ben-Tal et al. (2013), doi:10.1287/mnsc.1120.1641; Duchi and Namkoong, arXiv:1810.08750
+    (their rho is half of this one).
+
+    Args: losses, p: (R, n); radius: (R,), without unit.
+    """
+    support, top, span = _range(losses, p)
+    scale = torch.where(span > 0, span, 1.0)
+    # in [-1, 0], where the support is; an atom without mass may stand anywhere
+    z = torch.where(support, (losses - top[:, None]) / scale[:, None], -1.0)
+    at_top = support & (z == 0)
+    top_mass = (p * at_top).sum(-1)
+    extreme = (span == 0) | (1 + radius >= 1 / top_mass)
+    trivial = (radius <= 0) & ~extreme
+    rho = torch.where(extreme | trivial, 1.0, radius)
+
+    # E (z - c)_+ and E (z - c)_+² at c = each loss in turn, from the largest down: sums of non-negative terms only
+    sorted_z, order = z.sort(-1, descending=True)
+    mass = p.gather(-1, order).cumsum(-1)[:, :-1]
+    step = sorted_z[:, :-1] - sorted_z[:, 1:]
+    first = torch.nn.functional.pad((mass * step).cumsum(-1), (1, 0))
+    second = torch.nn.functional.pad((2 * step * first[:, :-1] + mass * step**2).cumsum(-1), (1, 0))
+    above = (first == 0) | (second > (1 + rho)[:, None] * first**2)  # c lies below these losses
+    last = sorted_z.masked_fill(~above, torch.inf).amin(-1)
+    active = torch.where(support & (z >= last[:, None]), p, 0.0)
+
+    share = active.sum(-1)
+    tail = torch.where(active > 0, 0.0, p).sum(-1)  # 1 - share, to the last digit also where it vanishes
+    average = (active * z).sum(-1) / share
+    deviation = torch.where(active > 0, z - average[:, None], 0.0)
+    slip = (active * deviation).sum(-1) / share  # rounding of the average, which counts where nearly all mass is on one atom
+    average, deviation = average + slip, torch.where(active > 0, deviation - slip[:, None], 0.0)
+    variance = (active * deviation**2).sum(-1) / share
+    # second/first² = 1 + rho for first = share (average - c), second = share (variance + (average - c)²)
+    room = torch.where(share > tail, rho - tail * (1 + rho), share * (1 + rho) - 1)  # share (1 + rho) - 1, without cancellation
+    reach = (variance / room.clamp(min=1e-300)).sqrt().clamp(min=1e-300)  # average - c
+    q = active / share[:, None] * (1 + deviation / reach[:, None]).clamp(min=0)
+    lam, nu = share * reach / 2, average - tail * reach
+    excess = torch.where(active > 0, z - nu[:, None], 0.0)
+    value = lam * (rho - tail) + nu + (active * excess).sum(-1) + (active * excess**2).sum(-1) / (4 * lam)
+
+    q = torch.where((trivial | (span == 0))[:, None], p, q)
+    q = torch.where((extreme & (span > 0))[:, None], p * at_top / top_mass[:, None], q)
+    expected = (q * losses.masked_fill(~support, 0.0)).sum(-1)
+    value = torch.where(extreme, top, torch.where(trivial, expected, top + scale * value))
+    dual = torch.where(trivial, torch.inf, torch.where(extreme, 0.0, scale * lam))
+    used = torch.where(support, (q - p) ** 2 / torch.where(support, p, 1.0), 0.0).sum(-1)
+    gap = value - expected
+    return BallDual(value, dual, q, gap, used, _closed(gap, top, span))
+
+
+def cvar_dual(losses: Tensor, p: Tensor, alpha: Tensor) -> BallDual:
+    """Mean of the worst share alpha: sup {E_q l : q_i <= p_i/alpha} = min_c c + E_p (l - c)_+ / alpha.
+
+    `dual` is the threshold c, the largest loss that is reached or exceeded with probability at least alpha; `used` is the largest
+    ratio q_i/p_i, at most 1/alpha. Losses above c have q_i = p_i/alpha, those equal to c share what is left in proportion to p_i.
+    Rockafellar and Uryasev (2000).
+
+    Args: losses, p: (R, n); alpha: (R,) in (0, 1].
+    """
+    if not bool(((alpha > 0) & (alpha <= 1)).all()):
+        raise ValueError(f"alpha must be in (0, 1], got {alpha.tolist()}: the worst share of the pairs; 1 is the plain mean.")
+    support, top, span = _range(losses, p)
+    order = losses.masked_fill(~support, -torch.inf).argsort(-1, descending=True)
+    covered = p.gather(-1, order).cumsum(-1) < alpha[:, None]  # the losses before the threshold
+    live = support.sum(-1, keepdim=True)
+    place = covered.sum(-1, keepdim=True).minimum(live - 1)  # rounding may leave the sum below alpha = 1
+    threshold = losses.gather(-1, order.gather(-1, place))
+    above, equal = support & (losses > threshold), support & (losses == threshold)
+    over = (p * above).sum(-1)
+    left = ((alpha - over) / (p * equal).sum(-1)).clamp(0, 1)
+    q = p * (above + equal * left[:, None]) / alpha[:, None]
+    z = torch.where(above, losses - threshold, 0.0)
+    value = threshold[:, 0] + (p * z).sum(-1) / alpha
+    gap = value - (q * losses.masked_fill(~support, 0.0)).sum(-1)
+    used = torch.where(support, q / torch.where(support, p, 1.0), 0.0).amax(-1)
+    return BallDual(value, threshold[:, 0], q, gap, used, _closed(gap, top, span))
+
+
+def total_variation_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
+    """sup {E_q l : sum_i |q_i - p_i|/2 <= rho, q_i = 0 where p_i = 0} = min_{eta >= 0} eta rho + E_p max(l, max l - eta).
+
+    The worst case takes the mass rho from the lowest losses and gives it to the largest. `dual` is eta, how far below the largest
+    loss the taking stops. Ties share in proportion to p_i.
+
+    Args: losses, p: (R, n); radius: (R,) in [0, 1]; more is as good as 1.
+    """
+    support, top, span = _range(losses, p)
+    at_top = support & (losses == top[:, None])
+    top_mass = (p * at_top).sum(-1)
+    below = torch.where(support & ~at_top, p, 0.0)
+    moved = radius.minimum(below.sum(-1))
+    order = losses.masked_fill(~support, torch.inf).argsort(-1)
+    place = (p.gather(-1, order).cumsum(-1) < moved[:, None]).sum(-1, keepdim=True).minimum(support.sum(-1, keepdim=True) - 1)
+    threshold = losses.gather(-1, order.gather(-1, place))
+    emptied, equal = support & (losses < threshold), support & (losses == threshold)
+    under = (p * emptied).sum(-1)
+    share = ((moved - under) / (p * equal).sum(-1)).clamp(0, 1)
+    taken = p * (emptied + equal * share[:, None])
+    q = p - taken + p * at_top * (taken.sum(-1) / top_mass)[:, None]
+    eta = torch.where(radius >= below.sum(-1), 0.0, top - threshold[:, 0])
+    value = eta * radius + (p * torch.maximum(losses.masked_fill(~support, -torch.inf), (top - eta)[:, None])).sum(-1)
+    gap = value - (q * losses.masked_fill(~support, 0.0)).sum(-1)
+    used = (q - p).abs().sum(-1) / 2
+    return BallDual(value, eta, q, gap, used, _closed(gap, top, span))
+
+
+def _range(losses: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which atoms have mass (R, n), the largest loss among them and its distance to the smallest (R,)."""
+    support = p > 0
+    low = losses.masked_fill(~support, torch.inf).amin(-1)
+    top = losses.masked_fill(~support, -torch.inf).amax(-1)
+    return support, top, top - low
+
+
+def _closed(gap: Tensor, top: Tensor, span: Tensor) -> Tensor:
+    return gap.abs() <= 1e-9 * (span + top.abs()) + 1e-300
 
 
 def transport_dual(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> BallDual:
@@ -106,6 +228,11 @@ def transport_dual(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> B
 
     Args: losses, p: (R, n); cost: (n, n), non-negative with zero diagonal; budget: (R,) = radius**power.
     """
+    return transport_plan(losses, p, cost, budget)[0]
+
+
+def transport_plan(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> tuple[BallDual, Tensor, Tensor, Tensor]:
+    """`transport_dual` with its plan: two targets (R, n) of each atom, and the share (R,) of the mass that goes to the first."""
     rows = torch.arange(losses.shape[0], device=losses.device)[:, None]
 
     def line(eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,4 +281,5 @@ def transport_dual(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> B
     value = eta * budget + (p * (losses[:, None, :] - eta[:, None, None] * cost).amax(-1)).sum(-1)
     gap = value - (weights * losses).sum(-1)
     used = share * cost_low + (1 - share) * cost_high
-    return BallDual(value, eta, weights, gap, used, gap.abs() <= 1e-9 * (span + losses.abs().amax(-1)) + 1e-300)
+    found = BallDual(value, eta, weights, gap, used, gap.abs() <= 1e-9 * (span + losses.abs().amax(-1)) + 1e-300)
+    return found, plan_low, plan_high, share

@@ -7,14 +7,18 @@ estimators call them on features, a trainer calls them on log-probabilities.
 Losses have shape (..., n); weights broadcast against them, are non-negative and sum to one along the last axis (None means
 1/n each). A functional reduces the last axis.
 
-Sources: Xu et al., arXiv:2502.01930 (WDPO, KLDPO); Wu et al., arXiv:2407.07880 (Dr. DPO).
+Sources: Xu et al., arXiv:2502.01930 (WDPO, KLDPO); Wu et al., arXiv:2407.07880 (Dr. DPO); Melnyk et al., arXiv:2406.05882 (AOT);
+Sagawa et al., arXiv:1911.08731 (group DRO). Other losses of a pair are in `theory.pair_losses`.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from theory.duals import kl_ball_dual
+from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
+from theory.transport import gauss_mean, integrated_transport, positive_power_mean, power_mean, soft_sort, transport
 
 RELEASED_CLAMP = 10.0  # largest weight in the authors' released KLDPO code
 
@@ -77,17 +81,147 @@ def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) 
         rho: radius in nats, >= 0; a number or a tensor of the leading shape.
         weights: (..., n) probabilities, or None.
     """
+    return _at_worst_case(kl_ball_dual, losses, "rho", rho, weights)
+
+
+def chi2_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
+    """Worst expected loss over the chi-squared ball, sup {E_q l : sum_i (q_i - p_i)²/p_i <= rho}, without a factor 1/2.
+
+    Equal to min_eta eta + sqrt(1 + rho) sqrt(E (l - eta)_+²): Duchi and Namkoong, arXiv:1810.08750, whose rho is half of this
+    one. Solved and differentiated as `kl_ball`.
+    """
+    return _at_worst_case(chi2_ball_dual, losses, "rho", rho, weights)
+
+
+def total_variation_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
+    """Worst expected loss over the total-variation ball, sup {E_q l : sum_i |q_i - p_i|/2 <= rho}, q on the atoms of p.
+
+    The mass rho moves from the smallest losses to the largest: rho times the largest, plus the mean of all but the lowest share
+    rho. rho >= 1 gives the largest loss. Solved and differentiated as `kl_ball`.
+    """
+    return _at_worst_case(total_variation_dual, losses, "rho", rho, weights)
+
+
+def cvar(losses: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of the worst share alpha in (0, 1] (1: of all), sup {E_q l : q_i <= p_i/alpha}. Rockafellar and Uryasev (2000).
+
+    Solved and differentiated as `kl_ball`.
+    """
+    return _at_worst_case(cvar_dual, losses, "alpha", alpha, weights)
+
+
+def worst_group(losses: Tensor, groups: Tensor, count: int, weights: Tensor | None = None) -> Tensor:
+    """Largest mean loss of a group, the group DRO objective. arXiv:1911.08731.
+
+    groups: (..., n) integers in [0, count); groups that do not occur are left out.
+    """
+    means, present = _group_means(losses, groups, count, weights)
+    return means.masked_fill(~present, -torch.inf).amax(-1)
+
+
+def group_dro(losses: Tensor, groups: Tensor, group_weights: Tensor, weights: Tensor | None = None) -> Tensor:
+    """sum_g q_g (mean loss of group g), whose gradient is a step of Algorithm 1, arXiv:1911.08731; group_weights (..., count)."""
+    means, _ = _group_means(losses, groups, group_weights.shape[-1], weights)
+    return (group_weights.detach() * means).sum(-1)
+
+
+def group_weights_step(
+    losses: Tensor, groups: Tensor, group_weights: Tensor, step: float, weights: Tensor | None = None
+) -> Tensor:
+    """Exponentiated-gradient step on the group weights, q_g ∝ q_g exp(step mean_g), detached. Algorithm 1, arXiv:1911.08731.
+
+    A group that does not occur in the batch has mean 0 there, as in the authors' code.
+    """
     with torch.no_grad():
-        flat = losses.detach().double().reshape(-1, losses.shape[-1])
-        p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else weights.double().expand(losses.shape)
-        radius = torch.as_tensor(rho, dtype=torch.float64, device=losses.device).expand(losses.shape[:-1]).reshape(-1)
-        if not bool((radius >= 0).all()):
-            raise ValueError(f"rho must not be negative, got {rho}. Use 0 for the plain mean.")
-        worst = kl_ball_dual(flat, p.reshape(flat.shape), radius)
-        q = worst.weights.reshape(losses.shape).to(losses.dtype)
-    return (q * losses).sum(-1)
+        means, _ = _group_means(losses, groups, group_weights.shape[-1], weights)
+        return torch.softmax(group_weights.log() + step * means, -1)
 
 
+# ----------------------------------------------------------------------------------------------- optimal transport
+def logistic(t: Tensor, beta: float) -> Tensor:
+    """h(t) = log(1 + exp(-beta t)), at a difference t of quantiles. arXiv:2406.05882."""
+    return dpo_loss(beta * t)
+
+
+def squared_hinge(t: Tensor, beta: float) -> Tensor:
+    """h(t) = (beta - t)_+², beta the margin from which it vanishes. arXiv:2406.05882."""
+    return torch.relu(beta - t) ** 2
+
+
+def least_squares(t: Tensor, beta: float) -> Tensor:
+    """h(t) = (beta - t)²; it also penalises a gap above beta. arXiv:2406.05882."""
+    return (beta - t) ** 2
+
+
+def aot_unpaired(
+    chosen: Tensor,
+    rejected: Tensor,
+    h: Callable[[Tensor, float], Tensor],
+    beta: float,
+    chosen_weights: Tensor | None = None,
+    rejected_weights: Tensor | None = None,
+    *,
+    softness: float | None = None,
+) -> Tensor:
+    """AOT, ∫ h(Q_U(t) - Q_V(t)) dt of the log-ratios U of chosen and V of rejected responses. arXiv:2406.05882.
+
+    On two samples of equal size it is mean_i h(u_(i) - v_(i)) after sorting both; sizes and weights may differ. Its gradient is
+    that with the coupling frozen. For an estimate of the population value the batch should be large: it is biased upwards.
+
+    Args:
+        chosen, rejected: (..., n) and (..., m) log-ratios; need not come from the same prompts.
+        h: convex, called as h(t, beta): `logistic`, `squared_hinge`, `least_squares`, or one of your own.
+        beta: slope or margin of h.
+        chosen_weights, rejected_weights: probabilities, or None.
+        softness: None sorts exactly; a positive number, in units of 1/log-ratio, sorts softly (`theory.transport.soft_sort`).
+    """
+    u, v = _softly(chosen, chosen_weights, softness), _softly(rejected, rejected_weights, softness)
+    return transport(u, v, lambda t: h(t, beta), chosen_weights, rejected_weights)
+
+
+def aot_paired(
+    policy_ratio: Tensor,
+    reference_ratio: Tensor,
+    h: Callable[[Tensor, float], Tensor],
+    beta: float,
+    weights: Tensor | None = None,
+    *,
+    softness: float | None = None,
+) -> Tensor:
+    """Paired AOT: U = log pi_theta(y+|x)/pi_theta(y-|x), V the same under pi_ref. arXiv:2406.05882."""
+    return aot_unpaired(policy_ratio, reference_ratio, h, beta, weights, weights, softness=softness)
+
+
+def aot_second_order(
+    chosen: Tensor,
+    rejected: Tensor,
+    h: Callable[[Tensor, float], Tensor],
+    beta: float,
+    chosen_weights: Tensor | None = None,
+    rejected_weights: Tensor | None = None,
+    *,
+    softness: float | None = None,
+) -> Tensor:
+    """∫ h(D(t)) dt of the integrated quantile difference D(t) = ∫_0^t (Q_U - Q_V): AOT for second-order dominance.
+
+    Named as future work in arXiv:2406.05882. D(0) = 0, so that with a margin beta > 0 the hinge cannot vanish even where U
+    dominates; with beta = 0 it vanishes iff U dominates V in the second order. D is piecewise linear: the integral is in closed
+    form for `squared_hinge` and `least_squares`, and by `theory.transport.gauss_mean` on each piece for any other, smooth h.
+    Arguments as for `aot_unpaired`.
+    """
+
+    def piece_mean(start: Tensor, end: Tensor) -> Tensor:
+        if h is squared_hinge:
+            return positive_power_mean(beta - start, beta - end, 2)
+        if h is least_squares:
+            return power_mean(beta - start, beta - end, 2)
+        return gauss_mean(lambda t: h(t, beta), start, end)
+
+    u, v = _softly(chosen, chosen_weights, softness), _softly(rejected, rejected_weights, softness)
+    return integrated_transport(u, v, piece_mean, chosen_weights, rejected_weights)
+
+
+# ----------------------------------------------------------------------------- gradient norm, opposite tilt
 def gradient_norm(squared_norms: Tensor, weights: Tensor | None = None, *, squared: bool = False) -> Tensor:
     """WDPO penalty (E ||grad_z l||^2)^(1/2) from the per-pair squared gradient norms, shape (..., n).
 
@@ -107,6 +241,42 @@ def dr_dpo(losses: Tensor, b: float, weights: Tensor | None = None) -> Tensor:
     _require_positive("b", b)
     low = _on_support(losses, weights, torch.inf).amin(-1, keepdim=True)
     return low.squeeze(-1) - b * _log_mean_exp((low - losses) / b, weights)
+
+
+def _at_worst_case(
+    dual: Callable[[Tensor, Tensor, Tensor], BallDual],
+    losses: Tensor,
+    name: str,
+    knob: float | Tensor,
+    weights: Tensor | None,
+) -> Tensor:
+    """E_q l with the worst case q of a ball, found in float64 and held constant: the envelope theorem makes its gradient q."""
+    with torch.no_grad():
+        flat = losses.detach().double().reshape(-1, losses.shape[-1])
+        p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else weights.double().expand(losses.shape)
+        size = torch.as_tensor(knob, dtype=torch.float64, device=losses.device).expand(losses.shape[:-1]).reshape(-1)
+        if not bool((size >= 0).all()):
+            raise ValueError(f"{name} must not be negative, got {knob}. Use 0 for the plain mean.")
+        q = dual(flat, p.reshape(flat.shape), size).weights.reshape(losses.shape).to(losses.dtype)
+    return (q * losses).sum(-1)
+
+
+def _group_means(losses: Tensor, groups: Tensor, count: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean loss of each group (..., count), 0 where a group does not occur, and which do."""
+    member = (groups.unsqueeze(-1) == torch.arange(count, device=losses.device)).to(losses.dtype)  # (..., n, count)
+    share = member if weights is None else member * weights.unsqueeze(-1)
+    mass = share.sum(-2)
+    total = (share * losses.unsqueeze(-1)).sum(-2)
+    return total / torch.where(mass > 0, mass, 1), mass > 0
+
+
+def _softly(sample: Tensor, weights: Tensor | None, softness: float | None) -> Tensor:
+    """The sample itself, or its soft sort, which sorting then leaves as it is."""
+    if softness is None:
+        return sample
+    if weights is not None:
+        raise ValueError("soft sorting is defined for equal weights only: pass softness=None, or no weights.")
+    return soft_sort(sample, softness)
 
 
 def _on_support(losses: Tensor, weights: Tensor | None, elsewhere: float) -> Tensor:

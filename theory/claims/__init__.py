@@ -7,7 +7,7 @@ from importlib import import_module
 
 from theory.claims.ledger import Claim, Finding, Measurement, Verdict
 
-_SUBJECTS = ("losses",)
+_SUBJECTS = ("losses", "sharp", "slowest", "uniformity", "worst_cases", "transport")
 
 CLAIMS: dict[str, Claim] = {
     claim.name: claim for subject in _SUBJECTS for claim in import_module(f"theory.claims.{subject}").CLAIMS

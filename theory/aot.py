@@ -1,0 +1,144 @@
+"""The AOT estimator for linear rewards: min over ||theta|| <= B of OT_h of the rewards theta.a and theta.b, from several starts.
+
+    fit = minimise_aot(chosen, rejected, starts=random_starts(rng, 8, d, bound), h=logistic, beta=1.0, bound=2.0)
+
+The objective is a minimum over couplings of convex functions, and not convex (its kinks bend down). Alternating between the best
+coupling of theta (sorting) and the best theta of that coupling (a convex problem, by Newton's method) lowers it in each round and
+ends where neither step does: at a local minimum, unless the coupling is not unique there. Derived; the objective is that of
+Melnyk et al., arXiv:2406.05882.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory.batch import ArrayLike, PairBatch
+from theory.checks import check_positive
+from theory.newton import Ball, minimise
+from theory.objectives import aot_unpaired
+from theory.transport import coupling
+
+_MAX_ROUNDS = 100
+
+Cost = Callable[[Tensor, float], Tensor]  # h(t, beta)
+
+
+@dataclass(frozen=True)
+class AotFit:
+    """The best of S starts for each of R samples.
+
+    theta: (R, d). value: (R,) objective at theta. starts: (R, S) value that each start ended at; their spread shows how far from
+    convex the sample is. gap: (R,) bound on how much another theta could gain at the coupling of this one. converged: (R,) the
+    alternation ended and gap <= tolerance * max(1, |value|); it says nothing of other couplings.
+    """
+
+    theta: Tensor
+    value: Tensor
+    starts: Tensor
+    gap: Tensor
+    converged: Tensor
+
+
+def minimise_aot(
+    chosen: ArrayLike,
+    rejected: ArrayLike,
+    chosen_weights: ArrayLike | None = None,
+    rejected_weights: ArrayLike | None = None,
+    *,
+    starts: ArrayLike,
+    h: Cost,
+    beta: float,
+    bound: float,
+    tolerance: float = 1e-10,
+) -> AotFit:
+    """Minimise OT_h(theta.chosen, theta.rejected) over the ball.
+
+    Args:
+        chosen, rejected: (n, d) and (m, d) features, or (R, n, d) and (R, m, d).
+        chosen_weights, rejected_weights: (n,) or (R, n) probabilities, or None.
+        starts: (S, d) or (R, S, d) points to start from.
+        h: convex with two derivatives, called as h(t, beta).
+        bound: B in ||theta|| <= B.
+    """
+    a, b, start = (torch.as_tensor(x, dtype=torch.float64) for x in (chosen, rejected, starts))
+    p, q = (None if x is None else torch.as_tensor(x, dtype=torch.float64) for x in (chosen_weights, rejected_weights))
+    bound = check_positive("bound", bound, "It is B in ||theta|| <= B.")
+    if a.shape[-1] != b.shape[-1] or start.shape[-1] != a.shape[-1]:
+        raise ValueError(
+            f"chosen, rejected and starts must share their last axis d, got {tuple(a.shape)}, {tuple(b.shape)} and "
+            f"{tuple(start.shape)}."
+        )
+    # one problem for each sample and start: leading axes (R, S)
+    a, b, start = (x if x.ndim == 3 else x[None] for x in (a, b, start))
+    p, q = (None if x is None else (x if x.ndim == 2 else x[None])[:, None] for x in (p, q))
+    replicates = max(x.shape[0] for x in (a, b, start, p, q) if x is not None)
+    theta = start.expand(replicates, -1, -1).clone()
+    ball = Ball(torch.zeros(theta.shape[-1], dtype=torch.float64, device=theta.device), bound)
+    theta = ball.project(theta)
+
+    def rewards(theta: Tensor) -> tuple[Tensor, Tensor]:
+        return theta @ a.mT, theta @ b.mT
+
+    def objective(theta: Tensor) -> Tensor:
+        return aot_unpaired(*rewards(theta), h, beta, p, q)
+
+    def frozen(theta: Tensor) -> "_FrozenCoupling":
+        """The problem with the coupling that is best at theta, for all samples and starts in one batch."""
+        plan = coupling(*rewards(theta), p, q)
+        sample = torch.arange(replicates, device=theta.device)[:, None, None]
+        x = a.expand(replicates, -1, -1)[sample, plan.row] - b.expand(replicates, -1, -1)[sample, plan.column]
+        return _FrozenCoupling(PairBatch(x.flatten(0, 1).mT.contiguous(), plan.mass.flatten(0, 1)), h, beta)
+
+    value = objective(theta)
+    active = torch.ones_like(value, dtype=torch.bool).flatten()
+    for _ in range(_MAX_ROUNDS):
+        problem = frozen(theta).select(active)
+        moved = theta.flatten(0, 1).clone()
+        # what a few halvings leave is made up for in the next round
+        moved[active], _, _ = minimise(problem, moved[active], ball, halvings=10)
+        moved = moved.reshape(theta.shape)
+        lower = objective(moved)
+        better = lower < value - 1e-14 * (1 + value.abs())
+        theta, value = torch.where(better[..., None], moved, theta), torch.where(better, lower, value)
+        active = better.flatten()
+        if not active.any():
+            break
+    best = value.argmin(-1)
+    every = torch.arange(replicates, device=theta.device)
+    _, gradient, _ = frozen(theta).derivatives(theta.flatten(0, 1))
+    gap = ball.linear_gap(theta, gradient.reshape(theta.shape))[every, best].clamp(min=0)
+    lowest = value[every, best]
+    converged = (gap <= tolerance * lowest.abs().clamp(min=1)) & ~active.reshape(value.shape)[every, best]
+    return AotFit(theta[every, best], lowest, value, gap, converged)
+
+
+def random_starts(rng: np.random.Generator, count: int, dimension: int, bound: float) -> Tensor:
+    """(count, d) points spread uniformly over the ball."""
+    v = rng.standard_normal((count, dimension))
+    v *= bound * rng.random((count, 1)) ** (1 / dimension) / np.linalg.norm(v, axis=1, keepdims=True)
+    return torch.from_numpy(v)
+
+
+@dataclass(frozen=True)
+class _FrozenCoupling:
+    """E h(theta.x) over the pairs of a coupling, x = a - b: convex and smooth in theta."""
+
+    pairs: PairBatch
+    h: Cost
+    beta: float
+
+    def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p = self.pairs.p
+        with torch.enable_grad():
+            t = self.pairs.project(v).requires_grad_()
+            cost = self.h(t, self.beta)
+            (slope,) = torch.autograd.grad(cost.sum(), t, create_graph=True)
+            curvature = torch.autograd.grad(slope.sum(), t)[0] if slope.requires_grad else torch.zeros_like(t)  # h may be linear
+        slope = slope.detach()
+        return (p * cost.detach()).sum(-1), self.pairs.pull(p * slope), self.pairs.outer(p * curvature)
+
+    def select(self, index: Tensor) -> "_FrozenCoupling":
+        return replace(self, pairs=self.pairs.select(index))

@@ -1,0 +1,445 @@
+"""Claims on worst-case distributions: the KL tilt, Wasserstein duality, and what the algorithms put in their place.
+
+Section 5 and Appendices D to F, arXiv:2502.01930, their released code, and the chi-squared dual of arXiv:2509.19104.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from theory import worst_programs
+from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, pick, rate_equal
+from theory.collapse import collapse_radius
+from theory.duals import kl_ball_dual, transport_dual
+from theory.estimators import kldpo, kldpo_tilt
+from theory.objectives import dpo_loss, gradient_norm, kl_tilt, tilt_weights
+from theory.policy import Array
+from theory.programs import free_quadratic_worst_case, wasserstein_worst_case
+from theory.worlds import FiniteWorld, random_world
+from theory.worst_case import free, gradient_step, reweighting
+
+BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, threshold: float = 1.0) -> Finding:
+    """Claim 8: q_i ∝ p_i exp(sharpness l_i / lam*); on a sample, lam* = 0 iff rho >= threshold log n."""
+    value_error, spent_error, example = 0.0, 0.0, ""
+    for world, theta in _settings(seed, pick(profile, 3, 15, 100)):
+        losses, p = _losses(world, theta), world.probability
+        for rho in (0.01, 0.1, 0.5):
+            exact, program = reweighting("kl", losses, p, rho), worst_programs.reweighting("kl", losses, p, rho)[1]
+            if exact.dual == 0:  # the ball holds the point masses on the largest loss
+                continue
+            q = tilt_weights(torch.from_numpy(losses), exact.dual / sharpness, torch.from_numpy(p)).numpy()
+            spread = float(np.ptp(losses))
+            if abs(q @ losses - program) / spread > value_error:
+                value_error = abs(float(q @ losses) - program) / spread
+                example = f"losses {losses.round(3).tolist()}, rho={rho}: tilt {q @ losses:.6g}, program {program:.6g}"
+            spent_error = max(spent_error, abs(float(np.sum(q * np.log(q / p))) / rho - 1))
+    wrong, cases, odd = 0, 0, ""
+    rng = np.random.default_rng(seed)
+    for n in (2, 5, 20, 100):
+        losses = np.sort(rng.exponential(size=n))[None]
+        for factor in (0.5, 0.9, 0.99, 1 - 1e-3, 1 + 1e-9, 1.01, 1.1, 2.0):
+            rho = factor * math.log(n)
+            lam = kl_ball_dual(torch.from_numpy(losses), torch.full((1, n), 1 / n, dtype=torch.float64), _number(rho)).dual.item()
+            cases += 1
+            if (lam == 0) != (factor >= threshold):
+                wrong, odd = wrong + 1, f"n={n}, rho={factor:g} log n: lam* = {lam:.3g}"
+    lines = [
+        equality(
+            "expected loss of the tilt against a convex program, relative to the range of the losses", value_error, 1e-5, example
+        ),
+        equality("KL of the tilt relative to the radius", spent_error, 1e-7),
+        equality(f"cases of {cases} where lam* = 0 and rho >= {threshold:g} log n disagree", wrong, 0, odd),
+    ]
+    return conclude(
+        f"tilt and program agree to {value_error:.0e}; lam* = 0 from log n on in {cases - wrong} of {cases} cases", lines
+    )
+
+
+def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
+    """Prop. 4: mu + lam = lam log E exp(l/lam) >= factor E l, so that p exp((l - E l)/lam) >= q; what is its mass?"""
+    lowest, least_ratio, shape, rows = math.inf, math.inf, 0.0, list[Row]()
+    example = ""
+    for world, theta in _settings(seed, pick(profile, 10, 60, 400)):
+        losses, p = _losses(world, theta), world.probability
+        mean = float(p @ losses)
+        for rho in (0.01, 0.1, 0.3):
+            exact = reweighting("kl", losses, p, rho)
+            if exact.dual == 0 or exact.weights is None:
+                continue
+            normaliser = kl_tilt(torch.from_numpy(losses), exact.dual, torch.from_numpy(p)).item()
+            if normaliser / (factor * mean) < lowest:
+                lowest = normaliser / (factor * mean)
+                example = f"losses {losses.round(3).tolist()}: mu + lam = {normaliser:.6g}, mean {mean:.6g}"
+            kernel = p * np.exp((losses - mean) / exact.dual)
+            least_ratio = min(least_ratio, float((kernel / exact.weights).min()))
+            shape = max(shape, float(np.abs(kernel / kernel.sum() - exact.weights).max()))
+            rows.append({"beta": world.beta, "rho": rho, "tau": exact.dual, "mass": float(kernel.sum())})
+    masses = np.array([row["mass"] for row in rows])
+    hand = "two pairs, losses 0 and 2, tau = 1: kernel (e^-1/2, e/2) = (0.184, 1.359) has mass cosh 1 = 1.543; the worst case is "
+    hand += "(0.119, 0.881)"
+    lines = [
+        inequality(f"mu + lam >= {factor:g} E l", lowest, example, loose=math.inf),
+        inequality("kernel p exp((l - E l)/lam) >= the worst case, atom by atom", least_ratio, loose=math.inf),
+        equality("the kernel divided by its mass is the worst case", shape, 1e-9),
+        equality("the kernel itself is the worst case: its mass is 1", float(masses.max() - 1), 1e-9, hand, step=True),
+    ]
+    figure = (
+        f"mass of the kernel {np.median(masses):.3f} in the median, {masses.max():.2f} at most; divided by it, the tilt exactly"
+    )
+    return conclude(figure, lines, {"kernel_mass": rows})
+
+
+def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Finding:
+    """Claim 9: sup over plans = min over eta of eta rho^(p exponent) + E max_z' [l(z') - eta d^p]; finite Z and free features."""
+    finite, example, below, above = 0.0, "", -math.inf, -math.inf
+    for world, theta in _settings(seed, pick(profile, 3, 10, 60)):
+        losses, p = _losses(world, theta), world.probability
+        distance = world.distance()
+        margin, b = world.beta * world.u @ theta, world.beta * float(np.linalg.norm(theta))
+        for power in (1, 2):
+            for rho in (0.05, 0.3):
+                primal = wasserstein_worst_case(losses, p, distance, power, rho)[1]
+                cost, budget = torch.from_numpy(distance**power), _number(rho ** (power * exponent))
+                dual = transport_dual(torch.from_numpy(losses)[None], torch.from_numpy(p)[None], cost, budget).value.item()
+                if abs(dual - primal) / primal > finite:
+                    finite = abs(dual - primal) / primal
+                    example = f"{world.beta=}, theta={theta.round(3)}, p={power}, rho={rho}: plan {primal:.6g}, dual {dual:.6g}"
+                dual = free(world.u, p, theta, beta=world.beta, power=power, radius=rho**exponent).value
+                reach = 1e4 * rho if power == 1 else 3 * rho / math.sqrt(float(p @ (1 / (1 + np.exp(margin))) ** 2))
+                grid = np.append(np.linspace(0, 2 * rho, 20), reach) if power == 1 else np.linspace(0, reach, 150)
+                plan = worst_programs.free_moves(margin, p, b, rho, power, grid)
+                above = max(above, plan / dual - 1)
+                below = max(below, 1 - plan / dual)
+    lines = [
+        equality("finite Z: linear program over plans against the dual, relative", finite, 1e-7, example),
+        inequality("free features: the dual is above every plan on a grid of moves", 1 / (1 + above), loose=math.inf, slack=1e-6),
+        equality("free features: a plan on the grid comes near the dual, relative", below, 1e-3),
+    ]
+    return conclude(f"plans and duals agree to {finite:.0e} (finite Z) and {below:.0e} (free features, on a grid)", lines)
+
+
+def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float = 8.0, order: float = 2.0) -> Finding:
+    """Claim 10: E l + rho G <= sup <= E l + rho G + b² rho² / denominator, with an error of the given order in rho."""
+    low, tight, slopes, rows = math.inf, math.inf, list[float](), list[Row]()
+    low_example = high_example = ""
+    radii = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0])
+    for world, theta in _settings(seed, pick(profile, 5, 30, 200)):
+        p, b = world.probability, world.beta * float(np.linalg.norm(theta))
+        margin = world.beta * world.u @ theta
+        errors = []
+        for rho in radii:
+            value = gradient_step(world.u, p, theta, beta=world.beta, radius=rho)
+            exact = free_quadratic_worst_case(margin, p, b, rho)[1]
+            rows.append(
+                {
+                    "beta": world.beta,
+                    "rho": float(rho),
+                    "exact": exact,
+                    "gradient_norm": value.value,
+                    "achieved": value.expected,
+                    "bound": value.value + b**2 * rho**2 / 8,
+                }
+            )
+            case = (
+                f"beta={world.beta}, |w|={np.linalg.norm(theta):.3g}, rho={rho:g}: sup {exact:.8g}, E l + rho G {value.value:.8g}"
+            )
+            if exact / value.value < low:
+                low, low_example = exact / value.value, case
+            error = exact - value.value
+            if error > 1e-8:  # the program has more than eleven digits
+                ratio = b**2 * rho**2 / denominator / error
+                if ratio < tight:
+                    tight, high_example = ratio, case
+            errors.append(error)
+        small = np.array(errors)[:4]
+        if (small > 1e-8).all():
+            slopes.append(float(np.polyfit(np.log(radii[:4]), np.log(small), 1)[0]))
+    spread = (min(slopes), max(slopes)) if slopes else (-math.inf, math.inf)
+    lines = [
+        inequality("sup >= E l + rho G", low, low_example, loose=math.inf),
+        inequality(f"b² rho²/{denominator:g} >= sup - (E l + rho G)", tight, high_example, slack=1e-3),
+        rate_equal(
+            "order in rho of the error, rho from 1e-3 to 3e-2",
+            float(np.mean(slopes or [math.nan])),
+            *_widen(spread, 0.02),
+            order,
+            width=0.3,
+        ),
+    ]
+    worst = 100 * max(row["exact"] / row["gradient_norm"] - 1 for row in rows)
+    figure = (
+        f"error of order rho^{np.mean(slopes or [math.nan]):.2f}, at most {worst:.1f} % at rho <= 1; bound/error >= {tight:.3f}"
+    )
+    return conclude(figure, lines, {"gradient_norm": rows})
+
+
+def dropped_square_root(profile: str, seed: int, *, betas: tuple[float, ...] = (*BETAS, 10.0)) -> Finding:
+    """Claim 11: the squared penalty E ||grad l||² is above the norm (E ||grad l||²)^(1/2): true iff the former is at least 1."""
+    rows, lowest = list[Row](), math.inf
+    for beta in betas:
+        squares = []
+        for world, theta in _settings(seed, pick(profile, 20, 200, 2000), betas=(beta,)):
+            chance = 1 / (1 + np.exp(world.beta * world.u @ theta))
+            steps = torch.from_numpy((beta * np.linalg.norm(theta) * chance) ** 2)
+            p = torch.from_numpy(world.probability)
+            squares.append(gradient_norm(steps, p, squared=True).item() / gradient_norm(steps, p).item())
+        ratio = np.array(squares)  # E||g||²/(E||g||²)^(1/2) = (E||g||²)^(1/2)
+        lowest = min(lowest, float(ratio.min()))
+        rows.append({"beta": beta, "below_one": float((ratio < 1).mean()), "median_ratio": float(np.median(ratio))})
+    share = float(np.mean([row["below_one"] for row in rows]))
+    hand = "beta = 0.1, one pair x = 1, w = 1: |l'| = 0.1 sigma(-0.1) = 0.0475, its square 0.00226 is 21 times less"
+    lines = [inequality("E ||grad l||² >= (E ||grad l||²)^(1/2)", lowest, hand, loose=math.inf)]
+    by_beta = ", ".join(f"{100 * row['below_one']:.0f} % at beta {row['beta']:g}" for row in rows)
+    return conclude(f"fails in {100 * share:.0f} % of settings ({by_beta})", lines, {"square_below_norm": rows})
+
+
+def temperature_radius(profile: str, seed: int, *, direction: float = -1.0, end: float = 1.0) -> Finding:
+    """Claim 12: tau = lam*(rho) falls strictly up to rho = -end log p(largest loss), is 0 from there on, and is invertible."""
+    trip, wrong, rises, points, same, example = 0.0, 0, 0, 0, 0.0, ""
+    drift, rows = list[float](), list[Row]()
+    for index, (world, theta) in enumerate(_settings(seed, pick(profile, 4, 20, 150))):
+        losses, p = torch.from_numpy(_losses(world, theta))[None], torch.from_numpy(world.probability)[None]
+        limit = -end * math.log(p[0, losses[0] == losses.max()].sum().item())
+        inside = torch.logspace(-5, math.log10(0.98), 25, dtype=torch.float64) * limit
+        tau = kl_ball_dual(losses.expand(25, -1), p.expand(25, -1), inside).dual
+        rises += int((direction * tau.diff() <= 0).sum())
+        points += 24
+        for rho, temperature in zip(inside.tolist(), tau.tolist(), strict=True):
+            rows.append({"setting": index, "beta": world.beta, "rho": rho, "tau": temperature})
+            if temperature > 0:
+                q = tilt_weights(losses[0], temperature, p[0])
+                trip = max(trip, abs((q * torch.where(q > 0, (q / p[0]).log(), 0.0)).sum().item() / rho - 1))
+        beyond = torch.tensor([1.0, 1.5, 3.0], dtype=torch.float64) * limit * (1 + 1e-12)
+        outside = kl_ball_dual(losses.expand(3, -1), p.expand(3, -1), beyond).dual
+        if bool((tau == 0).any()) or bool((outside != 0).any()):
+            wrong, example = (
+                wrong + 1,
+                f"beta={world.beta}, theta={theta.round(3)}: lam* {outside.tolist()} from rho = {limit:.4g}",
+            )
+        # the tilted estimator at the robust estimator's own dual variable is the robust estimator
+        common = {"beta": world.beta, "bound": world.bound}
+        radius = 0.3 * collapse_radius("kl", world.u, world.probability).item()
+        robust = kldpo(world.u, world.probability, radius=radius, **common)
+        if robust.dual is not None:
+            tilted = kldpo_tilt(world.u, world.probability, temperature=robust.dual, **common)
+            same = max(same, (tilted.theta - robust.theta).norm().item() / world.bound)
+            at_half = torch.from_numpy(_losses(world, robust.theta[0].numpy() / 2))
+            q = tilt_weights(at_half, robust.dual.item(), p[0])
+            drift.append(radius / max((q * (q / p[0]).log()).sum().item(), 1e-300))
+    lines = [
+        equality(f"steps of {points} along rho where tau does not go {'up' if direction > 0 else 'down'}", rises, 0),
+        equality("KL of the tilt at tau(rho), relative to rho", trip, 1e-8),
+        equality("settings where tau is 0 before, or positive from, the radius of the largest loss on", wrong, 0, example),
+        equality("robust and tilted estimators at tau = lam*, distance relative to B", same, 1e-7),
+    ]
+    figure = (
+        f"rho -> tau -> rho to {trip:.0e}; at half the robust theta the same tau is a ball {np.median(drift):.1f} times smaller"
+    )
+    return conclude(figure, lines, {"temperature_radius": rows})
+
+
+def released_kldpo_weights(profile: str, seed: int) -> Finding:
+    """The released weights, clamped and not normalised: is their gradient that of the tilt up to a factor?"""
+    rows, worst, example = list[Row](), 0.0, ""
+    free_of_clamp, scale = 0.0, list[float]()
+    for world, theta in _settings(seed, pick(profile, 10, 60, 400), betas=(0.3, 1.0, 3.0)):
+        p = torch.from_numpy(world.probability)
+        for tau in (0.1, 0.3, 1.0):
+            released, losses = _gradient(world, theta, tau, released=True)
+            tilted, _ = _gradient(world, theta, tau, released=False)
+            largest = math.exp(min((losses.max() - float(p.numpy() @ losses)) / tau, 700.0))
+            cosine = float(released @ tilted / (np.linalg.norm(released) * np.linalg.norm(tilted)))
+            rows.append({"beta": world.beta, "tau": tau, "largest_weight": largest, "cosine": cosine})
+            scale.append(float(np.linalg.norm(released) / np.linalg.norm(tilted)))
+            if largest <= 10:
+                free_of_clamp = max(free_of_clamp, 1 - cosine)
+            if 1 - cosine > worst:
+                worst, example = 1 - cosine, f"beta={world.beta}, theta={theta.round(3)}, tau={tau}: cosine {cosine:.4f}"
+    # ten pairs with losses 6, 4 and eight of almost 0: the two that count get the same weight 10 instead of 148 and 20
+    u = torch.tensor([[-6.0, 0.0], [0.0, -4.0], *[[20.0, 20.0]] * 8], dtype=torch.float64)
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    (hand_released,) = torch.autograd.grad(kl_tilt(dpo_loss(u @ w), 1.0, released=True), w)
+    (hand_tilted,) = torch.autograd.grad(kl_tilt(dpo_loss(u @ w), 1.0), w)
+    by_hand = torch.nn.functional.cosine_similarity(hand_released, hand_tilted, dim=0).item()
+    hand = "ten pairs, u = (-6, 0), (0, -4) and eight (20, 20), w = (1, 1): losses 6, 4, 0; at tau = 1 the weights e^5 and e^3 "
+    hand += f"both become 10, gradient along (60, 40) instead of (6 e^2, 4): cosine {by_hand:.3f}; {example}"
+    lines = [
+        equality("1 - cosine where no weight is above 10", free_of_clamp, 1e-12),
+        equality("1 - cosine of the released and the tilted gradient, all settings", max(worst, 1 - by_hand), 1e-9, hand),
+    ]
+    clamped = [row["cosine"] for row in rows if row["largest_weight"] > 10]
+    least = min(clamped, default=1.0)
+    figure = (
+        f"clamped in {len(clamped)} of {len(rows)} settings; cosine down to {least:.3f}, {by_hand:.3f} in ten pairs by hand; "
+    )
+    figure += f"gradient {min(scale):.2f} to {max(scale):.1f} times as long"
+    return conclude(figure, lines, {"released_weights": rows})
+
+
+def chi2_rebel_dual(profile: str, seed: int, *, paper: float = 1.0, code: float = 0.0) -> Finding:
+    """sup {E_q l : sum (q-p)²/p <= 2 rho} = min_eta (offset + 2 rho)^(1/2) (E (l - eta)_+²)^(1/2) + eta, offset 1 or 0."""
+    errors, example = {"paper": 0.0, "code": 0.0}, ""
+    for world, theta in _settings(seed, pick(profile, 3, 15, 100)):
+        losses, p = _losses(world, theta), world.probability
+        for rho in (0.01, 0.1, 0.4):
+            truth = worst_programs.reweighting("chi2", losses, p, 2 * rho)[1]
+            for name, offset in (("paper", paper), ("code", code)):
+                dual = _chi2_dual(losses, p, math.sqrt(offset + 2 * rho))
+                error = abs(dual - truth) / float(np.ptp(losses))
+                if error > errors[name]:
+                    errors[name] = error
+                    example = f"rho={rho}: dual {dual:.4g}, worst case {truth:.6g}" if name == "code" else example
+    hand = (
+        "one pair of loss 1, rho = 1/8: (1 - eta)/2 + eta = (1 + eta)/2 falls without end as eta does, while the worst case is 1"
+    )
+    lines = [
+        equality(f"min over eta with (1 + 2 rho)^(1/2), offset {paper:g}, against a convex program", errors["paper"], 1e-5),
+        equality(f"the same with the code's factor, offset {code:g}", min(errors["code"], 1e12), 1e-5, f"{hand}; {example}"),
+    ]
+    off = min(errors["code"], 1e12)
+    figure = f"(1 + 2 rho)^(1/2) is exact to {errors['paper']:.0e}; the code's factor is off by {off:.0e} ranges of the losses"
+    return conclude(figure, lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+def _settings(seed: int, count: int, betas: tuple[float, ...] = BETAS) -> Iterator[tuple[FiniteWorld, Array]]:
+    """Small worlds with policies of any size up to B = 2; theta_ref = 0, so that w = theta."""
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        beta, d = betas[index % len(betas)], int(rng.integers(2, 4))
+        world = random_world(int(rng.integers(2**31)), contexts=4, actions=2, dimension=d, beta=beta, bound=2.0)
+        direction = rng.standard_normal(d)
+        yield world, 2.0 * rng.uniform(0.1, 1.0) * direction / np.linalg.norm(direction)
+
+
+def _losses(world: FiniteWorld, theta: Array) -> Array:
+    return np.logaddexp(0, -world.beta * world.u @ (theta - world.theta_ref))
+
+
+def _number(value: float) -> torch.Tensor:
+    return torch.tensor([value], dtype=torch.float64)
+
+
+def _widen(interval: tuple[float, float], by: float) -> tuple[float, float]:
+    return interval[0] - by, interval[1] + by
+
+
+def _gradient(world: FiniteWorld, theta: Array, tau: float, *, released: bool) -> tuple[Array, Array]:
+    """d/dw of the functional, by automatic differentiation, and the losses."""
+    w = torch.from_numpy(theta - world.theta_ref).requires_grad_()
+    losses = dpo_loss(world.beta * torch.from_numpy(world.u) @ w)
+    (gradient,) = torch.autograd.grad(kl_tilt(losses, tau, torch.from_numpy(world.probability), released=released), w)
+    return gradient.numpy(), losses.detach().numpy()
+
+
+def _chi2_dual(losses: Array, p: Array, factor: float) -> float:
+    """min over eta of factor (E (l - eta)_+²)^(1/2) + eta by ternary search, eta down to -1e9 ranges below the losses."""
+    top, span = float(losses.max()), float(np.ptp(losses))
+
+    def value(depth: float) -> float:
+        eta = top - span * math.exp(depth)
+        return factor * math.sqrt(float(p @ np.maximum(losses - eta, 0) ** 2)) + eta
+
+    low, high = -20.0, math.log(1e9)
+    for _ in range(200):
+        a, b = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, b) if value(a) <= value(b) else (a, high)
+    return value((low + high) / 2)
+
+
+_WORLDS = "random finite worlds (four contexts, two actions, d = 2 or 3, beta from 0.03 to 3) with random policies"
+
+CLAIMS = (
+    Claim(
+        "kl-worst-case-is-tilt",
+        "arXiv:2502.01930, Prop. 2 and Thm. 3",
+        "the KL worst case is q ∝ p exp(l/lam*)",
+        "sup {E_Q l : KL(Q||P_n) <= rho} is attained by the exponential tilt of P_n at the temperature lam*, the optimum of "
+        "the dual; on a sample with a unique largest loss lam* = 0 iff rho >= log n, and the worst case is then that loss.",
+        "Finitely many atoms; losses that are not all equal.",
+        f"The tilt at lam* against a convex program over the weights (Clarabel), in {_WORLDS}; radii around log n on samples.",
+        "Another expected loss or KL than the program's, or lam* > 0 at a radius above log n, or 0 below.",
+        kl_worst_case_is_tilt,
+    ),
+    Claim(
+        "tilt-normaliser",
+        "arXiv:2502.01930, Prop. 4 and Algorithm 2",
+        "the normaliser satisfies -mu - lam <= -E l; the kernel exp((l - E l)/tau) p",
+        "mu + lam = lam log E exp(l/lam) >= E l (Jensen), so that the kernel p exp((l - E l)/lam) is above the worst case at "
+        "every atom. It is used in place of the worst case: as a distribution only after division by its mass, which is above 1.",
+        "lam > 0.",
+        f"Both sides and the mass of the kernel in {_WORLDS}, at the dual optima of three radii.",
+        "A normaliser below the mean loss; a kernel whose mass is 1 would close the gap.",
+        tilt_normaliser,
+    ),
+    Claim(
+        "wasserstein-duality",
+        "arXiv:2502.01930, Lemma 1",
+        "sup over the W_p ball = min over eta of eta rho^p + E max [l - eta d^p]",
+        "Strong duality of the worst expected loss over a Wasserstein ball, on finitely many atoms and with free features.",
+        "A finite metric, or the logistic loss on R^d with fixed labels; p = 1, 2.",
+        "The dual against a linear program over plans (HiGHS); with free features against a linear program over moves on a grid, "
+        f"which can only fall short; in {_WORLDS}.",
+        "A plan above the dual, or a dual that no plan comes near.",
+        wasserstein_duality,
+    ),
+    Claim(
+        "gradient-norm-approximates-w2",
+        "arXiv:2502.01930, Section 5 (from Gao, Chen, Kleywegt); bounds derived",
+        "E l + rho G <= sup over the W2 ball <= E l + rho G + beta²||w||² rho²/8",
+        "With free features and fixed labels the W2 worst case is E l + rho G up to an error between 0 and beta²||w||² rho²/8, "
+        "of second order in rho; G = (E ||grad_x l||²)^(1/2).",
+        "Log-linear policies; gradients with respect to the feature difference x.",
+        f"Algorithm 1 against the exact dual at seven radii from 1e-3 to 1, in {_WORLDS}.",
+        "A worst case outside the two bounds, or an error of another order.",
+        gradient_norm_approximates_w2,
+    ),
+    Claim(
+        "dropped-square-root",
+        "arXiv:2502.01930, App. F",
+        "the square root is dropped 'by sqrt(x) <= x for x >= 1'",
+        "The implemented penalty E ||grad l||² is an upper bound of (E ||grad l||²)^(1/2). That needs E ||grad l||² >= 1.",
+        "The log-linear world: ||grad_x l|| = beta sigma(-m) ||w||, at most beta ||w||.",
+        "Both penalties in random worlds and policies, ||w|| <= 2, for beta from 0.03 to 10.",
+        "A penalty that is above the norm in every setting.",
+        dropped_square_root,
+    ),
+    Claim(
+        "temperature-radius",
+        "arXiv:2502.01930, Algorithm 2; correspondence derived",
+        "temperature and radius correspond one to one through the dual optimum",
+        "At fixed losses rho -> lam*(rho) falls strictly until rho = -log p(largest loss) and is 0 from there on; the tilt at "
+        "lam* has KL rho. At the robust estimator's own lam* the tilted estimator is the robust one. At another theta the same "
+        "tau belongs to another radius.",
+        "Losses that are not all equal; rho below the degenerate radius.",
+        f"Radii on a logarithmic grid, there and back; both estimators at one radius; in {_WORLDS}.",
+        "A step where tau does not fall, a radius not recovered, or another estimator.",
+        temperature_radius,
+    ),
+    Claim(
+        "released-kldpo-weights",
+        "released code of arXiv:2502.01930 against its Algorithm 2",
+        "weights exp((l - mean)/tau), clamped at 10 and not normalised, give the gradient of the tilt",
+        "The gradient of the released loss is that of the tilted risk up to a factor, which the learning rate absorbs.",
+        "One batch holding all pairs; no gradient through the weights in the released version.",
+        "Both gradients by automatic differentiation in random worlds and policies, tau = 0.1, 0.3, 1; ten pairs by hand.",
+        "Parallel gradients also where weights are clamped (they are where none is).",
+        released_kldpo_weights,
+    ),
+    Claim(
+        "chi2-rebel-dual",
+        "arXiv:2509.19104v1 and its released code",
+        "the chi-squared dual with (2 rho)^(1/2) in place of (1 + 2 rho)^(1/2)",
+        "sup {E_q l : sum (q-p)²/p <= 2 rho} = min over eta of c (E (l - eta)_+²)^(1/2) + eta with c = (1 + 2 rho)^(1/2); the "
+        "code has c = (2 rho)^(1/2), for which the right side has no minimum when rho < 1/2.",
+        "Finitely many atoms, rho < 1/2.",
+        f"Both right sides, eta searched down to 1e9 ranges below the losses, against a convex program; in {_WORLDS}.",
+        "A minimum of the code's expression that equals the worst case.",
+        chi2_rebel_dual,
+    ),
+)

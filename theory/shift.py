@@ -1,0 +1,276 @@
+"""Preference shift: train on labels of one reward, be judged by another. Section 6, arXiv:2502.01930.
+
+A `Shift` is a world to train in and a grid of rewards to be judged by. Everything is an exact sum over the finite world. The
+question that matters is whether a robust policy is more than one that stayed near the reference: `shrunk` and `stopped` give
+the DPO policies with the same KL to the reference.
+
+Derived: in the log-linear world DPO with beta' in the place of beta returns theta_ref + (beta/beta') (theta_DPO - theta_ref), as the
+loss sees beta w alone. `shrunk` is therefore DPO with another beta (while ||theta|| <= B does not bind).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.special import expit, logit
+from scipy.stats import t as student
+
+from theory.batch import PairBatch
+from theory.newton import Ball
+from theory.policy import Array, convex_mixture, geometric_mixture, log_policy
+from theory.smooth import MeanLoss
+from theory.worlds import FiniteWorld, from_policy, from_rewards
+
+KINDS = ("convex", "geometric", "annotators", "contexts", "flips")
+FLIP_RATE = 0.2  # share of the labels turned round in the kind `flips`
+GEOMETRIC_SCALE = 6.0  # of rewards that a sigmoid has mapped to (0, 1): their differences reach what the linear ones do
+MINORITY = 3  # every third context belongs to the minority of the kind `contexts`
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A world to train in, and for each of G values of alpha a reward and a distribution of contexts to be judged by.
+
+    world: the training population, with its policy features (S, A, d). alpha: (G,) weight of the second reward.
+    rewards: (G, S, A). contexts: (G, S) probabilities.
+    """
+
+    world: FiniteWorld
+    alpha: Array
+    rewards: Array
+    contexts: Array
+
+    def __post_init__(self) -> None:
+        if self.world.policy_features is None:
+            raise ValueError("a shift needs a world with policy_features (S, A, d): build it with from_policy or scored_pairs.")
+        S, A, _ = self.world.policy_features.shape
+        G = len(self.alpha)
+        if self.rewards.shape != (G, S, A) or self.contexts.shape != (G, S):
+            raise ValueError(
+                f"{G} values of alpha over {S} contexts and {A} actions need rewards {(G, S, A)} and contexts {(G, S)}, "
+                f"got {self.rewards.shape} and {self.contexts.shape}."
+            )
+        flat = np.flatnonzero(np.ptp(self.rewards, axis=2).max(1) == 0)
+        if flat.size:
+            raise ValueError(
+                f"the reward at alpha = {self.alpha[flat[0]]:g} does not depend on the action: no policy has a regret there. "
+                "Leave that alpha out."
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What R policies are worth at each of G values of alpha.
+
+    reward: (R, G) expected reward. regret: (R, G), (best - reward)/(best - reward of the reference policy), best being the
+    reward of the best action in every context: 0 for that policy, 1 for the reference, above 1 for a policy that is worse than
+    the reference. win_rate: (R, G) probability that its response has a higher reward than one of the reference, ties counted
+    half. kl: (R,) E_s KL(pi_theta || pi_ref) in nats, over the contexts of training.
+    """
+
+    reward: Array
+    regret: Array
+    win_rate: Array
+    kl: Array
+
+
+def evaluate(shift: Shift, theta: Array) -> Outcome:
+    """The policies theta (R, d) under every reward of the shift."""
+    pi, reference = _policy(shift.world, theta), _policy(shift.world, shift.world.theta_ref)
+    r, mu = shift.rewards, shift.contexts[:, :, None]
+    above = (r[:, :, :, None] > r[:, :, None, :]) + 0.5 * (r[:, :, :, None] == r[:, :, None, :])
+    wins = above @ reference[:, :, None]  # (G, S, A, 1): the chance that an action beats one of the reference
+    best = (shift.contexts * r.max(2)).sum(1)
+    reward, start = _expect(pi, mu * r), _expect(reference, mu * r)
+    return Outcome(reward, (best - reward) / (best - start), _expect(pi, mu * wins[..., 0]), _kl(shift.world, theta))
+
+
+def spread(outcome: Outcome) -> Array:
+    """How far from flat: the largest minus the smallest regret over alpha (R,); 0 for the reference policy."""
+    return np.ptp(outcome.regret, axis=1)
+
+
+# --------------------------------------------------------------------------------------------------------------- shifts
+def random_shift(
+    kind: str,
+    seed: int | list[int],
+    *,
+    train: float,
+    alpha: Array,
+    contexts: int = 6,
+    actions: int = 3,
+    dimension: int = 4,
+    beta: float = 1.0,
+    bound: float = 12.0,
+    signal: float = 3.0,
+) -> Shift:
+    """A world with random features on the unit sphere, two random linear rewards r1, r2, and theta_ref = 0.
+
+    `train` is alpha_o, the weight of the second reward in training; `alpha` (G,) are those of the test.
+
+    * convex: labels are Bradley–Terry in (1-alpha) r1 + alpha r2, which is also the reward of the test.
+    * geometric: the same with c sigma(r1)^(1-alpha) sigma(r2)^alpha, which is not linear in the features.
+    * annotators: a share alpha of the annotators labels by r2, the others by r1; the reward is the annotators' mean.
+    * contexts: in some contexts everybody goes by r2, in the others by r1; alpha is the probability of the former.
+    * flips: convex, and one training label in five is turned round.
+
+    Args:
+        signal: norm of the rewards' parameters, r_k = v_k.psi with ||v_k|| = signal.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of shift {kind!r}; choose one of {', '.join(KINDS)}.")
+    rng = np.random.default_rng(seed)
+    features = _unit(rng.standard_normal((contexts, actions, dimension)))
+    linear = signal * features @ _unit(rng.standard_normal((2, dimension))).T  # (S, A, 2)
+    minority = np.arange(contexts) % MINORITY == MINORITY - 1
+
+    def reward(a: float) -> Array:
+        weights = np.array([1 - a, a])
+        if kind == "geometric":
+            return GEOMETRIC_SCALE * geometric_mixture(expit(linear), weights)
+        if kind == "contexts":
+            return np.where(minority[:, None], linear[:, :, 1], linear[:, :, 0])
+        return convex_mixture(linear, weights)
+
+    def context(a: float) -> Array:
+        if kind == "contexts":
+            return np.where(minority, a / minority.sum(), (1 - a) / (~minority).sum())
+        return np.full(contexts, 1 / contexts)
+
+    if kind == "annotators":
+        chance = convex_mixture(expit(linear[:, :, None] - linear[:, None]), np.array([1 - train, train]))
+    else:
+        chance = expit(reward(train)[:, :, None] - reward(train)[:, None])
+    if kind == "flips":
+        chance = chance + FLIP_RATE * (1 - 2 * chance)
+    plain = from_policy(features, np.zeros(dimension), beta=beta, bound=bound, context_probability=context(train))
+    odds = np.repeat(logit(chance).ravel(), 2)  # each (s, a1, a2) stands with y = 1 and y = 0
+    world = plain.with_rewards(odds, np.zeros_like(odds))
+    return Shift(world, alpha, np.stack([reward(a) for a in alpha]), np.stack([context(a) for a in alpha]))
+
+
+def scored_pairs(
+    psi1: Array, psi2: Array, rewards1: Array, rewards2: Array, *, train: float, alpha: Array, beta: float, bound: float
+) -> Shift:
+    """Two responses to each of N prompts, with features (N, d) and two rewards each (N, 2): the policy chooses between the two.
+
+    Labels are Bradley–Terry in (1-train) r1 + train r2; the reference takes either response with probability 1/2.
+    """
+    both = np.stack([rewards1, rewards2], 1)  # (N, 2 responses, 2 rewards)
+    mixed = convex_mixture(both, np.array([1 - train, train]))
+    mu = np.full(len(psi1), 1 / len(psi1))
+    world = from_rewards(psi1, psi2, mixed[:, 0], mixed[:, 1], beta=beta, bound=bound)
+    world = replace(world, policy_features=np.stack([psi1, psi2], 1), context_probability=mu)
+    rewards = np.stack([convex_mixture(both, np.array([1 - a, a])) for a in alpha])
+    return Shift(world, alpha, rewards, np.tile(mu, (len(alpha), 1)))
+
+
+# ----------------------------------------------------------------------------------------------------------- matched KL
+def shrunk(world: FiniteWorld, theta: Array, kl: Array) -> Array:
+    """The point of the ray from theta_ref through theta (R, d) whose policy has KL `kl` (R,) to the reference.
+
+    KL grows along the ray: its derivative at theta_ref + s w is s E_s Var(w.psi). NaN where the ray does not reach that far.
+    """
+    w = theta - world.theta_ref
+
+    def position(s: Array) -> Array:
+        return world.theta_ref + s[:, None] * w
+
+    upper = np.ones(len(theta))
+    for _ in range(40):
+        reached = _kl(world, position(upper)) >= kl
+        if reached.all():
+            break
+        upper = np.where(reached, upper, 2 * upper)
+    found = position(_matched(world, position, np.zeros_like(upper), upper, kl))
+    return np.where(reached[:, None], found, np.nan)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Paths of gradient descent, points (T, R, d), and the KL of each point to the reference (T, R)."""
+
+    points: Array
+    kl: Array
+
+
+def descend(pairs: PairBatch, world: FiniteWorld, minimiser: Array, steps: int = 300) -> Descent:
+    """Gradient descent on the DPO loss of each of R samples from theta_ref, ending with a last step to the `minimiser` (R, d).
+
+    The step size is 1/L, L = beta² lambda_max(E uu')/4.
+    """
+    loss = MeanLoss(pairs, world.beta)
+    ball = Ball(torch.from_numpy(np.asarray(world.theta_ref, dtype=float)), world.bound)
+    size = 4 / (world.beta**2 * torch.linalg.eigvalsh(pairs.outer(pairs.p))[:, -1:])
+    w = torch.zeros(pairs.replicates, pairs.dimension, dtype=torch.float64)
+    path = [w]
+    for _ in range(steps):
+        w = ball.project(w - size * loss.derivatives(w)[1])
+        path.append(w)
+    points = np.concatenate([torch.stack(path).numpy() + world.theta_ref, minimiser[None]])
+    return Descent(points, np.stack([_kl(world, point) for point in points]))
+
+
+def stopped(world: FiniteWorld, path: Descent, sample: Array, kl: Array) -> Array:
+    """Where the path of each `sample` (R',), an index, first has KL `kl` (R',), within a step; (R', d), NaN where it never has."""
+    points, along = path.points[:, sample], path.kl[:, sample]
+    beyond = along >= kl
+    last = np.where(beyond.any(0), beyond.argmax(0), len(points) - 1)
+    rows = np.arange(len(kl))
+
+    def position(t: Array) -> Array:
+        k = np.clip(np.ceil(t).astype(int), 1, len(points) - 1)
+        return points[k - 1, rows] + (t - k + 1)[:, None] * (points[k, rows] - points[k - 1, rows])
+
+    found = position(_matched(world, position, np.maximum(last - 1.0, 0.0), last.astype(float), kl))
+    return np.where(beyond.any(0)[:, None], found, np.nan)
+
+
+def _matched(world: FiniteWorld, position: Callable[[Array], Array], lower: Array, upper: Array, kl: Array) -> Array:
+    """t in [lower, upper] with KL(position(t)) = kl, by the Illinois method on the root of the KL, which is nearly linear."""
+    low, high = (np.sqrt(_kl(world, position(t))) - np.sqrt(kl) for t in (lower, upper))
+    t = np.where(low >= 0, lower, upper)
+    before = np.full(len(kl), 2)  # on which side of the root the last step fell, True or False; neither at first
+    for _ in range(100):
+        width = high - low
+        t = np.where((low < 0) & (high > 0), upper - high * (upper - lower) / np.where(width > 0, width, 1), t)
+        now = _kl(world, position(t))
+        if (np.abs(now - kl) <= 1e-14 + 1e-11 * kl).all():
+            break
+        value = np.sqrt(now) - np.sqrt(kl)
+        left = value < 0
+        halve = 0.5 ** (left == before)  # the end that stays, when it stays twice
+        low, high, before = np.where(left, value, low * halve), np.where(left, high * halve, value), left
+        lower, upper = np.where(left, t, lower), np.where(left, upper, t)
+    return t
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+def mean_interval(values: Array, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values with its t interval: (mean, low, high); an infinite interval for fewer than two values."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else np.nan, -np.inf, np.inf
+    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def _policy(world: FiniteWorld, theta: Array) -> Array:
+    assert world.policy_features is not None
+    return np.exp(log_policy(theta, world.policy_features))
+
+
+def _kl(world: FiniteWorld, theta: Array) -> Array:
+    kl = world.kl_to_reference(theta)
+    assert kl is not None
+    return np.maximum(kl, 0.0)  # rounding may leave it a little below zero
+
+
+def _expect(pi: Array, weights: Array) -> Array:
+    """sum_{s,a} pi(a|s) weights(g, s, a): (..., S, A) and (G, S, A) -> (..., G)."""
+    return np.tensordot(pi, weights, axes=([-2, -1], [1, 2]))
+
+
+def _unit(v: Array) -> Array:
+    return v / np.linalg.norm(v, axis=-1, keepdims=True)

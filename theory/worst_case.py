@@ -62,8 +62,9 @@ class WorstCase:
     variation, W_p, and for CVaR the largest ratio q_i/p_i. dual: multiplier of the radius (lam, or eta of radius**power); the
     threshold for CVaR. effective: 1 / sum_i q_i²/p_i = 1/(1 + chi-squared), the share of the sample that is left: times n it is
     the effective sample size of Kish; NaN where Q leaves the atoms. attained: whether a distribution attains the supremum; if
-    not, the returned one is a member of a maximising sequence, within 1e-10 of it. converged: |gap| at most 1e-9 of the value (of the largest loss, if that is more).
-    weights: (n,) probabilities on the atoms, None where Q leaves them. moves: where mass goes, for transport.
+    not, the returned one is a member of a maximising sequence, within 1e-10 of it. converged: |gap| at most 1e-9 of the value (of
+    the largest loss, if that is more). weights: (n,) probabilities on the atoms, None where Q leaves them. moves: where mass
+    goes, for transport.
     """
 
     ball: str

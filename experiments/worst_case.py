@@ -1,0 +1,245 @@
+"""Where does the adversary of each ball put the probability, and how far off are the algorithms that stand for it?
+
+A small sample of labelled pairs and the DPO policy fitted to it. Out come, for each ball, the worst expected loss over a range of
+radii (`values.csv`), the worst weights at equal effective sample size (`weights.parquet`), and the worst transport plans
+(`moves.parquet`). Next to the exact worst cases stand the tilt at one temperature and the step along the gradient.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import expit
+
+from experiments import estimation_error
+from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
+from experiments.store import open_run, write_json, write_table
+from theory.estimators import dpo
+from theory.policy import Array
+from theory.worlds import FiniteWorld, from_labels
+from theory.worst_case import REWEIGHTING, WorstCase, reweighting, tilt, worst_case
+
+LABEL_COST = 0.5  # kappa of the metric; on the unit circle features are at most 2 apart
+SHARES = (0.8, 0.5, 0.25)  # effective sample sizes, as shares of the sample, at which weights are compared
+FRACTIONS = (0.1, 0.3, 0.6)  # of ||E u||, the collapse radius of W2 with free features, at which plans are compared
+REACH = {"kl": 2.0, "chi2": 4.0, "tv": 1.0}  # largest radius in the table of values
+TRANSPORT_REACH = 2.0  # the same for transport, in units of ||E u||
+TRANSPORT = ("w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large the study is: pairs in the sample, radii for each ball."""
+
+    pairs: int
+    radii: int
+
+
+PROFILES = {"smoke": Profile(12, 5), "quick": Profile(40, 61), "paper": Profile(60, 121)}
+
+
+@dataclass
+class WorstCaseStudy:
+    """Worst-case distributions of every ball at the DPO policy, next to their tractable versions."""
+
+    out: Path = Path("results/worst-case")
+    """Folder of the results."""
+    profile: str = "quick"
+    """Size of the study: smoke, quick or paper; all take seconds."""
+    seed: int = 0
+    """Seed of the sampled pairs; the same seed gives the same rows."""
+    beta: float = 1.0
+    """beta of the loss."""
+    bound: float = 4.0
+    """B in ||theta|| <= B of the DPO fit."""
+    pairs: Path | None = None
+    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) in place of the sample; columns first_*, second_*, label."""
+
+
+def sample_world(pairs: int, seed: int, *, beta: float, bound: float) -> FiniteWorld:
+    """Pairs with features on the unit circle and Bradley–Terry labels, theta* of norm min(2, B) along the first axis."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    angle = rng.uniform(0, 2 * np.pi, (2, pairs))
+    psi = np.stack([np.cos(angle), np.sin(angle)], -1)
+    score = beta * min(2.0, bound) * (psi[0] - psi[1])[:, 0]
+    label = (rng.random(pairs) < expit(score)).astype(int)
+    return from_labels(psi[0], psi[1], label, beta=beta, bound=bound)
+
+
+def read_world(path: Path, *, beta: float, bound: float) -> FiniteWorld:
+    """The world of a table of labelled pairs, read as `prefdro run estimation-error --pairs` does."""
+    profile, _ = estimation_error.plan(EstimationError(pairs=path, methods=("dpo",), beta=beta, bound=bound))
+    world = build_world(profile.worlds[0])
+    assert isinstance(world, FiniteWorld)
+    return world
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+def values_table(world: FiniteWorld, theta: Array, radii: int) -> pd.DataFrame:
+    """Worst expected loss against the radius; the tilt is that of the KL ball's own temperature at the middle of the range."""
+    losses, p = _losses(world, theta), world.probability
+    rows, grid = [], np.linspace(0, 1, radii)
+    for ball, reach in REACH.items():
+        rows += [_summary(reweighting(ball, losses, p, r), "exact") for r in reach * grid]
+    rows += [_summary(reweighting("cvar", losses, p, share), "exact") for share in 1 - grid[:-1]]
+    far = TRANSPORT_REACH * grid * _unit(world)
+    for ball in _transport(world):
+        rows += [_summary(worst_case(world, theta, ball=ball, radius=r, label_cost=LABEL_COST), "exact") for r in far]
+    rows += [_summary(worst_case(world, theta, ball="gradient", radius=r), "tractable") for r in far]
+    tau = reweighting("kl", losses, p, REACH["kl"] / 4).dual
+    if tau > 0:
+        rows += [_summary(tilt(losses, p, radius=r, temperature=tau), "tractable") for r in REACH["kl"] * grid]
+    return pd.DataFrame(rows).assign(plain=float(p @ losses))
+
+
+def weights_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
+    """Weights of the reweighting balls, each at the radius where the effective share of the sample is one of `SHARES`."""
+    losses, p = _losses(world, theta), world.probability
+    tables = []
+    for ball in REWEIGHTING:
+        for share in SHARES:
+            worst = at_share(ball, losses, p, share)
+            columns = {"ball": ball, "share": share, "radius": worst.radius, "effective": worst.effective}
+            atoms = {"atom": np.arange(len(p)), "loss": losses, "p": p, "q": worst.weights}
+            tables.append(pd.DataFrame(columns | atoms))
+    return pd.concat(tables, ignore_index=True)
+
+
+def at_share(ball: str, losses: Array, p: Array, share: float) -> WorstCase:
+    """The worst case of a ball whose effective share of the sample is `share`, or the smallest that the ball reaches."""
+    least = float(p[losses == losses[p > 0].max()].sum())  # all mass on the largest loss
+    low, high = {"kl": (0.0, -np.log(least)), "chi2": (0.0, 1 / least - 1), "tv": (0.0, 1 - least), "cvar": (1.0, least)}[ball]
+
+    def excess(radius: float) -> float:
+        return reweighting(ball, losses, p, radius).effective - share
+
+    if share <= least or excess(high) >= 0:
+        return reweighting(ball, losses, p, high)
+    return reweighting(ball, losses, p, brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
+
+
+def moves_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
+    """Transport plans, drawn in the plane of w and the direction across it in which the pairs differ most.
+
+    along, across: coordinates of x = psi1 - psi2; the prefix to_ is for the place of arrival. escapes: mass that goes to infinity
+    in the limit. Moves of length 0 are pairs that stay.
+    """
+    plane = _plane(world, theta)
+    start = world.x @ plane
+    tables = []
+    for ball in [*_transport(world), "gradient"]:
+        for fraction in FRACTIONS:
+            worst = worst_case(world, theta, ball=ball, radius=fraction * _unit(world), label_cost=LABEL_COST)
+            moves = worst.moves
+            assert moves is not None
+            label = world.label[moves.source]
+            to_label = np.where(moves.flipped, 1 - label, label)
+            end = ((2.0 * to_label - 1)[:, None] * moves.u) @ plane
+            if (moves.target >= 0).all():  # other atoms have their own x, whatever the label
+                end = start[moves.target]
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "ball": ball,
+                        "fraction": fraction,
+                        "radius": worst.radius,
+                        "source": moves.source,
+                        "target": moves.target,
+                        "mass": moves.mass,
+                        "distance": moves.distance,
+                        "flipped": moves.flipped,
+                        "escapes": (not worst.attained) & (moves.distance - LABEL_COST * moves.flipped > 0),
+                        "label": label,
+                        "along": start[moves.source, 0],
+                        "across": start[moves.source, 1],
+                        "to_along": end[:, 0],
+                        "to_across": end[:, 1],
+                    }
+                )
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _transport(world: FiniteWorld) -> Iterable[str]:
+    """The Wasserstein balls; those between atoms need a metric between all of them."""
+    small = len(world.probability) <= METRIC_ATOMS
+    return [ball for ball in TRANSPORT if small or not ball.endswith("finite")]
+
+
+def _summary(worst: WorstCase, version: str) -> dict[str, Any]:
+    names = ("ball", "radius", "value", "expected", "gap", "used", "dual", "effective", "attained", "converged")
+    return {"version": version} | {name: getattr(worst, name) for name in names}
+
+
+def _losses(world: FiniteWorld, theta: Array) -> Array:
+    return np.logaddexp(0, -world.beta * world.u @ (theta - world.theta_ref))
+
+
+def _unit(world: FiniteWorld) -> float:
+    """||E u||, the W2 collapse radius with free features; half of that for W1."""
+    return float(np.linalg.norm(world.probability @ world.u))
+
+
+def _plane(world: FiniteWorld, theta: Array) -> Array:
+    """Orthonormal directions (d, 2): w, and the first principal direction of x across it (0 in one dimension)."""
+    w = theta - world.theta_ref
+    first = w / max(float(np.linalg.norm(w)), 1e-300)
+    rest = world.x - np.outer(world.x @ first, first)
+    second = np.linalg.svd(np.sqrt(world.probability)[:, None] * rest, full_matrices=False)[2][0] if len(first) > 1 else 0 * first
+    return np.stack([first, second - (second @ first) * first], 1)
+
+
+# ------------------------------------------------------------------------------------------------------------------- run
+def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
+    """Compute and write the tables `values`, `weights` and `moves`; they are also returned.
+
+    Raises ValueError for an unknown profile or an unusable table of pairs, before anything is written.
+    """
+    if config.profile not in PROFILES:
+        raise ValueError(f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}.")
+    began, profile = time.perf_counter(), PROFILES[config.profile]
+    constants = {"beta": config.beta, "bound": config.bound}
+    if config.pairs is None:
+        world = sample_world(profile.pairs, config.seed, **constants)
+    else:
+        world = read_world(config.pairs, **constants)
+    fit = dpo(world.u, world.probability, theta_ref=world.theta_ref, **constants)
+    theta = fit.theta[0].numpy()
+    makers: dict[str, Callable[[], pd.DataFrame]] = {
+        "values": lambda: values_table(world, theta, profile.radii),
+        "weights": lambda: weights_table(world, theta),
+        "moves": lambda: moves_table(world, theta),
+    }
+    tables = {name: make() for name, make in makers.items()}
+    exact = tables["values"][tables["values"].version == "exact"]
+    with open_run(config.out) as out:
+        write_table(tables["values"], out / "values.csv")
+        write_table(tables["weights"], out / "weights.parquet")
+        write_table(tables["moves"], out / "moves.parquet")
+        write_json(
+            {
+                "experiment": "worst-case",
+                "configuration": {
+                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
+                },
+                "profile": asdict(profile),
+                "seed": config.seed,
+                "pairs": len(world.probability),
+                "dimension": world.dimension,
+                "theta": theta.tolist(),
+                "mean_loss": float(world.probability @ _losses(world, theta)),
+                "label_cost": LABEL_COST,
+                "collapse_radius_w2_free": _unit(world),
+                "worst_cases": len(exact),
+                "not_converged": int((~exact.converged).sum()),
+                "largest_relative_gap": float((exact.gap.abs() / exact.value).max()),
+                "wall_time_s": round(time.perf_counter() - began, 1),
+            },
+            out / "run.json",
+        )
+    return tables

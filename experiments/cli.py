@@ -1,7 +1,9 @@
-"""The `prefdro` command: list, run, figures, bench."""
+"""The `prefdro` command: list, verify, run, figures, bench."""
 
+import json
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,10 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import bench_solvers, estimation_error
+from experiments import verify as ledger
 from experiments.estimation_error import PROFILES, EstimationError
 from experiments.methods import METHODS
 from experiments.runner import CellsFailed
 from experiments.store import StoreError
+from experiments.verify import Verify
 
 Command = Callable[..., None]
 
@@ -55,6 +59,14 @@ def list_all() -> None:
         methods.add_row(name, method.about, knob)
     console.print(methods)
     console.print("benchmarks: prefdro bench solvers")
+    console.print("claims of the theory: prefdro verify")
+
+
+def verify(config: Annotated[Verify, tyro.conf.arg(name="")]) -> None:
+    """Check the claims of the theory and compare the verdicts with those on record."""
+    status = ledger.run(config)
+    if status:
+        sys.exit(status)
 
 
 def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="")]) -> None:
@@ -94,16 +106,30 @@ def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="
 def figures(
     source: Annotated[Path, tyro.conf.arg(name="from")] = Path("results/estimation-error"), out: Path | None = None
 ) -> None:
-    """Draw the figures of a finished experiment from its tables, without computing anything.
+    """Draw the figures of a finished experiment, or of the ledger, from its tables, without computing anything.
 
     Args:
         source: Folder of the experiment's tables.
         out: Folder of the figures; SOURCE/figures where not given.
     """
-    import paper_figures.estimation_error as drawing  # matplotlib is slow to import and only needed here
-
-    written = drawing.draw(source, out)
+    # the module of the figures has the experiment's name; matplotlib is slow to import and only needed here
+    written = import_module(f"paper_figures.{_experiment(source).replace('-', '_')}").draw(source, out)
     print("\n".join(str(path) for path in written))
+
+
+def _experiment(source: Path) -> str:
+    """What the folder says it holds."""
+    record = source / "run.json"
+    if not record.is_file():
+        raise ValueError(f"{source} has no run.json: it is not the folder of a finished experiment. `prefdro run` makes one.")
+    try:
+        name = json.loads(record.read_text())["experiment"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{record} does not name its experiment ({error!r}); run the experiment again.") from error
+    known = (*_GROUPS["run"], "ledger")
+    if name not in known:
+        raise ValueError(f"{record} names the experiment {name!r}, which has no figures; there are {', '.join(known)}.")
+    return str(name)
 
 
 def run_bench_solvers(out: Path = Path("results/bench"), profile: Literal["smoke", "quick", "paper"] = "quick") -> None:
@@ -125,11 +151,14 @@ def _group(name: str) -> Command:
     return show
 
 
-_DESCRIPTION = "Robust preference alignment: estimators, bounds and experiments. `prefdro run --help` lists the experiments."
+_DESCRIPTION = (
+    "Robust preference alignment: estimators, bounds and experiments. `prefdro verify` checks the claims of the theory; "
+    "`prefdro run --help` lists the experiments."
+)
 _GROUPS: dict[str, dict[str, Command]] = {
     "run": {"estimation-error": run_estimation_error},
     "bench": {"solvers": run_bench_solvers},
 }
 _RUN, _BENCH = _group("run"), _group("bench")
 _RUN.__doc__, _BENCH.__doc__ = "Run an experiment.", "Run a benchmark."
-_TOP: dict[str, Command] = {"list": list_all, "run": _RUN, "figures": figures, "bench": _BENCH}
+_TOP: dict[str, Command] = {"list": list_all, "verify": verify, "run": _RUN, "figures": figures, "bench": _BENCH}

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.methods import METHODS, Setting
-from experiments.runner import run_cells
+from experiments.runner import code_fingerprint, run_cells
 from experiments.store import Cell, open_run, write_json, write_table
 from theory import bounds
 from theory.policy import Array
@@ -496,7 +496,7 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
             fit_cell,
             out,
             seed=config.seed,
-            fingerprint=_fingerprint(),
+            fingerprint=code_fingerprint(Path(__file__), Path(__file__).with_name("methods.py")),
             backend=config.backend,
             workers=config.workers,
             address=config.address,
@@ -531,13 +531,6 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
             out / "run.json",
         )
     return tables
-
-
-def _fingerprint() -> str:
-    """Digest of the code that computes the rows: cells of other code are not reused."""
-    root = Path(__file__).resolve().parent.parent
-    files = [*sorted((root / "theory").glob("*.py")), Path(__file__), root / "experiments" / "methods.py"]
-    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

@@ -51,7 +51,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a claim's check returns: the verdict, its key figure, the lines behind it, and tables to draw from (name -> rows)."""
+    """What a claim's check returns: the verdict, its key figure, the lines behind it, and tables to draw from (name -> rows).
+
+    A table with the columns `x` and `y` is drawn as a panel with the table's name as its title. Optional columns: `low` and
+    `high` (a band, or whiskers), `series` (the name of the curve), and, the same in all rows, `x_label`, `y_label`, `log` ("x",
+    "y" or "xy") and `kind` ("line", "points" or "bars"; bars may stand at words). Other columns are kept, and not drawn.
+    """
 
     verdict: Verdict
     figure: str

@@ -1,0 +1,291 @@
+"""Figures of `prefdro verify`: the ledger at a glance, and one figure for each claim whose tables can be drawn.
+
+Everything is read from ledger.parquet and tables/CLAIM--TABLE.parquet. A table is drawn, as one panel with the table's name as
+its title, when it has the columns `x` and `y`. Optional columns: `low` and `high` (a band, or whiskers), `series` (its name),
+and, the same in all rows, `x_label`, `y_label`, `log` ("x", "y" or "xy") and `kind` ("line", "points" or "bars").
+"""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from paper_figures import style
+from paper_figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILLION, Look
+
+COLUMNS = ("claim", "subject", "verdict", "figure")
+VERDICTS = {
+    "holds": Look("holds", GREEN, "o"),
+    "holds, loose": Look("holds, loose", SKY, "s"),
+    "proof gap": Look("proof gap", ORANGE, "D"),
+    "refuted": Look("refuted", VERMILLION, "X"),
+    "inconclusive": Look("inconclusive", GREY, "$?$"),
+}
+KINDS = ("line", "points", "bars")
+_COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_NAMED = 6  # series that are named at the ends of their lines; more go into a legend
+_LETTER = 0.051  # width of a letter in a label, inches: the widest that a mean over a line gets
+_LONGEST = 110  # characters of a key figure
+
+
+# ------------------------------------------------------------------------------------------------------------ at a glance
+def glance(claims: pd.DataFrame) -> Figure:
+    """Claims as rows, grouped by subject: verdict by colour, shape and word, and the key figure."""
+    left, word, figure_at = 1.72, 1.86, 2.62  # inches: end of the names, verdict, key figure
+    room = int((style.PAGE - figure_at - 0.05) / (0.84 * _LETTER))  # in smaller print
+    line, top = 0.135, 0.12
+    rows: list[tuple[float, Any, list[str]]] = []  # height, claim, wrapped key figure
+    headings: list[tuple[float, str]] = []
+    y, subject = top, None
+    for claim in claims.itertuples():
+        if claim.subject != subject:
+            y += 0.08 if subject else 0.0
+            headings.append((y, claim.subject))
+            y, subject = y + line + 0.02, claim.subject
+        text = textwrap.wrap(textwrap.shorten(claim.figure, 2 * _LONGEST, placeholder=" ..."), room) or [""]
+        rows.append((y, claim, text))
+        y += line * len(text) + 0.035
+    height = y + 0.36
+    figure = Figure(figsize=(style.PAGE, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, style.PAGE), ylim=(height, 0))
+    axes.axis("off")
+    for place, name in headings:
+        axes.text(0.06, place, name, weight="bold", va="center")
+        axes.axhline(place + line / 2 + 0.005, color=PALE, linewidth=0.6)
+    for place, claim, text in rows:
+        look = VERDICTS.get(claim.verdict, Look(claim.verdict, GREY, "*"))
+        axes.text(left, place, claim.claim, ha="right", va="center", fontsize=7.5)
+        axes.plot(word - 0.05, place, marker=look.marker, color=look.color, markersize=4.6, gid=claim.claim, clip_on=False)
+        axes.text(
+            word + 0.05,
+            place,
+            claim.verdict,
+            va="center",
+            fontsize=7.5,
+            weight="bold",
+            color=look.color if _dark(look) else BLACK,
+        )
+        for k, part in enumerate(text):
+            axes.text(figure_at, place + k * line, part, va="center", fontsize=7, parse_math=False)
+    counts = claims.verdict.value_counts()
+    total = "; ".join(f"{counts[name]} × {name}" for name in VERDICTS if name in counts)
+    style.footnote(figure, f"{len(claims)} claims: {total}.")
+    return figure
+
+
+def _dark(look: Look) -> bool:
+    """Whether a word in this colour can be read on white."""
+    return look.color in (GREEN, VERMILLION, GREY)
+
+
+# ------------------------------------------------------------------------------------------------------- one claim's tables
+def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
+    """A panel for each table that has x and y; None where none has."""
+    panels = {title: rows for title, rows in tables.items() if drawable(rows)}
+    if not panels:
+        return None
+    columns = min(len(panels), 2)
+    lines = math.ceil(len(panels) / columns)
+    width = style.COLUMN * 1.5 if columns == 1 else style.PAGE
+    names = {title: _series(rows) for title, rows in panels.items()}
+    crowded = [title for title, series in names.items() if len(series) > _NAMED or _kind(panels[title]) != "line"]
+    legends = {title: names[title] for title in crowded if len(names[title]) > 1}
+    ended = [len(name) for title, series in names.items() if title not in crowded and len(series) > 1 for name in series]
+    right = 0.15 + (0.3 + _LETTER * min(max(ended), 34) if ended else 0.0)
+    key = max((_legend_lines(series, width / columns) for series in legends.values()), default=0) * style.LINE_HEIGHT
+    figure, axes = style.grid(
+        width, [2.0] * lines, columns, left=0.6, right=right, top=0.3, bottom=0.48 + key, gap_x=0.65 + right, gap_y=0.75 + key
+    )
+    for panel, (title, rows) in zip(axes.flat, panels.items(), strict=False):
+        _draw(panel, rows, title, named=title not in crowded)
+        if title in legends:
+            _legend(panel, rows, width / columns)
+    for panel in axes.flat[len(panels) :]:
+        panel.set_visible(False)
+    return figure
+
+
+def drawable(rows: pd.DataFrame) -> bool:
+    """Whether a table has at least one finite point; bars may stand at names."""
+    if not {"x", "y"} <= set(rows):
+        return False
+    numeric = _kind(rows) == "bars" or pd.api.types.is_numeric_dtype(rows.x)
+    return numeric and pd.api.types.is_numeric_dtype(rows.y) and bool(np.isfinite(rows.y.astype(float)).any())
+
+
+def _kind(rows: pd.DataFrame) -> str:
+    kind = _constant(rows, "kind", "line")
+    if kind not in KINDS:
+        raise ValueError(f"a table of the ledger asks for the kind {kind!r}; there are {', '.join(KINDS)}.")
+    return kind
+
+
+def _constant(rows: pd.DataFrame, column: str, default: str) -> str:
+    return str(rows[column].iloc[0]) if column in rows and pd.notna(rows[column].iloc[0]) else default
+
+
+def _series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Name -> rows, in the order of the table."""
+    if "series" not in rows:
+        return {"": rows}
+    return {str(name): group for name, group in rows.groupby("series", sort=False)}
+
+
+def _looks(series: Sequence[str]) -> dict[str, Look]:
+    """Colours and shapes go round together, at a different pace, and dashes change with each round of the colours."""
+    return {
+        name: Look(
+            name,
+            _COLORS[i % len(_COLORS)],
+            _MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)],
+            _DASHES[(i // len(_COLORS)) % len(_DASHES)],
+        )
+        for i, name in enumerate(series)
+    }
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, title: str, *, named: bool) -> None:
+    kind, log = _kind(rows), _constant(rows, "log", "")
+    series = _series(rows)
+    looks = _looks(list(series))
+    axes.set_title(title if " " in title else title.replace("_", " "), parse_math=False)
+    axes.set_xlabel(_constant(rows, "x_label", ""), labelpad=1, parse_math=False)
+    axes.set_ylabel(_constant(rows, "y_label", ""), labelpad=2, parse_math=False)
+    if kind == "bars":
+        _bars(axes, series, looks)
+    else:
+        for name, part in series.items():
+            _curve(axes, part, looks[name], kind, name)
+    drawn = [rows[name].astype(float) for name in ("y", "low", "high") if name in rows]
+    if "x" in log and kind != "bars":
+        style.decades(axes.xaxis, *_limits([rows.x.astype(float)], 1.3))
+    if "y" in log:
+        style.decades(axes.yaxis, *_limits(drawn, 1.6))
+    if named and len(series) > 1:
+        ends = []
+        for name, part in series.items():
+            last = part[np.isfinite(part.y)].sort_values("x").iloc[-1:]
+            if len(last):
+                ends.append(
+                    (float(last.x.iloc[0]), float(last.y.iloc[0]), textwrap.shorten(name, 34, placeholder=" ..."), looks[name])
+                )
+        style.label_ends(axes, ends)
+
+
+def _limits(columns: Sequence[pd.Series], factor: float) -> tuple[float, float]:
+    """Around all positive numbers; a logarithmic axis has no place for the others."""
+    values = np.concatenate([column.to_numpy() for column in columns])
+    values = values[np.isfinite(values) & (values > 0)]
+    return (float(values.min()) / factor, float(values.max()) * factor) if len(values) else (0.1, 10.0)
+
+
+def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str) -> None:
+    if kind == "points":
+        size = 3.6 if len(part) < 100 else 2.0
+        axes.plot(part.x, part.y, look.marker, color=look.color, markersize=size, alpha=0.75, markeredgewidth=0, gid=name)
+        if {"low", "high"} <= set(part):
+            axes.vlines(part.x, part.low, part.high, color=look.color, linewidth=0.7)
+        return
+    part = part.sort_values("x")
+    if {"low", "high"} <= set(part):
+        axes.fill_between(part.x, part.low, part.high, color=look.color, alpha=0.13, linewidth=0)
+    dense = len(part) > 40
+    axes.plot(part.x, part.y, **(look.line | {"marker": "" if dense else look.marker}), gid=name)
+
+
+def _bars(axes: Axes, series: dict[str, pd.DataFrame], looks: dict[str, Look]) -> None:
+    """Groups of bars at the values of x, side by side for the series."""
+    places = {x: i for i, x in enumerate(dict.fromkeys(x for part in series.values() for x in part.x))}
+    width = 0.8 / len(series)
+    for k, (name, part) in enumerate(series.items()):
+        at = np.array([places[x] for x in part.x]) + (k - (len(series) - 1) / 2) * width
+        hatch = "///" if looks[name].dashes != "-" else None
+        axes.bar(at, part.y, width * 0.9, color=looks[name].color, hatch=hatch, edgecolor="white", linewidth=0.4, gid=name)
+        if {"low", "high"} <= set(part):
+            axes.vlines(at, part.low, part.high, color=BLACK, linewidth=0.7)
+    labels = [f"{x:g}" if isinstance(x, float) else str(x) for x in places]
+    longest = max(map(len, labels))
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if longest * len(labels) > 60 else {}
+    axes.set_xticks(range(len(labels)), labels, **turned)
+
+
+def _legend_columns(series: Sequence[str], width: float) -> int:
+    longest = min(max(len(name) for name in series), 60)
+    return max(int((width - 0.2) / (0.4 + _LETTER * longest)), 1)
+
+
+def _legend_lines(series: Sequence[str] | dict[str, pd.DataFrame], width: float) -> int:
+    return math.ceil(len(series) / _legend_columns(list(series), width)) + 1
+
+
+def _legend(axes: Axes, rows: pd.DataFrame, width: float) -> None:
+    """Below the panel."""
+    kind = _kind(rows)
+    looks = _looks(list(_series(rows)))
+    unlike = {"bars": {"marker": "s", "linestyle": ""}, "points": {"linestyle": ""}}.get(kind, {})
+    handles = [Line2D([], [], **(look.line | unlike)) for look in looks.values()]
+    height = style.inches(axes)[1]
+    axes.legend(
+        handles,
+        [textwrap.shorten(name, 60, placeholder=" ...") for name in looks],
+        loc="upper left",
+        bbox_to_anchor=(-0.1, -0.42 / height),
+        ncols=_legend_columns(list(looks), width),
+        borderaxespad=0,
+        handlelength=1.8,
+        columnspacing=1.2,
+        labelspacing=0.2,
+        fontsize=7,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- drawing
+def read(source: Path) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]]:
+    """The claims, and for each the tables it left, by name.
+
+    Raises:
+        ValueError: ledger.parquet or one of its columns is missing, with the command that makes it.
+    """
+    remedy = f"Make it with `prefdro verify --out {source}`."
+    path = source / "ledger.parquet"
+    if not path.is_file():
+        raise ValueError(f"{source} has no ledger.parquet. {remedy}")
+    claims = pd.read_parquet(path)
+    lacking = [column for column in COLUMNS if column not in claims]
+    if lacking or claims.empty:
+        raise ValueError(f"{path} has {f'no column {chr(44).join(lacking)}' if lacking else 'no rows'}. {remedy}")
+    tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in claims.claim}
+    for file in sorted((source / "tables").glob("*--*.parquet")):
+        claim, _, title = file.stem.partition("--")
+        if claim in tables:
+            tables[claim][title] = pd.read_parquet(file)
+    return claims, tables
+
+
+def draw(source: Path, out: Path | None = None, claims: Sequence[str] | None = None) -> list[Path]:
+    """Draw the ledger at a glance and the figure of each claim that has one, as PDF and PNG; returns the paths written.
+
+    Args:
+        source: folder of `prefdro verify`.
+        out: folder of the figures; source/figures where not given.
+        claims: draw only the figures of these, besides the glance; of all where not given.
+    """
+    table, tables = read(Path(source))
+    out = Path(source) / "figures" if out is None else Path(out)
+    with style.paper():
+        written = style.save(glance(table), out / "ledger")
+        for name in table.claim:
+            figure = claim_figure(tables[name]) if claims is None or name in claims else None
+            if figure is not None:
+                written += style.save(figure, out / name)
+    return written

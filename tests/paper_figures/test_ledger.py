@@ -1,0 +1,142 @@
+"""Figures of the ledger: every claim is there, tables are drawn by the convention, and what is wrong is said."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from paper_figures import style
+from paper_figures.ledger import VERDICTS, claim_figure, draw, drawable, glance
+
+
+@pytest.fixture(autouse=True)
+def in_style() -> Iterator[None]:
+    with style.paper():
+        yield
+
+
+def claims(count: int = 5) -> pd.DataFrame:
+    rows = [
+        {"claim": f"claim-{i}", "subject": f"subject {i // 3}", "verdict": list(VERDICTS)[i % 5], "figure": f"ratio {i} " * 20}
+        for i in range(count)
+    ]
+    return pd.DataFrame(rows)
+
+
+def curve(series: int = 1, **columns: object) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame({"x": [1.0, 10.0, 100.0], "y": [3.0 * (k + 1), 2.0, 1.0], "series": f"series {k}"}).assign(**columns)
+        for k in range(series)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def lines(figure: Figure) -> dict[str, np.ndarray]:
+    return {line.get_gid(): line.get_xydata() for axes in figure.axes for line in axes.lines if line.get_gid()}
+
+
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tables").mkdir()
+    claims().to_parquet(tmp_path / "ledger.parquet")
+    curve(2, log="xy").to_parquet(tmp_path / "tables" / "claim-1--error and bound.parquet")
+    pd.DataFrame({"tau": [1.0]}).to_parquet(tmp_path / "tables" / "claim-2--others.parquet")
+    curve().to_parquet(tmp_path / "tables" / "gone--error.parquet")
+    return tmp_path
+
+
+def test_every_claim_has_its_row_and_its_verdict_in_colour_shape_and_word() -> None:
+    figure = glance(claims())
+    marks = {line.get_gid(): line for line in figure.axes[0].lines if line.get_gid()}
+    words = [text.get_text() for text in figure.axes[0].texts]
+    for row in claims().itertuples():
+        look = VERDICTS[row.verdict]
+        assert (marks[row.claim].get_color(), marks[row.claim].get_marker()) == (look.color, look.marker)
+        assert row.claim in words and row.verdict in words
+    assert len({look.color for look in VERDICTS.values()}) == len({look.marker for look in VERDICTS.values()}) == 5
+
+
+def test_nothing_overlaps_or_leaves_the_page() -> None:
+    figure = glance(claims(40))
+    figure.canvas.draw()  # type: ignore[attr-defined]
+    page = figure.bbox
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert all(box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0 and box.y1 <= page.y1 for box in boxes)
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            assert min(a.x1, b.x1) <= max(a.x0, b.x0) + 1 or min(a.y1, b.y1) <= max(a.y0, b.y0) + 4
+
+
+def test_a_table_becomes_a_panel() -> None:
+    figure = claim_figure({"error": curve(2, log="xy", x_label="pairs n", y_label="error"), "other": pd.DataFrame({"a": [1]})})
+    assert figure is not None
+    (axes,) = figure.axes
+    assert (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel()) == ("error", "pairs n", "error")
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert np.array_equal(lines(figure)["series 1"], [[1, 6], [10, 2], [100, 1]])
+    assert {"series 0", "series 1"} <= {text.get_text() for text in axes.texts}
+
+
+def test_many_series_go_into_a_legend_and_stay_apart() -> None:
+    figure = claim_figure({"error": curve(20)})
+    assert figure is not None
+    legend = figure.axes[0].get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == [f"series {k}" for k in range(20)]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 20
+
+
+def test_points_bars_and_bands() -> None:
+    band = curve(low=0.5, high=4.0)
+    words = pd.DataFrame({"x": ["KL", "W1"], "y": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5], "kind": "bars"})
+    figure = claim_figure({"band": band, "points": curve(kind="points"), "bars": words})
+    assert figure is not None
+    first, second, third = figure.axes[:3]
+    assert len(first.collections) == 1
+    assert second.lines[0].get_linestyle() == "None"
+    assert [bar.get_height() for bar in third.patches] == [1.0, 2.0]
+    assert [label.get_text() for label in third.get_xticklabels()] == ["KL", "W1"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (curve(), True),
+        (pd.DataFrame({"x": [1.0], "z": [1.0]}), False),
+        (pd.DataFrame({"x": ["a"], "y": [1.0]}), False),
+        (pd.DataFrame({"x": ["a"], "y": [1.0], "kind": "bars"}), True),
+        (pd.DataFrame({"x": [1.0], "y": [np.nan]}), False),
+    ],
+)
+def test_what_can_be_drawn(rows: pd.DataFrame, expected: bool) -> None:
+    assert drawable(rows) == expected
+    assert (claim_figure({"t": rows}) is not None) == expected
+
+
+def test_values_that_a_logarithm_has_no_place_for_are_left_out() -> None:
+    rows = curve(log="xy")
+    rows.loc[0, "y"], rows.loc[1, "y"] = 0.0, np.inf
+    figure = claim_figure({"error": rows})
+    assert figure is not None
+    assert figure.axes[0].get_ylim() == pytest.approx((1 / 1.6, 1.6))
+
+
+def test_draw_writes_the_glance_and_a_figure_for_each_drawable_claim(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    written = draw(source)
+    assert {path.name for path in written} == {"ledger.pdf", "ledger.png", "claim-1.pdf", "claim-1.png"}
+    first = {path: path.read_bytes() for path in written}
+    assert {path: path.read_bytes() for path in draw(source)} == first
+    assert {path.stem for path in draw(source, tmp_path / "new", claims=["claim-2"])} == {"ledger"}
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no ledger.parquet. Make it with `prefdro verify"):
+        draw(tmp_path)
+    claims().drop(columns="verdict").to_parquet(tmp_path / "ledger.parquet")
+    with pytest.raises(ValueError, match="no column verdict"):
+        draw(tmp_path)
+    with pytest.raises(ValueError, match="kind 'pie'"):
+        claim_figure({"error": curve(kind="pie")})

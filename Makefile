@@ -25,12 +25,14 @@ install: .venv/installed  ## make .venv with the locked versions and this packag
 	@$(PIP) install --no-deps -e .
 	@touch $@
 
-reproduce: install  ## from nothing to the first figures: the estimation error of every estimator, quick profile
-	@echo "== running the experiment"
-	@$(BIN)/prefdro run estimation-error --profile quick --out results/estimation-error
-	@echo "== drawing the figures"
-	@$(BIN)/prefdro figures --from results/estimation-error
-	@echo "== done: open results/estimation-error"
+reproduce: install  ## from nothing to the results: the studies, their figures and the claims ledger, quick profile
+	@for study in estimation-error worst-case preference-shift aot; do \
+		echo "== running $$study" && $(BIN)/prefdro run $$study --profile quick --out results/$$study && \
+		$(BIN)/prefdro figures --from results/$$study || exit 1; \
+	done
+	@echo "== checking the claims"
+	@$(BIN)/prefdro verify --profile quick --out results/ledger
+	@echo "== done: open results/ledger/ledger.md, then the figures in results/*/figures"
 
 test: install  ## lint, format, types and the fast tests
 	@$(BIN)/ruff check

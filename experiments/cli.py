@@ -11,13 +11,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import bench_solvers, estimation_error
+from experiments import aot, bench_solvers, estimation_error, preference_shift, worst_case
 from experiments import verify as ledger
+from experiments.aot import AotStudy
 from experiments.estimation_error import PROFILES, EstimationError
 from experiments.methods import METHODS
+from experiments.preference_shift import PreferenceShift
 from experiments.runner import CellsFailed
 from experiments.store import StoreError
 from experiments.verify import Verify
+from experiments.worst_case import WorstCaseStudy
 
 Command = Callable[..., None]
 
@@ -53,6 +56,7 @@ def list_all() -> None:
         sizes = "; ".join(f"{sizes[0]:.0e} to {sizes[-1]:.0e}" for sizes in (profile.finite_sizes, profile.continuous_sizes))
         experiments.add_row("estimation-error", name, str(profile.replicates), sizes, str(len(profile.worlds)))
     console.print(experiments)
+    console.print(f"other experiments, each with the profiles smoke, quick and paper: {', '.join([*_GROUPS['run']][1:])}")
     methods = Table("method", "what it is", "set by", title="methods (--methods)")
     for name, method in METHODS.items():
         knob = "nothing" if method.knob is None else "temperature" if method.temperature else "fraction of the collapse radius"
@@ -101,6 +105,34 @@ def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="
     console.print(
         f"tables in {config.out}: errors.parquet, rates.csv, bounds.csv, run.json. Next: prefdro figures --from {config.out}"
     )
+
+
+def run_worst_case(config: Annotated[WorstCaseStudy, tyro.conf.arg(name="")]) -> None:
+    """Worst-case distributions of every ball at one policy: weights, moves, and the value against the radius."""
+    tables = worst_case.run(config)
+    values = tables["values"]
+    shown = values.groupby(["ball", "version"]).agg(problems=("value", "size"), converged=("converged", "sum"))
+    print(shown.to_string())
+    _say_where(config.out)
+
+
+def run_preference_shift(config: Annotated[PreferenceShift, tyro.conf.arg(name="")]) -> None:
+    """Robust against plain policies when the preferences shift, at the same distance from the reference policy."""
+    preference_shift.run(config)
+    print((config.out / "matched.csv").read_text() if (config.out / "matched.csv").stat().st_size < 8000 else "", end="")
+    _say_where(config.out)
+
+
+def run_aot(config: Annotated[AotStudy, tyro.conf.arg(name="")]) -> None:
+    """AOT: rates, minibatch bias, soft sorting, choice of h, pairing, local minima, and against DPO, IPO and KTO."""
+    tables = aot.run(config)
+    print(tables["rates"].to_string(index=False))
+    _say_where(config.out)
+
+
+def _say_where(out: Path) -> None:
+    names = sorted(path.name for path in out.iterdir() if path.suffix in (".csv", ".parquet", ".json") and path.name[0] != ".")
+    print(f"tables in {out}: {', '.join(names)}. Next: prefdro figures --from {out}")
 
 
 def figures(
@@ -156,7 +188,12 @@ _DESCRIPTION = (
     "`prefdro run --help` lists the experiments."
 )
 _GROUPS: dict[str, dict[str, Command]] = {
-    "run": {"estimation-error": run_estimation_error},
+    "run": {
+        "estimation-error": run_estimation_error,
+        "worst-case": run_worst_case,
+        "preference-shift": run_preference_shift,
+        "aot": run_aot,
+    },
     "bench": {"solvers": run_bench_solvers},
 }
 _RUN, _BENCH = _group("run"), _group("bench")

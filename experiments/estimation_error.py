@@ -6,13 +6,10 @@ For each world, sample size and replicate, every method is fitted to the same sa
 paper's bounds with their coverage (`bounds.csv`).
 """
 
-import platform
-import subprocess
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.methods import METHODS, Setting
-from experiments.runner import code_fingerprint, run_cells
+from experiments.provenance import code_fingerprint, provenance
+from experiments.runner import run_cells
 from experiments.store import Cell, open_run, write_json, write_table
 from theory import bounds
 from theory.policy import Array
@@ -524,25 +522,9 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
                 "not_converged": int((~errors.converged).sum()),
                 "population_error": {name: population_error(spec, methods, fractions) for name, spec in specs.items()},
                 "methods_without_a_world": sorted(set(config.methods) - set(errors.method)),
-                "versions": _versions(),
-                "commit": _commit(),
+                **provenance(),
                 "wall_time_s": round(time.perf_counter() - began, 1),
             },
             out / "run.json",
         )
     return tables
-
-
-def _versions() -> dict[str, str]:
-    names = ("prefdro", "torch", "numpy", "scipy", "pandas", "pyarrow", "joblib")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
-
-
-def _commit() -> str:
-    """The commit of the checkout, marked when it has changes; empty outside a checkout."""
-    try:
-        where = Path(__file__).resolve().parent
-        command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""

@@ -18,8 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +36,6 @@ CellFunction = Callable[[dict[str, Any], np.random.SeedSequence], pd.DataFrame]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PLAIN_PROGRESS_SECONDS = 30.0
-
-
-@cache
-def code_fingerprint(*files: Path) -> str:
-    """Digest of theory/*.py and the given files: an experiment whose cells this code computes reuses none of other code.
-
-    Read once in a process: files that change during a run do not change what it computes with.
-    """
-    theory = Path(__file__).resolve().parent.parent / "theory"
-    return sha256(b"".join(file.read_bytes() for file in [*sorted(theory.glob("*.py")), *files])).hexdigest()[:16]
 
 
 class CellsFailed(RuntimeError):

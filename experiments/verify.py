@@ -23,7 +23,8 @@ from rich.markup import escape as plain
 from rich.table import Table
 
 from experiments.ledger_page import Entry, page, section, verdict_counts
-from experiments.runner import CellsFailed, code_fingerprint, run_cells
+from experiments.provenance import code_fingerprint, provenance
+from experiments.runner import CellsFailed, run_cells
 from experiments.store import Cell, CellRejected, cell_path, cell_record, open_run, read_cell, write_json, write_table
 from theory.claims import CLAIMS
 from theory.claims.ledger import Finding, Measurement, Verdict
@@ -217,7 +218,8 @@ def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[st
     write_table(pd.DataFrame(claims), out / "ledger.parquet")
     write_table(pd.DataFrame(lines).astype({"ratio": float}), out / "evidence.parquet")
     tables, changed = _write_tables(out, entries)
-    write_json({"experiment": "ledger", "profile": config.profile, "seed": config.seed, "claims": len(claims)}, out / "run.json")
+    about = {"experiment": "ledger", "profile": config.profile, "seed": config.seed, "claims": len(claims)}
+    write_json({**about, **provenance()}, out / "run.json")
     drawn = draw(out, claims=changed)
     images = {entry.claim.name: out / "figures" / f"{entry.claim.name}.png" for entry in entries if entry.claim.name in tables}
     images = {name: path for name, path in images.items() if path in drawn or path.exists()}

@@ -18,6 +18,7 @@ from scipy.special import expit
 
 from experiments import estimation_error
 from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
+from experiments.provenance import provenance
 from experiments.store import open_run, write_json, write_table
 from theory.estimators import dpo
 from theory.policy import Array
@@ -238,6 +239,7 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
                 "worst_cases": len(exact),
                 "not_converged": int((~exact.converged).sum()),
                 "largest_relative_gap": float((exact.gap.abs() / exact.value).max()),
+                **provenance(),
                 "wall_time_s": round(time.perf_counter() - began, 1),
             },
             out / "run.json",

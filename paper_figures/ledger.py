@@ -32,7 +32,7 @@ KINDS = ("line", "points", "bars")
 _COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-_NAMED = 6  # series that are named at the ends of their lines; more go into a legend
+_NAMED, _SHORT = 6, 34  # so many series with names of so many letters are named at their ends; others go into a legend
 _LETTER = 0.051  # width of a letter in a label, inches: the widest that a mean over a line gets
 _LONGEST = 110  # characters of a key figure
 
@@ -98,10 +98,14 @@ def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
     lines = math.ceil(len(panels) / columns)
     width = style.COLUMN * 1.5 if columns == 1 else style.PAGE
     names = {title: _series(rows) for title, rows in panels.items()}
-    crowded = [title for title, series in names.items() if len(series) > _NAMED or _kind(panels[title]) != "line"]
+    crowded = [
+        title
+        for title, series in names.items()
+        if len(series) > _NAMED or max(map(len, series)) > _SHORT or _kind(panels[title]) != "line"
+    ]
     legends = {title: names[title] for title in crowded if len(names[title]) > 1}
     ended = [len(name) for title, series in names.items() if title not in crowded and len(series) > 1 for name in series]
-    right = 0.15 + (0.3 + _LETTER * min(max(ended), 34) if ended else 0.0)
+    right = 0.15 + (0.3 + _LETTER * max(ended) if ended else 0.0)
     key = max((_legend_lines(series, width / columns) for series in legends.values()), default=0) * style.LINE_HEIGHT
     figure, axes = style.grid(
         width, [2.0] * lines, columns, left=0.6, right=right, top=0.3, bottom=0.48 + key, gap_x=0.65 + right, gap_y=0.75 + key
@@ -176,9 +180,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, title: str, *, named: bool) -> None:
         for name, part in series.items():
             last = part[np.isfinite(part.y)].sort_values("x").iloc[-1:]
             if len(last):
-                ends.append(
-                    (float(last.x.iloc[0]), float(last.y.iloc[0]), textwrap.shorten(name, 34, placeholder=" ..."), looks[name])
-                )
+                ends.append((float(last.x.iloc[0]), float(last.y.iloc[0]), name, looks[name]))
         style.label_ends(axes, ends)
 
 
@@ -221,7 +223,7 @@ def _bars(axes: Axes, series: dict[str, pd.DataFrame], looks: dict[str, Look]) -
 
 def _legend_columns(series: Sequence[str], width: float) -> int:
     longest = min(max(len(name) for name in series), 60)
-    return max(int((width - 0.2) / (0.4 + _LETTER * longest)), 1)
+    return max(int((width - 0.2) / (0.4 + 0.84 * _LETTER * longest)), 1)  # in smaller print
 
 
 def _legend_lines(series: Sequence[str] | dict[str, pd.DataFrame], width: float) -> int:

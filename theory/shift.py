@@ -4,8 +4,8 @@ A `Shift` is a world to train in and a grid of rewards to be judged by. Everythi
 question that matters is whether a robust policy is more than one that stayed near the reference: `shrunk` and `stopped` give
 the DPO policies with the same KL to the reference.
 
-Derived: in the log-linear world DPO with beta' in the place of beta returns theta_ref + (beta/beta') (theta_DPO - theta_ref), as the
-loss sees beta w alone. `shrunk` is therefore DPO with another beta (while ||theta|| <= B does not bind).
+Derived: in the log-linear world DPO with beta' in the place of beta returns theta_ref + (beta/beta') (theta_DPO - theta_ref),
+as the loss sees beta w alone. `shrunk` is therefore DPO with another beta (while ||theta|| <= B does not bind).
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
@@ -22,9 +23,10 @@ from theory.policy import Array, convex_mixture, geometric_mixture, log_policy
 from theory.smooth import MeanLoss
 from theory.worlds import FiniteWorld, from_policy, from_rewards
 
-KINDS = ("convex", "geometric", "annotators", "contexts", "flips")
+KINDS = ("convex", "geometric", "annotators", "sure annotators", "contexts", "flips")
 FLIP_RATE = 0.2  # share of the labels turned round in the kind `flips`
 GEOMETRIC_SCALE = 6.0  # of rewards that a sigmoid has mapped to (0, 1): their differences reach what the linear ones do
+SURE = 8 / 3  # how much larger the rewards of sure annotators are
 MINORITY = 3  # every third context belongs to the minority of the kind `contexts`
 
 
@@ -91,6 +93,26 @@ def spread(outcome: Outcome) -> Array:
     return np.ptp(outcome.regret, axis=1)
 
 
+def gain_spread(shift: Shift, outcome: Outcome) -> Array:
+    """The same for the gain over the reference, largest minus smallest reward(pi) - reward(pi_ref) over alpha (R,)."""
+    start = evaluate(shift, shift.world.theta_ref[None]).reward
+    return np.ptp(outcome.reward - start, axis=1)
+
+
+def gain_spread_bound(shift: Shift, kl: Array) -> Array:
+    """Upper bound of `gain_spread` from the KL to the reference alone (R,): near the reference every curve is flat.
+
+    With f = mu_alpha r_alpha - mu_alpha' r_alpha' two gains differ by sum_s sum_a (pi - pi_ref) f <= sum_s TV_s range_a f(s, a),
+    as pi - pi_ref sums to zero. Pinsker, TV_s <= sqrt(KL_s/2), and Cauchy–Schwarz over the contexts mu of training give
+    sqrt(KL/2) (sum_s (range_a f)²/mu_s)^(1/2); the bound takes the largest over pairs of alpha.
+    """
+    mu = shift.world.context_probability
+    assert mu is not None
+    weighted = shift.contexts[:, :, None] * shift.rewards
+    ranges = np.ptp(weighted[:, None] - weighted[None, :], axis=3)  # (G, G, S)
+    return np.sqrt(kl / 2) * np.sqrt((ranges**2 / mu).sum(2).max())
+
+
 # --------------------------------------------------------------------------------------------------------------- shifts
 def random_shift(
     kind: str,
@@ -102,7 +124,7 @@ def random_shift(
     actions: int = 3,
     dimension: int = 4,
     beta: float = 1.0,
-    bound: float = 12.0,
+    bound: float = 30.0,
     signal: float = 3.0,
 ) -> Shift:
     """A world with random features on the unit sphere, two random linear rewards r1, r2, and theta_ref = 0.
@@ -112,6 +134,7 @@ def random_shift(
     * convex: labels are Bradley–Terry in (1-alpha) r1 + alpha r2, which is also the reward of the test.
     * geometric: the same with c sigma(r1)^(1-alpha) sigma(r2)^alpha, which is not linear in the features.
     * annotators: a share alpha of the annotators labels by r2, the others by r1; the reward is the annotators' mean.
+    * sure annotators: the same with rewards 8/3 times as large, so that an annotator's labels are hardly random.
     * contexts: in some contexts everybody goes by r2, in the others by r1; alpha is the probability of the former.
     * flips: convex, and one training label in five is turned round.
 
@@ -122,7 +145,8 @@ def random_shift(
         raise ValueError(f"unknown kind of shift {kind!r}; choose one of {', '.join(KINDS)}.")
     rng = np.random.default_rng(seed)
     features = _unit(rng.standard_normal((contexts, actions, dimension)))
-    linear = signal * features @ _unit(rng.standard_normal((2, dimension))).T  # (S, A, 2)
+    size = signal * SURE if kind == "sure annotators" else signal
+    linear = size * features @ _unit(rng.standard_normal((2, dimension))).T  # (S, A, 2)
     minority = np.arange(contexts) % MINORITY == MINORITY - 1
 
     def reward(a: float) -> Array:
@@ -138,7 +162,7 @@ def random_shift(
             return np.where(minority, a / minority.sum(), (1 - a) / (~minority).sum())
         return np.full(contexts, 1 / contexts)
 
-    if kind == "annotators":
+    if kind.endswith("annotators"):
         chance = convex_mixture(expit(linear[:, :, None] - linear[:, None]), np.array([1 - train, train]))
     else:
         chance = expit(reward(train)[:, :, None] - reward(train)[:, None])
@@ -212,8 +236,8 @@ def descend(pairs: PairBatch, world: FiniteWorld, minimiser: Array, steps: int =
     return Descent(points, np.stack([_kl(world, point) for point in points]))
 
 
-def stopped(world: FiniteWorld, path: Descent, sample: Array, kl: Array) -> Array:
-    """Where the path of each `sample` (R',), an index, first has KL `kl` (R',), within a step; (R', d), NaN where it never has."""
+def stopped(world: FiniteWorld, path: Descent, sample: NDArray[np.intp], kl: Array) -> Array:
+    """Where the path of each `sample` (R',), an index, first has KL `kl` (R',): (R', d), NaN where it never has."""
     points, along = path.points[:, sample], path.kl[:, sample]
     beyond = along >= kl
     last = np.where(beyond.any(0), beyond.argmax(0), len(points) - 1)
@@ -224,7 +248,7 @@ def stopped(world: FiniteWorld, path: Descent, sample: Array, kl: Array) -> Arra
         return points[k - 1, rows] + (t - k + 1)[:, None] * (points[k, rows] - points[k - 1, rows])
 
     found = position(_matched(world, position, np.maximum(last - 1.0, 0.0), last.astype(float), kl))
-    return np.where(beyond.any(0)[:, None], found, np.nan)
+    return np.where(beyond.any(axis=0, keepdims=True).T, found, np.nan)
 
 
 def _matched(world: FiniteWorld, position: Callable[[Array], Array], lower: Array, upper: Array, kl: Array) -> Array:

@@ -7,7 +7,19 @@ from importlib import import_module
 
 from theory.claims.ledger import Claim, Finding, Measurement, Verdict
 
-_SUBJECTS = ("losses", "sharp", "slowest", "uniformity", "worst_cases", "transport")
+_SUBJECTS = (
+    "losses",
+    "regularity",
+    "estimators",
+    "sharp",
+    "slowest",
+    "uniformity",
+    "radii",
+    "collapse",
+    "worst_cases",
+    "shift",
+    "transport",
+)
 
 CLAIMS: dict[str, Claim] = {
     claim.name: claim for subject in _SUBJECTS for claim in import_module(f"theory.claims.{subject}").CLAIMS

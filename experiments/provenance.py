@@ -1,0 +1,35 @@
+"""Which code and which versions made a result."""
+
+import platform
+import subprocess
+from functools import cache
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = ("prefdro", "torch", "numpy", "scipy", "pandas", "pyarrow", "joblib")
+
+
+@cache
+def code_fingerprint(*files: Path) -> str:
+    """Digest of theory/*.py and the given files: an experiment whose cells this code computes reuses none of other code.
+
+    Read once in a process: files that change during a run do not change what it computes with.
+    """
+    theory = Path(__file__).resolve().parent.parent / "theory"
+    return sha256(b"".join(file.read_bytes() for file in [*sorted(theory.glob("*.py")), *files])).hexdigest()[:16]
+
+
+def provenance() -> dict[str, object]:
+    """Versions of Python and the packages, and the commit of the checkout, marked when it has changes; for run.json."""
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    return {"versions": versions, "commit": _commit()}
+
+
+def _commit() -> str:
+    """Empty outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

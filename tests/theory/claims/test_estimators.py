@@ -1,0 +1,99 @@
+"""Claims on the estimation error: verdicts, and false variants that flip them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from theory.claims import estimators
+from theory.claims.estimators import CLAIMS
+from theory.claims.ledger import Verdict
+from theory.claims.problems import LABEL_COST, NAMES, Problem, worlds
+from theory.collapse import BALLS, collapse_radius
+from theory.worst_case import worst_case
+
+CHECKS = {claim.name: claim.check for claim in CLAIMS}
+EXPECTED = {
+    "dpo-error-bound": Verdict.LOOSE,
+    "wdpo-error-bound": Verdict.LOOSE,
+    "kldpo-error-bound": Verdict.LOOSE,
+    "dual-lower-bound": Verdict.REFUTED,
+    "rate-quarter": Verdict.LOOSE,
+}
+FLIPS: list[tuple[str, dict[str, Any], Verdict]] = [
+    ("dpo-error-bound", {"constant": 3e-3}, Verdict.REFUTED),
+    ("dpo-error-bound", {"claimed": -0.6}, Verdict.REFUTED),
+    ("dpo-error-bound", {"claimed": -0.4}, Verdict.REFUTED),
+    ("wdpo-error-bound", {"constant": 3e-4}, Verdict.REFUTED),
+    ("kldpo-error-bound", {"constant": 1e-6}, Verdict.REFUTED),
+    ("dual-lower-bound", {"away": 0.1}, Verdict.HOLDS),
+    ("rate-quarter", {"claimed": -0.6}, Verdict.REFUTED),
+    ("rate-quarter", {"sharper": -0.75}, Verdict.REFUTED),
+]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", EXPECTED)
+def test_verdicts(name: str, seed: int) -> None:
+    finding = CHECKS[name]("smoke", seed)
+    assert finding.verdict == EXPECTED[name], finding.measurements
+    for line in finding.measurements:
+        assert line.verdict != Verdict.REFUTED or line.counterexample
+
+
+@pytest.mark.parametrize(("name", "change", "verdict"), FLIPS)
+def test_a_false_variant_flips_the_verdict(name: str, change: dict[str, Any], verdict: Verdict) -> None:
+    finding = CHECKS[name]("smoke", 0, **change)
+    assert finding.verdict == verdict != EXPECTED[name], finding.measurements
+
+
+def test_every_claim_is_tested() -> None:
+    assert set(EXPECTED) == set(CHECKS) == {name for name, *_ in FLIPS}
+
+
+def test_an_estimator_that_stays_off_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias of 3e-3 is far below the bound, and the rate shows it."""
+    right = Problem.target
+    monkeypatch.setattr(Problem, "target", lambda self, radius: right(self, radius) + 3e-3)
+    assert CHECKS["rate-quarter"]("smoke", 0).verdict == Verdict.REFUTED
+
+
+def test_the_dual_variable_by_hand() -> None:
+    """Two atoms u = ±1: the losses are w apart, whatever w, so that lambda* is proportional to w."""
+    finding = CHECKS["dual-lower-bound"]("smoke", 0)
+    assert "falls as ||theta - theta_ref||^1.0" in finding.figure or "^0.99" in finding.figure
+    (line,) = finding.measurements
+    assert "undercut" in line.counterexample and "u = 1 or -1" in line.counterexample
+
+
+def test_bounds_that_nothing_can_exceed_are_said() -> None:
+    (line, _), (other, _) = (estimators._covered("case", np.full(100, 0.1), bound, trivial=2.0, seed=0) for bound in (3.0, 0.5))
+    assert "no error can reach" in line.what and "no error can reach" not in other.what
+    assert (line.ratio, other.ratio) == (pytest.approx(30), pytest.approx(5))
+
+
+@pytest.mark.parametrize("ball", BALLS)
+def test_a_problem_is_what_its_ball_says(ball: str) -> None:
+    """Radius, estimator and value are those of the modules they come from; the minimiser is not beaten nearby."""
+    (world,) = worlds(5, 1, contexts=3)
+    problem = Problem(ball, world)
+    knobs: dict[str, Any] = {"distance": world.distance(LABEL_COST)} if ball.endswith("finite") else {}
+    knobs |= {"label_cost": LABEL_COST} if ball == "w1-label" else {}
+    assert problem.edge == collapse_radius(ball, world.u, world.probability, **knobs).item()
+    assert problem.name == NAMES[ball]
+    radius = 0.5 * problem.edge
+    theta = problem.target(radius)
+    value = worst_case(world, theta, ball=ball, radius=radius, label_cost=LABEL_COST).value
+    assert problem.fit(world.probability, radius).value.item() == pytest.approx(value, abs=1e-9)
+    rng = np.random.default_rng(0)
+    for step in 0.05 * rng.standard_normal((10, world.dimension)):
+        assert worst_case(world, theta + step, ball=ball, radius=radius, label_cost=LABEL_COST).value >= value - 1e-9
+    if ball in ("kl", "w1-finite", "w2-finite"):
+        assert problem.values(theta[None], radius)[0] == pytest.approx(value, abs=1e-9)
+
+
+def test_worlds_differ_and_are_reproducible() -> None:
+    first, again = worlds(3, 4), worlds(3, 4)
+    assert [world.dimension for world in first] == [3, 2, 4, 2]
+    assert all(np.array_equal(a.probability, b.probability) for a, b in zip(first, again, strict=True))
+    assert np.linalg.norm(first[1].theta_ref) > 0

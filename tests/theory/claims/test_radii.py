@@ -1,0 +1,68 @@
+"""Claims on the radius: bias, coverage and schedules; verdicts, and false variants that flip them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from theory.claims import radii
+from theory.claims.ledger import Verdict
+from theory.claims.radii import CLAIMS
+from theory.worlds import random_world
+
+CHECKS = {claim.name: claim.check for claim in CLAIMS}
+FLIPS: list[tuple[str, dict[str, Any]]] = [
+    ("bias-kl", {"exponent": 1.0}),
+    ("bias-wasserstein", {"exponents": (("w1-free", 0.5),)}),
+    ("bias-wasserstein", {"exponents": (("w2-finite", 1.0),)}),
+    ("radius-coverage", {"scale": 0.7}),
+    ("radius-coverage", {"scale": 1.5}),
+    ("radius-coverage", {"distance_rate": -0.25}),
+    ("radius-coverage", {"schedules": (("kl", -0.5, -0.5),)}),
+    ("radius-coverage", {"schedules": (("w1-free", -0.25, -0.5),)}),
+]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_claim_holds(name: str, seed: int) -> None:
+    finding = CHECKS[name]("smoke", seed)
+    assert finding.verdict == Verdict.HOLDS, finding.measurements
+
+
+@pytest.mark.parametrize(("name", "change"), FLIPS)
+def test_a_false_variant_is_refuted(name: str, change: dict[str, Any]) -> None:
+    finding = CHECKS[name]("smoke", 0, **change)
+    assert finding.verdict == Verdict.REFUTED, finding.measurements
+    assert any(line.counterexample for line in finding.measurements if line.verdict == Verdict.REFUTED)
+
+
+@pytest.mark.parametrize("ball", ["kl", "w1-free", "w2-free"])
+def test_a_leading_term_with_another_factor_is_refuted(ball: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = radii._LEADING[ball]
+    monkeypatch.setitem(radii._LEADING, ball, lambda world, radius: 1.2 * right(world, radius))
+    name = "bias-kl" if ball == "kl" else "bias-wasserstein"
+    finding = CHECKS[name]("smoke", 0)
+    refuted = [line.what for line in finding.measurements if line.verdict == Verdict.REFUTED]
+    assert len(refuted) == 1 and "leading term" in refuted[0]
+
+
+def test_the_distance_between_two_samples_by_hand() -> None:
+    """All mass moves from one atom to another: W1 is their distance."""
+    world = random_world(0, contexts=1, actions=2, dimension=2, beta=1.0, bound=1.0)
+    K = len(world.probability)
+    start, end = np.eye(K)[0], np.eye(K)[3]
+    moved = type(world)(world.psi1, world.psi2, world.label, start, world.beta, world.bound, world.theta_ref)
+    assert radii._distances(moved, end[None])[0] == pytest.approx(world.distance(1.0)[0, 3])
+
+
+def test_equal_atoms_are_counted_once() -> None:
+    world = random_world(0, contexts=2, actions=2, dimension=2, beta=1.0, bound=1.0)
+    assert len(radii._distinct(world)) == 2 * 4 * 2
+    doubled = type(world)(
+        *(np.concatenate([part, part]) for part in (world.psi1, world.psi2, world.label, world.probability / 2)),
+        world.beta,
+        world.bound,
+        world.theta_ref,
+    )
+    assert np.allclose(np.sort(radii._distinct(doubled)), np.sort(world.probability))

@@ -1,11 +1,9 @@
 """Claims on the estimation error at a fixed radius: Proposition 1, Theorems 1 and 2 and their rate, arXiv:2502.01930."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
-from theory.bounds import proposition_1, theorem_1, theorem_2
+from theory.bounds import proposition_1
 from theory.claims.ledger import (
     Claim,
     Finding,
@@ -63,29 +61,15 @@ def dpo_error_bound(profile: str, seed: int, *, constant: float = 1.0, claimed: 
 
 def wdpo_error_bound(profile: str, seed: int, *, constant: float = 1.0) -> Finding:
     """Claim 5: constant times the bound of Theorem 1 covers, W1 and W2 on the atoms."""
-
-    def bound(problem: Problem, n: int, regularity: float, dual: Array) -> float:
-        world = problem.world
-        return theorem_1(n, beta=world.beta, bound=world.bound, regularity=regularity, delta=DELTA)
-
-    return _robust_bound(profile, seed, ("w1-finite", "w2-finite"), bound, constant)
+    return _robust_bound(profile, seed, ("w1-finite", "w2-finite"), constant)
 
 
 def kldpo_error_bound(profile: str, seed: int, *, constant: float = 1.0) -> Finding:
     """Claim 6: constant times the bound of Theorem 2 covers, with the range of the dual variable met in the samples."""
-
-    def bound(problem: Problem, n: int, regularity: float, dual: Array) -> float:
-        world = problem.world
-        low, high = float(dual.min()), float(dual.max())
-        common = {"beta": world.beta, "bound": world.bound, "regularity": regularity, "delta": DELTA}
-        return theorem_2(n, dual_low=low, dual_high=high, **common)
-
-    return _robust_bound(profile, seed, ("kl",), bound, constant)
+    return _robust_bound(profile, seed, ("kl",), constant)
 
 
-def _robust_bound(
-    profile: str, seed: int, balls: tuple[str, ...], bound: Callable[[Problem, int, float, Array], float], constant: float
-) -> Finding:
+def _robust_bound(profile: str, seed: int, balls: tuple[str, ...], constant: float) -> Finding:
     lines, ratios, speaking, cases = list[Measurement](), list[float](), 0, 0
     tables: dict[str, list[Row]] = {}
     sizes = pick(profile, (10**5, 10**8), (10**3, 10**6, 10**9), tuple(10**k for k in range(2, 11)))
@@ -100,7 +84,7 @@ def _robust_bound(
                 for n in sizes:
                     error, dual = problem.errors(n, radius, target, replicates, (seed, index, n))
                     assert dual is not None
-                    limit = constant * bound(problem, n, regularity, dual)
+                    limit = constant * problem.paper_bound(n, regularity, dual, DELTA)
                     line, drawn = _covered(f"{case}, {place}, n = {n:.0e}", error, limit, 2 * world.bound, seed)
                     lines.append(line)
                     tables.setdefault(f"error, {place}", []).extend(

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theory.bounds import regularity_finite, regularity_free, regularity_kl
+from theory.bounds import regularity_finite, regularity_free, regularity_kl, theorem_1, theorem_2
 from theory.collapse import collapse_radius
-from theory.duals import kl_ball_dual, transport_dual
+from theory.duals import BallDual, kl_ball_dual, transport_dual
 from theory.estimators import Fit, kldpo, wdpo_finite, wdpo_free
 from theory.objectives import dpo_loss
 from theory.policy import Array
@@ -84,15 +84,26 @@ class Problem:
         dual = None if fit.dual is None else fit.dual.numpy()
         return np.linalg.norm(fit.theta.numpy() - around, axis=1), dual
 
+    def worst_case(self, theta: Array, p: Tensor, radius: float) -> BallDual:
+        """At theta (R, d) or (d,) for weights p (R, K) of the atoms; KL ball and balls on the atoms only."""
+        world = self.world
+        losses = dpo_loss(torch.from_numpy(world.beta * (theta - world.theta_ref) @ world.u.T)).expand(len(p), -1)
+        size = torch.full((len(p),), radius ** max(self.power, 1), dtype=torch.float64)
+        if self.ball == "kl":
+            return kl_ball_dual(losses, p, size)
+        return transport_dual(losses, p, torch.from_numpy(self.distance**self.power), size)
+
     def values(self, theta: Array, radius: float) -> Array:
         """L(theta) in the population for theta (R, d); KL ball and balls on the atoms only."""
-        world = self.world
-        losses = dpo_loss(torch.from_numpy(world.beta * (theta - world.theta_ref) @ world.u.T))
-        p = torch.from_numpy(world.probability).expand(len(losses), -1)
-        size = torch.full((len(losses),), radius ** max(self.power, 1), dtype=torch.float64)
+        p = torch.from_numpy(self.world.probability).expand(len(theta), -1)
+        return self.worst_case(theta, p, radius).value.numpy()
+
+    def paper_bound(self, n: float, regularity: float, dual: Array, delta: float) -> float:
+        """Theorem 2 for the KL ball, with the range of the dual variables (R,) met in samples; Theorem 1 for the others."""
+        common = {"beta": self.world.beta, "bound": self.world.bound, "regularity": regularity, "delta": delta}
         if self.ball == "kl":
-            return kl_ball_dual(losses, p, size).value.numpy()
-        return transport_dual(losses, p, torch.from_numpy(self.distance**self.power), size).value.numpy()
+            return theorem_2(n, dual_low=float(dual.min()), dual_high=float(dual.max()), **common)
+        return theorem_1(n, **common)
 
     def regularity(self, radius: float) -> float:
         """lambda of Assumption 2."""

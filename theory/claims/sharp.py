@@ -1,142 +1,79 @@
 """Claims of our own: the estimation error falls as n^-1/2, with explicit constants. Theorems A and B of docs/theorems.md."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 
-from theory.bounds import regularity_finite, regularity_kl, theorem_1, theorem_2
 from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, coverage, inequality, pick
-from theory.collapse import collapse_radius
-from theory.duals import BallDual, kl_ball_dual, transport_dual
-from theory.estimators import Fit, kldpo, wdpo_finite
-from theory.objectives import dpo_loss
+from theory.claims.problems import Problem, worlds
 from theory.policy import Array
 from theory.sharp_bounds import SharpBound, Size, deterministic_bound, kl_bound, transport_bound
-from theory.worlds import FiniteWorld, from_policy
 
 DELTA = 0.05
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """One estimator in one world: its population minimiser, how it is fitted, and the bounds at a sample size."""
-
-    name: str
-    world: FiniteWorld
-    radius: float
-    power: int  # 0: KL ball
-    distance: Array
-
-    def fit(self, p: Array | torch.Tensor) -> Fit:
-        world = self.world
-        common: dict[str, Any] = {"beta": world.beta, "bound": world.bound, "theta_ref": world.theta_ref, "radius": self.radius}
-        if self.power == 0:
-            return kldpo(world.u, p, **common)
-        return wdpo_finite(world.u, p, distance=self.distance, power=self.power, **common)
-
-    def bound(self, theta: Array, n: float) -> SharpBound:
-        world = self.world
-        atoms = (world.u, world.probability, theta)
-        size = Size(n, DELTA, world.beta, world.bound, world.theta_ref)
-        if self.power == 0:
-            return kl_bound(*atoms, size, radius=self.radius)
-        return transport_bound(*atoms, size, radius=self.radius, distance=self.distance, power=self.power)
-
-    def worst_case(self, theta: Array, p: torch.Tensor) -> BallDual:
-        """Of each sample, at the fixed theta."""
-        losses = dpo_loss(torch.from_numpy(self.world.beta * self.world.u @ (theta - self.world.theta_ref))).expand(p.shape)
-        if self.power == 0:
-            return kl_ball_dual(losses, p, torch.full((len(p),), self.radius, dtype=torch.float64))
-        budget = torch.full((len(p),), self.radius**self.power, dtype=torch.float64)
-        return transport_dual(losses, p, torch.from_numpy(self.distance**self.power), budget)
-
-    def paper_bound(self, n: float, duals: Array) -> float:
-        """Theorem 1 or 2, the latter with the dual variables met in the samples: as printed it is infinite."""
-        world = self.world
-        common = {"beta": world.beta, "bound": world.bound, "delta": DELTA}
-        if self.power:
-            regularity = regularity_finite(world.x, world.probability, self.distance**self.power, self.radius**self.power)
-            return theorem_1(n, regularity=regularity, **common)
-        regularity = regularity_kl(world.x, world.probability, self.radius)
-        return theorem_2(n, regularity=regularity, dual_low=float(duals.min()), dual_high=float(duals.max()), **common)
-
-
-def _worlds(profile: str, seed: int) -> list[FiniteWorld]:
-    """Random finite worlds; the second has theta_ref away from 0."""
-    settings = [(3, 1.0, 1.0, 0.0), (2, 0.5, 2.0, 0.3), (4, 2.0, 1.0, 0.0)][: pick(profile, 1, 2, 3)]
-    worlds = []
-    for index, (d, beta, bound, away) in enumerate(settings):
-        rng = np.random.default_rng([seed, index])
-        features = rng.standard_normal((6, 2, d))
-        features /= np.linalg.norm(features, axis=-1, keepdims=True)
-        star, ref = rng.standard_normal((2, d))
-        star, ref = star / np.linalg.norm(star) * bound / 2, ref / np.linalg.norm(ref) * bound * away
-        worlds.append(from_policy(features, star, beta=beta, bound=bound, theta_ref=ref))
-    return worlds
-
-
-def _problems(profile: str, seed: int, powers: tuple[int, ...]) -> list[_Problem]:
-    problems = []
-    for index, world in enumerate(_worlds(profile, seed)):
-        distance = world.distance(1.0)
-        for power in powers:
-            ball = f"w{power}-finite" if power else "kl"
-            edge = collapse_radius(ball, world.u, world.probability, distance=distance if power else None).item()
-            for fraction in pick(profile, (0.5,), (0.1, 0.5), (0.1, 0.5, 0.9)):
-                name = f"{'W' + str(power) if power else 'KL'} world {index + 1}, {fraction:g} of collapse"
-                problems.append(_Problem(name, world, fraction * edge, power, distance))
-    return problems
+def _bound(problem: Problem, radius: float, theta: Array, size: Size) -> SharpBound:
+    atoms = (problem.world.u, problem.world.probability, theta, size)
+    if problem.ball == "kl":
+        return kl_bound(*atoms, radius=radius)
+    return transport_bound(*atoms, radius=radius, distance=problem.distance, power=problem.power)
 
 
 def _measure(
-    profile: str, seed: int, powers: tuple[int, ...], scale: Callable[[float], float], constant: float
-) -> tuple[list[Measurement], list[Row]]:
+    profile: str, seed: int, balls: tuple[str, ...], scale: Callable[[float], float], constant: float
+) -> tuple[list[Measurement], dict[str, list[Row]]]:
     """Coverage and tightness at each size, and the deterministic inequality on every sample. `scale` multiplies the bound."""
     sizes = pick(profile, (10**7,), (10**6, 10**8), (10**5, 10**6, 10**7, 10**8, 10**9))
     replicates = pick(profile, 100, 200, 1000)
-    lines, rows = [], []
+    fractions = pick(profile, (0.5,), (0.1, 0.5), (0.1, 0.5, 0.9))
+    lines: list[Measurement] = []
+    tables: dict[str, list[Row]] = {}
     closest, example = np.inf, ""
-    for index, problem in enumerate(_problems(profile, seed, powers)):
-        world = problem.world
-        target = problem.fit(world.probability).theta[0].numpy()
-        for n in sizes:
-            sample = world.sample(n, np.random.SeedSequence([seed, index, n]).spawn(replicates))
-            fit = problem.fit(sample.p)
-            errors = np.linalg.norm(fit.theta.numpy() - target, axis=1)
-            quantile = float(np.quantile(errors, 1 - DELTA))
-            ours = problem.bound(target, n).value * scale(n)
-            assert fit.dual is not None
-            paper = problem.paper_bound(n, fit.dual.numpy())
-            if np.isfinite(ours):
-                lines.append(
-                    coverage(
-                        f"{problem.name}, n = {n:.0e} (the paper's bound: {paper / quantile:.3g} times the quantile)",
-                        int((errors > ours).sum()),
-                        replicates,
-                        DELTA,
-                        ratio=ours / quantile,
-                        counterexample=f"seed {seed}: an error of {errors.max():.4g} against a bound of {ours:.4g}",
-                    )
-                )
-            for series, value in (("95 % error quantile", quantile), ("our bound", ours), ("paper's bound", paper)):
-                if np.isfinite(value):
-                    rows.append({"problem": problem.name, "series": f"{series}, {problem.name}", "x": float(n), "y": value})
-            size = Size(n, DELTA, world.beta, world.bound, world.theta_ref)
-            for error, q in zip(errors, problem.worst_case(target, sample.p).weights.numpy(), strict=True):
-                limit = constant * deterministic_bound(world.u, q, target, size).value
-                if limit < closest * error:
-                    closest = limit / error
-                    example = f"{problem.name}, n = {n:.0e}, seed {seed}: error {error:.6g}, the inequality allows {limit:.6g}"
+    for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 3))):
+        for problem in (Problem(ball, world) for ball in balls):
+            for fraction in fractions:
+                radius = fraction * problem.edge
+                target, regularity = problem.target(radius), problem.regularity(radius)
+                name = f"{problem.name}, world {index + 1}, {fraction:g} of collapse"
+                for n in sizes:
+                    size = Size(n, DELTA, world.beta, world.bound, world.theta_ref)
+                    p = world.sample(n, np.random.SeedSequence([seed, index, n]).spawn(replicates)).p
+                    fit = problem.fit(p, radius)
+                    assert fit.dual is not None
+                    errors = np.linalg.norm(fit.theta.numpy() - target, axis=1)
+                    quantile = float(np.quantile(errors, 1 - DELTA))
+                    ours = _bound(problem, radius, target, size).value * scale(n)
+                    paper = problem.paper_bound(n, regularity, fit.dual.numpy(), DELTA)
+                    if np.isfinite(ours):
+                        lines.append(
+                            coverage(
+                                f"{name}, n = {n:.0e} (the paper's bound: {paper / quantile:.3g} times the quantile)",
+                                int((errors > ours).sum()),
+                                replicates,
+                                DELTA,
+                                ratio=ours / quantile,
+                                counterexample=f"seed {seed}: an error of {errors.max():.4g} against a bound of {ours:.4g}",
+                            )
+                        )
+                    table = tables.setdefault(f"{name}", [])
+                    for series, y in (("95 % quantile", quantile), ("our bound", ours), ("the paper's bound", paper)):
+                        if np.isfinite(y):
+                            table.append({"series": series, "x": float(n), "y": y} | _AXES)
+                    for error, q in zip(errors, problem.worst_case(target, p, radius).weights.numpy(), strict=True):
+                        limit = constant * deterministic_bound(world.u, q, target, size).value
+                        if limit < closest * error:
+                            closest = limit / error
+                            example = f"{name}, n = {n:.0e}, seed {seed}: error {error:.6g}, the inequality allows {limit:.6g}"
     lines.append(inequality("the deterministic inequality, sample by sample", closest, example, step=True, loose=np.inf))
-    return lines, rows
+    return lines, tables
 
 
-def _finding(profile: str, seed: int, powers: tuple[int, ...], exponent: float, constant: float) -> Finding:
+_AXES = {"x_label": "pairs n", "y_label": "error", "log": "xy"}
+
+
+def _finding(profile: str, seed: int, balls: tuple[str, ...], exponent: float, constant: float) -> Finding:
     sizes_from = 1e6
-    lines, rows = _measure(profile, seed, powers, lambda n: constant * (n / sizes_from) ** (exponent + 0.5), constant)
+    lines, tables = _measure(profile, seed, balls, lambda n: constant * (n / sizes_from) ** (exponent + 0.5), constant)
     ratios = [line.ratio for line in lines if line.ratio is not None and not line.step]
     if not ratios:
         raise RuntimeError("every bound is infinite at these sizes: nothing was measured. Use larger sizes.")
@@ -145,18 +82,18 @@ def _finding(profile: str, seed: int, powers: tuple[int, ...], exponent: float, 
         if all(line.verdict in ("holds", "holds, loose") for line in lines)
         else "an error exceeds the bound more often than allowed",
         lines,
-        {"error and bounds": rows},
+        tables,
     )
 
 
 def gradient_route_kl(profile: str, seed: int, *, exponent: float = -0.5, constant: float = 1.0) -> Finding:
     """Theorem A: the bound of `kl_bound`; `exponent` and `constant` change it, for a false variant."""
-    return _finding(profile, seed, (0,), exponent, constant)
+    return _finding(profile, seed, ("kl",), exponent, constant)
 
 
 def gradient_route_wasserstein(profile: str, seed: int, *, exponent: float = -0.5, constant: float = 1.0) -> Finding:
     """Theorem B: the bound of `transport_bound` for W1 and W2; `exponent` and `constant` change it, for a false variant."""
-    return _finding(profile, seed, (1, 2), exponent, constant)
+    return _finding(profile, seed, ("w1-finite", "w2-finite"), exponent, constant)
 
 
 _METHOD = (

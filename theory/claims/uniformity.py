@@ -4,14 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, coverage, pick
-from theory.collapse import collapse_radius
-from theory.duals import kl_ball_dual, transport_dual
-from theory.estimators import kldpo, wdpo_finite
-from theory.objectives import dpo_loss
+from theory.claims.problems import Problem
 from theory.policy import Array
 from theory.uniform_bounds import pointwise_kl, pointwise_wasserstein, uniform_kl, uniform_wasserstein
 from theory.worlds import FiniteWorld, random_world
@@ -21,36 +17,9 @@ FRACTION = 0.3  # of the collapse radius
 BALLS = ("kl", "w1-finite")
 
 
-class _Ball:
-    """The robust objective of one ball in one world, at any theta and for any weights of the atoms."""
-
-    def __init__(self, ball: str, world: FiniteWorld):
-        self.ball, self.world, self.u = ball, world, torch.from_numpy(world.u)
-        self.distance = world.distance(1.0)
-        metric = self.distance if ball != "kl" else None
-        self.radius = FRACTION * collapse_radius(ball, world.u, world.probability, distance=metric).item()
-
-    def value(self, theta: Array, p: Tensor) -> tuple[Array, Array]:
-        """L and its dual variable for theta (R, d) and weights p (R, K), row by row."""
-        losses = dpo_loss(self.world.beta * torch.from_numpy(theta) @ self.u.T)
-        radius = torch.full((len(losses),), self.radius, dtype=torch.float64)
-        if self.ball == "kl":
-            found = kl_ball_dual(losses, p, radius)
-        else:
-            found = transport_dual(losses, p, torch.from_numpy(self.distance), radius)
-        return found.value.numpy(), found.dual.numpy()
-
-    def minimise(self, p: Tensor) -> Array:
-        world = self.world
-        if self.ball == "kl":
-            return kldpo(world.u, p, radius=self.radius, beta=world.beta, bound=world.bound).theta.numpy()
-        fit = wdpo_finite(world.u, p, distance=self.distance, power=1, radius=self.radius, beta=world.beta, bound=world.bound)
-        return fit.theta.numpy()
-
-    def deviation(self, theta: Array, p: Tensor) -> Array:
-        """|L_n(theta) - L(theta)|, row by row."""
-        population = torch.from_numpy(self.world.probability).expand_as(p)
-        return np.abs(self.value(theta, p)[0] - self.value(theta, population)[0])
+def _deviation(problem: Problem, radius: float, theta: Array, p: Tensor) -> Array:
+    """|L_n(theta) - L(theta)| for theta (R, d) and the weights p (R, K) of the samples, row by row."""
+    return np.abs(problem.worst_case(theta, p, radius).value.numpy() - problem.values(theta, radius))
 
 
 def _samples(world: FiniteWorld, n: int, count: int, *key: int) -> Tensor:
@@ -66,15 +35,14 @@ def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_
     lines: list[Measurement] = []
     rows: list[Row] = []
     figures = []
-    for ball_index, name in enumerate(BALLS):
-        world = random_world(seed, contexts=6, actions=2, dimension=6, beta=1.0, bound=2.0)
-        ball, n = _Ball(name, world), 40
+    world, n = random_world(seed, contexts=6, actions=2, dimension=6, beta=1.0, bound=2.0), 40
+    for ball_index, problem in enumerate(Problem(ball, world) for ball in BALLS):
+        name, radius = problem.name, FRACTION * problem.edge
         p = _samples(world, n, trials, seed, ball_index, 0)
         fixed = np.zeros((trials, world.dimension))
         fixed[:, 0] = world.bound
-        duals = ball.value(fixed, p)[1]
-        lemma = constant * _pointwise(ball, n, float(duals.min()), float(duals.max()))
-        deviation = ball.deviation(fixed, p)
+        lemma = constant * _pointwise(problem, n, problem.worst_case(fixed, p, radius).dual)
+        deviation = _deviation(problem, radius, fixed, p)
         ratio = lemma / float(np.quantile(deviation, 1 - DELTA))
         lines.append(
             coverage(
@@ -87,10 +55,11 @@ def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_
             )
         )
         # the step: what fails with probability delta at every fixed theta fails with probability delta at theta_n
-        theta = ball.minimise(p if own_sample else _samples(world, n, trials, seed, ball_index, 1))
+        own = p if own_sample else _samples(world, n, trials, seed, ball_index, 1)
+        theta = problem.fit(own, radius).theta.numpy()
         fresh = _samples(world, n, others, seed, ball_index, 2)
-        limits = np.array([np.quantile(ball.deviation(np.tile(t, (others, 1)), fresh), 1 - DELTA) for t in theta])
-        met = ball.deviation(theta, p)
+        limits = np.array([np.quantile(_deviation(problem, radius, np.tile(t, (others, 1)), fresh), 1 - DELTA) for t in theta])
+        met = _deviation(problem, radius, theta, p)
         failures = int((met > limits).sum())
         figures.append(failures / trials)
         i = int(np.argmax(met - limits))
@@ -106,7 +75,7 @@ def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_
                 step=True,
             )
         )
-        printed = constant * _pointwise(ball, n, *_dual_range(ball, theta, p))
+        printed = constant * _pointwise(problem, n, problem.worst_case(theta, p, radius).dual)
         over = int((met > printed).sum())
         lines.append(
             coverage(f"{name}: the printed bound at theta_n", over, trials, DELTA, ratio=printed / np.quantile(met, 1 - DELTA))
@@ -120,16 +89,12 @@ def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_
     )
 
 
-def _pointwise(ball: _Ball, n: int, dual_low: float, dual_high: float) -> float:
-    common = {"beta": ball.world.beta, "bound": ball.world.bound, "delta": DELTA}
-    if ball.ball == "kl":
-        return pointwise_kl(n, dual_low=dual_low, dual_high=dual_high, **common)
+def _pointwise(problem: Problem, n: int, dual: Tensor) -> float:
+    """The lemma's bound, with the range of the dual variables (R,) that it needs for KL."""
+    common = {"beta": problem.world.beta, "bound": problem.world.bound, "delta": DELTA}
+    if problem.ball == "kl":
+        return pointwise_kl(n, dual_low=dual.min().item(), dual_high=dual.max().item(), **common)
     return pointwise_wasserstein(n, **common)
-
-
-def _dual_range(ball: _Ball, theta: Array, p: Tensor) -> tuple[float, float]:
-    duals = ball.value(theta, p)[1]
-    return float(duals.min()), float(duals.max())
 
 
 def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constant: float = 1.0) -> Finding:
@@ -145,12 +110,12 @@ def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constan
     lines: list[Measurement] = []
     rows: list[Row] = []
     ratios = []
-    for ball_index, name in enumerate(BALLS):
-        ball = _Ball(name, world)
-        bound = _repaired(ball, covering)
+    for ball_index, problem in enumerate(Problem(ball, world) for ball in BALLS):
+        name, radius = problem.name, FRACTION * problem.edge
+        bound = _repaired(problem, covering)
         for n in sizes:
             p = _samples(world, n, replicates, seed, ball_index, n)
-            each = np.stack([ball.deviation(np.tile(theta, (replicates, 1)), p) for theta in grid], 1)
+            each = np.stack([_deviation(problem, radius, np.tile(theta, (replicates, 1)), p) for theta in grid], 1)
             sup = each.max(1)
             pointwise = float(np.quantile(each, 1 - DELTA, axis=0).max())
             quantile, limit = float(np.quantile(sup, 1 - DELTA)), constant * bound(n)
@@ -168,7 +133,7 @@ def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constan
             for series, y in (("sup over Theta, 95 %", quantile), ("one theta, 95 %", pointwise), ("repaired bound", limit)):
                 rows.append({"series": f"{name}: {series}", "x": float(n), "y": y, "log": "xy", "x_label": "pairs n"})
     printed = [
-        _repaired(_Ball("w1-finite", world), covering)(n) / pointwise_wasserstein(n, beta=1.0, bound=1.0, delta=DELTA)
+        _repaired(Problem("w1-finite", world), covering)(n) / pointwise_wasserstein(n, beta=1.0, bound=1.0, delta=DELTA)
         for n in sizes
     ]
     figure = (
@@ -178,14 +143,15 @@ def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constan
     return conclude(figure, lines, {"deviation over Theta": rows})
 
 
-def _repaired(ball: _Ball, covering: bool) -> Callable[[float], float]:
-    world = ball.world
+def _repaired(problem: Problem, covering: bool) -> Callable[[float], float]:
+    world, radius = problem.world, FRACTION * problem.edge
     common = {"beta": world.beta, "bound": world.bound, "delta": DELTA}
     dimension = world.dimension if covering else 0
-    if ball.ball == "kl":
+    if problem.ball == "kl":
         cuts = np.geomspace(0.05, 50, 200)
-        return lambda n: min(uniform_kl(n, dimension, radius=ball.radius, dual_low=cut, **common) for cut in cuts)
-    return partial(uniform_wasserstein, d=dimension, radius=ball.radius, power=1, diameter=float(ball.distance.max()), **common)
+        return lambda n: min(uniform_kl(n, dimension, radius=radius, dual_low=cut, **common) for cut in cuts)
+    diameter = float(problem.distance.max())
+    return partial(uniform_wasserstein, d=dimension, radius=radius, power=1, diameter=diameter, **common)
 
 
 CLAIMS = (

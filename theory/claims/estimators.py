@@ -171,7 +171,7 @@ def rate_quarter(profile: str, seed: int, *, claimed: float = -0.25, sharper: fl
     replicates = pick(profile, 60, 150, 2000)
     balls = ("kl", "w1-finite", "w2-finite")
     lines, rows, slopes = list[Measurement](), list[Row](), list[float]()
-    for index, world in enumerate(worlds(seed, pick(profile, 1, 1, 4))):
+    for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 4))):
         for ball in balls:
             problem = Problem(ball, world)
             for fraction in pick(profile, (0.5,), (0.1, 0.5), (0.1, 0.5, 0.9)):

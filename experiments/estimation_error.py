@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.methods import METHODS, Setting
-from experiments.provenance import code_fingerprint, provenance
+from experiments.provenance import code_fingerprint, configuration, provenance
 from experiments.runner import run_cells
 from experiments.store import Cell, open_run, write_json, write_table
 from theory import bounds
@@ -513,9 +513,7 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
         write_json(
             {
                 "experiment": "estimation-error",
-                "configuration": {
-                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-                },
+                "configuration": configuration(config),
                 "profile": asdict(profile),
                 "seed": config.seed,
                 "fits": len(errors),

@@ -21,7 +21,7 @@ from scipy.stats import t as student
 
 from experiments.estimation_error import LABEL_COST, METRIC_ATOMS
 from experiments.methods import METHODS, Method, Setting
-from experiments.provenance import code_fingerprint, provenance
+from experiments.provenance import code_fingerprint, configuration, provenance
 from experiments.runner import run_cells
 from experiments.store import Cell, open_run, write_json, write_table
 from theory.batch import PairBatch
@@ -359,9 +359,7 @@ def run(config: PreferenceShift) -> dict[str, pd.DataFrame]:
         write_json(
             {
                 "experiment": "preference-shift",
-                "configuration": {
-                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-                },
+                "configuration": configuration(config),
                 "profile": asdict(profile),
                 "settings": [*profile.settings, *(PAIR_FEATURES if config.rewards is not None else ())],
                 "fits": len(fits),

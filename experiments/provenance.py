@@ -2,10 +2,12 @@
 
 import platform
 import subprocess
+from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _PACKAGES = ("prefdro", "torch", "numpy", "scipy", "pandas", "pyarrow", "joblib")
 
@@ -18,6 +20,11 @@ def code_fingerprint(*files: Path) -> str:
     """
     theory = Path(__file__).resolve().parent.parent / "theory"
     return sha256(b"".join(file.read_bytes() for file in [*sorted(theory.glob("*.py")), *files])).hexdigest()[:16]
+
+
+def configuration(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as JSON can hold it; for run.json."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
 def provenance() -> dict[str, object]:

@@ -18,7 +18,7 @@ from scipy.special import expit
 
 from experiments import estimation_error
 from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
-from experiments.provenance import provenance
+from experiments.provenance import configuration, provenance
 from experiments.store import open_run, write_json, write_table
 from theory.estimators import dpo
 from theory.policy import Array
@@ -225,9 +225,7 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
         write_json(
             {
                 "experiment": "worst-case",
-                "configuration": {
-                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-                },
+                "configuration": configuration(config),
                 "profile": asdict(profile),
                 "seed": config.seed,
                 "pairs": len(world.probability),

@@ -4,7 +4,6 @@ Nothing is fitted here: everything is read from errors.parquet, rates.csv, bound
 rho_c, the collapse radius of the method in that world.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +20,7 @@ from matplotlib.transforms import Affine2D, Transform, blended_transform_factory
 
 from paper_figures import style
 from paper_figures.style import Look
+from paper_figures.tables import read_tables, remedy_of
 
 COLUMNS = {
     "errors.parquet": ("world", "method", "radius", "n", "replicate", "robust_2", "nominal_2", "converged"),
@@ -87,43 +87,23 @@ def read(source: Path) -> Study:
     Raises:
         ValueError: a table or a column is missing, with the command that makes it.
     """
-    missing = [name for name in [*COLUMNS, "run.json"] if not (source / name).is_file()]
-    if missing:
-        raise ValueError(f"{source} has no {' and no '.join(missing)}. {_remedy(source)}")
+    command = "prefdro run estimation-error"
+    # no method of a run may have a bound
+    tables, run = read_tables(source, COLUMNS, command, text=("radius",), may_be_empty=("rates.csv", "bounds.csv"))
     try:
-        run = json.loads((source / "run.json").read_text())
         order = [(w["kind"], float(w["dimension"]), float(w["beta"]), float(w["bound"])) for w in run["profile"]["worlds"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{source / 'run.json'} does not say which worlds were run ({error!r}). {_remedy(source)}") from error
-    tables = {name: _read_table(source, name) for name in COLUMNS}
-    errors = tables["errors.parquet"]
-    if errors.empty:
-        raise ValueError(f"{source / 'errors.parquet'} has no rows. {_remedy(source)}")
+        what = f"{source / 'run.json'} does not say which worlds were run ({error!r})"
+        raise ValueError(f"{what}. {remedy_of(source, command)}") from error
+    # a method without a radius has none in the file
+    errors, rates, bounds = (tables[name].assign(radius=tables[name].radius.fillna("")) for name in ("errors", "rates", "bounds"))
 
     def place(world: World) -> int:
         facts = (world.kind, world.dimension, world.beta, world.bound)
         return order.index(facts) if facts in order else len(order)
 
     worlds = sorted((world_of(name) for name in errors.world.unique()), key=place)
-    return Study(errors, tables["rates.csv"], tables["bounds.csv"], tuple(worlds), run)
-
-
-def _remedy(source: Path) -> str:
-    return f"Make the tables with `prefdro run estimation-error --out {source}`."
-
-
-def _read_table(source: Path, name: str) -> pd.DataFrame:
-    path = source / name
-    if name.endswith(".parquet"):
-        table = pd.read_parquet(path)
-    elif path.read_text().strip():
-        table = pd.read_csv(path, dtype={"radius": str})
-    else:  # no method of this run has a bound
-        table = pd.DataFrame(columns=list(COLUMNS[name]))
-    lacking = [column for column in COLUMNS[name] if column not in table]
-    if lacking:
-        raise ValueError(f"{path} has no column {', '.join(lacking)}; it has {', '.join(table)}. {_remedy(source)}")
-    return table.assign(radius=table.radius.fillna(""))  # a method without a radius
+    return Study(errors, rates, bounds, tuple(worlds), run)
 
 
 def world_of(name: str) -> World:
@@ -613,12 +593,5 @@ def draw(source: Path, out: Path | None = None) -> list[Path]:
         ValueError: a table or a column is missing.
     """
     study = read(Path(source))
-    out = Path(source) / "figures" if out is None else Path(out)
-    written: list[Path] = []
-    with style.paper():
-        for name, make in FIGURES.items():
-            figure = make(study)
-            if figure is not None:  # nothing to show: no bounds, no radius, no sweep
-                written += style.save(figure, out / name)
-    (out / "summary.md").write_text(summary(study), encoding="utf-8")
-    return [*written, out / "summary.md"]
+    figures = ((name, make(study)) for name, make in FIGURES.items())
+    return style.save_all(figures, out or Path(source) / "figures", summary(study))

@@ -4,7 +4,6 @@ Nothing is fitted here: everything is read from shift.parquet, matched.csv and r
 the reference. Radii are the middle one of the study, as a fraction of the collapse radius.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from scipy.stats import t as student
 
 from paper_figures import style
 from paper_figures.style import Look
+from paper_figures.tables import read_tables
 
 COLUMNS = {
     "shift.parquet": (
@@ -70,19 +70,8 @@ def read(source: Path) -> Study:
     Raises:
         ValueError: a table or a column is missing, with the command that makes it.
     """
-    remedy = f"Make the tables with `prefdro run preference-shift --out {source}`."
-    missing = [name for name in [*COLUMNS, "run.json"] if not (source / name).is_file()]
-    if missing:
-        raise ValueError(f"{source} has no {' and no '.join(missing)}. {remedy}")
-    rows = pd.read_parquet(source / "shift.parquet")
-    matched = pd.read_csv(source / "matched.csv", dtype={"alpha": str})
-    for name, table in zip(COLUMNS, (rows, matched), strict=True):
-        lacking = [column for column in COLUMNS[name] if column not in table]
-        if lacking:
-            raise ValueError(f"{source / name} has no column {', '.join(lacking)}; it has {', '.join(table)}. {remedy}")
-        if table.empty:
-            raise ValueError(f"{source / name} has no rows. {remedy}")
-    run = json.loads((source / "run.json").read_text())
+    tables, run = read_tables(source, COLUMNS, "prefdro run preference-shift", text=("alpha",))
+    rows, matched = tables["shift"], tables["matched"]
     settings = tuple(name for name in run.get("settings", []) if name in set(rows.setting)) or tuple(rows.setting.unique())
     train = float(min(rows.train))
     return Study(rows[rows.train == train], matched[matched.train == train], settings, train)
@@ -268,10 +257,5 @@ def draw(source: Path, out: Path | None = None) -> list[Path]:
         ValueError: a table or a column is missing.
     """
     study = read(Path(source))
-    out = Path(source) / "figures" if out is None else Path(out)
-    written: list[Path] = []
-    with style.paper():
-        for name, make in FIGURES.items():
-            written += style.save(make(study), out / name)
-    (out / "summary.md").write_text(summary(study), encoding="utf-8")
-    return [*written, out / "summary.md"]
+    figures = ((name, make(study)) for name, make in FIGURES.items())
+    return style.save_all(figures, out or Path(source) / "figures", summary(study))

@@ -1,7 +1,7 @@
 """One look for all figures: sizes in inches as printed, colours for colour-blind readers, markers and dashes for grey print."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,3 +204,20 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     figure.savefig(paths[0], metadata={"CreationDate": None})
     figure.savefig(paths[1])
     return paths
+
+
+def save_all(figures: Iterable[tuple[str, Figure | None]], out: Path, summary: str | None = None) -> list[Path]:
+    """Save each named figure (None: nothing to show) in the style of the paper, and `summary` as summary.md; the paths written.
+
+    `figures` may be a generator: each figure is made, saved and let go before the next.
+    """
+    written: list[Path] = []
+    with paper():
+        for name, figure in figures:
+            if figure is not None:
+                written += save(figure, out / name)
+    if summary is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "summary.md").write_text(summary, encoding="utf-8")
+        written.append(out / "summary.md")
+    return written

@@ -3,7 +3,6 @@
 Nothing is computed here: everything is read from values.csv, weights.parquet, moves.parquet and run.json.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from paper_figures import style
 from paper_figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
+from paper_figures.tables import read_tables
 
 COLUMNS = {
     "values.csv": ("version", "ball", "radius", "value", "expected", "plain"),
@@ -76,19 +76,8 @@ def read(source: Path) -> Study:
     Raises:
         ValueError: a table or a column is missing, with the command that makes it.
     """
-    remedy = f"Make the tables with `prefdro run worst-case --out {source}`."
-    missing = [name for name in [*COLUMNS, "run.json"] if not (source / name).is_file()]
-    if missing:
-        raise ValueError(f"{source} has no {' and no '.join(missing)}. {remedy}")
-    tables = {}
-    for name, columns in COLUMNS.items():
-        table = pd.read_csv(source / name) if name.endswith(".csv") else pd.read_parquet(source / name)
-        lacking = [column for column in columns if column not in table]
-        if lacking or table.empty:
-            what = f"no column {', '.join(lacking)}; it has {', '.join(table)}" if lacking else "no rows"
-            raise ValueError(f"{source / name} has {what}. {remedy}")
-        tables[Path(name).stem] = table
-    return Study(**tables, run=json.loads((source / "run.json").read_text()))
+    tables, run = read_tables(source, COLUMNS, "prefdro run worst-case")
+    return Study(**tables, run=run)
 
 
 # ----------------------------------------------------------------------------------------------------- (a) worst weights
@@ -282,11 +271,4 @@ def draw(source: Path, out: Path | None = None) -> list[Path]:
         ValueError: a table or a column is missing.
     """
     study = read(Path(source))
-    out = Path(source) / "figures" if out is None else Path(out)
-    written: list[Path] = []
-    with style.paper():
-        for name, make in FIGURES.items():
-            figure = make(study)
-            if figure is not None:
-                written += style.save(figure, out / name)
-    return written
+    return style.save_all(((name, make(study)) for name, make in FIGURES.items()), out or Path(source) / "figures")

@@ -200,7 +200,12 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 def write_json(value: Any, path: Path) -> None:
     """Write `value` as indented JSON, atomically. Raises StoreError if the disk is full or not writable."""
-    _write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write `text` in UTF-8, atomically. Raises StoreError if the disk is full or not writable."""
+    _write(path, text.encode())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -25,14 +25,24 @@ from rich.table import Table
 from experiments.ledger_page import Entry, page, section, verdict_counts
 from experiments.provenance import code_fingerprint, provenance
 from experiments.runner import CellsFailed, run_cells
-from experiments.store import Cell, CellRejected, cell_path, cell_record, open_run, read_cell, write_json, write_table
+from experiments.store import (
+    Cell,
+    CellRejected,
+    cell_path,
+    cell_record,
+    open_run,
+    read_cell,
+    write_json,
+    write_table,
+    write_text,
+)
 from theory.claims import CLAIMS
 from theory.claims.ledger import Finding, Measurement, Verdict
 
 BASELINE = Path(__file__).with_name("ledger_baseline.json")
 _LOG_WIDTH = 160  # columns, where the output is no terminal
 _SLOWEST = 5
-_DRAWING = ("x_label", "y_label", "log", "kind")  # columns of a table that only say how to draw it
+_DRAWING = ("x_label", "y_label", "log", "kind", "guide")  # columns of a table that only say how to draw it
 _COLORS = {
     Verdict.HOLDS: "green",
     Verdict.LOOSE: "cyan",
@@ -205,6 +215,7 @@ def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[st
             "verdict": str(entry.finding.verdict),
             "figure": entry.finding.figure,
             "seconds": entry.seconds,
+            "tables": list(entry.finding.tables),
         }
         for entry in entries
     ]
@@ -225,7 +236,7 @@ def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[st
     images = {name: path for name, path in images.items() if path in drawn or path.exists()}
     said = f"Profile {config.profile}, seed {config.seed}; made by `prefdro verify --profile {config.profile}`."
     links = {name: PurePosixPath("figures") / path.name for name, path in images.items()}
-    (out / "ledger.md").write_text(page(entries, links, tables, run=said), encoding="utf-8")
+    write_text(page(entries, links, tables, run=said), out / "ledger.md")
     return images
 
 

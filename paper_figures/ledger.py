@@ -1,8 +1,9 @@
 """Figures of `prefdro verify`: the ledger at a glance, and one figure for each claim whose tables can be drawn.
 
-Everything is read from ledger.parquet and tables/CLAIM--TABLE.parquet. A table is drawn, as one panel with the table's name as
-its title, when it has the columns `x` and `y`. Optional columns: `low` and `high` (a band, or whiskers), `series` (its name),
-and, the same in all rows, `x_label`, `y_label`, `log` ("x", "y" or "xy") and `kind` ("line", "points" or "bars").
+Everything is read from ledger.parquet and tables/CLAIM--TABLE.parquet, with - for any / in a name. A table is drawn, as one panel
+with the table's name as its title, when it has the columns `x` and `y`. Optional columns: `low` and `high` (a band, or whiskers),
+`series` (its name), and, the same in all rows, `x_label`, `y_label`, `log` ("x", "y" or "xy"), `kind` ("line", "points" or
+"bars") and `guide` (a thin line to compare with: "y = x", or "y = " and a number).
 """
 
 import math
@@ -20,7 +21,7 @@ from matplotlib.lines import Line2D
 from paper_figures import style
 from paper_figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILLION, Look
 
-COLUMNS = ("claim", "subject", "verdict", "figure")
+COLUMNS = ("claim", "subject", "verdict", "figure", "tables")
 VERDICTS = {
     "holds": Look("holds", GREEN, "o"),
     "holds, loose": Look("holds, loose", SKY, "s"),
@@ -29,12 +30,15 @@ VERDICTS = {
     "inconclusive": Look("inconclusive", GREY, "$?$"),
 }
 KINDS = ("line", "points", "bars")
+_GUIDE: dict[str, Any] = {"color": GREY, "linewidth": 0.6, "zorder": 0.5}
 _COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 _NAMED, _SHORT = 6, 34  # so many series with names of so many letters are named at their ends; others go into a legend
 _LETTER = 0.051  # width of a letter in a label, inches: the widest that a mean over a line gets
 _LONGEST = 110  # characters of a key figure
+_LEFT, _TITLE, _BELOW, _NARROWEST = 0.6, 0.3, 0.48, 1.5  # inches: margins of a panel, and its least width with names at its side
+_TURN = 30  # degrees, of words below bars that have no room side by side
 
 
 # ------------------------------------------------------------------------------------------------------------ at a glance
@@ -90,33 +94,69 @@ def _dark(look: Look) -> bool:
 
 # ------------------------------------------------------------------------------------------------------- one claim's tables
 def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
-    """A panel for each table that has x and y; None where none has."""
+    """A panel for each table that has x and y; None where none has. Series of the same name look the same in all panels."""
     panels = {title: rows for title, rows in tables.items() if drawable(rows)}
     if not panels:
         return None
-    columns = min(len(panels), 2)
-    lines = math.ceil(len(panels) / columns)
+    series = {title: list(_series(rows)) for title, rows in panels.items()}
+    looks = _looks(list(dict.fromkeys(name for names in series.values() for name in names)))
+    columns = min(len(panels), 2 if len(panels) <= 4 else 3)
     width = style.COLUMN * 1.5 if columns == 1 else style.PAGE
-    names = {title: _series(rows) for title, rows in panels.items()}
-    crowded = [
-        title
-        for title, series in names.items()
-        if len(series) > _NAMED or max(map(len, series)) > _SHORT or _kind(panels[title]) != "line"
-    ]
-    legends = {title: names[title] for title in crowded if len(names[title]) > 1}
-    ended = [len(name) for title, series in names.items() if title not in crowded and len(series) > 1 for name in series]
-    right = 0.15 + (0.3 + _LETTER * max(ended) if ended else 0.0)
-    key = max((_legend_lines(series, width / columns) for series in legends.values()), default=0) * style.LINE_HEIGHT
+    several = [set(names) for names in series.values() if len(names) > 1]
+    shared = len(several) > 1 and all(names == several[0] for names in several)
+    ended, right = ([], 0.15) if shared else _room_for_names(panels, series, width, columns)
+    legends = {title: names for title, names in series.items() if not shared and title not in ended and len(names) > 1}
+    panel = (width - columns * (_LEFT + right)) / columns
+
+    titles = {title: textwrap.fill(_spaced(title), int(panel / _LETTER)) for title in panels}
+    top = _TITLE + max(title.count("\n") for title in titles.values()) * style.LINE_HEIGHT
+    rows_of_panels = math.ceil(len(panels) / columns)
+    last = list(panels)[(rows_of_panels - 1) * columns :]
+    keys = {title: _legend_lines(names, width / columns) * style.LINE_HEIGHT for title, names in legends.items()}
+    key, last_key = (max((h for title, h in keys.items() if (title in last) == end), default=0.0) for end in (False, True))
+    below = _BELOW + max(_turned_height(rows, panel) for rows in panels.values())
+    bottom = below + last_key + (_legend_lines(list(looks), width) * style.LINE_HEIGHT if shared else 0.0)
+    heights = [2.0 if columns < 3 else 1.5] * rows_of_panels
     figure, axes = style.grid(
-        width, [2.0] * lines, columns, left=0.6, right=right, top=0.3, bottom=0.48 + key, gap_x=0.65 + right, gap_y=0.75 + key
+        width,
+        heights,
+        columns,
+        left=_LEFT,
+        right=right,
+        top=top,
+        bottom=bottom,
+        gap_x=_LEFT + right,
+        gap_y=below + key + top - 0.03,
     )
-    for panel, (title, rows) in zip(axes.flat, panels.items(), strict=False):
-        _draw(panel, rows, title, named=title not in crowded)
+    for place, (title, rows) in zip(axes.flat, panels.items(), strict=False):
+        _draw(place, rows, titles[title], looks, named=title in ended)
         if title in legends:
-            _legend(panel, rows, width / columns)
-    for panel in axes.flat[len(panels) :]:
-        panel.set_visible(False)
+            _legend(place, {name: looks[name] for name in legends[title]}, _kind(rows), width / columns, below)
+    if shared:
+        _legend(axes[-1, 0], {name: looks[name] for name in looks if name}, _kind(next(iter(panels.values()))), width, below)
+    for place in axes.flat[len(panels) :]:
+        place.set_visible(False)
     return figure
+
+
+def _room_for_names(
+    panels: dict[str, pd.DataFrame], series: dict[str, list[str]], width: float, columns: int
+) -> tuple[list[str], float]:
+    """The panels whose few curves are named at their ends, and the margin that takes, in inches."""
+    few = [
+        title
+        for title, names in series.items()
+        if 1 < len(names) <= _NAMED and max(map(len, names)) <= _SHORT and _kind(panels[title]) == "line"
+        if panels[title].groupby("series").x.max().nunique() == 1  # a line from a name to an end further left looks like a curve
+    ]
+    right = 0.45 + _LETTER * max((len(name) for title in few for name in series[title]), default=0)
+    if not few or width / columns - _LEFT - right < _NARROWEST:
+        return [], 0.15
+    return few, right
+
+
+def _spaced(title: str) -> str:
+    return title if " " in title else title.replace("_", " ")
 
 
 def drawable(rows: pd.DataFrame) -> bool:
@@ -158,11 +198,11 @@ def _looks(series: Sequence[str]) -> dict[str, Look]:
     }
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, title: str, *, named: bool) -> None:
+def _draw(axes: Axes, rows: pd.DataFrame, title: str, looks: dict[str, Look], *, named: bool) -> None:
     kind, log = _kind(rows), _constant(rows, "log", "")
+    level = _constant(rows, "guide", "").removeprefix("y = ")
     series = _series(rows)
-    looks = _looks(list(series))
-    axes.set_title(title if " " in title else title.replace("_", " "), parse_math=False)
+    axes.set_title(title, parse_math=False)
     axes.set_xlabel(_constant(rows, "x_label", ""), labelpad=1, parse_math=False)
     axes.set_ylabel(_constant(rows, "y_label", ""), labelpad=2, parse_math=False)
     if kind == "bars":
@@ -171,11 +211,18 @@ def _draw(axes: Axes, rows: pd.DataFrame, title: str, *, named: bool) -> None:
         for name, part in series.items():
             _curve(axes, part, looks[name], kind, name)
     drawn = [rows[name].astype(float) for name in ("y", "low", "high") if name in rows]
+    if level not in ("", "x"):
+        axes.axhline(float(level), **_GUIDE)
+        drawn.append(pd.Series([float(level)]))
     if "x" in log and kind != "bars":
         style.decades(axes.xaxis, *_limits([rows.x.astype(float)], 1.3))
     if "y" in log:
         style.decades(axes.yaxis, *_limits(drawn, 1.6))
-    if named and len(series) > 1:
+    if level == "x":
+        inside = [max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])]
+        axes.plot(inside, inside, scalex=False, scaley=False, **_GUIDE)
+    if named:
+        axes.autoscale_view()
         ends = []
         for name, part in series.items():
             last = part[np.isfinite(part.y)].sort_values("x").iloc[-1:]
@@ -194,11 +241,21 @@ def _limits(columns: Sequence[pd.Series], factor: float) -> tuple[float, float]:
 def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str) -> None:
     if kind == "points":
         size = 3.6 if len(part) < 100 else 2.0
-        axes.plot(part.x, part.y, look.marker, color=look.color, markersize=size, alpha=0.75, markeredgewidth=0, gid=name)
+        axes.plot(
+            part.x,
+            part.y,
+            look.marker,
+            color=look.color,
+            markersize=size,
+            alpha=0.75,
+            markeredgewidth=0,
+            gid=name,
+            rasterized=len(part) > 500,
+        )
         if {"low", "high"} <= set(part):
             axes.vlines(part.x, part.low, part.high, color=look.color, linewidth=0.7)
         return
-    part = part.sort_values("x")
+    part = part.sort_values("x", kind="stable")  # a step has two points at one x
     if {"low", "high"} <= set(part):
         axes.fill_between(part.x, part.low, part.high, color=look.color, alpha=0.13, linewidth=0)
     dense = len(part) > 40
@@ -215,10 +272,25 @@ def _bars(axes: Axes, series: dict[str, pd.DataFrame], looks: dict[str, Look]) -
         axes.bar(at, part.y, width * 0.9, color=looks[name].color, hatch=hatch, edgecolor="white", linewidth=0.4, gid=name)
         if {"low", "high"} <= set(part):
             axes.vlines(at, part.low, part.high, color=BLACK, linewidth=0.7)
-    labels = [f"{x:g}" if isinstance(x, float) else str(x) for x in places]
-    longest = max(map(len, labels))
-    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if longest * len(labels) > 60 else {}
-    axes.set_xticks(range(len(labels)), labels, **turned)
+    labels = [_word(x) for x in places]
+    turned: dict[str, Any] = {"rotation": _TURN, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(labels)), labels, **(turned if _crowd(labels, style.inches(axes)[0]) else {}))
+
+
+def _word(x: Any) -> str:
+    return f"{x:g}" if isinstance(x, float) else str(x)
+
+
+def _crowd(labels: Sequence[str], width: float) -> bool:
+    return (max(map(len, labels)) + 1) * len(labels) * _LETTER > width
+
+
+def _turned_height(rows: pd.DataFrame, width: float) -> float:
+    """What turned words below bars need, in inches."""
+    labels = list(dict.fromkeys(map(_word, rows.x)))
+    if _kind(rows) != "bars" or not _crowd(labels, width):
+        return 0.0
+    return math.sin(math.radians(_TURN)) * _LETTER * max(map(len, labels))
 
 
 def _legend_columns(series: Sequence[str], width: float) -> int:
@@ -226,22 +298,20 @@ def _legend_columns(series: Sequence[str], width: float) -> int:
     return max(int((width - 0.2) / (0.4 + 0.84 * _LETTER * longest)), 1)  # in smaller print
 
 
-def _legend_lines(series: Sequence[str] | dict[str, pd.DataFrame], width: float) -> int:
-    return math.ceil(len(series) / _legend_columns(list(series), width)) + 1
+def _legend_lines(series: Sequence[str], width: float) -> int:
+    return math.ceil(len(series) / _legend_columns(series, width)) + 1
 
 
-def _legend(axes: Axes, rows: pd.DataFrame, width: float) -> None:
-    """Below the panel."""
-    kind = _kind(rows)
-    looks = _looks(list(_series(rows)))
+def _legend(axes: Axes, looks: dict[str, Look], kind: str, width: float, below: float) -> None:
+    """Below the panel, under what is written at its axis (`below`, inches)."""
     unlike = {"bars": {"marker": "s", "linestyle": ""}, "points": {"linestyle": ""}}.get(kind, {})
     handles = [Line2D([], [], **(look.line | unlike)) for look in looks.values()]
-    height = style.inches(axes)[1]
+    panel, height = style.inches(axes)
     axes.legend(
         handles,
         [textwrap.shorten(name, 60, placeholder=" ...") for name in looks],
         loc="upper left",
-        bbox_to_anchor=(-0.1, -0.42 / height),
+        bbox_to_anchor=(-0.35 / panel, -below / height),
         ncols=_legend_columns(list(looks), width),
         borderaxespad=0,
         handlelength=1.8,
@@ -253,7 +323,7 @@ def _legend(axes: Axes, rows: pd.DataFrame, width: float) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- drawing
 def read(source: Path) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]]:
-    """The claims, and for each the tables it left, by name.
+    """The claims, and for each the tables it left, by name, in the claim's order.
 
     Raises:
         ValueError: ledger.parquet or one of its columns is missing, with the command that makes it.
@@ -267,10 +337,11 @@ def read(source: Path) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]
     if lacking or claims.empty:
         raise ValueError(f"{path} has {f'no column {chr(44).join(lacking)}' if lacking else 'no rows'}. {remedy}")
     tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in claims.claim}
-    for file in sorted((source / "tables").glob("*--*.parquet")):
-        claim, _, title = file.stem.partition("--")
-        if claim in tables:
-            tables[claim][title] = pd.read_parquet(file)
+    for claim, titles in zip(claims.claim, claims.tables, strict=True):
+        for title in titles:
+            file = source / "tables" / f"{claim}--{title.replace('/', '-')}.parquet"
+            if file.is_file():
+                tables[claim][title] = pd.read_parquet(file)
     return claims, tables
 
 

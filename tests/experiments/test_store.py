@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from experiments.store import (
     write_cell,
     write_json,
     write_table,
+    write_text,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -195,10 +197,21 @@ def test_json_round_trip(path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8")) == value
 
 
+def test_text_is_written_as_it_is(path: Path) -> None:
+    text = "# β\r\n\ttau λ\n"
+    write_text(text, path)
+    assert path.read_bytes() == text.encode("utf-8")
+    assert files(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("write", [write_json, write_text])
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_failing_write_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int) -> None:
-    write_json("old", path)
+def test_failing_write_keeps_the_old_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int, write: Callable[[str, Path], None]
+) -> None:
+    write("old", path)
+    old = path.read_bytes()
 
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -206,8 +219,8 @@ def test_failing_write_keeps_the_old_file(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(store.os, moment, fail)
     remedy = "Free some space" if code == errno.ENOSPC else "may write to"
     with pytest.raises(StoreError, match=rf"{path}.*{os.strerror(code)}.*[\d,]+ bytes are free.*{remedy}.*kept"):
-        write_json("new", path)
-    assert json.loads(path.read_text()) == "old"
+        write("new", path)
+    assert path.read_bytes() == old
     assert files(path.parent) == [path.name]
 
 

@@ -9,7 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from paper_figures import style
-from paper_figures.ledger import VERDICTS, claim_figure, draw, drawable, glance
+from paper_figures.ledger import VERDICTS, claim_figure, draw, drawable, glance, read
+
+TABLES = {"claim-1": ["error / bound", "bias"], "claim-2": ["others", "gone"]}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,7 @@ def claims(count: int = 5) -> pd.DataFrame:
         {"claim": f"claim-{i}", "subject": f"subject {i // 3}", "verdict": list(VERDICTS)[i % 5], "figure": f"ratio {i} " * 20}
         for i in range(count)
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(tables=[TABLES.get(row["claim"], []) for row in rows])
 
 
 def curve(series: int = 1, **columns: object) -> pd.DataFrame:
@@ -41,7 +43,8 @@ def lines(figure: Figure) -> dict[str, np.ndarray]:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "tables").mkdir()
     claims().to_parquet(tmp_path / "ledger.parquet")
-    curve(2, log="xy").to_parquet(tmp_path / "tables" / "claim-1--error and bound.parquet")
+    curve(2, log="xy").to_parquet(tmp_path / "tables" / "claim-1--error - bound.parquet")
+    curve().to_parquet(tmp_path / "tables" / "claim-1--bias.parquet")
     pd.DataFrame({"tau": [1.0]}).to_parquet(tmp_path / "tables" / "claim-2--others.parquet")
     curve().to_parquet(tmp_path / "tables" / "gone--error.parquet")
     return tmp_path
@@ -130,6 +133,71 @@ def test_draw_writes_the_glance_and_a_figure_for_each_drawable_claim(tmp_path: P
     first = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in draw(source)} == first
     assert {path.stem for path in draw(source, tmp_path / "new", claims=["claim-2"])} == {"ledger"}
+
+
+def test_tables_come_in_the_order_of_the_claim_with_their_own_names(tmp_path: Path) -> None:
+    _, tables = read(folder(tmp_path))
+    assert {name: list(found) for name, found in tables.items() if found} == {
+        "claim-1": ["error / bound", "bias"],
+        "claim-2": ["others"],
+    }
+
+
+def test_panels_with_the_same_series_share_their_looks_and_one_legend() -> None:
+    other = curve(3).iloc[::-1]
+    figure = claim_figure({"W1": curve(3), "W2": other, "W3": curve()})
+    assert figure is not None
+    (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend() is not None)
+    assert [text.get_text() for text in legend.get_texts()] == ["series 0", "series 1", "series 2"]
+    first, second, third = (
+        {line.get_gid(): (line.get_color(), line.get_marker()) for line in axes.lines if line.get_gid()}
+        for axes in figure.axes[:3]
+    )
+    assert first == second and len(set(first.values())) == 3 and third.items() <= first.items()
+
+
+@pytest.mark.parametrize(("guide", "line"), [("y = 1.5", [1.5, 1.5]), ("y = x", [1.0, 6.0])])
+@pytest.mark.parametrize("log", ["", "xy"])
+def test_a_guide_is_drawn_inside_the_panel(guide: str, line: list[float], log: str) -> None:
+    figure = claim_figure({"error": pd.DataFrame({"x": [1.0, 6.0], "y": [2.0, 6.0], "guide": guide, "log": log})})
+    assert figure is not None
+    (axes,) = figure.axes
+    (drawn,) = (one for one in axes.lines if one.get_color() == style.GREY)
+    x, y = (np.asarray(values, dtype=float) for values in drawn.get_data())
+    low, high = axes.get_ylim()
+    assert low <= y.min() and y.max() <= high
+    assert np.array_equal(x, y) if guide == "y = x" else np.array_equal(y, line)
+
+
+def test_words_below_bars_meet_neither_each_other_nor_the_legend() -> None:
+    words = pd.DataFrame({"x": [f"a setting {k}" for k in range(8)], "y": 1.0, "kind": "bars"})
+    rows = pd.concat([words.assign(series=name) for name in ("one", "two")])
+    figure = claim_figure({"left": rows, "right": rows.assign(y_label="y"), "alone": words.assign(series="three")})
+    assert figure is not None
+    figure.canvas.draw()  # type: ignore[attr-defined]
+    assert any(axes.get_legend() is not None for axes in figure.axes[:3])
+    for axes in figure.axes[:3]:
+        labels = axes.get_xticklabels()
+        assert {label.get_rotation() for label in labels} == {30.0}
+        below = min(label.get_window_extent().y0 for label in labels)
+        assert below > figure.bbox.y0
+        if axes.get_legend() is not None:
+            assert axes.get_legend().get_window_extent().y1 <= below + 2
+
+
+def test_a_name_far_from_the_end_of_its_curve_goes_into_the_legend() -> None:
+    short = pd.DataFrame({"x": [1.0], "y": [2.0], "series": "one point"})
+    figure = claim_figure({"error": pd.concat([curve(), short])})
+    assert figure is not None
+    assert figure.axes[0].get_legend() is not None and not figure.axes[0].texts
+
+
+def test_names_at_the_ends_stand_at_the_height_of_the_ends() -> None:
+    rows = pd.DataFrame({"x": [0.0, 1.0] * 2, "y": [0.0, 10.0, 0.0, -10.0], "series": ["up", "up", "down", "down"]})
+    figure = claim_figure({"error": rows})
+    assert figure is not None
+    places = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
+    assert places["up"] > 0.9 and places["down"] < 0.1
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

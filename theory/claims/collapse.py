@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from theory import programs
-from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, pick
+from theory.claims.ledger import Claim, Finding, Row, conclude, curve, equality, inequality, panel, pick
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.collapse import BALLS
 from theory.estimators import gradient_penalty, kldpo_tilt
@@ -33,9 +33,9 @@ def collapse_wasserstein(profile: str, seed: int, *, scale: float = 1.0) -> Find
 
 
 def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> Finding:
-    lines, rows, radii, gains = [], list[Row](), list[float](), list[float]()
+    lines, tables, radii, gains = [], dict[str, list[Row]](), list[float](), list[float]()
     for ball in balls:
-        wrong, cases, example, high = 0, 0, "", 0.0
+        wrong, cases, example, high, rows = 0, 0, "", 0.0, list[Row]()
         for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 4), contexts=3)):
             problem = Problem(ball, world)
             radius = scale * problem.edge
@@ -49,15 +49,12 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
                 if not gain > _ROUNDING:
                     wrong += 1
                     example = f"{NAMES[ball]}, world {index + 1}, {factor:g} of {radius:.6g}: no gain over theta_ref ({gain:.1e})"
-                rows.append(
-                    {"x": factor, "y": float(np.linalg.norm(theta - world.theta_ref)), "series": f"{NAMES[ball]}, {index + 1}"}
-                )
+                rows += curve([factor], [np.linalg.norm(theta - world.theta_ref)], f"world {index + 1}")
             solved = _program(problem, (1 + _STEP) * radius)
             high = max(high, math.log(2) - (solved.value - solved.gap))
             theta = problem.target((1 + _STEP) * radius)
-            rows.append(
-                {"x": 1 + _STEP, "y": float(np.linalg.norm(theta - world.theta_ref)), "series": f"{NAMES[ball]}, {index + 1}"}
-            )
+            rows += curve([1 + _STEP], [np.linalg.norm(theta - world.theta_ref)], f"world {index + 1}")
+        tables[NAMES[ball]] = panel(rows, "radius / collapse radius", "||theta_rho - theta_ref||")
         lines.append(
             equality(f"{NAMES[ball]}: of {cases} fits below the radius, those no better than theta_ref", wrong, 0, example)
         )
@@ -69,12 +66,11 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
                 f"the program gets below log 2 by {high:.2g}",
             )
         )
-    labels = {"x_label": "radius / collapse radius", "y_label": "||theta_rho - theta_ref||"}
     span = f"radii {min(radii):.3g} to {max(radii):.3g}"
     figure = f"{span}: gain over theta_ref at 0.99 of the radius at least {min(gains):.1e}, at 1.01 none"
     if any(line.verdict == "refuted" for line in lines):
         figure = "the estimator leaves theta_ref at another radius"
-    return conclude(figure, lines, {"distance to the reference": [row | labels for row in rows]})
+    return conclude(figure, lines, tables)
 
 
 def _program(problem: Problem, radius: float) -> Program:
@@ -96,7 +92,7 @@ def practical_forms(profile: str, seed: int, *, drift: float = 1.0, local: float
     strengths = np.array([0.1, 1.0, 10.0, 1e3, 1e5])
     least = {"temperature": np.inf, "squared penalty": np.inf}
     slope_below, slope_above = -np.inf, np.inf
-    example, rows = "", list[Row]()
+    example, rows = "", {"temperature": list[Row](), "squared penalty": list[Row]()}
     for index, world in enumerate(worlds(seed, pick(profile, 2, 3, 4), contexts=3)):
         p = _tempered(world, drift)
         common: dict[str, Any] = {"beta": world.beta, "bound": world.bound, "theta_ref": world.theta_ref}
@@ -115,14 +111,7 @@ def practical_forms(profile: str, seed: int, *, drift: float = 1.0, local: float
                     example = (
                         f"{name} {knob:g}, world {index + 1}, seed {seed}: gain {gain:.1e} at ||w|| = {np.linalg.norm(w):.1e}"
                     )
-                rows.append(
-                    {"x": 1 / knob if name == "temperature" else float(knob), "y": float(np.linalg.norm(w)), "log": "xy"}
-                    | {
-                        "series": f"{name}, world {index + 1}",
-                        "x_label": "1/tau, or strength",
-                        "y_label": "||theta - theta_ref||",
-                    }
-                )
+                rows[name] += curve([knob], [np.linalg.norm(w)], f"world {index + 1}")
         # directional derivatives of the norm penalty at theta_ref, along E u (the steepest) and others, by a small step
         mean = p @ world.u
         size = local * float(np.linalg.norm(mean))
@@ -166,7 +155,9 @@ def practical_forms(profile: str, seed: int, *, drift: float = 1.0, local: float
         f"gain over theta_ref at least {least['temperature'] * _ROUNDING:.1e} (temperature), "
         f"{least['squared penalty'] * _ROUNDING:.1e} (squared); norm: slopes change sign at ||E u||"
     )
-    return conclude(figure, lines, {"distance to the reference": rows})
+    knob_names = {"temperature": "tau (nats)", "squared penalty": "strength"}
+    tables = {name: panel(rows[name], knob, "||theta - theta_ref||", log="xy") for name, knob in knob_names.items()}
+    return conclude(figure, lines, tables)
 
 
 def _tempered(world: FiniteWorld, drift: float) -> Array:

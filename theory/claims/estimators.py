@@ -11,7 +11,9 @@ from theory.claims.ledger import (
     Row,
     conclude,
     coverage,
+    curve,
     inequality,
+    panel,
     pick,
     rate_bound,
     rate_equal,
@@ -27,18 +29,17 @@ from theory.rates import Rate, rate
 DELTA = 0.05
 LEVEL = 0.999  # of the intervals of slopes, of which there are many
 _DRIFT = 0.02  # what finite samples may add to a slope
-_N = {"x_label": "pairs n", "y_label": "error", "log": "xy"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- coverage
 def dpo_error_bound(profile: str, seed: int, *, constant: float = 1.0, claimed: float = -0.5) -> Finding:
     """Claim 4: constant times the bound of Prop. 1 (c = 0) covers, and the error falls as n^claimed."""
-    lines, rows, ratios, slopes = list[Measurement](), list[Row](), list[float](), list[float]()
+    lines, tables, ratios, slopes = list[Measurement](), dict[str, list[Row]](), list[float](), list[float]()
     sizes = pick(profile, (10**4, 10**6), (10**3, 10**4, 10**5, 10**6, 10**7), tuple(10**k for k in range(2, 10)))
     replicates = pick(profile, 200, 300, 2000)
     for index, world in enumerate(worlds(seed, pick(profile, 1, 3, 4))):
         name = f"d = {world.dimension}, beta = {world.beta:g}, B = {world.bound:g}"
-        measured = []
+        measured, rows = [], list[Row]()
         for n in sizes:
             sample = world.sample(n, np.random.SeedSequence([seed, index, n]).spawn(replicates))
             fit = dpo(world.u, sample.p, beta=world.beta, bound=world.bound, theta_ref=world.theta_ref)
@@ -49,14 +50,15 @@ def dpo_error_bound(profile: str, seed: int, *, constant: float = 1.0, claimed: 
             trivial = 2 * world.bound * float(np.sqrt(np.linalg.eigvalsh(world.covariance())[-1]))
             line, drawn = _covered(f"{name}, n = {n:.0e}", error, bound, trivial, seed)
             lines.append(line)
-            rows += [row | {"x": float(n), "series": f"{row['series']}, {name}"} | _N for row in drawn]
+            rows += [row | {"x": float(n)} for row in drawn]
             measured.append(error)
             ratios.append(bound / float(np.quantile(error, 1 - DELTA)))
+        tables[name] = panel(rows, "pairs n", "error in the norm of E x x'", log="xy")
         found = rate(np.array(sizes), np.array(measured), seed=seed, resamples=4000, level=LEVEL)
         slopes.append(found.slope)
         lines.append(rate_equal(f"{name}, error in the data norm", found.slope, found.low, found.high, claimed))
     figure = f"bound / 95 % quantile {min(ratios):.3g} to {max(ratios):.3g}; slope {min(slopes):.3f} to {max(slopes):.3f}"
-    return conclude(figure, lines, {"error in the data norm": rows})
+    return conclude(figure, lines, tables)
 
 
 def wdpo_error_bound(profile: str, seed: int, *, constant: float = 1.0) -> Finding:
@@ -87,8 +89,8 @@ def _robust_bound(profile: str, seed: int, balls: tuple[str, ...], constant: flo
                     limit = constant * problem.paper_bound(n, regularity, dual, DELTA)
                     line, drawn = _covered(f"{case}, {place}, n = {n:.0e}", error, limit, 2 * world.bound, seed)
                     lines.append(line)
-                    tables.setdefault(f"error, {place}", []).extend(
-                        row | {"x": float(n), "series": f"{row['series']}, {case}"} | _N for row in drawn
+                    tables.setdefault(f"{problem.name}, {place}", []).extend(
+                        row | {"x": float(n), "series": f"{row['series']}, {fraction:g} of collapse"} for row in drawn
                     )
                     ratios.append(limit / float(np.quantile(error, 1 - DELTA)))
                     cases, speaking = cases + 1, speaking + (limit < 2 * world.bound)
@@ -96,7 +98,10 @@ def _robust_bound(profile: str, seed: int, balls: tuple[str, ...], constant: flo
     figure = f"bound / 95 % quantile {min(finite):.3g} to {max(finite):.3g}; below the trivial 2B in {speaking} of {cases} cases"
     if len(finite) < len(ratios):
         figure += f", infinite in {len(ratios) - len(finite)}"
-    return conclude(figure, lines, tables)
+    return conclude(figure, lines, {title: panel(rows, *_ERROR, log="xy") for title, rows in tables.items()})
+
+
+_ERROR = ("pairs n", "||theta_n - theta_rho||")
 
 
 def _covered(name: str, error: Array, bound: float, trivial: float, seed: int) -> tuple[Measurement, list[Row]]:
@@ -146,16 +151,13 @@ def dual_lower_bound(profile: str, seed: int, *, away: float = 0.0) -> Finding:
         near = lengths <= 1e-2 * room
         if near.sum() > 2 and away == 0:
             slopes.append(float(np.polyfit(np.log(lengths[near]), np.log(np.array(least)[near]), 1)[0]))
-        rows += [
-            {"x": float(x), "y": y, "series": f"d = {world.dimension}, beta = {world.beta:g}, rho = {radius:.2g}"}
-            | {"log": "xy", "x_label": "||theta - theta_ref||", "y_label": "least lambda*"}
-            for x, y in zip(lengths, least, strict=True)
-        ]
+        rows += curve(lengths, least, f"d = {world.dimension}, beta = {world.beta:g}, rho = {radius:.2g}")
     lines = [inequality("least lambda* over a candidate for lamL, on the way to theta_ref", smallest, example, loose=np.inf)]
     figure = f"lambda* / lamL down to {smallest:.1e}"
     if slopes:
         figure = f"lambda* falls as ||theta - theta_ref||^{np.mean(slopes):.3f}: no lamL > 0, and the printed bound is infinite"
-    return conclude(figure, lines, {"dual variable near theta_ref": rows})
+    table = panel(rows, "||theta - theta_ref||", "least lambda* (nats)", log="xy")
+    return conclude(figure, lines, {"dual variable near theta_ref": table})
 
 
 _BY_HAND = (
@@ -170,7 +172,7 @@ def rate_quarter(profile: str, seed: int, *, claimed: float = -0.25, sharper: fl
     sizes = tuple(10**k for k in pick(profile, (6, 7, 8, 9), (2, 4, 6, 7, 8, 9), range(2, 11)))
     replicates = pick(profile, 60, 150, 2000)
     balls = ("kl", "w1-finite", "w2-finite")
-    lines, rows, slopes = list[Measurement](), list[Row](), list[float]()
+    lines, slopes, tables = list[Measurement](), list[float](), dict[str, list[Row]]()
     for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 4))):
         for ball in balls:
             problem = Problem(ball, world)
@@ -185,11 +187,13 @@ def rate_quarter(profile: str, seed: int, *, claimed: float = -0.25, sharper: fl
                 where = f"{name}, n from {sizes[-4]:.0e}"
                 lines.append(rate_reached(where, tail.slope, tail.low, tail.high, sharper + _DRIFT))
                 rms = np.sqrt((errors**2).mean(1))
-                rows += [{"x": float(n), "y": float(y), "series": name} | _N for n, y in zip(sizes, rms, strict=True)]
+                title = f"d = {world.dimension}, beta = {world.beta:g}, {fraction:g} of collapse"
+                tables.setdefault(title, []).extend(curve(sizes, rms, NAMES[ball]))
     figure = f"slope of the tail {min(slopes):.3f} to {max(slopes):.3f}: surely faster than n^{claimed:g}"
     if any(line.verdict == "refuted" for line in lines):
         figure = f"slope of the tail {min(slopes):.3f} to {max(slopes):.3f}"
-    return conclude(figure, lines, {"error at a fixed radius": rows})
+    axes = ("pairs n", "r.m.s. ||theta_n - theta_rho||")
+    return conclude(figure, lines, {title: panel(rows, *axes, log="xy") for title, rows in tables.items()})
 
 
 def _rate(sizes: tuple[int, ...], errors: Array, seed: int) -> Rate:

@@ -6,10 +6,10 @@ verdict of one line, and `conclude` turns the lines into the verdict of the clai
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 from scipy.stats import beta as beta_law
 
@@ -55,7 +55,8 @@ class Finding:
 
     A table with the columns `x` and `y` is drawn as a panel with the table's name as its title. Optional columns: `low` and
     `high` (a band, or whiskers), `series` (the name of the curve), and, the same in all rows, `x_label`, `y_label`, `log` ("x",
-    "y" or "xy") and `kind` ("line", "points" or "bars"; bars may stand at words). Other columns are kept, and not drawn.
+    "y" or "xy"), `kind` ("line", "points" or "bars"; bars may stand at words) and `guide` (a thin line to compare with: "y = x",
+    or "y = " and a number). Other columns are kept, and not drawn. See `curve` and `panel`.
     """
 
     verdict: Verdict
@@ -112,6 +113,17 @@ def conclude(figure: str, measurements: Sequence[Measurement], tables: dict[str,
                 verdict = weaker
                 break
     return Finding(verdict, figure, tuple(measurements), tables or {})
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+def curve(x: Iterable[SupportsFloat], y: Iterable[SupportsFloat], series: str = "") -> list[Row]:
+    """Rows of one curve, or of a cloud of points."""
+    return [{"x": float(a), "y": float(b), "series": series} for a, b in zip(x, y, strict=True)]
+
+
+def panel(rows: Iterable[Row], x_label: str, y_label: str, **how: str) -> list[Row]:
+    """A table that is drawn: rows with the names of its axes and, in `how`, log, kind and guide (see `Finding`)."""
+    return [row | {"x_label": x_label, "y_label": y_label} | how for row in rows]
 
 
 # --------------------------------------------------------------------------------------------------------------- judges

@@ -6,7 +6,7 @@ from scipy.special import expit
 from torch.func import jacrev, vmap
 
 from theory.bounds import curvature
-from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, pick
+from theory.claims.ledger import Claim, Finding, Row, conclude, curve, equality, inequality, panel, pick
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.objectives import dpo_loss
 from theory.policy import Array
@@ -20,6 +20,7 @@ def score_and_hessian(profile: str, seed: int, *, power: int = 2, reach: float =
     worst_hessian = 0.0
     reached, floor = np.inf, np.inf
     example_margin = example_floor = example_hessian = ""
+    rows = list[Row]()
     for beta, bound in ((0.1, 1.0), (1.0, 1.0), (3.0, 2.0)):
         w, psi1, psi2 = _ball(rng, count, 2 * bound), _ball(rng, count, 1.0), _ball(rng, count, 1.0)
         # the corner where the bound on the margin is met: antipodal features, theta and theta_ref at opposite ends
@@ -42,12 +43,17 @@ def score_and_hessian(profile: str, seed: int, *, power: int = 2, reach: float =
         least = spread.min() * beta**2 / curvature(beta, bound)
         if least < floor:
             floor, example_floor = least, f"beta={beta}, B={bound}: sigma(m)sigma(-m) = {spread.min():.6g}"
+        curved = spread * beta**2 / curvature(beta, bound)
+        rows += curve(np.abs(margin) / (reach * beta * bound), curved, f"beta = {beta:g}, B = {bound:g}")
     lines = [
         equality("Hessian of the loss against automatic differentiation", worst_hessian, 1e-10, example_hessian),
         inequality(f"|m| <= {reach:g} beta B", reached, example_margin),
         inequality("sigma(m) sigma(-m) >= its value at the largest margin", floor, example_floor),
     ]
-    return conclude(f"Hessian error {worst_hessian:.0e}; margin bound met exactly ({reached:.3f})", lines)
+    axes = (f"|m| / ({reach:g} beta B)", "sigma(m) sigma(-m) / its floor")
+    table = panel(rows, *axes, log="y", kind="points", guide="y = 1")
+    figure = f"Hessian error {worst_hessian:.0e}; margin bound met exactly ({reached:.3f})"
+    return conclude(figure, lines, {"margins and the curvature there": table})
 
 
 def strong_convexity_data_norm(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
@@ -55,7 +61,7 @@ def strong_convexity_data_norm(profile: str, seed: int, *, factor: float = 1.0) 
     count = pick(profile, 200, 2000, 50_000)
     rng = np.random.default_rng(seed)
     closest, example = np.inf, ""
-    medians, rows = [], list[Row]()
+    medians, rows = list[float](), list[Row]()
     for beta, bound in ((0.1, 1.0), (1.0, 1.0), (3.0, 0.5)):
         psi = _ball(rng, 2 * 8 * count, 1.0).reshape(2, count, 8, 3)
         x, q = psi[0] - psi[1], rng.dirichlet(np.full(8, 0.3), size=count)
@@ -78,16 +84,16 @@ def strong_convexity_data_norm(profile: str, seed: int, *, factor: float = 1.0) 
         rows += _distribution(ratio, f"beta = {beta:g}, B = {bound:g}")
     lines = [inequality("second-order remainder of E_Q l over gamma/2 ||e||² in the norm of Sigma_Q", closest, example)]
     figure = f"met at a corner ({closest:.4f}); in random worlds loose by {min(medians):.3g} to {max(medians):.3g} in the median"
-    return conclude(figure, lines, {"how loose": rows})
+    return conclude(figure, lines, {"how loose": panel(rows, *_LOOSE, log="y", guide="y = 1")})
 
 
 def strong_convexity_robust(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
     """Claim 3: t L(a) + (1-t) L(b) - L(t a + (1-t) b) >= factor gamma lambda t (1-t) ||a-b||²/2 for L^W and L^KL."""
     count, segments = pick(profile, (1, 100), (3, 400), (8, 10_000))
     rng = np.random.default_rng(seed)
-    lines, rows, loosest = [], list[Row](), list[float]()
+    lines, tables, loosest = [], dict[str, list[Row]](), list[float]()
     for ball in ("kl", "w1-finite", "w2-finite"):
-        closest, example, random = np.inf, "", []
+        closest, example, random = np.inf, "", list[float]()
         for index, world in enumerate([_corner(), *worlds(seed, count)]):
             problem = Problem(ball, world)
             for fraction in (0.1, 0.5):
@@ -109,7 +115,8 @@ def strong_convexity_robust(profile: str, seed: int, *, factor: float = 1.0) -> 
                     )
                 if index:
                     random.append(float(ratio.min()))
-                    rows += _distribution(ratio, f"{problem.name}, world {index}, {fraction:g} of collapse")
+                    title = f"{problem.name}, {fraction:g} of collapse"
+                    tables.setdefault(title, []).extend(_distribution(ratio, f"world {index}"))
         loosest += random
         lines.append(
             inequality(f"{NAMES[ball]}: excess on a chord over gamma lambda t(1-t)||a-b||²/2", closest, example, slack=1e-6)
@@ -117,7 +124,7 @@ def strong_convexity_robust(profile: str, seed: int, *, factor: float = 1.0) -> 
     figure = (
         f"met where all pairs are one pair; in random worlds loose by at least {min(loosest):.3g}, at most {max(loosest):.3g}"
     )
-    return conclude(figure, lines, {"how loose": rows})
+    return conclude(figure, lines, {title: panel(rows, *_LOOSE, log="y", guide="y = 1") for title, rows in tables.items()})
 
 
 def _corner() -> FiniteWorld:
@@ -150,8 +157,10 @@ def _bregman(margin: Array, along: Array) -> Array:
 def _distribution(ratio: Array, series: str) -> list[Row]:
     """Quantiles of how far a bound is from what it bounds."""
     levels = np.linspace(0, 1, 21)
-    common = {"series": series, "log": "y", "x_label": "share of the cases", "y_label": "measured / bound"}
-    return [{"x": float(x), "y": float(y), **common} for x, y in zip(levels, np.quantile(ratio, levels), strict=True)]
+    return curve(levels, np.quantile(ratio, levels), series)
+
+
+_LOOSE = ("share of the cases", "measured / bound")
 
 
 def _ball(rng: np.random.Generator, count: int, radius: float, d: int = 3) -> Array:

@@ -8,7 +8,7 @@ from scipy.sparse import coo_array, vstack
 from scipy.special import expit
 from scipy.stats import chi2
 
-from theory.claims.ledger import Claim, Finding, Measurement, Row, Verdict, conclude, equality, pick, rate_equal
+from theory.claims.ledger import Claim, Finding, Measurement, Row, Verdict, conclude, curve, equality, panel, pick, rate_equal
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.policy import Array
 from theory.rates import rate
@@ -36,9 +36,9 @@ def bias_wasserstein(
 
 
 def _bias(profile: str, seed: int, exponents: dict[str, float], fractions: Array) -> Finding:
-    lines, rows, summary = [], list[Row](), []
+    lines, tables, summary = [], dict[str, list[Row]](), []
     for ball, exponent in exponents.items():
-        off, leading, found, example = 0.0, 0.0, [], ""
+        off, leading, found, example, rows = 0.0, 0.0, list[float](), "", list[Row]()
         # with p = 2 on the atoms the bias falls twice as fast, below what a solver resolves at the smallest radii
         sizes = np.sqrt(fractions) if ball == "w2-finite" else fractions
         for index, world in enumerate(worlds(seed, pick(profile, 2, 3, 4))):
@@ -56,16 +56,13 @@ def _bias(profile: str, seed: int, exponents: dict[str, float], fractions: Array
             if ball in _LEADING:
                 expected = _LEADING[ball](world, sizes[-1] * problem.edge)
                 leading = max(leading, float(np.linalg.norm(bias[-1] - expected) / size[-1]))
-            rows += [
-                {"x": float(x), "y": float(y), "series": f"{NAMES[ball]}, world {index + 1}", "log": "xy"}
-                | {"x_label": "radius / collapse radius", "y_label": "||theta_rho - theta*||"}
-                for x, y in zip(sizes, size, strict=True)
-            ]
+            rows += curve(sizes, size, f"world {index + 1}")
+        tables[NAMES[ball]] = panel(rows, "radius / collapse radius", "||theta_rho - theta*||", log="xy")
         summary.append(f"{NAMES[ball]}: {np.mean(found):.3f}")
         lines.append(equality(f"{NAMES[ball]}: exponent of rho in the bias against {exponent:g}", off, 0.03, example))
         if ball in _LEADING:
             lines.append(equality(f"{NAMES[ball]}: leading term against theory, relative", leading, 0.05, example))
-    return conclude(f"exponent of rho: {'; '.join(summary)}", lines, {"bias": rows})
+    return conclude(f"exponent of rho: {'; '.join(summary)}", lines, tables)
 
 
 def _at_star(world: FiniteWorld) -> tuple[Array, Array, Array, Array]:
@@ -128,7 +125,7 @@ def radius_coverage(
     scale multiplies chi2_{K-1,0.95}/(2n). distance_rate: of W1(P, P_n). schedules: ball, exponent of the radius in n, and the
     claimed exponent of the error to theta*.
     """
-    lines, rows = list[Measurement](), list[Row]()
+    lines, covers, rows = list[Measurement](), list[Row](), list[Row]()
     world = random_world(seed, contexts=3, actions=2, dimension=2, beta=1.0, bound=1.0)
     trials = pick(profile, 2000, 20_000, 200_000)
     for n in pick(profile, (10**5,), (10**4, 10**6), (10**3, 10**4, 10**6, 10**8)):
@@ -137,7 +134,9 @@ def radius_coverage(
         with np.errstate(divide="ignore"):
             divergence = (p * np.log(p / sample)).sum(1)
         radius = scale * chi2.ppf(0.95, len(p) - 1) / (2 * n)
-        lines.append(_covers(f"KL(P||P_n) > chi2(K-1, 0.95)/(2n), n = {n:.0e}", float((divergence > radius).mean()), trials))
+        failed = float((divergence > radius).mean())
+        covers += curve([n], [failed])
+        lines.append(_covers(f"KL(P||P_n) > chi2(K-1, 0.95)/(2n), n = {n:.0e}", failed, trials))
 
     sizes = tuple(10**k for k in pick(profile, (3, 5, 7), (3, 4, 5, 6, 7), range(2, 10)))
     replicates = pick(profile, 30, 80, 400)
@@ -146,11 +145,12 @@ def radius_coverage(
     )
     found = rate(np.array(sizes), distances, seed=seed, resamples=4000, level=_LEVEL)
     lines.append(rate_equal("W1(P, P_n) on the atoms", found.slope, found.low, found.high, distance_rate))
-    rows += [
-        {"x": float(n), "y": float(np.sqrt((row**2).mean())), "series": "W1(P, P_n)", "log": "xy", "x_label": "pairs n"}
-        for n, row in zip(sizes, distances, strict=True)
-    ]
-
+    tables = {
+        "KL ball of radius chi2(K-1, 0.95)/(2n)": panel(
+            covers, "pairs n", "share that misses the truth", log="x", guide="y = 0.05"
+        ),
+        "W1(P, P_n), root mean square": panel(curve(sizes, np.sqrt((distances**2).mean(1))), "pairs n", "W1", log="xy"),
+    }
     slopes = [f"W1(P, P_n): {found.slope:.3f}"]
     sizes = tuple(10**k for k in pick(profile, (7, 8, 9, 10), (7, 8, 9, 10), range(6, 12)))
     replicates = pick(profile, 40, 100, 400)
@@ -170,11 +170,9 @@ def radius_coverage(
         lines.append(
             rate_equal(f"{name}: error to theta*, interval widened by {_DRIFT}", found.slope, low, high, claimed, width=0.15)
         )
-        rows += [
-            {"x": float(n), "y": float(y), "series": name, "log": "xy", "x_label": "pairs n"}
-            for n, y in zip(sizes, np.sqrt((errors**2).mean(1)), strict=True)
-        ]
-    return conclude(f"slopes on n: {'; '.join(slopes)}", lines, {"distances and errors": rows})
+        rows += curve(sizes, np.sqrt((errors**2).mean(1)), name)
+    tables["radii that shrink, root mean square"] = panel(rows, "pairs n", "||theta_n - theta*||", log="xy")
+    return conclude(f"slopes on n: {'; '.join(slopes)}", lines, tables)
 
 
 def _covers(what: str, failed: float, trials: int, *, wanted: float = 0.05) -> Measurement:

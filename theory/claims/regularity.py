@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 
-from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, pick
+from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, panel, pick
 from theory.claims.problems import NAMES, Problem
 from theory.policy import Array
 from theory.worlds import FiniteWorld, from_policy
@@ -53,9 +53,8 @@ def regularity(
             else:
                 formula = max(formula, abs(problem.regularity(0.7 * radius) - _shrunk(world, 0.7 * radius)))
             rows.append(
-                {"x": problem.edge, "y": radius, "series": NAMES[ball], "kind": "points", "log": "xy"}
+                {"x": problem.edge, "y": radius, "series": NAMES[ball]}
                 | {"elongation": elongation, "signal": signal, "fraction": fraction}
-                | {"x_label": "collapse radius", "y_label": "radius where lambda = 0"}
             )
         summary.append(f"{NAMES[ball]} {least:.2g}")
         share = float(np.mean(np.array(fractions) < 1))
@@ -72,7 +71,8 @@ def regularity(
         equality("W2 with free features: lambda against the law that shrinks x across the weakest direction", formula, 1e-9),
     ]
     figure = f"lambda = 0 from a fraction of the collapse radius on, at least: {'; '.join(summary)}"
-    return conclude(figure, lines, {"where lambda vanishes": rows})
+    table = panel(rows, "collapse radius", "radius where lambda = 0", log="xy", kind="points", guide="y = x")
+    return conclude(figure, lines, {"where lambda vanishes": table})
 
 
 # features e1 and eps e2 with their labels always right, each with probability 1/2

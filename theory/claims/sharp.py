@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, coverage, inequality, pick
+from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, coverage, curve, inequality, panel, pick
 from theory.claims.problems import Problem, worlds
 from theory.policy import Array
 from theory.sharp_bounds import SharpBound, Size, deterministic_bound, kl_bound, transport_bound
@@ -55,20 +55,17 @@ def _measure(
                                 counterexample=f"seed {seed}: an error of {errors.max():.4g} against a bound of {ours:.4g}",
                             )
                         )
-                    table = tables.setdefault(f"{name}", [])
+                    table = tables.setdefault(name, [])
                     for series, y in (("95 % quantile", quantile), ("our bound", ours), ("the paper's bound", paper)):
                         if np.isfinite(y):
-                            table.append({"series": series, "x": float(n), "y": y} | _AXES)
+                            table += curve([n], [y], series)
                     for error, q in zip(errors, problem.worst_case(target, p, radius).weights.numpy(), strict=True):
                         limit = constant * deterministic_bound(world.u, q, target, size).value
                         if limit < closest * error:
                             closest = limit / error
                             example = f"{name}, n = {n:.0e}, seed {seed}: error {error:.6g}, the inequality allows {limit:.6g}"
     lines.append(inequality("the deterministic inequality, sample by sample", closest, example, step=True, loose=np.inf))
-    return lines, tables
-
-
-_AXES = {"x_label": "pairs n", "y_label": "error", "log": "xy"}
+    return lines, {name: panel(rows, "pairs n", "||theta_n - theta_rho||", log="xy") for name, rows in tables.items()}
 
 
 def _finding(profile: str, seed: int, balls: tuple[str, ...], exponent: float, constant: float) -> Finding:

@@ -7,7 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from theory.claims.ledger import LEVEL, Claim, Finding, Measurement, Row, Verdict, conclude, equality, inequality, pick
+from theory.claims.ledger import (
+    LEVEL,
+    Claim,
+    Finding,
+    Measurement,
+    Row,
+    Verdict,
+    conclude,
+    curve,
+    equality,
+    inequality,
+    panel,
+    pick,
+)
 from theory.collapse import collapse_radius
 from theory.estimators import Fit, dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_free
 from theory.policy import Array
@@ -68,8 +81,12 @@ class _Case:
     plain: list[Outcome]
 
     @property
+    def size(self) -> str:
+        return "population" if np.isinf(self.n) else f"n = {self.n:g}"
+
+    @property
     def name(self) -> str:
-        return f"{self.setting}, {'population' if np.isinf(self.n) else f'n = {self.n:g}'}, {self.method}"
+        return f"{self.setting}, {self.size}, {self.method}"
 
     @property
     def kl(self) -> float:
@@ -121,6 +138,7 @@ def kldpo_is_larger_beta(profile: str, seed: int, *, factor: float = 1.0) -> Fin
     """KLDPO in a well-specified population is theta_ref + tau/(tau + factor) (theta* - theta_ref)."""
     tilted: list[float] = []
     exact: list[float] = []
+    rows: list[Row] = []
     for index in range(pick(profile, 2, 6, 40)):
         world = _well_specified([seed, index], beta=(0.5, 1.0, 2.0)[index % 3])
         common: dict[str, Any] = {"beta": world.beta, "bound": world.bound, "theta_ref": world.theta_ref}
@@ -129,12 +147,14 @@ def kldpo_is_larger_beta(profile: str, seed: int, *, factor: float = 1.0) -> Fin
         for tau in (0.1, 1.0, 10.0):
             fit = kldpo_tilt(world.u, world.probability, temperature=tau, **common)
             tilted.append(_distance(fit, world.theta_ref + tau / (tau + factor) * away))
+            rows += curve([tau / (tau + factor)], [_share(fit, world, away)], "temperature form")
         edge = collapse_radius("kl", world.u, world.probability).item()
         for fraction in (0.1, 0.5, 0.9):
             fit = kldpo(world.u, world.probability, radius=fraction * edge, **common)
             assert fit.dual is not None
             tau = fit.dual.item()
             exact.append(_distance(fit, world.theta_ref + tau / (tau + factor) * away))
+            rows += curve([tau / (tau + factor)], [_share(fit, world, away)], "KL ball, tau its dual")
     sphere = ContinuousWorld("sphere", 4, np.array([2.0, 0, 0, 0]), 1.0, 6.0)
     line = sphere.line()
     on_sphere = kldpo_tilt(line.ut[0].T, line.p, temperature=0.5, beta=1.0, bound=6.0).theta.item()
@@ -149,7 +169,17 @@ def kldpo_is_larger_beta(profile: str, seed: int, *, factor: float = 1.0) -> Fin
             equality("KL ball, tau its dual variable, finite worlds", max(exact), 1e-7, example),
             equality("temperature form, features on a sphere", abs(on_sphere - 2 * 0.5 / (0.5 + factor)), 1e-7, example),
         ],
+        {
+            "how far from theta_ref to theta*": panel(
+                rows, f"tau / (tau + {factor:g})", "measured share of the way", kind="points", guide="y = x"
+            )
+        },
     )
+
+
+def _share(fit: Fit, world: FiniteWorld, away: Array) -> float:
+    """How far along `away` a policy is from theta_ref."""
+    return float((fit.theta[0].numpy() - world.theta_ref) @ away / (away @ away))
 
 
 def _distance(fit: Fit, point: Array) -> float:
@@ -168,14 +198,16 @@ def robustness_beyond_kl(profile: str, seed: int, *, advantage: float = 0.0, mar
     """At the same KL to the reference the worst-alpha regret of a robust policy is below that of DPO, by `advantage`."""
     lines: list[Measurement] = []
     rows: list[Row] = []
+    tables: dict[str, list[Row]] = {}
     cases = _cases(profile, seed)
     for case in cases:
         robust, near, plain = (_each(_worst, group) for group in (case.robust, case.near, case.plain))
         mean, low, high = mean_interval(robust - near, _simultaneous(cases))
         rows.append(
-            {"setting": case.setting, "n": float(case.n), "method": case.method, "kl": case.kl}
-            | {"difference": mean, "low": low, "high": high, "regret": float(robust.mean()), "regret_dpo": float(plain.mean())}
+            {"x": case.setting, "series": case.method, "y": mean, "low": low, "high": high, "kl": case.kl}
+            | {"regret": float(robust.mean()), "regret_dpo": float(plain.mean())}
         )
+        tables.setdefault(case.size, []).append(rows[-1])
         figure = f"regret {robust.mean():.3f}, minus that of DPO at equal KL {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
         if high < -advantage - ROUNDING:
             lines.append(Measurement(case.name, Verdict.HOLDS, figure))
@@ -190,13 +222,16 @@ def robustness_beyond_kl(profile: str, seed: int, *, advantage: float = 0.0, mar
     better = sum(line.verdict == Verdict.HOLDS for line in lines)
     without = sum(line.verdict == Verdict.REFUTED for line in lines)
     worse = sum(row["low"] > ROUNDING for row in rows)
-    best, worst = (select(rows, key=lambda row: row["difference"]) for select in (min, max))
+    best, worst = (select(rows, key=lambda row: row["y"]) for select in (min, max))
     return conclude(
         f"at equal KL lower regret in {better} of {len(lines)} comparisons, no advantage of {margin:g} in {without} (higher in "
-        f"{worse}); {best['difference']:+.3f} ({best['method']}, {best['setting']}) to {worst['difference']:+.3f} "
-        f"({worst['method']}, {worst['setting']})",
+        f"{worse}); {best['y']:+.3f} ({best['series']}, {best['x']}) to {worst['y']:+.3f} "
+        f"({worst['series']}, {worst['x']})",
         lines,
-        {"robustness beyond KL": rows},
+        {
+            f"robust less DPO at equal KL, {size}": panel(part, "", "worst-alpha regret, difference", kind="bars", guide="y = 0")
+            for size, part in tables.items()
+        },
     )
 
 
@@ -204,6 +239,7 @@ def robust_flat_curves(profile: str, seed: int, *, constant: float = 1.0, share:
     """The KL to the reference bounds how far a curve is from flat, and explains at least `share` of what robustness flattens."""
     lines: list[Measurement] = []
     rows: list[Row] = []
+    tables: dict[str, list[Row]] = {}
     ratios: list[float] = []
     closest, example = np.inf, ""
     cases = _cases(profile, seed)
@@ -211,6 +247,7 @@ def robust_flat_curves(profile: str, seed: int, *, constant: float = 1.0, share:
         robust, near, plain = (_each(spread, group) for group in (case.robust, case.near, case.plain))
         _, low, high = mean_interval((plain - near) - share * (plain - robust), _simultaneous(cases))
         ratios.append(float((plain - near).mean() / (plain - robust).mean()))
+        tables.setdefault(case.size, []).append({"x": case.setting, "y": ratios[-1], "series": case.method})
         figure = f"spread {plain.mean():.3f} to {robust.mean():.3f}; DPO at equal KL {near.mean():.3f}: explains {ratios[-1]:.2f}"
         if low > 0:
             lines.append(Measurement(case.name, Verdict.HOLDS, figure))
@@ -222,17 +259,19 @@ def robust_flat_curves(profile: str, seed: int, *, constant: float = 1.0, share:
             for index, (shift, outcome) in enumerate(zip(case.shifts, group, strict=True)):
                 gap, bound = gain_spread(shift, outcome)[0], constant * gain_spread_bound(shift, outcome.kl)[0]
                 rows.append(
-                    {"setting": case.setting, "n": float(case.n), "policy": policy, "world": index, "kl": float(outcome.kl[0])}
-                    | {"spread": float(spread(outcome)[0]), "gain_spread": float(gap), "bound": float(bound)}
+                    {"series": case.setting, "n": float(case.n), "policy": policy, "world": index, "kl": float(outcome.kl[0])}
+                    | {"x": float(bound), "y": float(gap), "spread": float(spread(outcome)[0])}
                 )
                 if bound < closest * gap:
                     closest = float(bound / gap)
                     example = f"{case.name}, {policy}, world {index}: gains differ by {gap:.5g}, the KL allows {bound:.5g}"
+    bars, points = {"kind": "bars", "guide": "y = 1"}, {"kind": "points", "log": "xy", "guide": "y = x"}
     lines.append(inequality("spread of the gain over the reference <= sqrt(KL/2) (sum_s (range f)²/mu)^(1/2)", closest, example))
     return conclude(
         f"the KL explains {min(ratios):.2f} to {max(ratios):.2f} of the flattening; bound/spread at least {closest:.2f}",
         lines,
-        {"spread against KL": rows},
+        {f"explained by the KL, {size}": panel(part, "", "share of the flattening", **bars) for size, part in tables.items()}
+        | {"spread of the gain against its bound": panel(rows, "bound from the KL", "spread of the gain", **points)},
     )
 
 

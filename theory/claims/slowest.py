@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy.special import expit, softmax
 
-from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, pick, rate_reached
+from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, curve, panel, pick, rate_reached
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual
 from theory.estimators import Fit, gradient_penalty, kldpo, wdpo_finite, wdpo_free
@@ -160,7 +160,7 @@ def slowest_instance(profile: str, seed: int, *, claimed: float = -0.5) -> Findi
     keep = pick(profile, 1, 3, 5)
     sizes = tuple(10**k for k in pick(profile, range(7, 11), range(4, 11), range(3, 11)))
     lines: list[Measurement] = []
-    rows: list[Row] = []
+    tables: dict[str, list[Row]] = {}
     found, tails = [], []
     for ball in BALLS:
         share = 4 if ball.name.startswith("W1") else 1  # one linear program a world: fewer of them
@@ -172,25 +172,22 @@ def slowest_instance(profile: str, seed: int, *, claimed: float = -0.5) -> Findi
             sizes=(10**4, 10**6),
             seed=seed,
         )
-        picked = [(f"{ball.name}, slowest {i + 1}", worlds_of(genes[i : i + 1])) for i in range(keep) if np.isfinite(slopes[i])]
+        picked = [(f"slowest {i + 1}", worlds_of(genes[i : i + 1])) for i in range(keep) if np.isfinite(slopes[i])]
         edge = worlds_of(genes[:1])
-        picked.append((f"{ball.name}, slowest at its collapse radius", Worlds(edge.u, edge.p, np.ones(1))))
+        picked.append(("slowest at its collapse radius", Worlds(edge.u, edge.p, np.ones(1))))
         found.append(float(slopes[0]))
         for name, world in picked:
             errors = errors_of(ball, world, sizes, replicates, seed + 10_000)[0]
             tail = rate(np.array(sizes[-4:]), errors[-4:], seed=seed, resamples=4000, level=1 - 0.05 / (len(BALLS) * (keep + 1)))
-            lines.append(
-                rate_reached(f"{name}, n = {sizes[-4]:.0e} to {sizes[-1]:.0e}", tail.slope, tail.low, tail.high, claimed)
-            )
+            what = f"{ball.name}, {name}, n = {sizes[-4]:.0e} to {sizes[-1]:.0e}"
+            lines.append(rate_reached(what, tail.slope, tail.low, tail.high, claimed))
             tails.append(tail.slope)
-            size = np.sqrt((errors**2).mean(1))
-            decade = np.diff(np.log10(size))
-            rows += [
-                {"series": name, "x": float(n), "y": float(e), "slope_after": float(s), "log": "xy", "x_label": "pairs n"}
-                for n, e, s in zip(sizes, size, np.append(decade, np.nan), strict=True)
-            ]
+            tables.setdefault(ball.name, []).extend(curve(sizes, np.sqrt((errors**2).mean(1)), name))
     figure = f"slowest in the search (n = 1e4 to 1e6) {max(found):.2f}; at n to 1e10 {min(tails):.3f} to {max(tails):.3f}"
-    return conclude(figure, lines, {"error of the slowest worlds": rows})
+    return conclude(figure, lines, {name: panel(rows, *_ERROR, log="xy") for name, rows in tables.items()})
+
+
+_ERROR = ("pairs n", "r.m.s. ||theta_n - theta_rho||")
 
 
 def gradient_norm_rate(profile: str, seed: int, *, probability: float = (1 + 2**-0.5) / 2) -> Finding:
@@ -207,7 +204,7 @@ def gradient_norm_rate(profile: str, seed: int, *, probability: float = (1 + 2**
         exact = wdpo_free(u, p, power=2, radius=a, beta=BETA, bound=2 * BOUND)
         for name, fit in zip(errors, (penalised, exact), strict=True):
             errors[name].append(np.abs(fit.theta.numpy()[:, 0]))
-    lines, rows = [], []
+    lines, rows = [], list[Row]()
     slopes = []
     for name, values in errors.items():
         found = rate(np.array(sizes), np.array(values), seed=seed)
@@ -215,12 +212,9 @@ def gradient_norm_rate(profile: str, seed: int, *, probability: float = (1 + 2**
         # the exact ball is the control: it must have the fast rate for the comparison to mean anything
         what, why = f"{name}, n = {sizes[0]:.0e} to {sizes[-1]:.0e}", _BY_HAND.format(p=probability, a=a)
         lines.append(rate_reached(what, found.slope, found.low, found.high, -0.5 + _DRIFT, counterexample=why))
-        rows += [
-            {"series": name, "x": float(n), "y": float(np.sqrt((e**2).mean())), "log": "xy", "x_label": "pairs n"}
-            for n, e in zip(sizes, values, strict=True)
-        ]
+        rows += curve(sizes, [np.sqrt((e**2).mean()) for e in values], name)
     figure = f"slope {slopes[0]:.3f} for Algorithm 1, {slopes[1]:.3f} for the exact W2 ball"
-    return conclude(figure, lines, {"error at the collapse radius": rows})
+    return conclude(figure, lines, {"error at the collapse radius": panel(rows, *_ERROR, log="xy")})
 
 
 _BY_HAND = (

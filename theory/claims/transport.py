@@ -19,8 +19,10 @@ from theory.claims.ledger import (
     Row,
     Verdict,
     conclude,
+    curve,
     equality,
     inequality,
+    panel,
     pick,
 )
 from theory.objectives import aot_paired, aot_second_order, aot_unpaired, least_squares, logistic, squared_hinge
@@ -34,6 +36,7 @@ COSTS: dict[str, tuple[Cost, float]] = {
     "squared hinge": (squared_hinge, 0.5),
     "least squares": (least_squares, 0.5),
 }
+_DRAWN = 300  # random samples in a figure
 _ROUNDING = 1e-12  # below which a violation counts as zero: cumulated weights carry rounding
 
 
@@ -43,6 +46,7 @@ def sorting_solves_transport(profile: str, seed: int, *, costs: dict[str, tuple[
     cases = pick(profile, 6, 60, 600)
     rng = np.random.default_rng(seed)
     worst, example = 0.0, ""
+    tables = {name: list[Row]() for name in costs}
     for case in range(cases):
         n, m = (5, 5) if case % 3 == 0 else rng.integers(1, 10, 2)
         u, v = rng.normal(0.3, 1, n).round(2), rng.normal(0, 1, m).round(2)
@@ -52,13 +56,19 @@ def sorting_solves_transport(profile: str, seed: int, *, costs: dict[str, tuple[
             rows, columns = np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))
             program = linprog(price.ravel(), A_eq=np.vstack([rows, columns]), b_eq=np.concatenate([p, q]))
             sorted_value = aot_unpaired(_tensor(u), _tensor(v), h, beta, _tensor(p), _tensor(q)).item()
+            tables[name] += curve([program.fun], [sorted_value], "sorted") + curve([program.fun], [p @ price @ q], "independent")
             error = abs(sorted_value - program.fun)
             if not error <= worst:
                 worst = error
                 example = f"{name}, u={u.tolist()}, v={v.tolist()}: sorted {sorted_value:.8g}, least {program.fun:.8g}"
     line = equality("sorting against the linear program over couplings", worst, 1e-8, example)
     return conclude(
-        f"sorted value at most {worst:.0e} from the least, in {cases * len(costs)} problems of all sizes and weights", [line]
+        f"sorted value at most {worst:.0e} from the least, in {cases * len(costs)} problems of all sizes and weights",
+        [line],
+        {
+            f"E h(u - v), {name}": panel(rows, "least of all couplings", "of one coupling", kind="points", guide="y = x")
+            for name, rows in tables.items()
+        },
     )
 
 
@@ -73,10 +83,12 @@ def dominance_violation(profile: str, seed: int, *, sign: int = 1) -> Finding:
     example = f"u={_short(u[first])}, v={_short(v[first])}: violation {violation[first]:.4g}, dominates: {bool(dominates[first])}"
     there = violation > 1e-6
     steep = 50.0
+    square = first_order_violation(u, v, p, q, power=2)
+    measures = {"logistic/beta": violation, "squared hinge": square, "least squares": square}
     ratios = {
         "logistic/beta": aot_unpaired(u, v, logistic, steep, p, q) / steep / violation,
-        "squared hinge": aot_unpaired(u, v, squared_hinge, 0.01, p, q) / first_order_violation(u, v, p, q, power=2),
-        "least squares": aot_unpaired(u, v, least_squares, 0.01, p, q) / first_order_violation(u, v, p, q, power=2),
+        "squared hinge": aot_unpaired(u, v, squared_hinge, 0.01, p, q) / square,
+        "least squares": aot_unpaired(u, v, least_squares, 0.01, p, q) / square,
     }
     excess = (aot_unpaired(u, v, logistic, steep, p, q) / steep - violation).max().item()
     lines = [
@@ -88,7 +100,25 @@ def dominance_violation(profile: str, seed: int, *, sign: int = 1) -> Finding:
         inequality("logistic/beta within log 2/beta of the violation", math.log(2) / steep / excess, loose=math.inf),
     ]
     figure = f"{int(dominates.sum())} of {cases} pairs of samples dominate; the violation tells all but {int(wrong.sum())}"
-    return conclude(figure, lines)
+    tables = {
+        title: panel(_quantiles(u[case], p[case], "U") + _quantiles(v[case], q[case], "V"), "level t", "quantile")
+        for title, case in (("U dominates V", dominates.nonzero()[0, 0]), ("U does not dominate V", (~dominates).nonzero()[0, 0]))
+    }
+    shown = there.nonzero()[:_DRAWN, 0]
+    rows = list[Row]()
+    for name, ratio in ratios.items():
+        rows += curve(measures[name][shown], (ratio * measures[name])[shown], name)
+    axes = ("violation (its square for the last two)", "OT_h")
+    tables["OT_h is above the violation"] = panel(rows, *axes, log="xy", kind="points", guide="y = x")
+    return conclude(figure, lines, tables)
+
+
+def _quantiles(values: Tensor, weights: Tensor, series: str) -> list[Row]:
+    """The quantile function as a line: two points a step."""
+    values, order = values.sort()
+    ends = weights[order].cumsum(0)
+    starts = torch.cat([torch.zeros(1), ends[:-1]])
+    return curve(torch.stack([starts, ends], 1).ravel(), values.repeat_interleave(2), series)
 
 
 def second_order_dominance(profile: str, seed: int, *, margin: float = 0.0) -> Finding:
@@ -127,7 +157,20 @@ def second_order_dominance(profile: str, seed: int, *, margin: float = 0.0) -> F
         f"{weaker} of {int(dominates.sum())} pairs that dominate in the second order do not in the first; with a margin the "
         f"surrogate is at least {floor:.3g} times beta³/(6M), which U = M, V = -M meets to {tight:.0e}"
     )
-    return conclude(figure, lines)
+    contracted = 1  # of the samples: dominates in the second order, not in the first
+    u, v, p, q = u[contracted], v[contracted], p[contracted], q[contracted]
+    tables = {
+        "quantiles cross": panel(_quantiles(u, p, "U") + _quantiles(v, q, "V"), "level t", "quantile"),
+        "their integrals do not": panel(_integrated(u, v, p, q), "level t", "D(t)", guide="y = 0"),
+    }
+    return conclude(figure, lines, tables)
+
+
+def _integrated(u: Tensor, v: Tensor, p: Tensor, q: Tensor) -> list[Row]:
+    """D(t) = ∫_0^t Q_U - Q_V, linear between the levels where a quantile jumps."""
+    plan = coupling(u, v, p, q)
+    level, area = plan.mass.cumsum(0), (plan.mass * (u[plan.row] - v[plan.column])).cumsum(0)
+    return curve([0.0, *level.tolist()], [0.0, *area.tolist()])
 
 
 def _margin_floor(u: Tensor, v: Tensor, p: Tensor, q: Tensor) -> tuple[float, float]:
@@ -169,9 +212,10 @@ def aot_objective_deviation(profile: str, seed: int, *, constant: float = 2.0) -
     replicates = pick(profile, 400, 4000, 40000)
     rng = np.random.default_rng(seed)
     rows: list[Row] = []
-    for name, h, lipschitz in (("linear", _descent, 1.0), ("logistic", logistic, 1.0)):
+    for name, h, lipschitz in (("h linear", _descent, 1.0), ("h logistic", logistic, 1.0)):
         for n in pick(profile, (1, 10, 50), (1, 2, 5, 10, 50, 150), (1, 2, 5, 10, 50, 150, 400)):
-            rows.append(_row("two points", name, n, _coin_deviation(n, h), constant * lipschitz / math.sqrt(n)))
+            rows.append({"series": name, "x": n, "y": _coin_deviation(n, h), "bound": constant * lipschitz / math.sqrt(n)})
+    random: list[Row] = []
     for law in range(pick(profile, 2, 5, 20)):
         u, v = _tensor(rng.uniform(-1, 1, 5)), _tensor(rng.uniform(-1, 1, 7))
         p, q = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(7))
@@ -180,17 +224,26 @@ def aot_objective_deviation(profile: str, seed: int, *, constant: float = 2.0) -
             counts = _tensor(rng.multinomial(n, p, replicates) / n), _tensor(rng.multinomial(n, q, replicates) / n)
             deviation = (aot_unpaired(u.expand(replicates, -1), v, logistic, 1.0, *counts) - truth).abs()
             high = (deviation.mean() + 3 * deviation.std() / math.sqrt(replicates)).item()
-            rows.append(_row(f"random {law}", "logistic", n, high, constant / math.sqrt(n)))
-    exact = min((row for row in rows if row["law"] == "two points"), key=lambda row: row["bound"] / row["deviation"])
-    closest = min(row["bound"] / row["deviation"] for row in rows if row["law"] != "two points")
-    example = f"U, V = ±1 with chance 1/2, h {exact['h']}, n={exact['n']}: {exact['deviation']:.5g} > {exact['bound']:.5g}"
+            random.append({"series": "random laws", "law": law, "x": n, "y": high, "bound": constant / math.sqrt(n)})
+    exact = min(rows, key=lambda row: row["bound"] / row["y"])
+    closest = min(row["bound"] / row["y"] for row in random)
+    example = f"U, V = ±1 with chance 1/2, {exact['series']}, n={exact['x']}: {exact['y']:.5g} > {exact['bound']:.5g}"
     lines = [
-        inequality("two-point laws, expectation exact", exact["bound"] / exact["deviation"], example),
+        inequality("two-point laws, expectation exact", exact["bound"] / exact["y"], example),
         inequality("random laws, mean + 3 standard errors", closest, loose=math.inf),
     ]
-    return conclude(
-        f"bound/deviation at least {exact['bound'] / exact['deviation']:.3f}, at two-point laws", lines, {"deviation": rows}
-    )
+    figure = f"bound/deviation at least {exact['bound'] / exact['y']:.3f}, at two-point laws"
+    axes = ("sample size n", "E|OT_h(n) - OT_h|")
+    tables = {
+        "two-point laws": panel(rows + _bounds(rows), *axes, log="xy"),
+        "random laws, mean + 3 standard errors": panel(random + _bounds(random), *axes, log="xy", kind="points"),
+    }
+    return conclude(figure, lines, tables)
+
+
+def _bounds(rows: Sequence[Row]) -> list[Row]:
+    by_size = {row["x"]: row["bound"] for row in rows}
+    return curve(by_size, by_size.values(), "bound")
 
 
 def _descent(t: Tensor, beta: float) -> Tensor:
@@ -206,10 +259,6 @@ def _coin_deviation(n: int, h: Cost) -> float:
     values = aot_unpaired(points.expand(n + 1, n + 1, 2), points, h, 1.0, weights[:, None], weights[None])
     truth = h(torch.zeros((), dtype=torch.float64), 1.0)
     return float(chance @ (values - truth).abs().numpy() @ chance)
-
-
-def _row(law: str, h: str, n: int, deviation: float, bound: float) -> Row:
-    return {"law": law, "h": h, "n": n, "deviation": deviation, "bound": bound}
 
 
 def aot_violation_rate(profile: str, seed: int, *, claimed: float = -0.5) -> Finding:
@@ -231,7 +280,8 @@ def aot_violation_rate(profile: str, seed: int, *, claimed: float = -0.5) -> Fin
         tilt = 0.3 / math.sqrt(n)  # about what a sample of n can tell, so that the wrong one of the two is often taken
         mix = np.array([1 + 2 * tilt] * 2 + [1 - 2 * tilt] * 2) / 4
         errors["two minima"].append(_minimiser_errors(rng, left, right, mix, mix, n, replicates, count)["excess"])
-        rows.append({"n": n} | {name: float(np.sqrt(np.mean(found[-1] ** 2))) for name, found in errors.items()})
+        for name, sizes_so_far in errors.items():
+            rows += curve([n], [np.sqrt(np.mean(sizes_so_far[-1] ** 2))], name)
     lines, slopes = [], []
     for name, what in (
         ("two minima", "excess of OT_h at the minimiser, worlds whose two best thetas differ by O(n^-1/2)"),
@@ -246,7 +296,8 @@ def aot_violation_rate(profile: str, seed: int, *, claimed: float = -0.5) -> Fin
         figure = f"slope {slope}, claimed {claimed:g}; refuted where surely above {claimed + 0.1:g}"
         lines.append(Measurement(what, verdict, figure, counterexample=slower))
         slopes.append(f"{name} {slope}")
-    return conclude(f"slopes: {', '.join(slopes)}", lines, {"rates": rows})
+    table = panel(rows, "sample size n", "root mean square error", log="xy")
+    return conclude(f"slopes: {', '.join(slopes)}", lines, {"error at the minimiser": table})
 
 
 def _minimiser_errors(
@@ -326,7 +377,16 @@ def aot_envelope(profile: str, seed: int, *, stale: float = 0.0) -> Finding:
         equality("automatic differentiation against the frozen coupling", automatic, 1e-12, example),
         equality("at a tie the slope jumps down: h'(0)/2 on the left, h'(-1)/2 on the right", tie, 1e-5),
     ]
-    return conclude(f"gradient error {worst:.0e} in {used} directions; one-sided slopes at a tie to {tie:.0e}", lines)
+    figure = f"gradient error {worst:.0e} in {used} directions; one-sided slopes at a tie to {tie:.0e}"
+    along = np.linspace(-1, 1, 41)
+    loss = np.logaddexp(0, -np.add.outer([0.0, -1.0], along))  # h(s), h(s - 1)
+    rest = np.logaddexp(0, [[1.0], [0.0]])  # h(-1), h(0)
+    still = (loss + rest).min(0)[len(along) // 2] / 2
+    drawn = list[Row]()
+    for name, couple in zip(("s with 0", "s with 1"), (loss + rest) / 2 - still, strict=True):
+        drawn += curve(along, couple, name)
+    drawn += curve(along[::4], [_tie(s) for s in along[::4]], "sorted")
+    return conclude(figure, lines, {"a tie: u = (s, 0), v = (0, 1)": panel(drawn, "s", "OT_h less its value at 0")})
 
 
 def _tie(s: float) -> float:
@@ -342,28 +402,36 @@ def aot_minibatch_bias(profile: str, seed: int, *, h: Cost = logistic) -> Findin
     rng = np.random.default_rng(seed)
     beta = 1.0
     above, falls, same = math.inf, math.inf, 0.0
-    rows: list[Row] = []
-    for case in range(cases):
+    objective, plain = list[list[float]](), list[float]()
+    for _ in range(cases):
         u, v = _tensor(rng.normal(0.3, 1, n)), _tensor(rng.normal(0, 1, n))
         means = [aot_unpaired(u[k], v[k], h, beta).mean().item() for k in (_subsets(n, size) for size in range(1, n + 1))]
         above = min(above, min(means[:-1]) / means[-1])
         falls = min(falls, min(x / y for x, y in pairwise(means)))
-        rows += [{"case": case, "batch": size, "objective": value} for size, value in enumerate(means, start=1)]
+        objective.append(means)
         w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
         value = aot_unpaired(w * u[:, None], w * v[:, None], logistic, beta).mean()
         (gradient,) = torch.autograd.grad(value, w)
         margin = beta * (u - v).numpy()
         dpo, slope = np.logaddexp(0, -margin).mean(), (-margin / (1 + np.exp(margin))).mean()
+        plain.append(float(dpo))
         same = max(same, abs(value.item() - dpo), abs(gradient.item() - slope))
-    example = "mean over all batches of one size, e.g. " + ", ".join(f"{row['objective']:.4g}" for row in rows[:n])
+    example = "mean over all batches of one size, e.g. " + ", ".join(f"{mean:.4g}" for mean in objective[0])
     lines = [
         inequality(f"mean over all batches of {n} pairs / full batch", above, example),
         inequality("one size / the next larger one", falls, example),
         equality("batches of one pair against DPO, value and gradient", same, 1e-12),
     ]
-    first, last = rows[0]["objective"], rows[n - 1]["objective"]
+    first, last = objective[0][0], objective[0][-1]
     figure = f"mean over batches {first:.4f} for size 1, {last:.4f} for all {n} pairs; size one equals DPO to {same:.0e}"
-    return conclude(figure, lines, {"bias": rows})
+    full = np.array(objective)[:, -1:]
+    low, middle, high = np.quantile(np.array(objective) - full, (0, 0.5, 1), axis=0).tolist()
+    rows = [
+        row | {"low": a, "high": b} for row, a, b in zip(curve(range(1, n + 1), middle, "minibatches"), low, high, strict=True)
+    ]
+    rows += curve([1], [np.median(np.array(plain) - full[:, 0])], "DPO")
+    table = panel(rows, f"pairs in a batch, of {n}", "mean objective less that of all", guide="y = 0")
+    return conclude(figure, lines, {f"median and range over {cases} samples": table})
 
 
 def _subsets(n: int, size: int) -> Tensor:
@@ -395,7 +463,11 @@ def soft_sorting_limit(profile: str, seed: int, *, factor: float = 1.0) -> Findi
         equality("hard objective at the soft optimum minus its minimum, on the circle", regret, 1e-12, example),
     ]
     figure = f"{difference:.0e} apart from softness {factor / gap:.3g} down, {flattest:.2g} at a thousand times that"
-    return conclude(figure, lines, {"softness": rows})
+    multiples = [row["multiple"] for row in rows]
+    drawn = curve(multiples, [row["difference"] for row in rows], "largest difference")
+    drawn += curve(multiples, [row["regret"] for row in rows], "regret of the soft optimum")
+    table = panel(drawn, "softness / threshold", "soft against hard objective", log="x")
+    return conclude(figure, lines, {"soft sorting on a circle of theta": table})
 
 
 # ------------------------------------------------------------------------------------------------- AOT, DPO and convexity
@@ -406,6 +478,7 @@ def aot_below_dpo(profile: str, seed: int, *, costs: dict[str, tuple[Cost, float
     u, v = _tensor(rng.normal(0.3, 1, (cases, n))), _tensor(rng.normal(0, 1, (cases, n)))
     u[0], v[0] = u[0].sort().values, v[0].sort().values  # in the same order already: AOT is DPO
     lines, equal, least = [], 0.0, math.inf
+    tables: dict[str, list[Row]] = {}
     for name, (h, beta) in costs.items():
         dpo = h(u - v, beta).mean(-1)
         for kind, value in (("unpaired", aot_unpaired(u, v, h, beta)), ("paired", aot_paired(u, v, h, beta))):
@@ -414,9 +487,11 @@ def aot_below_dpo(profile: str, seed: int, *, costs: dict[str, tuple[Cost, float
             example = f"u={_short(u[i])}, v={_short(v[i])}: DPO {dpo[i]:.6g} < AOT {value[i]:.6g}"
             lines.append(inequality(f"DPO/AOT, {kind}, {name}", float(ratio.min()), example))
             equal, least = max(equal, abs(float(ratio[0]) - 1)), min(least, float(ratio.min()))
+        tables[f"h {name}"] = panel(curve(dpo[:_DRAWN], value[:_DRAWN]), "DPO", "AOT", kind="points", guide="y = x")
     lines.append(equality("AOT against DPO on samples in the same order", equal, 1e-12))
     typical = float((h(u - v, beta).mean(-1) / aot_unpaired(u, v, h, beta)).median())
-    return conclude(f"smallest DPO/AOT {least:.6g} in {cases} samples of {n} pairs; median {typical:.2f} ({name})", lines)
+    figure = f"smallest DPO/AOT {least:.6g} in {cases} samples of {n} pairs; median {typical:.2f} ({name})"
+    return conclude(figure, lines, tables)
 
 
 def aot_not_convex(
@@ -426,7 +501,9 @@ def aot_not_convex(
     segments = pick(profile, 500, 5000, 50000)
     a, b = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64), torch.tensor(rejected, dtype=torch.float64)
     ends = torch.tensor([[1.0, 0.5], [1.0, -0.5], [1.0, 0.0]], dtype=torch.float64)
-    lines = []
+    along = torch.linspace(-0.5, 0.5, 21, dtype=torch.float64)
+    segment = torch.stack([torch.ones_like(along), along], 1)
+    lines, tables = [], dict[str, list[Row]]()
     for name, (h, beta) in {"logistic": (logistic, 1.0), "least squares": (least_squares, 1.0)}.items():
         one, other, middle = aot_unpaired(ends @ a.T, ends @ b.T, h, beta).tolist()
         ratio = middle / ((one + other) / 2)
@@ -434,6 +511,9 @@ def aot_not_convex(
             f"h {name} with beta = 1, chosen features (1,0), (0,0), rejected {list(map(tuple, rejected))}: {one:.6g} at theta = "
             f"(1, 1/2) and {other:.6g} at (1, -1/2), on average {(one + other) / 2:.6g}; at the midpoint (1, 0) {middle:.6g}"
         )
+        rows = curve(along, aot_unpaired(segment @ a.T, segment @ b.T, h, beta), "AOT")
+        rows += curve([-0.5, 0.5], [other, one], "chord")
+        tables[f"h {name}, theta = (1, s)"] = panel(rows, "s", "OT_h")
         line = inequality(f"midpoint / average of the ends, above 1, {name}", ratio, example, slack=-1e-6)
         lines.append(replace(line, figure=f"{line.figure}: {example}"))
     rng = np.random.default_rng(seed)
@@ -446,7 +526,7 @@ def aot_not_convex(
     found = f"{int(above.sum())} of {segments} ({100 * share:.1f} %) have a midpoint above the average of their ends"
     verdict = Verdict.HOLDS if above.any() else Verdict.INCONCLUSIVE
     lines.append(Measurement(f"random segments, d = {dimension}, 30 pairs", verdict, found, decides="more segments"))
-    return conclude(f"midpoint {100 * (ratio - 1):.0f} % above the average at a hand-made sample; {found}", lines)
+    return conclude(f"midpoint {100 * (ratio - 1):.0f} % above the average at a hand-made sample; {found}", lines, tables)
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, coverage, pick
+from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, coverage, curve, panel, pick
 from theory.claims.problems import Problem
 from theory.policy import Array
 from theory.uniform_bounds import pointwise_kl, pointwise_wasserstein, uniform_kl, uniform_wasserstein
@@ -80,12 +80,13 @@ def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_
         lines.append(
             coverage(f"{name}: the printed bound at theta_n", over, trials, DELTA, ratio=printed / np.quantile(met, 1 - DELTA))
         )
-        rows += [{"series": name, "x": float(a), "y": float(b), "kind": "points"} for a, b in zip(limits, met, strict=True)]
+        rows += curve(limits, met, name)
     shares = " and ".join(f"{share:.0%}" for share in figures)
+    axes = ("95 % quantile at that theta, other samples", "|L_n - L| at theta_n (nats)")
     return conclude(
         f"a bound that fails in 5 % at any fixed theta fails in {shares} (KL, W1) at theta_n",
         lines,
-        {"deviation at theta_n": rows},
+        {"deviation at theta_n": panel(rows, *axes, kind="points", guide="y = x")},
     )
 
 
@@ -108,7 +109,7 @@ def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constan
     angles = 2 * np.pi * np.arange(directions) / directions
     grid = np.concatenate([r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in (0.25, 0.5, 0.75, 1.0)])
     lines: list[Measurement] = []
-    rows: list[Row] = []
+    tables: dict[str, list[Row]] = {}
     ratios = []
     for ball_index, problem in enumerate(Problem(ball, world) for ball in BALLS):
         name, radius = problem.name, FRACTION * problem.edge
@@ -131,7 +132,7 @@ def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constan
                 )
             )
             for series, y in (("sup over Theta, 95 %", quantile), ("one theta, 95 %", pointwise), ("repaired bound", limit)):
-                rows.append({"series": f"{name}: {series}", "x": float(n), "y": y, "log": "xy", "x_label": "pairs n"})
+                tables.setdefault(name, []).extend(curve([n], [y], series))
     printed = [
         _repaired(Problem("w1-finite", world), covering)(n) / pointwise_wasserstein(n, beta=1.0, bound=1.0, delta=DELTA)
         for n in sizes
@@ -140,7 +141,7 @@ def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constan
         f"repaired bound / 95 % quantile of sup |L_n - L|: {min(ratios):.3g} to {max(ratios):.3g}; "
         f"for W1 {max(printed):.2g} times the pointwise bound"
     )
-    return conclude(figure, lines, {"deviation over Theta": rows})
+    return conclude(figure, lines, {name: panel(rows, "pairs n", "|L_n - L| (nats)", log="xy") for name, rows in tables.items()})
 
 
 def _repaired(problem: Problem, covering: bool) -> Callable[[float], float]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from theory import worst_programs
-from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, pick, rate_equal
+from theory.claims.ledger import Claim, Finding, Row, conclude, curve, equality, inequality, panel, pick, rate_equal
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual, transport_dual
 from theory.estimators import kldpo, kldpo_tilt
@@ -26,10 +26,13 @@ BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, threshold: float = 1.0) -> Finding:
     """Claim 8: q_i ∝ p_i exp(sharpness l_i / lam*); on a sample, lam* = 0 iff rho >= threshold log n."""
     value_error, spent_error, example = 0.0, 0.0, ""
-    for world, theta in _settings(seed, pick(profile, 3, 15, 100)):
+    weights, duals = list[Row](), list[Row]()
+    for index, (world, theta) in enumerate(_settings(seed, pick(profile, 3, 15, 100))):
         losses, p = _losses(world, theta), world.probability
         for rho in (0.01, 0.1, 0.5):
-            exact, program = reweighting("kl", losses, p, rho), worst_programs.reweighting("kl", losses, p, rho)[1]
+            exact, (found, program) = reweighting("kl", losses, p, rho), worst_programs.reweighting("kl", losses, p, rho)
+            if index == 0:
+                weights += curve(losses, found / p, f"rho = {rho:g}")
             if exact.dual == 0:  # the ball holds the point masses on the largest loss
                 continue
             q = tilt_weights(torch.from_numpy(losses), exact.dual / sharpness, torch.from_numpy(p)).numpy()
@@ -46,6 +49,7 @@ def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, th
             rho = factor * math.log(n)
             lam = kl_ball_dual(torch.from_numpy(losses), torch.full((1, n), 1 / n, dtype=torch.float64), _number(rho)).dual.item()
             cases += 1
+            duals += curve([factor], [lam], f"n = {n}")
             if (lam == 0) != (factor >= threshold):
                 wrong, odd = wrong + 1, f"n={n}, rho={factor:g} log n: lam* = {lam:.3g}"
     lines = [
@@ -56,7 +60,12 @@ def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, th
         equality(f"cases of {cases} where lam* = 0 and rho >= {threshold:g} log n disagree", wrong, 0, odd),
     ]
     return conclude(
-        f"tilt and program agree to {value_error:.0e}; lam* = 0 from log n on in {cases - wrong} of {cases} cases", lines
+        f"tilt and program agree to {value_error:.0e}; lam* = 0 from log n on in {cases - wrong} of {cases} cases",
+        lines,
+        {
+            "worst-case weights of the program, one world": panel(weights, "loss (nats)", "q / p", log="y"),
+            "lambda* on samples of n": panel(duals, "rho / log n", "lambda* (nats)"),
+        },
     )
 
 
@@ -78,8 +87,8 @@ def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
             kernel = p * np.exp((losses - mean) / exact.dual)
             least_ratio = min(least_ratio, float((kernel / exact.weights).min()))
             shape = max(shape, float(np.abs(kernel / kernel.sum() - exact.weights).max()))
-            rows.append({"beta": world.beta, "rho": rho, "tau": exact.dual, "mass": float(kernel.sum())})
-    masses = np.array([row["mass"] for row in rows])
+            rows.append({"beta": world.beta, "series": f"rho = {rho:g}", "x": exact.dual, "y": float(kernel.sum())})
+    masses = np.array([row["y"] for row in rows])
     hand = "two pairs, losses 0 and 2, tau = 1: kernel (e^-1/2, e/2) = (0.184, 1.359) has mass cosh 1 = 1.543; the worst case is "
     hand += "(0.119, 0.881)"
     lines = [
@@ -91,15 +100,17 @@ def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
     figure = (
         f"mass of the kernel {np.median(masses):.3f} in the median, {masses.max():.2f} at most; divided by it, the tilt exactly"
     )
-    return conclude(figure, lines, {"kernel_mass": rows})
+    how = {"log": "x", "kind": "points", "guide": "y = 1"}
+    return conclude(figure, lines, {"mass of the kernel": panel(rows, "tau = lambda* (nats)", "mass", **how)})
 
 
 def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Finding:
     """Claim 9: sup over plans = min over eta of eta rho^(p exponent) + E max_z' [l(z') - eta d^p]; finite Z and free features."""
     finite, example, below, above = 0.0, "", -math.inf, -math.inf
+    rows = list[Row]()
     for world, theta in _settings(seed, pick(profile, 3, 10, 60)):
         losses, p = _losses(world, theta), world.probability
-        distance = world.distance()
+        distance, mean = world.distance(), float(p @ losses)
         margin, b = world.beta * world.u @ theta, world.beta * float(np.linalg.norm(theta))
         for power in (1, 2):
             for rho in (0.05, 0.3):
@@ -109,18 +120,23 @@ def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Fi
                 if abs(dual - primal) / primal > finite:
                     finite = abs(dual - primal) / primal
                     example = f"{world.beta=}, theta={theta.round(3)}, p={power}, rho={rho}: plan {primal:.6g}, dual {dual:.6g}"
+                rows += curve([dual - mean], [primal - mean], f"W{power}, finite Z")
                 dual = free(world.u, p, theta, beta=world.beta, power=power, radius=rho**exponent).value
                 reach = 1e4 * rho if power == 1 else 3 * rho / math.sqrt(float(p @ (1 / (1 + np.exp(margin))) ** 2))
                 grid = np.append(np.linspace(0, 2 * rho, 20), reach) if power == 1 else np.linspace(0, reach, 150)
                 plan = worst_programs.free_moves(margin, p, b, rho, power, grid)
                 above = max(above, plan / dual - 1)
                 below = max(below, 1 - plan / dual)
+                rows += curve([dual - mean], [plan - mean], f"W{power}, free features")
     lines = [
         equality("finite Z: linear program over plans against the dual, relative", finite, 1e-7, example),
         inequality("free features: the dual is above every plan on a grid of moves", 1 / (1 + above), loose=math.inf, slack=1e-6),
         equality("free features: a plan on the grid comes near the dual, relative", below, 1e-3),
     ]
-    return conclude(f"plans and duals agree to {finite:.0e} (finite Z) and {below:.0e} (free features, on a grid)", lines)
+    figure = f"plans and duals agree to {finite:.0e} (finite Z) and {below:.0e} (free features, on a grid)"
+    how = {"log": "xy", "kind": "points", "guide": "y = x"}
+    title = "what the ball adds to the mean loss"
+    return conclude(figure, lines, {title: panel(rows, "dual (nats)", "best plan (nats)", **how)})
 
 
 def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float = 8.0, order: float = 2.0) -> Finding:
@@ -135,16 +151,6 @@ def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float
         for rho in radii:
             value = gradient_step(world.u, p, theta, beta=world.beta, radius=rho)
             exact = free_quadratic_worst_case(margin, p, b, rho)[1]
-            rows.append(
-                {
-                    "beta": world.beta,
-                    "rho": float(rho),
-                    "exact": exact,
-                    "gradient_norm": value.value,
-                    "achieved": value.expected,
-                    "bound": value.value + b**2 * rho**2 / 8,
-                }
-            )
             case = (
                 f"beta={world.beta}, |w|={np.linalg.norm(theta):.3g}, rho={rho:g}: sup {exact:.8g}, E l + rho G {value.value:.8g}"
             )
@@ -153,6 +159,8 @@ def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float
             error = exact - value.value
             if error > 1e-8:  # the program has more than eleven digits
                 ratio = b**2 * rho**2 / denominator / error
+                values = {"exact": exact, "gradient_norm": value.value, "achieved": value.expected}
+                rows.append({"series": f"beta = {world.beta:g}", "x": float(rho), "y": float(1 / ratio)} | values)
                 if ratio < tight:
                     tight, high_example = ratio, case
             errors.append(error)
@@ -175,12 +183,13 @@ def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float
     figure = (
         f"error of order rho^{np.mean(slopes or [math.nan]):.2f}, at most {worst:.1f} % at rho <= 1; bound/error >= {tight:.3f}"
     )
-    return conclude(figure, lines, {"gradient_norm": rows})
+    table = panel(rows, "rho", "error / bound", log="x", kind="points", guide="y = 1")
+    return conclude(figure, lines, {f"error over (beta ||w|| rho)²/{denominator:g}": table})
 
 
 def dropped_square_root(profile: str, seed: int, *, betas: tuple[float, ...] = (*BETAS, 10.0)) -> Finding:
     """Claim 11: the squared penalty E ||grad l||² is above the norm (E ||grad l||²)^(1/2): true iff the former is at least 1."""
-    rows, lowest = list[Row](), math.inf
+    rows, ratios, lowest = list[Row](), list[Row](), math.inf
     for beta in betas:
         squares = []
         for world, theta in _settings(seed, pick(profile, 20, 200, 2000), betas=(beta,)):
@@ -190,12 +199,18 @@ def dropped_square_root(profile: str, seed: int, *, betas: tuple[float, ...] = (
             squares.append(gradient_norm(steps, p, squared=True).item() / gradient_norm(steps, p).item())
         ratio = np.array(squares)  # E||g||²/(E||g||²)^(1/2) = (E||g||²)^(1/2)
         lowest = min(lowest, float(ratio.min()))
-        rows.append({"beta": beta, "below_one": float((ratio < 1).mean()), "median_ratio": float(np.median(ratio))})
-    share = float(np.mean([row["below_one"] for row in rows]))
+        rows.append({"x": beta, "y": float((ratio < 1).mean())})
+        low, middle, high = np.quantile(ratio, (0.05, 0.5, 0.95)).tolist()
+        ratios.append({"x": beta, "y": middle, "low": low, "high": high})
+    share = float(np.mean([row["y"] for row in rows]))
     hand = "beta = 0.1, one pair x = 1, w = 1: |l'| = 0.1 sigma(-0.1) = 0.0475, its square 0.00226 is 21 times less"
     lines = [inequality("E ||grad l||² >= (E ||grad l||²)^(1/2)", lowest, hand, loose=math.inf)]
-    by_beta = ", ".join(f"{100 * row['below_one']:.0f} % at beta {row['beta']:g}" for row in rows)
-    return conclude(f"fails in {100 * share:.0f} % of settings ({by_beta})", lines, {"square_below_norm": rows})
+    by_beta = ", ".join(f"{100 * row['y']:.0f} % at beta {row['x']:g}" for row in rows)
+    tables = {
+        "where the square is below the norm": panel(rows, "beta", "share of settings", log="x"),
+        "square over norm: median, 5 % to 95 %": panel(ratios, "beta", "E ||grad l||² / norm", log="xy", guide="y = 1"),
+    }
+    return conclude(f"fails in {100 * share:.0f} % of settings ({by_beta})", lines, tables)
 
 
 def temperature_radius(profile: str, seed: int, *, direction: float = -1.0, end: float = 1.0) -> Finding:
@@ -209,8 +224,9 @@ def temperature_radius(profile: str, seed: int, *, direction: float = -1.0, end:
         tau = kl_ball_dual(losses.expand(25, -1), p.expand(25, -1), inside).dual
         rises += int((direction * tau.diff() <= 0).sum())
         points += 24
+        if index < len(BETAS):
+            rows += curve(inside / limit, tau, f"beta = {world.beta:g}")
         for rho, temperature in zip(inside.tolist(), tau.tolist(), strict=True):
-            rows.append({"setting": index, "beta": world.beta, "rho": rho, "tau": temperature})
             if temperature > 0:
                 q = tilt_weights(losses[0], temperature, p[0])
                 trip = max(trip, abs((q * torch.where(q > 0, (q / p[0]).log(), 0.0)).sum().item() / rho - 1))
@@ -240,7 +256,8 @@ def temperature_radius(profile: str, seed: int, *, direction: float = -1.0, end:
     figure = (
         f"rho -> tau -> rho to {trip:.0e}; at half the robust theta the same tau is a ball {np.median(drift):.1f} times smaller"
     )
-    return conclude(figure, lines, {"temperature_radius": rows})
+    table = panel(rows, "rho / radius of the largest loss", "tau = lambda* (nats)", log="xy")
+    return conclude(figure, lines, {"temperature of a radius, one world each": table})
 
 
 def released_kldpo_weights(profile: str, seed: int) -> Finding:
@@ -252,11 +269,11 @@ def released_kldpo_weights(profile: str, seed: int) -> Finding:
         for tau in (0.1, 0.3, 1.0):
             released, losses = _gradient(world, theta, tau, released=True)
             tilted, _ = _gradient(world, theta, tau, released=False)
-            largest = math.exp(min((losses.max() - float(p.numpy() @ losses)) / tau, 700.0))
+            largest = float(losses.max() - p.numpy() @ losses) / tau
             cosine = float(released @ tilted / (np.linalg.norm(released) * np.linalg.norm(tilted)))
-            rows.append({"beta": world.beta, "tau": tau, "largest_weight": largest, "cosine": cosine})
+            rows.append({"beta": world.beta, "series": f"tau = {tau:g}", "x": largest, "y": cosine})
             scale.append(float(np.linalg.norm(released) / np.linalg.norm(tilted)))
-            if largest <= 10:
+            if largest <= math.log(10):
                 free_of_clamp = max(free_of_clamp, 1 - cosine)
             if 1 - cosine > worst:
                 worst, example = 1 - cosine, f"beta={world.beta}, theta={theta.round(3)}, tau={tau}: cosine {cosine:.4f}"
@@ -272,24 +289,31 @@ def released_kldpo_weights(profile: str, seed: int) -> Finding:
         equality("1 - cosine where no weight is above 10", free_of_clamp, 1e-12),
         equality("1 - cosine of the released and the tilted gradient, all settings", max(worst, 1 - by_hand), 1e-9, hand),
     ]
-    clamped = [row["cosine"] for row in rows if row["largest_weight"] > 10]
+    clamped = [row["y"] for row in rows if row["x"] > math.log(10)]
     least = min(clamped, default=1.0)
     figure = (
         f"clamped in {len(clamped)} of {len(rows)} settings; cosine down to {least:.3f}, {by_hand:.3f} in ten pairs by hand; "
     )
     figure += f"gradient {min(scale):.2f} to {max(scale):.1f} times as long"
-    return conclude(figure, lines, {"released_weights": rows})
+    how = {"log": "x", "kind": "points", "guide": "y = 1"}
+    table = panel(rows, "log of the largest weight; the clamp is at 2.3", "cosine", **how)
+    return conclude(figure, lines, {"released and tilted gradient": table})
 
 
 def chi2_rebel_dual(profile: str, seed: int, *, paper: float = 1.0, code: float = 0.0) -> Finding:
     """sup {E_q l : sum (q-p)²/p <= 2 rho} = min_eta (offset + 2 rho)^(1/2) (E (l - eta)_+²)^(1/2) + eta, offset 1 or 0."""
-    errors, example = {"paper": 0.0, "code": 0.0}, ""
-    for world, theta in _settings(seed, pick(profile, 3, 15, 100)):
+    errors, example, rows = {"paper": 0.0, "code": 0.0}, "", list[Row]()
+    depths = np.linspace(0, 20, 81)
+    for index, (world, theta) in enumerate(_settings(seed, pick(profile, 3, 15, 100))):
         losses, p = _losses(world, theta), world.probability
         for rho in (0.01, 0.1, 0.4):
             truth = worst_programs.reweighting("chi2", losses, p, 2 * rho)[1]
             for name, offset in (("paper", paper), ("code", code)):
-                dual = _chi2_dual(losses, p, math.sqrt(offset + 2 * rho))
+                factor = math.sqrt(offset + 2 * rho)
+                if index == 0 and rho == 0.1:
+                    sides = np.array([_chi2_side(losses, p, factor, depth) for depth in depths])
+                    rows += curve(depths, (sides - truth) / np.ptp(losses), f"c² = {offset:g} + 2 rho")
+                dual = _chi2_dual(losses, p, factor)
                 error = abs(dual - truth) / float(np.ptp(losses))
                 if error > errors[name]:
                     errors[name] = error
@@ -303,7 +327,8 @@ def chi2_rebel_dual(profile: str, seed: int, *, paper: float = 1.0, code: float 
     ]
     off = min(errors["code"], 1e12)
     figure = f"(1 + 2 rho)^(1/2) is exact to {errors['paper']:.0e}; the code's factor is off by {off:.0e} ranges of the losses"
-    return conclude(figure, lines)
+    axes = ("(largest loss - eta) / range of the losses", "right side less worst case / range")
+    return conclude(figure, lines, {"right side of the dual, rho = 0.1": panel(rows, *axes, guide="y = 0")})
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts
@@ -337,13 +362,17 @@ def _gradient(world: FiniteWorld, theta: Array, tau: float, *, released: bool) -
     return gradient.numpy(), losses.detach().numpy()
 
 
-def _chi2_dual(losses: Array, p: Array, factor: float) -> float:
-    """min over eta of factor (E (l - eta)_+²)^(1/2) + eta by ternary search, eta down to -1e9 ranges below the losses."""
-    top, span = float(losses.max()), float(np.ptp(losses))
+def _chi2_side(losses: Array, p: Array, factor: float, depth: float) -> float:
+    """factor (E (l - eta)_+²)^(1/2) + eta, eta = largest loss - depth times the range of the losses."""
+    eta = float(losses.max()) - depth * float(np.ptp(losses))
+    return factor * math.sqrt(float(p @ np.maximum(losses - eta, 0) ** 2)) + eta
 
-    def value(depth: float) -> float:
-        eta = top - span * math.exp(depth)
-        return factor * math.sqrt(float(p @ np.maximum(losses - eta, 0) ** 2)) + eta
+
+def _chi2_dual(losses: Array, p: Array, factor: float) -> float:
+    """min over eta of the right side by ternary search, eta down to -1e9 ranges below the losses."""
+
+    def value(log_depth: float) -> float:
+        return _chi2_side(losses, p, factor, math.exp(log_depth))
 
     low, high = -20.0, math.log(1e9)
     for _ in range(200):

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from theory.claims import Finding, Verdict, shift
@@ -71,6 +70,8 @@ def test_a_false_statement_on_flat_curves_is_refuted(change: dict[str, Any], wor
 def test_kldpo_in_a_well_specified_world_is_exactly_its_control() -> None:
     """What the first claim says, seen in the second: the difference is rounding in every world."""
     finding = CHECKS["robustness-beyond-kl"]("smoke", 0)
-    (row,) = (r for r in finding.tables["robustness beyond KL"] if (r["setting"], r["method"]) == ("convex", "KLDPO"))
+    (row,) = (
+        r for r in finding.tables["robust less DPO at equal KL, population"] if (r["x"], r["series"]) == ("convex", "KLDPO")
+    )
     assert max(abs(row["low"]), abs(row["high"])) < 1e-9
-    assert row["regret"] > 0.3 and np.isinf(row["n"])
+    assert row["regret"] > 0.3

@@ -19,6 +19,7 @@ _SUBJECTS = (
     "worst_cases",
     "shift",
     "transport",
+    "aot",
 )
 
 CLAIMS: dict[str, Claim] = {

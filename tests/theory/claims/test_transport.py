@@ -1,4 +1,4 @@
-"""Each claim on AOT: the verdict on two seeds, and that a false variant of it is refuted."""
+"""Each claim on transport and AOT: the verdict on two seeds, and that a false variant of it is refuted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from theory.claims import Finding, Verdict, transport
-from theory.claims.transport import CLAIMS
+from theory.claims import Finding, Verdict, aot, transport
 from theory.objectives import aot_unpaired
 from theory.transport import second_order_violation
 
-CHECKS = {claim.name: claim.check for claim in CLAIMS}
+CHECKS = {claim.name: claim.check for claim in (*transport.CLAIMS, *aot.CLAIMS)}
 
 
 def concave(t: Tensor, beta: float) -> Tensor:
@@ -62,13 +61,13 @@ def unsorted(u: Tensor, v: Tensor, h: Any, beta: float, *rest: Any, **kwargs: An
 
 def test_a_wrong_batch_of_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A factor leaves the order of the batch sizes as it is, and only DPO tells."""
-    monkeypatch.setattr(transport, "aot_unpaired", scaled(aot_unpaired))
+    monkeypatch.setattr(aot, "aot_unpaired", scaled(aot_unpaired))
     finding = CHECKS["aot-minibatch-bias"]("smoke", 0)
     assert lines(finding, Verdict.REFUTED) == ["batches of one pair against DPO, value and gradient"]
 
 
 def test_without_sorting_there_is_no_concave_kink(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "aot_unpaired", unsorted)
+    monkeypatch.setattr(aot, "aot_unpaired", unsorted)
     assert CHECKS["aot-not-convex"]("smoke", 0).verdict == Verdict.REFUTED
 
 

@@ -21,7 +21,7 @@ from theory.batch import PairBatch
 from theory.newton import Ball
 from theory.policy import Array, convex_mixture, geometric_mixture, log_policy
 from theory.smooth import MeanLoss
-from theory.worlds import FiniteWorld, from_policy, from_rewards
+from theory.worlds import FiniteWorld, from_policy, from_rewards, unit_vectors
 
 KINDS = ("convex", "geometric", "annotators", "sure annotators", "contexts", "flips")
 FLIP_RATE = 0.2  # share of the labels turned round in the kind `flips`
@@ -144,9 +144,9 @@ def random_shift(
     if kind not in KINDS:
         raise ValueError(f"unknown kind of shift {kind!r}; choose one of {', '.join(KINDS)}.")
     rng = np.random.default_rng(seed)
-    features = _unit(rng.standard_normal((contexts, actions, dimension)))
+    features = unit_vectors(rng.standard_normal((contexts, actions, dimension)))
     size = signal * SURE if kind == "sure annotators" else signal
-    linear = size * features @ _unit(rng.standard_normal((2, dimension))).T  # (S, A, 2)
+    linear = size * features @ unit_vectors(rng.standard_normal((2, dimension))).T  # (S, A, 2)
     minority = np.arange(contexts) % MINORITY == MINORITY - 1
 
     def reward(a: float) -> Array:
@@ -294,7 +294,3 @@ def _kl(world: FiniteWorld, theta: Array) -> Array:
 def _expect(pi: Array, weights: Array) -> Array:
     """sum_{s,a} pi(a|s) weights(g, s, a): (..., S, A) and (G, S, A) -> (..., G)."""
     return np.tensordot(pi, weights, axes=([-2, -1], [1, 2]))
-
-
-def _unit(v: Array) -> Array:
-    return v / np.linalg.norm(v, axis=-1, keepdims=True)

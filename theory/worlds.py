@@ -161,8 +161,8 @@ def random_world(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: the world would be empty.")
     rng = np.random.default_rng(seed)
-    features = _unit(rng.standard_normal((contexts, actions, dimension)))
-    star = _unit(rng.standard_normal(dimension)) * (bound / 2 if signal is None else signal)
+    features = unit_vectors(rng.standard_normal((contexts, actions, dimension)))
+    star = unit_vectors(rng.standard_normal(dimension)) * (bound / 2 if signal is None else signal)
     return from_policy(features, star, beta=beta, bound=bound)
 
 
@@ -305,7 +305,7 @@ class ContinuousWorld:
         for row, seed in zip(u, seeds, strict=True):
             rng = np.random.default_rng(seed)
             psi = rng.standard_normal((2, n, self.dimension))
-            psi = _unit(psi) if self.features == "sphere" else psi / np.sqrt(self.dimension)
+            psi = unit_vectors(psi) if self.features == "sphere" else psi / np.sqrt(self.dimension)
             x = psi[0] - psi[1]
             y = rng.random(n) < expit(self.beta * x @ self.theta_star)
             row[:] = np.where(y, 1.0, -1.0)[:, None] * x
@@ -347,5 +347,6 @@ def _sample_size(n: int) -> int:
     return int(n)
 
 
-def _unit(v: Array) -> Array:
+def unit_vectors(v: Array) -> Array:
+    """v (..., d) scaled to length one."""
     return v / np.linalg.norm(v, axis=-1, keepdims=True)

@@ -28,6 +28,7 @@ from theory.claims.transport import COSTS, Cost, short, tensor
 from theory.objectives import aot_paired, aot_unpaired, least_squares, logistic
 from theory.rates import rate
 from theory.transport import coupling, first_order_violation
+from theory.worlds import unit_vectors
 
 _DRAWN = 300  # random samples in a figure
 
@@ -93,10 +94,10 @@ def aot_violation_rate(profile: str, seed: int, *, claimed: float = -0.5) -> Fin
     replicates, count = pick(profile, (16, 1), (200, 6), (400, 16))
     rng = np.random.default_rng(seed)
     world = np.random.default_rng(1)  # one fixed world of four atoms a side, whose best theta leaves a violation
-    chosen, rejected = (_unit(world.standard_normal((4, 2))) for _ in range(2))
+    chosen, rejected = (unit_vectors(world.standard_normal((4, 2))) for _ in range(2))
     p, q = world.dirichlet(np.full(4, 4.0)), world.dirichlet(np.full(4, 4.0))
     pair = np.random.default_rng(9)  # and one of two atoms, to be mixed with its mirror image: two best thetas
-    half = (_unit(pair.standard_normal((2, 2))) for _ in range(2))
+    half = (unit_vectors(pair.standard_normal((2, 2))) for _ in range(2))
     left, right = (np.concatenate([atoms, atoms * [-1, 1]]) for atoms in half)
     errors: dict[str, list[np.ndarray]] = {"excess": [], "value": [], "violation": [], "two minima": []}
     rows: list[Row] = []
@@ -324,10 +325,6 @@ def aot_not_convex(
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
-def _unit(v: np.ndarray) -> np.ndarray:
-    return v / np.linalg.norm(v, axis=-1, keepdims=True)
-
-
 CLAIMS = (
     Claim(
         "aot-objective-deviation",

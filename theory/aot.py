@@ -3,7 +3,7 @@
     fit = minimise_aot(chosen, rejected, starts=random_starts(rng, 8, d, bound), h=logistic, beta=1.0, bound=2.0)
 
 The objective is a minimum over couplings of convex functions, and not convex (its kinks bend down). Alternating between the best
-coupling of theta (sorting) and the best theta of that coupling (a convex problem, by Newton's method) lowers it in each round and
+coupling of theta (sorting) and a better theta for that coupling (a convex problem: some Newton steps) lowers it in each round and
 ends where neither step does: at a local minimum, unless the coupling is not unique there. Derived; the objective is that of
 Melnyk et al., arXiv:2406.05882.
 """
@@ -19,6 +19,7 @@ from theory.batch import ArrayLike, PairBatch
 from theory.checks import check_positive
 from theory.newton import Ball, minimise
 from theory.objectives import aot_unpaired
+from theory.policy import Array
 from theory.transport import coupling
 
 _MAX_ROUNDS = 100
@@ -97,8 +98,8 @@ def minimise_aot(
     for _ in range(_MAX_ROUNDS):
         problem = frozen(theta).select(active)
         moved = theta.flatten(0, 1).clone()
-        # what a few halvings leave is made up for in the next round
-        moved[active], _, _ = minimise(problem, moved[active], ball, halvings=10)
+        # what a few steps and halvings leave is made up for in the next round
+        moved[active], _, _ = minimise(problem, moved[active], ball, max_steps=4, halvings=10)
         moved = moved.reshape(theta.shape)
         lower = objective(moved)
         better = lower < value - 1e-14 * (1 + value.abs())
@@ -120,6 +121,31 @@ def random_starts(rng: np.random.Generator, count: int, dimension: int, bound: f
     v = rng.standard_normal((count, dimension))
     v *= bound * rng.random((count, 1)) ** (1 / dimension) / np.linalg.norm(v, axis=1, keepdims=True)
     return torch.from_numpy(v)
+
+
+def potentials(u: Array, v: Array, h: Cost, beta: float, p: Array, q: Array) -> tuple[Array, Array]:
+    """The dual of OT_h between atoms u (n,) with chances p and v (m,) with q: phi (n,) and psi (m,).
+
+    phi_i + psi_j <= h(u_i - v_j), with equality along the monotone coupling, so that p.phi + q.psi = OT_h. Every chance must be
+    positive: an atom that the coupling does not visit has no price.
+    """
+    if not ((p > 0).all() and (q > 0).all()):
+        raise ValueError(f"every atom needs a positive chance, got {min(p.min(), q.min()):g}. Leave atoms without one out.")
+    values = torch.from_numpy(u), torch.from_numpy(v)
+    plan = coupling(*values, torch.from_numpy(p), torch.from_numpy(q))
+    held = plan.mass > 0
+    price = h(values[0][:, None] - values[1], beta).numpy()
+    phi, psi = np.zeros(len(u)), np.zeros(len(v))
+    i, j = int(plan.row[held][0]), int(plan.column[held][0])
+    psi[j] = price[i, j]
+    for row, column in zip(plan.row[held].tolist(), plan.column[held].tolist(), strict=True):
+        if row != i:  # the staircase goes down, then to the right
+            i = row
+            phi[i] = price[i, j] - psi[j]
+        if column != j:
+            j = column
+            psi[j] = price[i, j] - phi[i]
+    return phi, psi
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import json
 import math
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from paper_figures import aot as figures
-from paper_figures import style
+from paper_figures import aot_tables, style
 
 SIZES, BATCHES, BETAS, LEVELS = (100, 1000, 10000), (1, 8, 64), (0.1, 1.0), (0.1, 0.3, 0.5, 0.7, 0.9)
 WORLDS, COSTS, METHODS = ("linear", "curved"), tuple(figures.COSTS), ("dpo", "aot-paired", "aot-unpaired")
@@ -135,8 +136,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(source: Path) -> figures.Study:
-    return figures.read(source)
+def study(source: Path) -> aot_tables.Study:
+    return aot_tables.read(source)
 
 
 def line(axes: Axes, name: str) -> np.ndarray:
@@ -159,7 +160,7 @@ def test_draw_writes_every_figure_as_pdf_and_png_at_column_width(source: Path) -
             assert int.from_bytes(path.read_bytes()[16:20], "big") == round(style.COLUMN * 300)  # 300 dots per inch
 
 
-def test_rates_are_root_mean_squares_and_vanishing_violations_are_said(study: figures.Study) -> None:
+def test_rates_are_root_mean_squares_and_vanishing_violations_are_said(study: aot_tables.Study) -> None:
     linear, curved = figures.rates(study).axes
     np.testing.assert_allclose(line(linear, "fixed"), np.array(SIZES) ** -0.5)
     np.testing.assert_allclose(line(linear, "bound"), 4 * np.array(SIZES) ** -0.5)
@@ -169,45 +170,45 @@ def test_rates_are_root_mean_squares_and_vanishing_violations_are_said(study: fi
     assert not [text for text in curved.texts if "0 in every sample" in text.get_text()]
 
 
-def test_minibatch_lines_are_biases(study: figures.Study) -> None:
+def test_minibatch_lines_are_biases(study: aot_tables.Study) -> None:
     for axes in figures.minibatch(study).axes:
         for k, h in enumerate(COSTS):
             np.testing.assert_allclose(line(axes, h), (k + 1) / np.array(BATCHES))
 
 
-def test_softness_leaves_hard_sorting_out_and_divides_by_it(study: figures.Study) -> None:
+def test_softness_leaves_hard_sorting_out_and_divides_by_it(study: aot_tables.Study) -> None:
     upper, lower = figures.softness(study).axes
     np.testing.assert_allclose(line(upper, "minimum"), [1 / 1.1, 1 / 2])
     np.testing.assert_allclose(line(upper, "hard_there"), [1.1, 2])
     np.testing.assert_allclose(line(lower, "distance"), [0.1, 1])
 
 
-def test_surrogate_panels_show_each_fact(study: figures.Study) -> None:
+def test_surrogate_panels_show_each_fact(study: aot_tables.Study) -> None:
     axes = figures.surrogate(study).axes
     np.testing.assert_allclose(line(axes[0], "violation|logistic"), [0.001, 0.01])
     np.testing.assert_allclose(line(axes[2], "gap|least squares"), [2.1, 3])
     np.testing.assert_allclose(line(axes[5], "kl|squared hinge"), [2.9, 2])
 
 
-def test_quantiles_are_those_at_matched_kl_and_most_pairs(study: figures.Study) -> None:
+def test_quantiles_are_those_at_matched_kl_and_most_pairs(study: aot_tables.Study) -> None:
     for world, marked in (("linear", False), ("curved", True)):
         axes = [panel for panel in figures.quantiles(study, world).axes if panel.get_visible()]
-        assert [title(panel) for panel in axes] == [figures.METHODS[name] for name in METHODS]
+        assert [title(panel) for panel in axes] == [aot_tables.METHODS[name] for name in METHODS]
         for panel in axes:
             np.testing.assert_allclose(line(panel, "chosen"), np.array(LEVELS) + 2)
             (dark,) = [band for band in panel.collections if band.get_gid() == "violation"]
             assert bool(dark.get_paths()) == marked
 
 
-def test_minima_are_means_over_samples(study: figures.Study) -> None:
+def test_minima_are_means_over_samples(study: aot_tables.Study) -> None:
     axes = figures.minima(study).axes
     np.testing.assert_allclose(line(axes[0], "minima|5"), [6, 6])
     np.testing.assert_allclose(line(axes[3], "relative|2"), [0.2, 0.02])
     assert [title(axes[k]) for k in (0, 1)] == ["Bradley–Terry labels", "random labels"]
 
 
-def test_the_summary_has_the_main_numbers(study: figures.Study) -> None:
-    text = figures.summary(study)
+def test_the_summary_has_the_main_numbers(study: aot_tables.Study) -> None:
+    text = aot_tables.summary(study)
     assert "3 minimisations not converged" in text
     assert "| rate | linear | fixed | -0.512 | [-0.530, -0.490] |" in text
     assert "| rate | linear | violation | zero at some size |  |" in text
@@ -221,23 +222,24 @@ def test_the_summary_has_the_main_numbers(study: figures.Study) -> None:
     assert "| linear | 1000 | True | dpo | 0 | 0.3 | 0.777 | 0 |" in text
 
 
-@pytest.mark.parametrize("name", [*figures.COLUMNS, "run.json"])
+@pytest.mark.parametrize("name", [*aot_tables.COLUMNS, "run.json"])
 def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path, name: str) -> None:
     folder = write_study(tmp_path)
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"no {name}.*prefdro run aot"):
-        figures.read(folder)
+        aot_tables.read(folder)
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
     pd.read_parquet(folder / "minima.parquet").drop(columns="spread").to_parquet(folder / "minima.parquet")
     with pytest.raises(ValueError, match="no column spread"):
-        figures.read(folder)
+        aot_tables.read(folder)
 
 
-def test_figures_read_tables_only() -> None:
-    tree = ast.parse(Path(figures.__file__).read_text())
+@pytest.mark.parametrize("module", [figures, aot_tables])
+def test_figures_read_tables_only(module: ModuleType) -> None:
+    tree = ast.parse(Path(str(module.__file__)).read_text())
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert not [name for name in modules if name.split(".")[0] in ("theory", "experiments", "llm")]

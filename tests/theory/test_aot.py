@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from theory.aot import minimise_aot, random_starts
+from theory.aot import Cost, minimise_aot, potentials, random_starts
 from theory.objectives import aot_unpaired, least_squares, logistic, squared_hinge
 
 COSTS = {"logistic": (logistic, 1.5), "squared hinge": (squared_hinge, 0.5), "least squares": (least_squares, 0.5)}
@@ -89,9 +89,23 @@ def test_random_starts_fill_the_ball() -> None:
     assert (radius < 1.0).double().mean().item() == pytest.approx(1 / 8, abs=0.03)
 
 
+@pytest.mark.parametrize("h", [logistic, squared_hinge, least_squares])
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (7, 7), (5, 3)])
+def test_potentials_solve_the_dual(h: Cost, n: int, m: int) -> None:
+    rng = np.random.default_rng(n)
+    u, v, p, q = rng.normal(size=n), rng.normal(size=m), rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(m))
+    phi, psi = potentials(u, v, h, 1.0, p, q)
+    price = h(torch.from_numpy(u[:, None] - v), 1.0).numpy()
+    assert (phi[:, None] + psi <= price + 1e-12).all()  # feasible, so that its value is no more than OT_h
+    value = aot_unpaired(*map(torch.from_numpy, (u, v)), h, 1.0, *map(torch.from_numpy, (p, q)))
+    assert p @ phi + q @ psi == pytest.approx(float(value), abs=1e-12)
+
+
 def test_bad_input() -> None:
     a, b = sample(0, 3, 3)
     with pytest.raises(ValueError, match="share their last axis"):
         minimise_aot(a, b, starts=torch.zeros(1, 3).double(), h=logistic, beta=1.0, bound=1.0)
     with pytest.raises(ValueError, match="bound must be a positive finite number, got 0"):
         minimise_aot(a, b, starts=torch.zeros(1, 2).double(), h=logistic, beta=1.0, bound=0)
+    with pytest.raises(ValueError, match="every atom needs a positive chance, got 0"):
+        potentials(np.zeros(2), np.ones(1), logistic, 1.0, np.array([1.0, 0.0]), np.ones(1))

@@ -28,7 +28,7 @@ from experiments.aot_comparison import MATCHED_KL, methods_rows, pairing_rows
 from experiments.aot_estimator import BATCHES, minibatch_rows, minima_rows, rate_rows, softness_rows, surrogate_rows
 from experiments.aot_tables import quantiles_table, rates_table
 from experiments.aot_worlds import BETA, BOUND, SIGNAL, Spec
-from experiments.provenance import code_fingerprint, provenance
+from experiments.provenance import code_fingerprint, configuration, provenance
 from experiments.runner import run_cells
 from experiments.store import Cell, open_run, write_json, write_table
 from theory.multistart import TOLERANCE
@@ -205,9 +205,7 @@ def run(config: AotStudy) -> dict[str, pd.DataFrame]:
         write_json(
             {
                 "experiment": "aot",
-                "configuration": {
-                    name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()
-                },
+                "configuration": configuration(config),
                 "profile": asdict(PROFILES[config.profile]),
                 "seed": config.seed,
                 "constants": {

@@ -5,6 +5,7 @@ Nothing is fitted here: everything is read from the tables of the run and run.js
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -296,12 +297,6 @@ def draw(source: Path, out: Path | None = None) -> list[Path]:
         ValueError: a table or a column is missing.
     """
     study = read(Path(source))
-    out = Path(source) / "figures" if out is None else Path(out)
-    written: list[Path] = []
-    with style.paper():
-        for name, make in FIGURES.items():
-            written += style.save(make(study), out / name)
-        for world in study["quantiles"].world.unique():
-            written += style.save(quantiles(study, world), out / f"aot_quantiles_{world}")
-    (out / "summary.md").write_text(summary(study), encoding="utf-8")
-    return [*written, out / "summary.md"]
+    figures = ((name, make(study)) for name, make in FIGURES.items())
+    worlds = ((f"aot_quantiles_{world}", quantiles(study, world)) for world in study["quantiles"].world.unique())
+    return style.save_all(chain(figures, worlds), out or Path(source) / "figures", summary(study))

@@ -1,12 +1,13 @@
 """What a run of `prefdro run aot` says: its tables, read and checked, and their main numbers as Markdown."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from paper_figures.tables import read_tables
 
 COLUMNS = {
     "rate.parquet": ("world", "n", "replicate", "fixed", "minimiser", "excess", "violation", "violation_population", "bound"),
@@ -47,19 +48,7 @@ def read(source: Path) -> Study:
     Raises:
         ValueError: a table or a column is missing, with the command that makes it.
     """
-    remedy = f"Make the tables with `prefdro run aot --out {source}`."
-    missing = [name for name in [*COLUMNS, "run.json"] if not (source / name).is_file()]
-    if missing:
-        raise ValueError(f"{source} has no {' and no '.join(missing)}. {remedy}")
-    tables = {}
-    for name, columns in COLUMNS.items():
-        table = pd.read_csv(source / name) if name.endswith(".csv") else pd.read_parquet(source / name)
-        lacking = [column for column in columns if column not in table]
-        if lacking or table.empty:
-            what = f"no column {', '.join(lacking)}; it has {', '.join(table)}" if lacking else "no rows"
-            raise ValueError(f"{source / name} has {what}. {remedy}")
-        tables[Path(name).stem] = table
-    return Study(tables, json.loads((source / "run.json").read_text()))
+    return Study(*read_tables(source, COLUMNS, "prefdro run aot"))
 
 
 def world_name(name: str) -> str:

@@ -99,7 +99,7 @@ def minimise_aot(
         problem = frozen(theta).select(active)
         moved = theta.flatten(0, 1).clone()
         # what a few steps and halvings leave is made up for in the next round
-        moved[active], _, _ = minimise(problem, moved[active], ball, max_steps=4, halvings=10)
+        moved[active], _, _ = minimise(problem, moved[active], ball, max_steps=3, halvings=10)
         moved = moved.reshape(theta.shape)
         lower = objective(moved)
         better = lower < value - 1e-14 * (1 + value.abs())

@@ -67,7 +67,7 @@ class Verify:
     record: bool = False
     """Put the verdicts of this run on record for this profile, instead of comparing with it."""
     seed: int = 0
-    """Seed of all random numbers."""
+    """Seed of all random numbers. The verdicts on record are of seed 0: another one can turn a close verdict."""
     out: Path = Path("results/ledger")
     """Folder of the ledger; claims that it holds, computed by the same code, are not computed again."""
     workers: int | None = None

@@ -253,7 +253,8 @@ def _step(gradient: float, slack: float, curvature: float, beta: float, u: Array
     if curvature <= 0 or reach * gradient >= curvature:
         return SharpBound(math.inf, gradient, curvature)
     y, c = reach * gradient / curvature, reach**2 * slack / curvature
-    low, high = -math.log1p(-y), (1 + c) / (1 - y)
+    # the root lies between the minimum of the convex function and a point where r - 1 alone outgrows the line
+    low, high = -math.log1p(-y), (1 + c) / (1 - y) * (1 + 1e-9) + 1e-9
     if y == 0 and c == 0:
         return SharpBound(0.0, gradient, curvature)
     r = brentq(lambda r: (math.expm1(-r) + r) - y * r - c, low, high, xtol=1e-300, rtol=1e-12)

@@ -111,6 +111,8 @@ def worst_case(
     if np.shape(theta) != (world.dimension,):
         raise ValueError(f"theta must have shape ({world.dimension},) as in the world, got {np.shape(theta)}.")
     w = np.asarray(theta, dtype=float) - world.theta_ref
+    if not np.isfinite(w).all():
+        raise ValueError(f"theta must be finite, got {np.asarray(theta).tolist()}. Look at the fit that gave it.")
     if ball in ("w1-free", "w1-label", "w2-free", "gradient"):
         if losses is not None:
             raise ValueError(f"the ball {ball!r} moves features, and needs the loss wherever they go. Leave losses out.")

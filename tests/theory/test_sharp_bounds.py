@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -97,6 +97,7 @@ def test_no_shift_is_enough_when_the_sample_is_too_small() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(1e-6, 0.4), st.floats(0, 1e-3), st.floats(0.1, 2), st.floats(0.1, 3))
+@example(0.0014321757809396321, 1.296686673457492e-13, 0.0007832092602198403, 0.3537)  # just below where the bound is infinite
 def test_the_step_solves_its_inequality_with_equality(gradient: float, slack: float, h: float, beta: float) -> None:
     u = np.array([[0.0, 1.5], [0.3, 0.0]])
     found = _step(gradient, slack, h, beta, u).value

@@ -23,6 +23,7 @@ from theory.claims.ledger import (
     inequality,
     panel,
     pick,
+    rate_reached,
 )
 from theory.claims.transport import COSTS, Cost, short, tensor
 from theory.objectives import aot_paired, aot_unpaired, least_squares, logistic
@@ -31,6 +32,7 @@ from theory.transport import coupling, first_order_violation
 from theory.worlds import unit_vectors
 
 _DRAWN = 300  # random samples in a figure
+_DRIFT = 0.05  # what finite samples, from n = 100 on, may add to a slope
 
 
 # ---------------------------------------------------------------------------------------------------- sample complexity
@@ -118,10 +120,7 @@ def aot_violation_rate(profile: str, seed: int, *, claimed: float = -0.5) -> Fin
     ):
         fall = rate(np.array(sizes), np.array(errors[name]), seed=seed)
         slope = f"{fall.slope:.2f} [{fall.low:.2f}, {fall.high:.2f}]"
-        verdict = Verdict.REFUTED if fall.low > claimed + 0.1 else Verdict.HOLDS
-        slower = f"slope {slope}, not {claimed:g}" if verdict == Verdict.REFUTED else ""
-        figure = f"slope {slope}, claimed {claimed:g}; refuted where surely above {claimed + 0.1:g}"
-        lines.append(Measurement(what, verdict, figure, counterexample=slower))
+        lines.append(rate_reached(what, fall.slope, fall.low, fall.high, claimed + _DRIFT))
         slopes.append(f"{name} {slope}")
     table = panel(rows, "sample size n", "root mean square error", log="xy")
     return conclude(f"slopes: {', '.join(slopes)}", lines, {"error at the minimiser": table})
@@ -347,7 +346,7 @@ CLAIMS = (
         "Finite worlds in two dimensions, many samples of each size, the best of several starts that include the population's "
         "minimiser; slope of the root mean square with a bootstrap interval. One world is fixed; another is mixed with its "
         "mirror image, so that two minima differ by a multiple of n^-1/2, which makes the rate n^-1/2 attained.",
-        "An interval of a slope that lies above -0.4, a tenth from the claimed rate.",
+        f"An interval of a slope that lies above the claimed rate by more than {_DRIFT}, what small samples may add.",
         aot_violation_rate,
     ),
     Claim(

@@ -62,7 +62,7 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
             equality(
                 f"{NAMES[ball]}: at {1 + _STEP:g} of the radius, log 2 minus the certified optimum of an independent program",
                 max(high, 0.0),
-                1e-6,
+                1e-9,
                 f"the program gets below log 2 by {high:.2g}",
             )
         )

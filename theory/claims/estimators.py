@@ -255,7 +255,7 @@ CLAIMS = (
         "the error at a fixed radius falls as n^-1/4 or faster; as n^-1/2",
         "At a fixed radius the error of WDPO and KLDPO is O(n^-1/4) (Theorems 1 and 2); arXiv:2509.19104 states n^-1/2.",
         "Finite Z; radii below the collapse radius.",
-        "Slope of the root-mean-square error on n, over all sizes against n^-1/4 and over the last four decades against n^-1/2; "
+        "Slope of the root-mean-square error on n, over all sizes against n^-1/4 and over the last three decades against n^-1/2; "
         f"bootstrap intervals at {LEVEL:.1%}.",
         "A slope above -1/4 over all sizes, or a tail that is slower than -1/2.",
         rate_quarter,

@@ -233,7 +233,7 @@ CLAIMS = (
         "Finite Z; E x x' (under the worst case at theta_rho for KL, in the population for W) has no eigenvalue below 0.01.",
         "An evolutionary search over features, mu, theta* and the radius (up to the collapse radius) for worlds whose error "
         "falls as slowly as possible between n = 1e4 and 1e6. The slowest, and the slowest at exactly its collapse radius, are "
-        "measured again on new samples up to n = 1e10, where the slope of the last four decades must be -1/2 or steeper. "
+        "measured again on new samples up to n = 1e10, where the slope over the last three decades must be -1/2 or steeper. "
         "Intervals are at 95 % for all worlds together (Bonferroni).",
         "A world whose slope at large n stays away from -1/2.",
         slowest_instance,

@@ -17,7 +17,7 @@ FLIPS: list[tuple[str, dict[str, Any]]] = [
     ("bias-wasserstein", {"exponents": (("w2-finite", 1.0),)}),
     ("radius-coverage", {"scale": 0.7}),
     ("radius-coverage", {"scale": 1.5}),
-    ("radius-coverage", {"distance_rate": -0.25}),
+    ("radius-coverage", {"distance_rates": (-0.25, -0.25)}),
     ("radius-coverage", {"schedules": (("kl", -0.5, -0.5),)}),
     ("radius-coverage", {"schedules": (("w1-free", -0.25, -0.5),)}),
 ]

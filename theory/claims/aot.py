@@ -93,7 +93,7 @@ def _coin_deviation(n: int, h: Cost) -> float:
 def aot_violation_rate(profile: str, seed: int, *, claimed: float = -0.5) -> Finding:
     """Claim 16: the excess of OT_h at the empirical minimiser is O(n^claimed); so are value error and plain violation."""
     sizes = pick(profile, (100, 1000, 10000), (100, 1000, 10000, 100000), (100, 1000, 10000, 100000, 1000000))
-    replicates, count = pick(profile, (16, 1), (200, 6), (400, 16))
+    replicates, count = pick(profile, (80, 2), (200, 6), (400, 16))
     rng = np.random.default_rng(seed)
     world = np.random.default_rng(1)  # one fixed world of four atoms a side, whose best theta leaves a violation
     chosen, rejected = (unit_vectors(world.standard_normal((4, 2))) for _ in range(2))

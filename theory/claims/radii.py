@@ -157,7 +157,7 @@ def radius_coverage(
         "W(P, P_n), root mean square": panel(distances, "pairs n", "distance", log="xy"),
     }
     sizes = tuple(10**k for k in pick(profile, (7, 8, 9, 10), (7, 8, 9, 10), range(6, 12)))
-    replicates = pick(profile, 40, 100, 400)
+    replicates = pick(profile, 120, 120, 400)
     (world,) = worlds(seed, 1)
     for ball, power, claimed in schedules:
         problem = Problem(ball, world)
@@ -242,8 +242,8 @@ CLAIMS = (
         "n^-1/4. With radii of these orders KL, W1 and W2 on the atoms keep the rate n^-1/2 to theta*; W2 with free features, "
         "whose bias is ∝ rho, has n^-1/4, and so has KLDPO with rho ∝ n^-1/2.",
         "Finite Z of K atoms.",
-        "The share of samples whose KL exceeds the radius; the slopes of W1(P, P_n) and W2(P, P_n), by linear programming; slopes "
-        f"of the error to theta* with shrinking radii, n = 1e7 to 1e10, intervals at {_LEVEL:.1%}.",
+        "The share of samples whose KL exceeds the radius; the slopes of W1(P, P_n) and W2(P, P_n), by linear programming; "
+        f"slopes of the error to theta* with shrinking radii, n = 1e7 to 1e10, intervals at {_LEVEL:.1%}.",
         "A failure rate away from 5 %, or a slope whose interval leaves out the claimed one.",
         radius_coverage,
     ),

@@ -53,7 +53,8 @@ def test_the_distance_between_two_samples_by_hand() -> None:
     K = len(world.probability)
     start, end = np.eye(K)[0], np.eye(K)[3]
     moved = type(world)(world.psi1, world.psi2, world.label, start, world.beta, world.bound, world.theta_ref)
-    assert radii._distances(moved, end[None])[0] == pytest.approx(world.distance(1.0)[0, 3])
+    for power in (1, 2):
+        assert radii._distances(moved, end[None], power)[0] == pytest.approx(world.distance(1.0)[0, 3])
 
 
 def test_equal_atoms_are_counted_once() -> None:

@@ -9,7 +9,7 @@ CODE   := theory llm experiments paper_figures tests
 PEERS  := dro==0.4.3 skwdro==1.1.1 cvxopt==1.3.3 mechanic-pytorch==0.0.1 prodigyopt==1.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test test-slow bench peers clean
+.PHONY: help install ledger-page reproduce test test-slow bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,13 @@ peers: install .venv/peers  ## the solvers of other packages that the benchmark 
 
 bench: peers  ## time our solvers against cvxpy, dro, skwdro and scikit-learn
 	@$(BIN)/prefdro bench solvers --out results/bench
+
+ledger-page: install  ## copy the ledger of the last `make reproduce` into docs/ledger
+	@mkdir -p docs/ledger/figures
+	@grep -v '^Tables: ' results/ledger/ledger.md > docs/ledger/ledger.md
+	@$(BIN)/python -c 'from pathlib import Path; from PIL import Image; \
+		[Image.open(p).convert("RGB").quantize(64).save(f"docs/ledger/figures/{p.name}", optimize=True) \
+		for p in Path("results/ledger/figures").glob("*.png")]'
 
 clean:  ## remove the environment, caches and results
 	rm -rf .venv results build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -12,6 +12,7 @@ Blondel et al., arXiv:2002.08871 (soft sorting).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from numpy.polynomial.legendre import leggauss
@@ -20,6 +21,7 @@ from torch import Tensor
 Cost = Callable[[Tensor], Tensor]  # h, elementwise
 PieceMean = Callable[[Tensor, Tensor], Tensor]  # mean of h over the segment between two numbers, elementwise
 
+_gauss_nodes = lru_cache(leggauss)
 _TINY = 1e-300  # a level that is above 0 and below every atom's weight
 
 
@@ -120,7 +122,7 @@ def gauss_mean(h: Cost, a: Tensor, b: Tensor, nodes: int = 32) -> Tensor:
     at ±i pi/beta); rewards of a sample move D by less than that from one atom to the next unless beta times a single mass times a
     reward gap exceeds 15. A kink of h inside a segment leaves few digits: give such an h a piece mean of its own.
     """
-    points, masses = leggauss(nodes)
+    points, masses = _gauss_nodes(nodes)
     x, w = torch.as_tensor(points, dtype=a.dtype, device=a.device), torch.as_tensor(masses, dtype=a.dtype, device=a.device)
     segment = (a + b)[..., None] / 2 + (b - a)[..., None] / 2 * x
     return (h(segment) * w).sum(-1) / 2

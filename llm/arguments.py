@@ -1,0 +1,81 @@
+"""What `prefdro train` can be told: dataclasses that are the Python arguments, the command line and the YAML file.
+
+The objective's own parameters are `llm.objectives.ObjectiveParameters`; everything that the Trainer of transformers can do is
+inherited. Options whose effect would be ignored, or would make an objective inexact, are refused.
+"""
+
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from llm.objectives import option
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and how much of it."""
+
+    model: str = option("", "folder of a model, or its name on the hub")
+    revision: str | None = option(None, "revision of the model on the hub")
+    tokenizer: str | None = option(None, "folder or name of the tokenizer; not given: that of the model")
+    dtype: str = option("float32", "dtype of the weights: float32, bfloat16 or float16; float32 with --bf16 is the usual choice")
+    attention: str | None = option(None, "attention: eager, sdpa, flash_attention_2, ...; not given: the model's default")
+    trust_remote_code: bool = option(False, "run code that comes with the model")
+    lora: bool = option(False, "train a LoRA adapter (peft) instead of all weights")
+    lora_rank: int = option(16, "rank of the adapter")
+    lora_alpha: float = option(32.0, "scale of the adapter; it is divided by the rank")
+    lora_targets: str | None = option(None, "modules to adapt, separated by commas, or all-linear; not given: peft's choice")
+
+
+@dataclass
+class DataArguments:
+    """Which preferences it is trained on, and how they are cut into tokens."""
+
+    data: str = option("", "a .jsonl, .json, .parquet or .csv file, a folder of a data set, or its name on the hub")
+    eval_data: str | None = option(None, "the same, for evaluation")
+    data_name: str | None = option(None, "configuration of a data set on the hub")
+    split: str = option("train", "split to train on")
+    eval_split: str | None = option(None, "split of --data to evaluate on, where there is no --eval_data")
+    max_length: int | None = option(1024, "longest prompt with completion, in tokens; longer completions are cut at the end")
+    long_prompts: str = option("error", "prompts that leave no room for a completion: error or drop")
+    reference_cache: str | None = option(
+        None, "file of the reference log-probabilities; not given: reference-train.safetensors in --output_dir"
+    )
+    reference_batch_size: int = option(32, "sequences at once when the reference is computed")
+
+
+@dataclass
+class PreferenceArguments(TrainingArguments):
+    """How it is trained: the arguments of the Trainer of transformers, with other defaults, and one more."""
+
+    output_dir: str | None = option("results/train", "folder of the model, its checkpoints and its card")
+    learning_rate: float = option(1e-6, "learning rate")
+    logging_steps: float = option(10, "steps between two logs; below 1: as a share of all steps")
+    logging_nan_inf_filter: bool = option(False, "must stay false: a loss that is not a number stops the run")
+    remove_unused_columns: bool = option(False, "must stay false: the objective reads columns that the model does not")
+    kl_prompts: int = option(
+        0, "evaluation prompts from which the policy writes a completion, to estimate its KL to the reference on its own samples"
+    )
+    kl_max_new_tokens: int = option(64, "length of these completions, in tokens")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refused = {
+            "label_smoothing_factor": (self.label_smoothing_factor != 0, "use --objective cdpo with --flip"),
+            "logging_nan_inf_filter": (self.logging_nan_inf_filter, "leave it out"),
+            "remove_unused_columns": (self.remove_unused_columns, "leave it out"),
+            "torch_compile": (self.torch_compile, "not tested with the head inside the forward pass; leave it out"),
+            "auto_find_batch_size": (self.auto_find_batch_size, "it would change the effective batch; set the batch size"),
+            "neftune_noise_alpha": (
+                self.neftune_noise_alpha is not None,
+                "noise differs between the two passes over a batch, so that the objective would not be exact; leave it out",
+            ),
+            "fp16": (self.fp16, "the loss scaling of float16 is not supported; use --bf16"),
+        }
+        for name, (given, remedy) in refused.items():
+            if given:
+                raise ValueError(f"--{name} ({getattr(self, name)}) is refused: {remedy}.")
+        if self.kl_prompts < 0 or self.kl_max_new_tokens < 1:
+            raise ValueError(
+                f"--kl_prompts must be at least 0 and --kl_max_new_tokens at least 1, got {self.kl_prompts} and {self.kl_max_new_tokens}."
+            )

@@ -1,0 +1,89 @@
+"""Combinations in which an objective would not be what it says: refused with the reason, or, where harmless, warned of."""
+
+import warnings
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from llm.arguments import PreferenceArguments
+from llm.objectives import Objective, ObjectiveParameters
+
+# Largest error of a summed log-probability, in nats, as measured at 256 tokens: see the documentation of `sequence_logprobs`.
+LOGPROB_ERROR = {"float32": 1e-4, "bf16 autocast": 0.2, "bfloat16": 3.0}
+
+
+def refuse_inexact(
+    p: ObjectiveParameters, objective: Objective, model: nn.Module, args: PreferenceArguments, accelerator: Accelerator
+) -> None:
+    """Raise ValueError if the model, the arguments or the parallelism would make the objective inexact."""
+    for reason, found in _reasons(p, objective, model, args, accelerator):
+        if found:
+            raise ValueError(f"{p.objective} is refused here: {reason}.")
+    if args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps == 1 and objective.couples:
+        plain = "DPO" if objective.losses is None else "the plain mean of its pair loss"
+        warnings.warn(
+            f"the effective batch is one pair, for which {p.objective} is {plain}: the batch is its sample of the distribution. "
+            "Raise --per_device_train_batch_size or --gradient_accumulation_steps.",
+            stacklevel=2,
+        )
+
+
+def _reasons(
+    p: ObjectiveParameters, objective: Objective, model: nn.Module, args: PreferenceArguments, accelerator: Accelerator
+) -> list[tuple[str, bool]]:
+    wdpo = p.objective == "wdpo"
+    exact, shifted = wdpo and p.wdpo_mode in (None, "exact"), wdpo and p.wdpo_mode in ("finite_difference", "adversarial")
+    checkpointing = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+    attention = str(getattr(getattr(model, "config", None), "_attn_implementation", None))
+    kind = str(accelerator.distributed_type)
+    split = (
+        args.parallelism_config is not None and args.parallelism_config.total_size > args.parallelism_config.data_parallel_size
+    )
+    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    return [
+        (
+            "DataParallel splits each batch in one process; start one process per GPU with torchrun or accelerate launch",
+            args.n_gpu > 1,
+        ),
+        (
+            "tensor, context and sequence parallelism put one row on several ranks, whose scores would be counted twice",
+            bool(split),
+        ),
+        ("reentrant checkpointing cannot give the gradient at the embedding; set use_reentrant to false", wdpo and checkpointing),
+        (
+            f"{attention} has no second derivative; use --attention sdpa or eager, or --wdpo_mode finite_difference",
+            exact and "flash" in attention,
+        ),
+        ("FSDP does not support a double backward; use --wdpo_mode finite_difference or adversarial", exact and "FSDP" in kind),
+        ("DeepSpeed does not support several backward passes in a step", wdpo and "DEEPSPEED" in kind),
+        (
+            "most of a small shift of the embeddings rounds away in weights of half precision; load them with --dtype float32 and "
+            "use --bf16 for autocast",
+            shifted and half,
+        ),
+        (
+            "several processes with batches of different sizes; set --dataloader_drop_last",
+            args.world_size > 1 and not args.dataloader_drop_last,
+        ),
+        (
+            "the KL on own samples needs the whole model in one process, which FSDP does not keep; set --kl_prompts 0",
+            bool(args.kl_prompts) and ("FSDP" in kind or "DEEPSPEED" in kind),
+        ),
+    ]
+
+
+def warn_of_small_temperature(p: ObjectiveParameters, model: nn.Module, args: PreferenceArguments) -> None:
+    """Warn if the temperature of a tilt is below the rounding error of the losses: the weights would follow the rounding."""
+    temperature = p.tau if p.tau is not None else p.b
+    if temperature is None:
+        return
+    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    kind = "bfloat16" if half else "bf16 autocast" if args.bf16 else "float32"
+    error = p.beta * LOGPROB_ERROR[kind]
+    if temperature < error:
+        warnings.warn(
+            f"the temperature {temperature:g} is below the rounding error of the losses in {kind}, about {error:g} (beta times "
+            f"{LOGPROB_ERROR[kind]:g} nats): the worst-case weights would follow the rounding. Use float32, or a temperature above {error:g}.",
+            stacklevel=2,
+        )

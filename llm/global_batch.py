@@ -1,0 +1,90 @@
+"""The objective of a whole effective batch, from the parts that micro-batches and ranks see.
+
+A functional such as the KL tilt, or a sort, needs all log-probabilities at once, but its gradient needs the model only through them:
+
+    d objective / d theta = sum_i c_i d logp_i / d theta,   c_i = d objective / d logp_i.
+
+So the log-probabilities are gathered without gradient, the objective and its coefficients c are computed once, by every rank for
+itself, and each micro-batch back-propagates sum_i c_i logp_i for its own rows.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from llm.objectives import Pairs, Scores, Singles, as_double
+
+
+def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
+    """What the objective sees of one micro-batch; weights as they are in the data. Rows as in `llm.data.PreferenceCollator`."""
+    lengths = batch["completion_mask"][:, 1:].sum(1)
+    weights = batch.get("weight")
+    if "desirable" in batch:
+        return Singles(logps, batch["reference_logps"], batch["desirable"], weights, batch.get("reference_point"))
+    chosen, rejected = logps.chunk(2)
+    return Pairs(chosen, rejected, *batch["reference_logps"].chunk(2), *lengths.chunk(2), weights, batch.get("group"))
+
+
+def concatenate(parts: list[Scores]) -> Scores:
+    """The scores of several micro-batches as one; a number of the effective batch is taken from the first."""
+    columns = {}
+    for name in (f.name for f in fields(parts[0])):
+        values = [getattr(part, name) for part in parts]
+        columns[name] = values[0] if values[0] is None or values[0].ndim == 0 else torch.cat(values)
+    return type(parts[0])(**columns)
+
+
+def gather(scores: Scores, accelerator: Accelerator) -> Scores:
+    """The scores of all ranks, rank after rank, without gradient. All ranks must hold equally many."""
+    if accelerator.num_processes == 1:
+        return detached(scores)
+    moved = {name: x if x.ndim == 0 else accelerator.gather(x.detach().contiguous()) for name, x in _tensors(scores).items()}
+    return replace(scores, **moved)
+
+
+def detached(scores: Scores) -> Scores:
+    """The same numbers without gradient."""
+    return replace(scores, **{name: x.detach() for name, x in _tensors(scores).items()})
+
+
+def normalised(scores: Scores) -> Scores:
+    """The same scores with weights that sum to one."""
+    if scores.weights is None:
+        return scores
+    total = scores.weights.sum()
+    if not total > 0:
+        raise ValueError(
+            f"all {len(scores.weights)} weights of an effective batch are zero: there is nothing to learn from it. "
+            "Drop rows of weight zero, or use a larger effective batch."
+        )
+    return replace(scores, weights=scores.weights / total)
+
+
+def coefficients(value: Callable[[Scores], Tensor], scores: Scores) -> tuple[Tensor, Scores]:
+    """The objective of an effective batch and its derivative in each policy log-probability, both in float64.
+
+    The derivatives take the place of the log-probabilities in the scores that are returned.
+    """
+    policy = [f for f in ("chosen", "rejected", "policy") if hasattr(scores, f)]
+    double = as_double(scores)
+    leaves = [getattr(double, name).detach().requires_grad_() for name in policy]
+    with torch.enable_grad():
+        total = value(replace(double, **dict(zip(policy, leaves, strict=True))))
+        grads = torch.autograd.grad(total, leaves)
+    return total.detach(), replace(double, **dict(zip(policy, grads, strict=True)))
+
+
+def own_rows(derivatives: Scores, sizes: list[int], rank: int) -> list[Tensor]:
+    """Coefficients of this rank's micro-batches of so many pairs or responses, each in the row order of its batch."""
+    mine = slice(rank * sum(sizes), (rank + 1) * sum(sizes))
+    if isinstance(derivatives, Singles):
+        return list(derivatives.policy[mine].split(sizes))
+    parts = zip(derivatives.chosen[mine].split(sizes), derivatives.rejected[mine].split(sizes), strict=True)
+    return [torch.cat(part) for part in parts]
+
+
+def _tensors(scores: Scores) -> dict[str, Tensor]:
+    return {name: x for name, x in vars(scores).items() if isinstance(x, Tensor)}

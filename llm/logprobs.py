@@ -1,0 +1,125 @@
+"""Log-probabilities of completions under a causal language model, in float32 and without the logits of the prompt.
+
+The language-model head is applied to the positions that predict a completion token only, and, where many, chunk by chunk under
+checkpointing: the logits of a batch, its largest tensor, never exist as a whole. All of it happens inside one call of the model,
+so that data-parallel wrappers see an ordinary forward pass.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = 2**24  # logits held at once; 64 MiB in float32
+
+
+def sequence_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True) -> Tensor:
+    """sum_t log pi(y_t | x, y_<t) over the completion tokens of each row; shape (rows,), float32 (float64 for such a model).
+
+    Args:
+        model: a causal language model, bare or wrapped (PEFT, DDP, FSDP).
+        batch: `input_ids`, `attention_mask`, `completion_mask`, each (rows, T), padded on the right.
+        fused: apply the head inside the model's forward to completion positions only, and leave out the attention mask, which
+            right padding under causal attention does not need. `head_can_be_fused` says whether the model allows it.
+    """
+    ids, scored = batch["input_ids"], batch["completion_mask"][:, 1:].bool()
+    targets = ids[:, 1:][scored]
+    if fused:
+        with _token_logprobs_for_logits(_output_head(model), scored, targets):
+            tokens = model(input_ids=ids, use_cache=False).logits.reshape(-1)
+    else:
+        logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1][scored]
+        tokens = -cross_entropy(_at_least_float32(logits), targets, reduction="none")
+    rows = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), scored.sum(1), output_size=len(targets))
+    return torch.zeros(len(ids), dtype=tokens.dtype, device=ids.device).index_add(0, rows, tokens)
+
+
+def head_can_be_fused(model: nn.Module) -> bool:
+    """Whether both ways of `sequence_logprobs` agree on a small padded batch of random tokens; to be asked before wrapping.
+
+    They do not where a model changes its logits after the head (a soft cap, a scale), has no head of its own, or attends to what
+    comes later.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            batch = _probe(model)
+            plain = sequence_logprobs(model, batch, fused=False)
+            fused = sequence_logprobs(model, batch)
+        tolerance = 0.02 if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else 1e-4
+        return bool(torch.allclose(plain, fused, rtol=tolerance, atol=tolerance))
+    except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
+        warnings.warn(f"log-probabilities are taken from full logits: the head cannot be fused ({error}).", stacklevel=2)
+        return False
+    finally:
+        model.train(training)
+
+
+def _probe(model: nn.Module) -> dict[str, Tensor]:
+    """Two rows of random tokens, the second one padded."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = torch.randint(vocabulary, (2, 8), generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
+    attention = torch.ones_like(ids)
+    attention[1, 5:] = 0
+    completion = attention.clone()
+    completion[:, :2] = 0
+    return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
+
+
+@contextmanager
+def _token_logprobs_for_logits(head: nn.Module, scored: Tensor, targets: Tensor) -> Iterator[None]:
+    """While open, the head returns log pi of the targets, shape (1, N, 1), in place of logits."""
+    project = head.forward
+
+    def logprobs(hidden: Tensor, wanted: Tensor) -> Tensor:
+        return -cross_entropy(_at_least_float32(project(hidden)), wanted, reduction="none")
+
+    def forward(hidden: Tensor, *_: Any) -> Tensor:
+        kept = hidden[:, :-1][scored]
+        size = max(256, CHUNK_LOGITS // _width(head))
+        if len(kept) <= size:
+            return logprobs(kept, targets).reshape(1, -1, 1)
+        chunks = zip(kept.split(size), targets.split(size), strict=True)
+        if torch.is_grad_enabled():
+            parts = [checkpoint(logprobs, *chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            parts = [logprobs(*chunk) for chunk in chunks]
+        return torch.cat(parts).reshape(1, -1, 1)
+
+    own = head.__dict__.get("forward")  # set by accelerate's hooks on some models
+    head.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own is None:
+            del head.forward
+        else:
+            head.forward = own
+
+
+def _output_head(model: nn.Module) -> nn.Module:
+    head = unwrapped(model).get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise AttributeError(f"{type(model).__name__} has no output embeddings")
+    return head
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside data-parallel wrappers; FSDP2 and PEFT leave its methods reachable."""
+    while isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "get_input_embeddings"):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def _width(head: nn.Module) -> int:
+    return int(getattr(head, "out_features", 0) or head.weight.shape[0])  # type: ignore[union-attr, index]
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

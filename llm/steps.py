@@ -1,0 +1,187 @@
+"""How one training step of an effective batch goes, for each kind of objective.
+
+A step sees all micro-batches first (`before`) and then gives each of them a loss (`loss`), whose gradient is this micro-batch's share
+of the gradient of the objective and whose value is its share of the objective. Data parallelism averages gradients over ranks, so
+that shares are multiplied by their number.
+
+| step           | before                                            | forward passes with / without gradient |
+|----------------|---------------------------------------------------|-----------------------------------------|
+| Mean           | weights that sum to one over the effective batch  | 1 / 0                                   |
+| KahnemanTversky| and z0 from mismatched pairs                      | 1 / 1 (of the mismatched pairs)         |
+| Coupled        | coefficients; nothing for a single micro-batch    | 1 / 1 (0 for a single micro-batch)      |
+
+WDPO has steps of its own: `llm.wasserstein_steps`.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from llm.global_batch import coefficients, concatenate, detached, gather, normalised, own_rows, scores_of
+from llm.logprobs import sequence_logprobs
+from llm.metrics import weight_metrics
+from llm.objectives import Objective, Pairs, Scores, group_value, worst_case_weights
+from theory.pair_losses import kto_reference_point
+
+Batch = dict[str, Any]
+
+
+class Mean:
+    """A weighted mean of losses: shares of it add up."""
+
+    def __init__(self, objective: Objective, accelerator: Accelerator, *, fused: bool) -> None:
+        self.objective, self.accelerator, self.fused = objective, accelerator, fused
+        self.seen: list[Scores] = []  # scores since the last log
+        self.numbers: defaultdict[str, list[float]] = defaultdict(list)  # one for each step since the last log
+        self.values: list[Tensor] = []  # of the current step, to be looked at before the weights move
+
+    def score(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities of the rows of a batch, (rows,)."""
+        return sequence_logprobs(model, batch, fused=self.fused)
+
+    def before(self, model: nn.Module, batches: list[Batch]) -> None:
+        """What couples the micro-batches of one step, put into them."""
+        self.values = []
+        ones = [torch.ones(len(batch["index"]), device=batch["index"].device) for batch in batches]
+        raw = [batch.get("weight", one) for batch, one in zip(batches, ones, strict=True)]
+        total = self.accelerator.reduce(torch.cat(raw).double().sum(), "sum")
+        if not total > 0:
+            raise ValueError("all weights of an effective batch are zero. Drop rows of weight zero, or use a larger batch.")
+        for batch, weight in zip(batches, raw, strict=True):
+            batch["weight"] = (weight.double() / total).to(weight.dtype)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The share of one micro-batch."""
+        scores = scores_of(batch, self.score(model, batch))
+        self.seen.append(detached(scores))
+        return self.checked(self.share(scores))
+
+    def share(self, scores: Scores) -> Tensor:
+        """This micro-batch's share of the mean loss."""
+        return self.objective.value(scores) * self.accelerator.num_processes
+
+    def losses(self, scores: Scores) -> Tensor:
+        """Losses of the pairs, (b,)."""
+        assert self.objective.losses is not None
+        return self.objective.losses(scores)
+
+    def checked(self, value: Tensor) -> Tensor:
+        """The same value, remembered for the check that it is finite."""
+        self.values.append(value.detach())
+        return value
+
+    def finite(self) -> bool:
+        """Whether all values of the current step are."""
+        return bool(torch.isfinite(torch.stack([value.double() for value in self.values])).all())
+
+
+class KahnemanTversky(Mean):
+    """KTO: a mean of losses relative to z0, a number of the whole effective batch. arXiv:2402.01306."""
+
+    def before(self, model: nn.Module, batches: list[Batch]) -> None:
+        """Also z0, from all mismatched pairs of the effective batch."""
+        super().before(model, batches)
+        with torch.no_grad():
+            ratios = torch.cat([self.mismatched_ratio(model, batch) for batch in batches])
+        z0 = kto_reference_point(self.accelerator.gather(ratios))
+        for batch in batches:
+            batch["reference_point"] = z0
+        self.numbers["kto/reference_point"].append(float(z0))
+
+    def mismatched_ratio(self, model: nn.Module, batch: Batch) -> Tensor:
+        """log pi_theta/pi_ref of completions put to the prompts of other rows, (b,)."""
+        mismatched = {name: batch[f"kl_{name}"] for name in ("input_ids", "attention_mask", "completion_mask")}
+        return self.score(model, mismatched) - batch["kl_reference_logps"]
+
+
+class Coupled(Mean):
+    """A functional of all scores of the effective batch, by coefficients: see `llm.global_batch`."""
+
+    def before(self, model: nn.Module, batches: list[Batch]) -> None:
+        """With several micro-batches, a pass without gradient for the coefficients."""
+        self.values = []
+        if len(batches) > 1:
+            with torch.no_grad():
+                logps = [self.score(model, batch) for batch in batches]
+            self._add_coefficients(batches, logps)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """sum_i c_i logp_i, with the value of the objective."""
+        logps = self.score(model, batch)
+        if "coefficients" not in batch:
+            self._add_coefficients([batch], [logps])
+        return with_value((batch["coefficients"] * logps).sum(), batch["value"])
+
+    def _add_coefficients(self, batches: list[Batch], logps: list[Tensor]) -> None:
+        local = [detached(scores_of(batch, logp)) for batch, logp in zip(batches, logps, strict=True)]
+        self.seen.extend(local)
+        everything = normalised(gather(concatenate(local), self.accelerator))
+        value, derivatives = coefficients(self.value, everything)
+        self.checked(value)
+        for name, number in worst_case_metrics(self.objective, everything).items():
+            self.numbers[name].append(number)
+        sizes = [len(batch["index"]) for batch in batches]
+        own = own_rows(derivatives, sizes, self.accelerator.process_index)
+        for batch, part, logp in zip(batches, own, logps, strict=True):
+            batch["coefficients"] = (part * self.accelerator.num_processes).to(logp.dtype)
+            batch["value"] = (value / len(batches)).to(logp.dtype)
+
+    def value(self, scores: Scores) -> Tensor:
+        """The objective of the effective batch."""
+        return self.objective.value(scores)
+
+
+class GroupRobust(Coupled):
+    """Group DRO: the group weights move with the losses of each effective batch, then weight them. arXiv:1911.08731."""
+
+    def __init__(
+        self, objective: Objective, accelerator: Accelerator, *, fused: bool, callbacks: list[TrainerCallback], step: float
+    ) -> None:
+        super().__init__(objective, accelerator, fused=fused)
+        self._callbacks, self._step = callbacks, step
+
+    def value(self, scores: Scores) -> Tensor:
+        """The objective at the new group weights, which are kept."""
+        assert isinstance(scores, Pairs) and scores.groups is not None
+        # a resumed run replaces the callback by the one of its checkpoint, in the same list
+        state = next(callback for callback in self._callbacks if isinstance(callback, GroupWeights))
+        losses = self.losses(scores)
+        before = torch.tensor(state.weights, dtype=losses.dtype, device=losses.device)
+        value, after = group_value(losses, scores.groups, before, self._step, scores.weights)
+        state.weights = after.tolist()
+        for group, weight in enumerate(state.weights):
+            self.numbers[f"group_weight/{group}"].append(weight)
+        return value
+
+
+class GroupWeights(TrainerCallback, ExportableState):
+    """The weights of group DRO, saved with each checkpoint and restored from it."""
+
+    def __init__(self, weights: list[float]) -> None:
+        self.weights = weights
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: arguments and attributes of this object."""
+        return {"args": {"weights": self.weights}, "attributes": {}}
+
+
+def worst_case_metrics(objective: Objective, scores: Scores) -> dict[str, float]:
+    """Effective sample size, largest weight and dual variable of a robust functional; nothing for the other objectives."""
+    if objective.losses is None or objective.functional is None:
+        return {}
+    functional, losses = objective.functional, objective.losses(scores).detach().double()
+    weights = scores.weights
+    q = worst_case_weights(lambda x: functional(x, weights), losses)
+    p = torch.full_like(losses, 1.0 / len(losses)) if weights is None else weights.double()
+    return weight_metrics(q, None if objective.dual is None else objective.dual(losses, p))
+
+
+def with_value(surrogate: Tensor, value: Tensor) -> Tensor:
+    """The gradient of `surrogate` with another value, so that logs show the objective."""
+    return surrogate + (value - surrogate).detach()

@@ -1,0 +1,233 @@
+"""The trainer: every objective exact over the effective batch, whatever the micro-batches and ranks.
+
+A subclass of `transformers.Trainer` through public hooks: `get_batch_samples` sees all micro-batches of a step and lets the
+objective's step (`llm.steps`) prepare what couples them; `compute_loss` asks it for the loss of one micro-batch.
+"""
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from llm.arguments import PreferenceArguments
+from llm.compatibility import refuse_inexact, warn_of_small_temperature
+from llm.global_batch import concatenate, gather, normalised, scores_of
+from llm.logprobs import head_can_be_fused
+from llm.metrics import reward_metrics
+from llm.objectives import ObjectiveParameters, Pairs, Scores, make_objective
+from llm.steps import Batch, Coupled, GroupRobust, GroupWeights, KahnemanTversky, Mean, worst_case_metrics
+from llm.wasserstein import embedding_norm, twice_differentiable_attention
+from llm.wasserstein_steps import Adversarial, Exact, FiniteDifference
+from theory.objectives import worst_group
+from theory.pair_losses import kto_reference_point
+
+
+class PreferenceTrainer(Trainer):
+    """Trains a causal language model on preferences with an objective of `theory.objectives`.
+
+    Args:
+        model: a causal language model, with or without adapters; its dropout is turned off.
+        args: the arguments of the Trainer and a few more.
+        objective: what is minimised; DPO where not given.
+        others: arguments of the Trainer. train_dataset and eval_dataset as `llm.data.tokenise` makes them, with the columns of
+            `llm.reference.reference_logps`; data_collator: `llm.data.PreferenceCollator`.
+
+    Raises ValueError for a combination in which the objective could not be exact, naming the reason.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: PreferenceArguments, objective: ObjectiveParameters | None = None, **others: Any
+    ) -> None:
+        self.parameters = ObjectiveParameters() if objective is None else objective
+        self.objective = make_objective(self.parameters)
+        turn_off_dropout(model)
+        if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
+            args.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        if args.world_size > 1:
+            args.dataloader_drop_last = True  # ranks must hold equally many rows
+        fused = head_can_be_fused(model)
+        self._initial = None  # a second model is only needed to measure the KL to it
+        if args.kl_prompts and not hasattr(model, "disable_adapter"):
+            self._initial = copy.deepcopy(model).eval().requires_grad_(False)
+        super().__init__(model=model, args=args, **others)
+        refuse_inexact(self.parameters, self.objective, self.model, args, self.accelerator)
+        warn_of_small_temperature(self.parameters, self.model, args)
+        self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
+        self.step = self._make_step(fused)
+        self.rows: list[Tensor] = []  # of the current step, to name them if the objective is not a number
+        self.add_callback(_StopBeforeNotFinite(self))
+
+    def _make_step(self, fused: bool) -> Mean:
+        p, common = self.parameters, {"objective": self.objective, "accelerator": self.accelerator, "fused": fused}
+        if p.objective == "kto":
+            return KahnemanTversky(**common)
+        if p.objective == "group_dro":
+            assert p.group_step is not None
+            count = _group_count(self.train_dataset)
+            self.add_callback(GroupWeights([1 / count] * count))
+            return GroupRobust(**common, callbacks=self.callback_handler.callbacks, step=p.group_step)
+        if p.objective == "wdpo":
+            return self._make_wasserstein_step(common)
+        return Coupled(**common) if self.objective.couples else Mean(**common)
+
+    def _make_wasserstein_step(self, common: dict[str, Any]) -> Mean:
+        p = self.parameters
+        assert p.rho is not None
+        unit = 1.0 if p.rho_unit == "absolute" else embedding_norm(self.model)
+        squared = p.squared or p.released
+        wasserstein = common | {"radius": p.rho * (unit**2 if squared else unit), "squared": squared}
+        if p.wdpo_mode == "adversarial":
+            return Adversarial(**wasserstein)
+        if p.wdpo_mode == "finite_difference":
+            step = p.fd_epsilon or (2e-3 if self.args.bf16 else 3e-4)
+            return FiniteDifference(**wasserstein, epsilon=step * embedding_norm(self.model))
+        return Exact(**wasserstein)
+
+    # ------------------------------------------------------------------------------------------------------ training
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """The micro-batches of one step, with what couples them."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self._prepare_inputs(batch) for batch in batches]
+        if batches:
+            self.rows = [batch["index"] for batch in batches]
+            self.model_wrapped.train()
+            with self._attention():
+                self.step.before(self.model_wrapped, batches)
+        return batches, None
+
+    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one micro-batch; of the finite difference, of both its ends."""
+        if isinstance(self.step, FiniteDifference):
+            with self.accelerator.no_sync(model):
+                super().training_step(model, {**inputs, "sign": 1}, num_items_in_batch)
+            inputs = {**inputs, "sign": -1}
+        with self._attention():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The share of one micro-batch in the objective of the effective batch; see `llm.steps`."""
+        if return_outputs:
+            raise NotImplementedError("the objective is a function of log-probabilities: there are no outputs to return.")
+        return self.step.loss(model, inputs)
+
+    def _attention(self) -> contextlib.AbstractContextManager:
+        return twice_differentiable_attention() if isinstance(self.step, Exact) else contextlib.nullcontext()
+
+    def stop_before_not_finite(self) -> None:
+        """Raise before the optimizer uses an objective that is not a number, leaving the identity of the batch behind.
+
+        Raises FloatingPointError. Called by a callback after the last backward of a step.
+        """
+        if self.step.finite():
+            return
+        values, rows = [float(value) for value in self.step.values], torch.cat(self.rows).tolist()
+        path = Path(str(self.args.output_dir)) / f"not-finite-step{self.state.global_step}-rank{self.args.process_index}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"step": self.state.global_step, "rows": rows, "values": [repr(v) for v in values]}) + "\n")
+        raise FloatingPointError(
+            f"the objective is {values} at step {self.state.global_step}; no weight has been changed by it. The rows of this batch "
+            f"(their numbers in the data, from 0) are in {path}. Likely causes: a learning rate that is too large "
+            f"({self.args.learning_rate:g}), weights of the model that are not finite already, or a temperature that the dtype does "
+            "not support. Resume from the last checkpoint with a smaller learning rate."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of all pairs since the last log, over all ranks."""
+        if self.step.seen and "loss" in logs:
+            scores = gather(concatenate(self.step.seen), self.accelerator)
+            logs |= reward_metrics(scores, self.parameters.beta)
+            logs |= {name: sum(numbers) / len(numbers) for name, numbers in self.step.numbers.items()}
+            self.step.seen.clear()
+            self.step.numbers.clear()
+        super().log(logs, start_time)
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The objective and the metrics of a whole evaluation set, seen as one batch.
+
+        WDPO reports its mean loss, without the penalty; group DRO the mean loss of its worst group.
+        """
+        scores = self._scores_of_all(dataloader)
+        found = {"loss": float(self._evaluation_value(scores))} | reward_metrics(scores, self.parameters.beta)
+        found |= worst_case_metrics(self.objective, scores)
+        if self.args.kl_prompts:
+            found |= self._kl_on_own_samples(dataloader.dataset)
+        count = len(scores.chosen if isinstance(scores, Pairs) else scores.policy)
+        named = {f"{metric_key_prefix}_{name}": number for name, number in found.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=count)
+
+    @torch.no_grad()
+    def _scores_of_all(self, dataloader: DataLoader) -> Scores:
+        model = self.model_wrapped
+        model.eval()
+        parts, mismatched = [], []
+        with self.accelerator.autocast():
+            for batch in dataloader:
+                batch = self._prepare_inputs(batch)
+                scores = scores_of(batch, self.step.score(model, batch))
+                columns = {name: x for name, x in vars(scores).items() if isinstance(x, Tensor)}
+                parts.append(replace(scores, **self.accelerator.gather_for_metrics(columns)))
+                if isinstance(self.step, KahnemanTversky):
+                    mismatched.append(self.accelerator.gather_for_metrics(self.step.mismatched_ratio(model, batch)))
+        scores = normalised(concatenate(parts))
+        return replace(scores, reference_point=kto_reference_point(torch.cat(mismatched))) if mismatched else scores
+
+    def _evaluation_value(self, scores: Scores) -> Tensor:
+        if self.objective.name != "group_dro":
+            return self.objective.value(scores)
+        assert isinstance(scores, Pairs) and scores.groups is not None
+        return worst_group(self.step.losses(scores), scores.groups, _group_count(self.train_dataset), scores.weights)
+
+    def _kl_on_own_samples(self, dataset: Any) -> dict[str, float]:
+        from llm.evaluate import kl_on_own_samples
+
+        return kl_on_own_samples(
+            self.model,
+            self._initial,
+            dataset[: self.args.kl_prompts]["prompt_ids"],
+            tokenizer=self.processing_class,
+            length=self.args.kl_max_new_tokens,
+            seed=self.args.seed,
+        )
+
+
+class _StopBeforeNotFinite(TrainerCallback):
+    def __init__(self, trainer: PreferenceTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.stop_before_not_finite()
+
+
+def turn_off_dropout(model: nn.Module) -> None:
+    """Set every dropout to zero: two passes over a batch must see the same model."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout", "dropout"):  # numbers that attention modules keep for their kernels
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _group_count(dataset: Any) -> int:
+    if dataset is None or "group" not in dataset.column_names:
+        raise ValueError("group_dro needs a column `group` in the training data, which has none.")
+    return int(max(dataset["group"])) + 1

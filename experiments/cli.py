@@ -1,4 +1,4 @@
-"""The `prefdro` command: list, verify, run, figures, bench."""
+"""The `prefdro` command: list, verify, run, figures, bench, train."""
 
 import json
 import sys
@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point; unusable input ends with a message on stderr and exit status 1."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words and words[0] in _GROUPS:
+        if words and words[0] == "train":
+            train(*words[1:])
+        elif words and words[0] in _GROUPS:
             tyro.extras.subcommand_cli_from_dict(_GROUPS[words[0]], prog=f"prefdro {words[0]}", args=words[1:])
         else:
             tyro.extras.subcommand_cli_from_dict(_TOP, prog="prefdro", description=_DESCRIPTION, args=words)
@@ -65,6 +67,7 @@ def list_all() -> None:
     console.print(methods)
     console.print("benchmarks: prefdro bench solvers")
     console.print("claims of the theory: prefdro verify")
+    console.print("training of language models: prefdro train")
 
 
 def verify(config: Annotated[Verify, tyro.conf.arg(name="")]) -> None:
@@ -72,6 +75,13 @@ def verify(config: Annotated[Verify, tyro.conf.arg(name="")]) -> None:
     status = ledger.run(config)
     if status:
         sys.exit(status)
+
+
+def train(*words: str) -> None:
+    """Train a language model on preferences with any objective; `prefdro train --help` lists the options."""
+    from llm.train import main as train_main  # transformers is slow to import and only needed here
+
+    train_main(list(words))
 
 
 def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="")]) -> None:
@@ -204,4 +214,4 @@ _GROUPS: dict[str, dict[str, Command]] = {
 }
 _RUN, _BENCH = _group("run"), _group("bench")
 _RUN.__doc__, _BENCH.__doc__ = "Run an experiment.", "Run a benchmark."
-_TOP: dict[str, Command] = {"list": list_all, "verify": verify, "run": _RUN, "figures": figures, "bench": _BENCH}
+_TOP: dict[str, Command] = {"list": list_all, "verify": verify, "run": _RUN, "figures": figures, "bench": _BENCH, "train": train}

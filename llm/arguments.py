@@ -6,6 +6,7 @@ inherited. Options whose effect would be ignored, or would make an objective ine
 
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
 
 from llm.objectives import option
@@ -52,6 +53,10 @@ class PreferenceArguments(TrainingArguments):
     learning_rate: float = option(1e-6, "learning rate")
     logging_steps: float = option(10, "steps between two logs; below 1: as a share of all steps")
     logging_nan_inf_filter: bool = option(False, "must stay false: a loss that is not a number stops the run")
+    restore_callback_states_from_checkpoint: bool = option(
+        True, "must stay true: the group weights of group_dro are such a state"
+    )
+    run_on: str = option("auto", "device: auto (what there is), cpu or cuda")
     remove_unused_columns: bool = option(False, "must stay false: the objective reads columns that the model does not")
     kl_prompts: int = option(
         0, "evaluation prompts from which the policy writes a completion, to estimate its KL to the reference on its own samples"
@@ -59,10 +64,25 @@ class PreferenceArguments(TrainingArguments):
     kl_max_new_tokens: int = option(64, "length of these completions, in tokens")
 
     def __post_init__(self) -> None:
+        if self.run_on not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"unknown --run_on {self.run_on!r}; there are auto, cpu and cuda.")
+        if self.run_on == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"--run_on cuda, but torch {torch.__version__} sees no CUDA device: there is none, its driver is missing, or "
+                "this is the CPU build of torch. Install a CUDA build, or use --run_on cpu."
+            )
+        if self.run_on == "cpu":
+            self.use_cpu = True
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to pin for
         super().__post_init__()
+        ignored = ("bf16_full_eval", "fp16_full_eval", "include_for_metrics", "eval_accumulation_steps", "batch_eval_metrics")
+        whole = "evaluation looks at the whole set at once, without outputs of the model"
         refused = {
+            **{name: (bool(getattr(self, name)), f"{whole}; leave it out") for name in ignored},
             "label_smoothing_factor": (self.label_smoothing_factor != 0, "use --objective cdpo with --flip"),
             "logging_nan_inf_filter": (self.logging_nan_inf_filter, "leave it out"),
+            "restore_callback_states_from_checkpoint": (not self.restore_callback_states_from_checkpoint, "leave it out"),
             "remove_unused_columns": (self.remove_unused_columns, "leave it out"),
             "torch_compile": (self.torch_compile, "not tested with the head inside the forward pass; leave it out"),
             "auto_find_batch_size": (self.auto_find_batch_size, "it would change the effective batch; set the batch size"),
@@ -77,5 +97,6 @@ class PreferenceArguments(TrainingArguments):
                 raise ValueError(f"--{name} ({getattr(self, name)}) is refused: {remedy}.")
         if self.kl_prompts < 0 or self.kl_max_new_tokens < 1:
             raise ValueError(
-                f"--kl_prompts must be at least 0 and --kl_max_new_tokens at least 1, got {self.kl_prompts} and {self.kl_max_new_tokens}."
+                f"--kl_prompts must be at least 0 and --kl_max_new_tokens at least 1, got {self.kl_prompts} and "
+                f"{self.kl_max_new_tokens}."
             )

@@ -58,8 +58,8 @@ def _reasons(
         ("FSDP does not support a double backward; use --wdpo_mode finite_difference or adversarial", exact and "FSDP" in kind),
         ("DeepSpeed does not support several backward passes in a step", wdpo and "DEEPSPEED" in kind),
         (
-            "most of a small shift of the embeddings rounds away in weights of half precision; load them with --dtype float32 and "
-            "use --bf16 for autocast",
+            "most of a small shift of the embeddings rounds away in weights of half precision; load them with --dtype float32 "
+            "and use --bf16 for autocast",
             shifted and half,
         ),
         (
@@ -84,6 +84,7 @@ def warn_of_small_temperature(p: ObjectiveParameters, model: nn.Module, args: Pr
     if temperature < error:
         warnings.warn(
             f"the temperature {temperature:g} is below the rounding error of the losses in {kind}, about {error:g} (beta times "
-            f"{LOGPROB_ERROR[kind]:g} nats): the worst-case weights would follow the rounding. Use float32, or a temperature above {error:g}.",
+            f"{LOGPROB_ERROR[kind]:g} nats): the worst-case weights would follow the rounding. Use float32, or a "
+            f"temperature above {error:g}.",
             stacklevel=2,
         )

@@ -1,6 +1,7 @@
 """The objective of a whole effective batch, from the parts that micro-batches and ranks see.
 
-A functional such as the KL tilt, or a sort, needs all log-probabilities at once, but its gradient needs the model only through them:
+A functional such as the KL tilt, or a sort, needs all log-probabilities at once, but its gradient needs the model only
+through them:
 
     d objective / d theta = sum_i c_i d logp_i / d theta,   c_i = d objective / d logp_i.
 
@@ -9,13 +10,13 @@ itself, and each micro-batch back-propagates sum_i c_i logp_i for its own rows.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from llm.objectives import Pairs, Scores, Singles, as_double
+from llm.objectives import Pairs, Scores, Singles, as_double, replaced
 
 
 def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
@@ -25,7 +26,11 @@ def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
     if "desirable" in batch:
         return Singles(logps, batch["reference_logps"], batch["desirable"], weights, batch.get("reference_point"))
     chosen, rejected = logps.chunk(2)
-    return Pairs(chosen, rejected, *batch["reference_logps"].chunk(2), *lengths.chunk(2), weights, batch.get("group"))
+    reference_chosen, reference_rejected = batch["reference_logps"].chunk(2)
+    chosen_length, rejected_length = lengths.chunk(2)
+    return Pairs(
+        chosen, rejected, reference_chosen, reference_rejected, chosen_length, rejected_length, weights, batch.get("group")
+    )
 
 
 def concatenate(parts: list[Scores]) -> Scores:
@@ -42,12 +47,12 @@ def gather(scores: Scores, accelerator: Accelerator) -> Scores:
     if accelerator.num_processes == 1:
         return detached(scores)
     moved = {name: x if x.ndim == 0 else accelerator.gather(x.detach().contiguous()) for name, x in _tensors(scores).items()}
-    return replace(scores, **moved)
+    return replaced(scores, moved)
 
 
 def detached(scores: Scores) -> Scores:
     """The same numbers without gradient."""
-    return replace(scores, **{name: x.detach() for name, x in _tensors(scores).items()})
+    return replaced(scores, {name: x.detach() for name, x in _tensors(scores).items()})
 
 
 def normalised(scores: Scores) -> Scores:
@@ -60,7 +65,7 @@ def normalised(scores: Scores) -> Scores:
             f"all {len(scores.weights)} weights of an effective batch are zero: there is nothing to learn from it. "
             "Drop rows of weight zero, or use a larger effective batch."
         )
-    return replace(scores, weights=scores.weights / total)
+    return replaced(scores, {"weights": scores.weights / total})
 
 
 def coefficients(value: Callable[[Scores], Tensor], scores: Scores) -> tuple[Tensor, Scores]:
@@ -72,9 +77,9 @@ def coefficients(value: Callable[[Scores], Tensor], scores: Scores) -> tuple[Ten
     double = as_double(scores)
     leaves = [getattr(double, name).detach().requires_grad_() for name in policy]
     with torch.enable_grad():
-        total = value(replace(double, **dict(zip(policy, leaves, strict=True))))
+        total = value(replaced(double, dict(zip(policy, leaves, strict=True))))
         grads = torch.autograd.grad(total, leaves)
-    return total.detach(), replace(double, **dict(zip(policy, grads, strict=True)))
+    return total.detach(), replaced(double, dict(zip(policy, grads, strict=True)))
 
 
 def own_rows(derivatives: Scores, sizes: list[int], rank: int) -> list[Tensor]:

@@ -30,6 +30,8 @@ def sequence_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, fused: b
     ids, scored = batch["input_ids"], batch["completion_mask"][:, 1:].bool()
     targets = ids[:, 1:][scored]
     if fused:
+        # nothing attends to padding on the right: any token will do there, but models warn of padding tokens without a mask
+        ids = torch.where(batch["attention_mask"].bool(), ids, ids[:, :1])
         with _token_logprobs_for_logits(_output_head(model), scored, targets):
             tokens = model(input_ids=ids, use_cache=False).logits.reshape(-1)
     else:
@@ -63,7 +65,7 @@ def head_can_be_fused(model: nn.Module) -> bool:
 
 def _probe(model: nn.Module) -> dict[str, Tensor]:
     """Two rows of random tokens, the second one padded."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocabulary = unwrapped(model).get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (2, 8), generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
     attention = torch.ones_like(ids)
     attention[1, 5:] = 0
@@ -73,7 +75,7 @@ def _probe(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _token_logprobs_for_logits(head: nn.Module, scored: Tensor, targets: Tensor) -> Iterator[None]:
+def _token_logprobs_for_logits(head: Any, scored: Tensor, targets: Tensor) -> Iterator[None]:
     """While open, the head returns log pi of the targets, shape (1, N, 1), in place of logits."""
     project = head.forward
 
@@ -93,7 +95,7 @@ def _token_logprobs_for_logits(head: nn.Module, scored: Tensor, targets: Tensor)
         return torch.cat(parts).reshape(1, -1, 1)
 
     own = head.__dict__.get("forward")  # set by accelerate's hooks on some models
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward
     try:
         yield
     finally:
@@ -103,22 +105,23 @@ def _token_logprobs_for_logits(head: nn.Module, scored: Tensor, targets: Tensor)
             head.forward = own
 
 
-def _output_head(model: nn.Module) -> nn.Module:
-    head = unwrapped(model).get_output_embeddings()  # type: ignore[operator]
+def _output_head(model: nn.Module) -> Any:
+    head = unwrapped(model).get_output_embeddings()
     if head is None:
         raise AttributeError(f"{type(model).__name__} has no output embeddings")
     return head
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> Any:
     """The model inside data-parallel wrappers; FSDP2 and PEFT leave its methods reachable."""
-    while isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "get_input_embeddings"):
-        model = model.module  # type: ignore[assignment]
-    return model
+    inner: Any = model
+    while isinstance(getattr(inner, "module", None), nn.Module) and not hasattr(inner, "get_input_embeddings"):
+        inner = inner.module
+    return inner
 
 
-def _width(head: nn.Module) -> int:
-    return int(getattr(head, "out_features", 0) or head.weight.shape[0])  # type: ignore[union-attr, index]
+def _width(head: Any) -> int:
+    return int(getattr(head, "out_features", 0) or head.weight.shape[0])
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Every loss and functional here is a function of `theory.objectives` or `theory.p
 a batch go into which of them, what each objective needs, and what a researcher wants to know about its worst case.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -71,6 +71,11 @@ class Singles:
 
 
 Scores = Pairs | Singles
+
+
+def replaced(scores: Scores, tensors: Mapping[str, Tensor | None]) -> Scores:
+    """The same scores with some of their tensors replaced."""
+    return type(scores)(**{**vars(scores), **tensors})
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ def worst_case_weights(value: Callable[[Tensor], Tensor], losses: Tensor) -> Ten
 def as_double(scores: Scores) -> Scores:
     """The same numbers in float64: sorting, tilts and balls of one batch cost nothing and small temperatures need the digits."""
     floats = {name: x.double() for name, x in vars(scores).items() if isinstance(x, Tensor) and x.is_floating_point()}
-    return replace(scores, **floats)
+    return replaced(scores, floats)
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
@@ -252,7 +257,7 @@ def _functional(p: ObjectiveParameters) -> tuple[Callable[..., Tensor], Callable
     return partial(_with_weights, ball, p.rho), dual(solve, p.rho or 0.0)
 
 
-def _with_weights(functional: Callable[..., Tensor], knob: float, losses: Tensor, weights: Tensor | None) -> Tensor:
+def _with_weights(functional: Callable[..., Tensor], knob: float | None, losses: Tensor, weights: Tensor | None) -> Tensor:
     return functional(losses, knob, weights)
 
 
@@ -355,12 +360,12 @@ def _check_wdpo(p: ObjectiveParameters) -> None:
         raise ValueError(f"unknown --rho_unit {p.rho_unit!r}; there are embedding and absolute.")
     if p.released and (mode not in (None, "exact") or p.squared):
         raise ValueError(
-            f"--released is the exact squared penalty already; leave out --wdpo_mode {mode} and --squared, or leave out --released."
+            f"--released is the exact squared penalty already; leave out --wdpo_mode {mode} and --squared, or --released."
         )
     if p.squared and mode == "adversarial":
         raise ValueError(
-            "--squared cannot be adversarial: a step of length rho is first-order equal to the penalty with the square root only. "
-            "Use --wdpo_mode finite_difference."
+            "--squared cannot be adversarial: a step of length rho is first-order equal to the penalty with the square root "
+            "only. Use --wdpo_mode finite_difference."
         )
     if p.fd_epsilon is not None and (mode != "finite_difference" or not 0 < p.fd_epsilon < 1):
         raise ValueError(f"--fd_epsilon is for --wdpo_mode finite_difference and lies in (0, 1), got {p.fd_epsilon} with {mode}.")

@@ -1,8 +1,8 @@
 """How one training step of an effective batch goes, for each kind of objective.
 
-A step sees all micro-batches first (`before`) and then gives each of them a loss (`loss`), whose gradient is this micro-batch's share
-of the gradient of the objective and whose value is its share of the objective. Data parallelism averages gradients over ranks, so
-that shares are multiplied by their number.
+A step sees all micro-batches first (`before`) and then gives each of them a loss (`loss`), whose gradient is this micro-batch's
+share of the gradient of the objective and whose value is its share of the objective. Data parallelism averages gradients over
+ranks, so that shares are multiplied by their number.
 
 | step           | before                                            | forward passes with / without gradient |
 |----------------|---------------------------------------------------|-----------------------------------------|

@@ -8,7 +8,6 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llm.arguments import PreferenceArguments
 from llm.compatibility import refuse_inexact, warn_of_small_temperature
+from llm.divergence import kl_on_own_samples
 from llm.global_batch import concatenate, gather, normalised, scores_of
-from llm.logprobs import head_can_be_fused
+from llm.logprobs import head_can_be_fused, unwrapped
 from llm.metrics import reward_metrics
-from llm.objectives import ObjectiveParameters, Pairs, Scores, make_objective
+from llm.objectives import Objective, ObjectiveParameters, Pairs, Scores, make_objective, replaced
+from llm.reference import reference_identity, reference_logps
 from llm.steps import Batch, Coupled, GroupRobust, GroupWeights, KahnemanTversky, Mean, worst_case_metrics
 from llm.wasserstein import embedding_norm, twice_differentiable_attention
 from llm.wasserstein_steps import Adversarial, Exact, FiniteDifference
@@ -47,8 +48,9 @@ class PreferenceTrainer(Trainer):
     def __init__(
         self, model: nn.Module, args: PreferenceArguments, objective: ObjectiveParameters | None = None, **others: Any
     ) -> None:
+        self.args: PreferenceArguments
         self.parameters = ObjectiveParameters() if objective is None else objective
-        self.objective = make_objective(self.parameters)
+        self.objective: Objective = make_objective(self.parameters)
         turn_off_dropout(model)
         if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
             args.gradient_checkpointing_kwargs = {"use_reentrant": False}
@@ -63,6 +65,7 @@ class PreferenceTrainer(Trainer):
         warn_of_small_temperature(self.parameters, self.model, args)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
         self.step = self._make_step(fused)
+        self.reference_identity: dict[str, str] = {}
         self.rows: list[Tensor] = []  # of the current step, to name them if the objective is not a number
         self.add_callback(_StopBeforeNotFinite(self))
 
@@ -91,6 +94,33 @@ class PreferenceTrainer(Trainer):
             step = p.fd_epsilon or (2e-3 if self.args.bf16 else 3e-4)
             return FiniteDifference(**wasserstein, epsilon=step * embedding_norm(self.model))
         return Exact(**wasserstein)
+
+    def add_reference(self, train_cache: Path | None, eval_cache: Path | None, batch_size: int) -> None:
+        """Put the reference log-probabilities of the model as it is now into the data, from a cache where there is one.
+
+        See `llm.reference`; `reference_identity` keeps the fingerprints of model, tokenizer and training data. The model is moved
+        to this rank's device as a whole, whatever shards it in training.
+        """
+        assert self.processing_class is not None and self.data_collator is not None
+        model = self.model.to(self.args.device)
+        dtype = torch.bfloat16 if self.args.bf16 else next(model.parameters()).dtype
+        for name, cache in (("train_dataset", train_cache), ("eval_dataset", eval_cache)):
+            data = getattr(self, name)
+            if data is None:
+                continue
+            identity = reference_identity(model, self.processing_class, data, dtype)
+            self.reference_identity = self.reference_identity or identity
+            scored = reference_logps(
+                model,
+                data,
+                self.data_collator,
+                batch_size,
+                cache=cache,
+                identity=identity,
+                score=self.step.score,
+                accelerator=self.accelerator,
+            )
+            setattr(self, name, scored)
 
     # ------------------------------------------------------------------------------------------------------ training
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
@@ -136,10 +166,10 @@ class PreferenceTrainer(Trainer):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"step": self.state.global_step, "rows": rows, "values": [repr(v) for v in values]}) + "\n")
         raise FloatingPointError(
-            f"the objective is {values} at step {self.state.global_step}; no weight has been changed by it. The rows of this batch "
-            f"(their numbers in the data, from 0) are in {path}. Likely causes: a learning rate that is too large "
-            f"({self.args.learning_rate:g}), weights of the model that are not finite already, or a temperature that the dtype does "
-            "not support. Resume from the last checkpoint with a smaller learning rate."
+            f"the objective is {values} at step {self.state.global_step}; no weight has been changed by it. The rows of this "
+            f"batch (their numbers in the data, from 0) are in {path}. Likely causes: a learning rate that is too large "
+            f"({self.args.learning_rate:g}), weights of the model that are not finite already, or a temperature that the dtype "
+            "does not support. Resume from the last checkpoint with a smaller learning rate."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -153,6 +183,14 @@ class PreferenceTrainer(Trainer):
         super().log(logs, start_time)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """All rows, also where training drops the last ones so that ranks hold equally many."""
+        kept, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = kept
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -184,11 +222,13 @@ class PreferenceTrainer(Trainer):
                 batch = self._prepare_inputs(batch)
                 scores = scores_of(batch, self.step.score(model, batch))
                 columns = {name: x for name, x in vars(scores).items() if isinstance(x, Tensor)}
-                parts.append(replace(scores, **self.accelerator.gather_for_metrics(columns)))
+                parts.append(replaced(scores, self.accelerator.gather_for_metrics(columns)))
                 if isinstance(self.step, KahnemanTversky):
                     mismatched.append(self.accelerator.gather_for_metrics(self.step.mismatched_ratio(model, batch)))
         scores = normalised(concatenate(parts))
-        return replace(scores, reference_point=kto_reference_point(torch.cat(mismatched))) if mismatched else scores
+        if not mismatched:
+            return scores
+        return replaced(scores, {"reference_point": kto_reference_point(torch.cat(mismatched))})
 
     def _evaluation_value(self, scores: Scores) -> Tensor:
         if self.objective.name != "group_dro":
@@ -197,15 +237,15 @@ class PreferenceTrainer(Trainer):
         return worst_group(self.step.losses(scores), scores.groups, _group_count(self.train_dataset), scores.weights)
 
     def _kl_on_own_samples(self, dataset: Any) -> dict[str, float]:
-        from llm.evaluate import kl_on_own_samples
-
+        assert self.processing_class is not None
         return kl_on_own_samples(
-            self.model,
+            unwrapped(self.model),
             self._initial,
             dataset[: self.args.kl_prompts]["prompt_ids"],
             tokenizer=self.processing_class,
             length=self.args.kl_max_new_tokens,
             seed=self.args.seed,
+            batch_size=self.args.per_device_eval_batch_size,
         )
 
 

@@ -1,7 +1,7 @@
 """Gradients with respect to the output of the embedding layer, for WDPO. arXiv:2502.01930, Algorithm 1.
 
-z_i is the embedding output of pair i, of both responses together, and g_i = d l_i / d z_i. The penalty is rho (E ||g||²)^(1/2), or
-rho E ||g||². Its gradient, with u_i = g_i / (E ||g||²)^(1/2), is
+z_i is the embedding output of pair i, of both responses together, and g_i = d l_i / d z_i. The penalty is
+rho (E ||g||²)^(1/2), or rho E ||g||². Its gradient, with u_i = g_i / (E ||g||²)^(1/2), is
 
     exact               that of the penalty, through g: a double backward;
     finite difference   rho d/de E l(z + e u) at e = 0, as a central difference of plain gradients: the same number, since
@@ -33,7 +33,7 @@ def embedding_outputs(model: nn.Module, shift: Tensor | None = None) -> Iterator
         outputs.append(output)
         return output
 
-    handle = unwrapped(model).get_input_embeddings().register_forward_hook(hook)  # type: ignore[operator]
+    handle = unwrapped(model).get_input_embeddings().register_forward_hook(hook)
     try:
         yield outputs
     finally:
@@ -49,7 +49,7 @@ def squared_norms(gradient: Tensor) -> Tensor:
 
 def embedding_norm(model: nn.Module) -> float:
     """Root-mean-square Euclidean norm of the token embeddings, the unit of a relative rho."""
-    weight = unwrapped(model).get_input_embeddings().weight.detach()  # type: ignore[operator]
+    weight = unwrapped(model).get_input_embeddings().weight.detach()
     norm = float(weight.float().square().sum(1).mean().sqrt())
     if not 0 < norm < float("inf"):
         raise ValueError(

@@ -1,0 +1,75 @@
+"""The model card: what was trained, on what, with which objective and radius, and what has been measured."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from llm.objectives import ObjectiveParameters
+
+SOURCES = {
+    "kldpo": "Xu et al., arXiv:2502.01930",
+    "wdpo": "Xu et al., arXiv:2502.01930",
+    "aot": "Melnyk et al., arXiv:2406.05882",
+    "aot_unpaired": "Melnyk et al., arXiv:2406.05882",
+    "dpo": "Rafailov et al., arXiv:2305.18290",
+    "ipo": "Azar et al., arXiv:2310.12036",
+    "cdpo": "Mitchell (2023)",
+    "rdpo": "Chowdhury et al., arXiv:2403.00409",
+    "hinge": "Zhao et al., arXiv:2305.10425",
+    "kto": "Ethayarajh et al., arXiv:2402.01306",
+    "dr_dpo": "Wu et al., arXiv:2407.07880",
+    "cvar": "Rockafellar and Uryasev (2000)",
+    "chi2": "Duchi and Namkoong, arXiv:1810.08750",
+    "tv": "total-variation ball",
+    "group_dro": "Sagawa et al., arXiv:1911.08731",
+}
+
+
+def write_card(
+    folder: Path,
+    objective: ObjectiveParameters,
+    *,
+    model: str,
+    data: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> Path:
+    """Write README.md for the trained model.
+
+    Args:
+        facts: named settings and fingerprints, shown as a table in their order.
+        metrics: named results, of the last log and the last evaluation.
+    """
+    given = {name: value for name, value in asdict(objective).items() if value != getattr(ObjectiveParameters(), name)}
+    given = {"objective": objective.objective, "beta": objective.beta} | given
+    header = ModelCardData(
+        library_name="transformers",
+        base_model=model if not Path(model).exists() else None,
+        datasets=data if not Path(data).exists() else None,
+        tags=["prefdro", objective.objective, "preference-alignment"],
+    )
+    text = "\n".join(
+        [
+            f"---\n{header.to_yaml()}\n---\n",
+            f"# {Path(model).name} trained with {objective.objective}\n",
+            f"Preference alignment by prefdro. Objective: {objective.objective} ({SOURCES[objective.objective]}).\n",
+            "## Objective\n",
+            _table(given),
+            "## Training\n",
+            _table(facts),
+            "## Results\n",
+            _table({name: f"{value:.6g}" for name, value in metrics.items()}),
+            "Rewards are beta times the log-ratio to the reference. Whether the objective's robustness shows in use depends on "
+            "the data: compare with plain DPO at the same KL to the reference.",
+        ]
+    )
+    path = folder / "README.md"
+    ModelCard(text).save(path)
+    return path
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"

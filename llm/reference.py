@@ -1,0 +1,260 @@
+"""Reference log-probabilities: computed once, kept in a file, refused where it is of another model, tokenizer or data."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel
+from datasets import Dataset, Value
+from datasets.utils import tqdm
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+FORMAT = "1"  # to be raised whenever the file gets another meaning
+PARTS = ("model", "tokenizer", "data", "dtype")  # what the log-probabilities depend on
+Score = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+
+
+def reference_logps(
+    model: nn.Module,
+    dataset: Dataset,
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]],
+    batch_size: int,
+    *,
+    cache: Path | None,
+    identity: Mapping[str, str],
+    score: Score,
+    accelerator: Accelerator | None = None,
+) -> Dataset:
+    """The tokenised data with log pi_ref of the completions: ref_chosen_logps, ref_rejected_logps; or ref_logps, ref_kl_logps.
+
+    Computed without gradients and in evaluation mode, longest rows first. A PEFT model is its own reference: its adapters are
+    switched off meanwhile. Every rank computes a share and gets everything; all must call this, and make as many forward passes.
+
+    Args:
+        model: the reference policy, wrapped or not.
+        dataset: what `llm.data.tokenise` returns.
+        collate: rows -> batch, as `llm.data.PreferenceCollator`.
+        batch_size: rows of `dataset` at once on each rank; a pair is two sequences.
+        cache: file to read them from if it exists, and else to write them to; None: neither.
+        identity: what they depend on, from `reference_identity`.
+        score: (model, batch) -> log-probabilities (sequences,), as `llm.logprobs.sequence_logprobs`.
+        accelerator: needed where there are several ranks, and for its mixed precision.
+
+    Raises:
+        ValueError: the cache is damaged, or of another model, tokenizer, data or dtype; a log-probability is not finite.
+    """
+    columns = _columns(dataset)
+    found = _read_for_all(cache, identity, columns, len(dataset), accelerator) if cache is not None else None
+    if found is None:
+        found = _compute(model, dataset, collate, batch_size, score, accelerator)
+        if cache is not None and (accelerator is None or accelerator.is_main_process):
+            _write(cache, found, identity)
+    for column in columns:
+        dataset = dataset.add_column(column, found[column].numpy(), feature=Value("float32"))
+    return dataset
+
+
+def reference_identity(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, dtype: torch.dtype | str
+) -> dict[str, str]:
+    """What reference log-probabilities depend on. `dtype` is that of the computation: of autocast, or else of the weights."""
+    fingerprints = (model_fingerprint(model), tokenizer_fingerprint(tokenizer), data_fingerprint(dataset), str(dtype))
+    return dict(zip(PARTS, fingerprints, strict=True))
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the weights: names in sorted order, dtypes, shapes, bytes. To be taken before the weights are sharded.
+
+    Of a PEFT model it is that of the base model, whether there are adapters or not. Settings that are no weights do not count.
+    """
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    state = dict(_base_state(model)) if _is_peft(model) else model.state_dict()
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what the tokenizer does to a text, and of its chat template. Its name, padding and truncation do not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python
+        rules: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), sorted(map(str, tokenizer.all_special_tokens))]
+    else:
+        rules = json.loads(backend.to_str())
+        for changes_with_use in ("padding", "truncation"):
+            rules.pop(changes_with_use, None)
+    return hashlib.sha256(json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()).hexdigest()
+
+
+def data_fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of the token ids, in the order of the rows. Weights, groups, labels and the way of storage do not count."""
+    columns = sorted(column for column in dataset.column_names if column.endswith("_ids"))
+    lengths, ids = ({column: hashlib.sha256() for column in columns} for _ in range(2))
+    for batch in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
+        for column in columns:
+            lengths[column].update(pc.list_value_length(batch[column]).to_numpy().astype("<i8").tobytes())
+            ids[column].update(pc.list_flatten(batch[column]).to_numpy().astype("<i8").tobytes())
+    parts = [f"{column} {lengths[column].hexdigest()} {ids[column].hexdigest()}\n" for column in columns]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _columns(dataset: Dataset) -> list[str]:
+    columns = (
+        ["ref_chosen_logps", "ref_rejected_logps"] if "chosen_ids" in dataset.column_names else ["ref_logps", "ref_kl_logps"]
+    )
+    there = [column for column in columns if column in dataset.column_names]
+    if there:
+        raise ValueError(f"the data have {', '.join(there)} already. Remove them: they are computed here.")
+    return columns
+
+
+def _compute(
+    model: nn.Module,
+    dataset: Dataset,
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]],
+    batch_size: int,
+    score: Score,
+    accelerator: Accelerator | None,
+) -> dict[str, Tensor]:
+    """The columns, each (rows,) float32 on the CPU."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    columns, count = _columns(dataset), len(dataset)
+    rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = accelerator.device if accelerator else next(model.parameters()).device
+    longest_first = np.argsort(-_lengths(dataset), kind="stable")  # less padding, and too large a batch fails at once
+    batches = [longest_first[i : i + batch_size] for i in range(0, count, batch_size)]
+    rounds = -(-len(batches) // ranks)  # a forward of a sharded model needs all ranks: those without a batch repeat the last one
+
+    values = torch.zeros(len(columns), count, dtype=torch.float32, device=device)
+    with _as_reference(model), torch.no_grad(), accelerator.autocast() if accelerator else nullcontext():
+        for i in tqdm(range(rounds), desc="reference log-probabilities", unit="batch", disable=rank != 0):
+            mine = i * ranks + rank
+            rows = batches[min(mine, len(batches) - 1)]
+            batch = {key: value.to(device) for key, value in collate(dataset.__getitems__(rows.tolist())).items()}
+            parts = [score(model, batch)]
+            if "kl_input_ids" in batch:
+                other = ("input_ids", "attention_mask", "completion_mask")
+                parts.append(score(model, {key: batch[f"kl_{key}"] for key in other}))
+            if mine < len(batches):
+                values[:, torch.from_numpy(rows).to(device)] = torch.cat(parts).float().reshape(len(columns), len(rows))
+    if accelerator and ranks > 1:
+        values = accelerator.reduce(values, "sum")  # exact: each value is of one rank, and zero on the others
+    values = values.cpu()
+    bad = (~torch.isfinite(values)).any(0).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(
+            f"the reference gives {len(bad)} of {count} rows a log-probability that is not finite; the first is row {row} "
+            f"({values[:, row].tolist()}). Check the model's weights, its dtype, and that no row is longer than its positions."
+        )
+    return dict(zip(columns, values, strict=True))
+
+
+def _lengths(dataset: Dataset) -> np.ndarray:
+    """Tokens of each row's longest sequence."""
+    columns = [column for column in dataset.column_names if column.endswith("_ids")]
+    table = dataset.select_columns(columns).with_format("arrow")[:]
+    lengths = {column: pc.list_value_length(table[column]).to_numpy() for column in columns}
+    return lengths.pop("prompt_ids") + np.max(list(lengths.values()), axis=0)
+
+
+@contextmanager
+def _as_reference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and, with PEFT, no adapters; afterwards everything as it was."""
+    training = [module for module in model.modules() if module.training]
+    inner = extract_model_from_parallel(model)
+    model.eval()
+    try:
+        with inner.disable_adapter() if _is_peft(inner) else nullcontext():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _is_peft(model: nn.Module) -> bool:
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def _base_state(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the model inside a PEFT model, under the names that they have without it."""
+    base = model.get_base_model()
+    adapter = getattr(model.base_model, "prefix", None)  # such as lora_
+    for name, tensor in base.state_dict().items():
+        parts = name.split(".")
+        if "modules_to_save" in parts or (adapter and any(part.startswith(adapter) for part in parts)):
+            continue
+        yield ".".join(part for part in parts if part not in ("base_layer", "original_module")), tensor
+
+
+def _read_for_all(
+    cache: Path, identity: Mapping[str, str], columns: list[str], count: int, accelerator: Accelerator | None
+) -> dict[str, Tensor] | None:
+    """What the main process finds in the cache, on every rank, or its error: a file may be visible to one machine only."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return _read(cache, identity, columns, count)
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [_read(cache, identity, columns, count)]
+        except ValueError as error:
+            outcome = [error]
+    outcome = broadcast_object_list(outcome)
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _read(cache: Path, identity: Mapping[str, str], columns: list[str], count: int) -> dict[str, Tensor] | None:
+    if not cache.exists():
+        return None
+    remedy = "Delete the file to compute them again, or give another one"
+    try:
+        with safe_open(cache, framework="pt") as file:
+            stored = file.metadata() or {}
+            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{cache} is truncated, damaged or no file of safetensors ({error}). {remedy}.") from error
+    if "prefdro_reference" not in stored:
+        raise ValueError(f"{cache} was not written as a file of reference log-probabilities. {remedy}.")
+    if stored["prefdro_reference"] != FORMAT:
+        raise ValueError(f"{cache} has format {stored['prefdro_reference']}, this version reads {FORMAT}. {remedy}.")
+    differ = [part for part in PARTS if stored.get(part) != identity[part]]
+    if differ:
+        received = "; ".join(f"{part} {_short(stored.get(part))} there, {_short(identity[part])} here" for part in differ)
+        raise ValueError(f"{cache} holds log-probabilities of another {' and '.join(differ)} ({received}). {remedy}.")
+    if sorted(values) != sorted(columns) or any(value.shape != (count,) for value in values.values()):
+        raise ValueError(f"{cache} does not hold {' and '.join(columns)} of {count} rows: it is damaged. {remedy}.")
+    return values
+
+
+def _write(cache: Path, values: dict[str, Tensor], identity: Mapping[str, str]) -> None:
+    temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
+    metadata = {"prefdro_reference": FORMAT} | {part: identity[part] for part in PARTS}
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file({column: value.contiguous() for column, value in values.items()}, temporary, metadata=metadata)
+        os.replace(temporary, cache)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _short(fingerprint: str | None) -> str:
+    return "nothing" if fingerprint is None else fingerprint[:12]

@@ -1,0 +1,231 @@
+"""`prefdro train`: from a model and a file of preferences to a trained model with its card.
+
+    prefdro train --model MODEL --data pairs.jsonl --objective kldpo --tau 0.5 --output_dir OUT
+    prefdro train --config train.yaml --beta 0.05
+    accelerate launch -m llm.train --config train.yaml
+
+The same command resumes a run that was stopped, from its last checkpoint.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
+from llm.card import write_card
+from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
+from llm.objectives import ObjectiveParameters, make_objective
+from llm.trainer import PreferenceTrainer
+from llm.wasserstein_steps import Wasserstein
+
+RECORD = "training.json"
+Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments]
+
+
+def parse(words: list[str]) -> Arguments:
+    """Command line, with --config FILE a YAML file of the same names; the command line has the last word."""
+    parser = TrlParser((ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments), prog="prefdro train")
+    return cast(Arguments, parser.parse_args_and_config(words))
+
+
+def train(
+    model_arguments: ModelArguments, data: DataArguments, objective: ObjectiveParameters, args: PreferenceArguments
+) -> dict[str, float]:
+    """Train and save: model, tokenizer, card, log.csv and training.json in `args.output_dir`. Returns the last metrics.
+
+    Raises ValueError, FileNotFoundError or FloatingPointError with the cause and the next step.
+    """
+    kinds = make_objective(objective).kinds  # the cheapest checks first
+    for name, value in (("--model", model_arguments.model), ("--data", data.data)):
+        if not value:
+            raise ValueError(
+                f"{name} was not given. `prefdro train --help` lists all options; they can also stand in a YAML file."
+            )
+    out = Path(str(args.output_dir))
+    checkpoint = _checkpoint(out, _configuration(model_arguments, data, objective, args))
+    tokenizer = load_tokenizer(model_arguments)
+    train_data, eval_data = _datasets(data, tokenizer, kinds)
+    trainer = PreferenceTrainer(
+        load_model(model_arguments, args),
+        args,
+        objective,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        processing_class=tokenizer,
+        data_collator=PreferenceCollator(padding_token(tokenizer)),
+    )
+    cache = out / "reference-train.safetensors" if data.reference_cache is None else Path(data.reference_cache)
+    trainer.add_reference(cache, cache.with_name(f"{cache.stem}-eval{cache.suffix}"), data.reference_batch_size)
+    if trainer.is_world_process_zero():
+        out.mkdir(parents=True, exist_ok=True)
+        record = _configuration(model_arguments, data, objective, args) | {"reference": trainer.reference_identity}
+        (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    if checkpoint is not None and trainer.is_world_process_zero():
+        print(f"resuming from {checkpoint}", file=sys.stderr)
+
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    evaluation = trainer.evaluate() if eval_data is not None else {}
+    metrics = _last_metrics(trainer.state.log_history) | evaluation
+    if trainer.is_world_process_zero():
+        pd.DataFrame(trainer.state.log_history).to_csv(out / "log.csv", index=False)
+        facts = _facts(trainer, model_arguments, data, len(train_data))
+        write_card(out, objective, model=model_arguments.model, data=data.data, facts=facts, metrics=metrics)
+        print(f"trained model in {out}: model, tokenizer, README.md (card), log.csv, {RECORD}")
+    return metrics
+
+
+def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, or the one named instead."""
+    name = arguments.tokenizer or arguments.model
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(_cannot_load("tokenizer", name, error)) from error
+
+
+def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Module:
+    """The model in the wanted dtype, with a LoRA adapter if wanted."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if arguments.dtype not in dtypes:
+        raise ValueError(f"unknown --dtype {arguments.dtype!r}; there are {', '.join(dtypes)}.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            arguments.model,
+            dtype=dtypes[arguments.dtype],
+            revision=arguments.revision,
+            trust_remote_code=arguments.trust_remote_code,
+            attn_implementation=arguments.attention,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(_cannot_load("model", arguments.model, error)) from error
+    if not arguments.lora:
+        return cast(nn.Module, model)
+    from peft import LoraConfig, get_peft_model
+
+    targets = arguments.lora_targets
+    config = LoraConfig(
+        r=arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha,
+        target_modules=targets if targets in (None, "all-linear") else targets.split(","),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(args.seed)  # the adapter's first weights
+    if args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return cast(nn.Module, get_peft_model(model, config))
+
+
+def _datasets(data: DataArguments, tokenizer: PreTrainedTokenizerBase, kinds: tuple[str, ...]) -> tuple[Dataset, Dataset | None]:
+    rows = load_rows(data.data, data.split, data.data_name)
+    kind = "unpaired" if "unpaired" in kinds and ("pairs" not in kinds or "label" in rows.column_names) else "pairs"
+    cut: dict[str, Any] = {"max_length": data.max_length, "long_prompts": data.long_prompts}
+    train_data = tokenise(rows, tokenizer, kind, **cut)
+    if data.eval_data is not None:
+        held_out = load_rows(data.eval_data)
+    elif data.eval_split is not None:
+        held_out = load_rows(data.data, data.eval_split, data.data_name)
+    else:
+        return train_data, None
+    return train_data, tokenise(held_out, tokenizer, kind, **cut, groups=group_numbers(train_data) or None)
+
+
+def _checkpoint(out: Path, configuration: dict[str, Any]) -> str | None:
+    """The checkpoint to resume from: the last one of the same run. Refuses the folder of another run."""
+    last = get_last_checkpoint(str(out)) if out.is_dir() else None
+    if last is None:
+        return None
+    try:
+        before = json.loads((out / RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{out} has checkpoints, but no readable {RECORD} says of which run ({error}). Choose another --output_dir, "
+            "or delete them."
+        ) from error
+    changed = [key for key in configuration if key not in MAY_CHANGE and before.get(key) != configuration[key]]
+    if changed:
+        named = ", ".join(f"{key} ({before.get(key)} then, {configuration[key]} now)" for key in changed[:5])
+        raise ValueError(
+            f"{out} has checkpoints of a run with other arguments: {named}. Choose another --output_dir, or delete the folder."
+        )
+    return last
+
+
+# Arguments that do not change what is trained, so that a run may be resumed with others.
+MAY_CHANGE = (
+    *("output_dir", "logging_dir", "logging_steps", "report_to", "run_name", "disable_tqdm", "save_steps", "save_total_limit"),
+    *("eval_steps", "dataloader_num_workers", "dataloader_pin_memory", "local_rank", "resume_from_checkpoint"),
+)
+
+
+def _configuration(*groups: Any) -> dict[str, Any]:
+    """All arguments as JSON can hold them."""
+    merged: dict[str, Any] = {}
+    for group in groups:
+        merged |= group.to_dict() if isinstance(group, PreferenceArguments) else asdict(group)
+    return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))
+
+
+def _facts(trainer: PreferenceTrainer, model: ModelArguments, data: DataArguments, rows: int) -> dict[str, Any]:
+    args = trainer.args
+    micro = args.per_device_train_batch_size
+    facts: dict[str, Any] = {
+        "base model": model.model,
+        "data": f"{data.data} ({rows} rows)",
+        "seed": args.seed,
+        "effective batch": f"{micro * args.gradient_accumulation_steps * args.world_size} "
+        f"({micro} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)",
+        "steps": trainer.state.global_step,
+        "learning rate": args.learning_rate,
+        "precision": f"{model.dtype} weights" + (", bfloat16 autocast" if args.bf16 else ""),
+        "adapter": f"LoRA, rank {model.lora_rank}, alpha {model.lora_alpha:g}" if model.lora else "none",
+    }
+    if isinstance(trainer.step, Wasserstein):
+        unit = "embedding output" + (", squared" if trainer.step.squared else "")
+        facts[f"radius in units of the {unit}"] = f"{trainer.step.radius:.6g}"
+    facts |= {f"sha256 of the {part}": value for part, value in trainer.reference_identity.items() if part != "dtype"}
+    facts |= {name: version(name) for name in ("prefdro", "torch", "transformers")}
+    return facts
+
+
+def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
+    """The last value of each number that was logged in training."""
+    numbers: dict[str, float] = {}
+    for entry in history:
+        numbers |= {name: float(value) for name, value in entry.items() if name != "step"}
+    return numbers
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"cannot load the {what} {name!r} ({first}). Give the folder of a saved {what}, or a name on the hub that this machine "
+        "can reach; code that comes with a model needs --trust_remote_code."
+    )
+
+
+def main(words: list[str] | None = None) -> None:
+    """Entry point of every rank: parse, train, and say in one line what went wrong."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        train(*parse(sys.argv[1:] if words is None else words))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"prefdro train: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""`prefdro train` from files to files, with a tiny model: what it leaves behind, how it resumes, what it says of bad input."""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from llm import train as module
+from llm.train import main, parse, train
+from tests.llm.models import WORDS, tiny_gpt2, word_tokenizer
+
+NOUNS = [word for word in WORDS if word not in ("happy", "sad", "user", "assistant", "system")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), seed=0)
+
+
+def save_model(folder: Path, seed: int, **options: Any) -> Path:
+    tokenizer = word_tokenizer(**options)
+    tiny_gpt2(seed, vocabulary=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts that end happily are preferred to those that end sadly; a group and a weight for each."""
+    draw = random.Random(0)
+
+    def text(count: int) -> str:
+        return " ".join(draw.choice(NOUNS) for _ in range(count))
+
+    rows = [
+        {
+            "prompt": text(3) + " ",
+            "chosen": f"{text(draw.randint(1, 3))} happy",
+            "rejected": f"{text(draw.randint(1, 3))} sad",
+            "group": draw.choice(["few", "many"]),
+            "weight": draw.random() + 0.1,
+        }
+        for _ in range(48)
+    ]
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def words(model: Path, data: Path, out: Path, *more: str) -> list[str]:
+    """A command line of a short run on the CPU; what comes later wins."""
+    fixed = "--run_on cpu --max_steps 6 --learning_rate 3e-3 --per_device_train_batch_size 4 --gradient_accumulation_steps 2"
+    quiet = "--disable_tqdm true --logging_steps 2 --save_steps 3 --report_to none"
+    return " ".join([f"--model {model} --data {data} --output_dir {out}", fixed, quiet, *more]).split(" ")
+
+
+def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_a_better_model_its_card_and_its_log(model: Path, pairs: Path, tmp_path: Path) -> None:
+    options = "--max_steps 24 --objective kldpo --tau 0.5 --seed 7 --kl_prompts 48 --kl_max_new_tokens 4"
+    metrics = train(*parse(words(model, pairs, tmp_path, options, f"--eval_data {pairs}")))
+    log = pd.read_csv(tmp_path / "log.csv")
+    losses = log.loss.dropna()
+    assert losses.iloc[-1] < 0.9 * losses.iloc[0]
+    assert metrics["eval_rewards/accuracies"] > 0.8 > 0.5
+    # before training policy and reference are equal: the KL estimate is of a real change
+    assert metrics["eval_kl_to_reference"] > 2 * metrics["eval_kl_to_reference_error"] > 0
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not torch.equal(trained.lm_head.weight, AutoModelForCausalLM.from_pretrained(model).lm_head.weight)
+    card = (tmp_path / "README.md").read_text()
+    for fact in (
+        "| objective | kldpo |",
+        "| tau | 0.5 |",
+        "| seed | 7 |",
+        str(pairs),
+        "arXiv:2502.01930",
+        "eval_kl_to_reference",
+    ):
+        assert fact in card
+    named = {
+        "worst_case/effective_sample_size",
+        "worst_case/largest_weight",
+        "dominance_violation",
+        "rewards/chosen_q90",
+        "grad_norm",
+    }
+    assert named <= set(log.columns)
+    assert 1 <= log["worst_case/effective_sample_size"].dropna().min() <= log["worst_case/effective_sample_size"].max() <= 8
+
+
+def test_the_same_command_resumes_to_the_same_parameters(model: Path, pairs: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = "--objective group_dro --group_step 0.5 --lr_scheduler_type cosine"
+    train(*parse(words(model, pairs, whole, options)))
+    train(*parse(words(model, pairs, broken, options)))
+    shutil.rmtree(broken / "checkpoint-6")  # as if it had been killed after step 3
+    (broken / "model.safetensors").unlink()
+    state = json.loads((broken / "checkpoint-3" / "trainer_state.json").read_text())
+    kept = state["stateful_callbacks"]["GroupWeights"]["args"]["weights"]
+    assert sum(kept) == pytest.approx(1) and kept != [0.5, 0.5]
+    train(*parse(words(model, pairs, broken, options)))
+    assert same(weights(broken), weights(whole))
+
+
+def test_the_folder_of_another_run_is_refused(
+    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(*parse(words(model, pairs, tmp_path)))
+    before = weights(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(words(model, pairs, tmp_path, "--beta 0.3"))
+    assert stopped.value.code == 1
+    assert "beta (0.1 then, 0.3 now)" in capsys.readouterr().err
+    assert same(weights(tmp_path), before)
+
+
+def test_a_yaml_file_is_the_command_line(model: Path, pairs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        f"model: {model}\ndata: {pairs}\nobjective: wdpo\nrho: 0.01\nwdpo_mode: adversarial\nbeta: 0.2\nrun_on: cpu\n"
+    )
+    _, _, objective, args = parse(["--config", str(path), "--beta", "0.05", "--output_dir", str(tmp_path / "out")])
+    assert (objective.objective, objective.rho, objective.beta) == ("wdpo", 0.01, 0.05)
+    assert args.output_dir == str(tmp_path / "out")
+
+
+def test_only_the_adapter_is_trained_and_saved(model: Path, pairs: Path, tmp_path: Path) -> None:
+    options = "--lora --lora_rank 2 --objective wdpo --rho 0.01 --wdpo_mode adversarial --gradient_checkpointing"
+    train(*parse(words(model, pairs, tmp_path, options)))
+    adapter = weights(tmp_path, "adapter_model.safetensors")
+    assert adapter and all("lora" in name for name in adapter)
+    assert any(w.abs().max() > 0 for name, w in adapter.items() if "lora_B" in name)  # zero before training
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", ["--objective kto", "--objective aot_unpaired", "--objective aot --bf16"])
+def test_other_objectives_and_bf16_run_from_the_same_file(options: str, model: Path, pairs: Path, tmp_path: Path) -> None:
+    train(*parse(words(model, pairs, tmp_path, options, "--report_to tensorboard")))
+    log = pd.read_csv(tmp_path / "log.csv")
+    margins = log["rewards/margins"].dropna()
+    assert margins.iloc[-1] > max(margins.iloc[0], 0.02)
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--objective kldpo", "either --tau (temperature of the tilt) or --rho"),
+        ("--objective dpo --tau 1", "dpo does not take --tau (got 1.0)"),
+        ("--model ./nowhere", "cannot load the tokenizer './nowhere'"),
+        ("--data ./nothing.jsonl", "there is no file or folder ./nothing.jsonl"),
+        ("--dtype float8", "unknown --dtype 'float8'"),
+        ("--run_on gpu", "unknown --run_on 'gpu'"),
+        ("--label_smoothing_factor 0.1", "use --objective cdpo with --flip"),
+        ("--model ", "--model was not given"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence(
+    more: str, message: str, model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words(model, pairs, tmp_path, more))
+    assert stopped.value.code == 1
+    assert message in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_asked_for_and_absent(model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*words(model, pairs, tmp_path), "--run_on", "cuda"])
+    assert "sees no CUDA device" in capsys.readouterr().err
+
+
+def test_a_cache_of_another_model_is_refused(
+    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = str(tmp_path / "reference.safetensors")
+    train(*parse(words(model, pairs, tmp_path / "a", f"--reference_cache {cache}")))
+    other = save_model(tmp_path / "other", seed=1)
+    with pytest.raises(SystemExit):
+        main(words(other, pairs, tmp_path / "b", f"--reference_cache {cache}"))
+    error = capsys.readouterr().err
+    assert cache in error and "model" in error
+    assert not (tmp_path / "b" / "model.safetensors").exists()
+
+
+def test_conversations_without_a_chat_template(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def turn(role: str, content: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": content}]
+
+    row = {"prompt": turn("user", "the cat"), "chosen": turn("assistant", "happy"), "rejected": turn("assistant", "sad")}
+    path = tmp_path / "chat.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 8)
+    with pytest.raises(SystemExit):
+        main(words(model, path, tmp_path / "out"))
+    assert "chat template" in capsys.readouterr().err
+    chatty = save_model(tmp_path / "chatty", seed=0, chat_template=True)
+    train(*parse(words(chatty, path, tmp_path / "out", "--max_steps 1")))
+
+
+def test_weights_that_are_not_finite_stop_the_run(
+    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Diverging(torch.optim.SGD):
+        """Its first step makes every weight too large."""
+
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.fill_(float("nan"))
+
+    def trainer_with(*args: Any, **kwargs: Any) -> Any:
+        net = args[0]
+        return original(*args, **kwargs, optimizers=(Diverging(net.parameters(), lr=1.0), None))
+
+    original = module.PreferenceTrainer
+    monkeypatch.setattr(module, "PreferenceTrainer", trainer_with)
+    with pytest.raises(SystemExit) as stopped:
+        main(words(model, pairs, tmp_path))
+    assert stopped.value.code == 1
+    assert "the objective is [nan" in capsys.readouterr().err
+    record = json.loads((tmp_path / "not-finite-step1-rank0.json").read_text())
+    assert len(record["rows"]) == 8 and set(record["rows"]) <= set(range(48))

@@ -42,7 +42,7 @@ class DataArguments:
     reference_cache: str | None = option(
         None, "file of the reference log-probabilities; not given: reference-train.safetensors in --output_dir"
     )
-    reference_batch_size: int = option(32, "sequences at once when the reference is computed")
+    reference_batch_size: int = option(32, "rows of the data at once when the reference is computed; a pair is two sequences")
 
 
 @dataclass

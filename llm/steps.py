@@ -77,8 +77,9 @@ class Mean:
         return value
 
     def finite(self) -> bool:
-        """Whether all values of the current step are."""
-        return bool(torch.isfinite(torch.stack([value.double() for value in self.values])).all())
+        """Whether all values of the current step are, on every rank: a rank that stopped alone would leave the others waiting."""
+        bad = (~torch.isfinite(torch.stack([value.double() for value in self.values]))).double().sum()
+        return not bool(self.accelerator.reduce(bad, "sum") > 0)
 
 
 class KahnemanTversky(Mean):

@@ -54,7 +54,7 @@ def tokenise(
 
     Returns:
         prompt_ids, chosen_ids, rejected_ids; or prompt_ids, completion_ids, label, kl_completion_ids (the completion of the next
-        row, cyclic); index, the position in `rows`; weight and group where given.
+        row of another prompt, cyclic); index, the position in `rows`; weight and group where given.
 
     Raises:
         ValueError: rows that cannot be used, with their number and the first of them; a tokenizer that lacks what they need.
@@ -300,17 +300,28 @@ def _usable(data: Dataset, completions: list[str], max_length: int | None, long_
 
 
 def _with_next_completion(data: Dataset, max_length: int | None) -> Dataset:
-    """Adds kl_completion_ids: the completion of the next row, cyclic, cut to what its new prompt leaves of `max_length`."""
+    """Adds kl_completion_ids: the completion of the next row of another prompt, cyclic, cut to what `max_length` leaves of it."""
     table = data.with_format("arrow")[:]
     column = table["completion_ids"].combine_chunks()
     values, lengths = column.flatten().to_numpy(), pc.list_value_length(column).to_numpy().astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     room = np.inf if max_length is None else max_length - pc.list_value_length(table["prompt_ids"]).to_numpy()
-    taken = np.minimum(np.roll(lengths, -1), room).astype(np.int64)
+    other = _next_other(data["prompt_ids"])
+    taken = np.minimum(lengths[other], room).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(taken)])
-    positions = np.repeat(np.roll(starts, -1) - offsets[:-1], taken) + np.arange(offsets[-1])
+    positions = np.repeat(starts[other] - offsets[:-1], taken) + np.arange(offsets[-1])
     array = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), pa.array(values[positions], type=pa.int32()))
     return _rebuilt(data, table.append_column("kl_completion_ids", array), {"kl_completion_ids": TOKENS})
+
+
+def _next_other(prompts: Iterable[Sequence[int]]) -> np.ndarray:
+    """Index of the next row, cyclic, with another prompt; of the next row where all prompts are the same."""
+    numbers: dict[tuple[int, ...], int] = {}
+    keys = np.array([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts])
+    last = np.flatnonzero(keys != np.roll(keys, -1))  # rows after which the prompt changes
+    if len(last) == 0:
+        last = np.arange(len(keys))
+    return (last[np.searchsorted(last, np.arange(len(keys))) % len(last)] + 1) % len(keys)
 
 
 def _rebuilt(data: Dataset, table: pa.Table, more: dict[str, Any]) -> Dataset:

@@ -528,3 +528,12 @@ def test_batches_of_arrays_and_a_width_that_cannot_be():
     assert all(torch.equal(batch[key], expected[key]) for key in expected)
     with pytest.raises(ValueError, match=r"pad_to_multiple_of must be at least 1 .* got 0"):
         PreferenceCollator(0, pad_to_multiple_of=0)
+
+
+def test_a_mismatched_completion_is_never_of_the_same_prompt() -> None:
+    prompts, completions = ["the", "the", "cat", "cat", "dog", "the"], ["a", "bird", "sun", "moon", "is", "was"]
+    rows = Dataset.from_dict({"prompt": prompts, "completion": completions, "label": [True] * 6})
+    tokenizer = word_tokenizer()
+    found = tokenise(rows, tokenizer, "unpaired")["kl_completion_ids"]
+    # rows 0, 1 and 5 share a prompt, and the last one is followed by the first: row 5 goes on to row 2
+    assert [tokenizer.decode(ids[:1]) for ids in found] == ["sun", "sun", "is", "is", "was", "sun"]

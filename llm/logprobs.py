@@ -6,7 +6,7 @@ so that data-parallel wrappers see an ordinary forward pass.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,13 +54,40 @@ def head_can_be_fused(model: nn.Module) -> bool:
             batch = _probe(model)
             plain = sequence_logprobs(model, batch, fused=False)
             fused = sequence_logprobs(model, batch)
-        tolerance = 0.02 if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else 1e-4
-        return bool(torch.allclose(plain, fused, rtol=tolerance, atol=tolerance))
+            if not _hands_on_logits(model, batch["input_ids"]):
+                return False
+        return _close(plain, fused, model)
     except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
         warnings.warn(f"log-probabilities are taken from full logits: the head cannot be fused ({error}).", stacklevel=2)
         return False
     finally:
         model.train(training)
+
+
+def random_in_training(model: nn.Module) -> bool:
+    """Whether log-probabilities in training mode differ from those in evaluation mode, on the same batch."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            batch = _probe(model)
+            truth, *found = [sequence_logprobs(model.train(mode), batch, fused=False) for mode in (False, True, True)]
+        return not all(_close(truth, x, model) for x in found)
+    except (NotImplementedError, RuntimeError):  # kernels of a device that the model is not on yet
+        return False
+    finally:
+        model.train(training)
+
+
+def _close(truth: Tensor, found: Tensor, model: nn.Module) -> bool:
+    tolerance = 0.02 if next(model.parameters()).dtype in (torch.bfloat16, torch.float16) else 1e-4
+    return torch.allclose(truth, found, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _hands_on_logits(model: nn.Module, ids: Tensor) -> bool:
+    """Whether the model returns what its head does: a soft cap changes large values only, which random weights do not give."""
+    sent = torch.linspace(-100, 100, ids.numel(), device=ids.device).view(1, -1, 1)
+    with _forward_replaced(_output_head(model), lambda *_: sent):
+        return torch.equal(model(input_ids=ids, use_cache=False).logits.float(), sent)
 
 
 def _probe(model: nn.Module) -> dict[str, Tensor]:
@@ -94,6 +121,12 @@ def _token_logprobs_for_logits(head: Any, scored: Tensor, targets: Tensor) -> It
             parts = [logprobs(*chunk) for chunk in chunks]
         return torch.cat(parts).reshape(1, -1, 1)
 
+    with _forward_replaced(head, forward):
+        yield
+
+
+@contextmanager
+def _forward_replaced(head: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
     own = head.__dict__.get("forward")  # set by accelerate's hooks on some models
     head.forward = forward
     try:

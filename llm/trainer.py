@@ -21,7 +21,7 @@ from llm.arguments import PreferenceArguments
 from llm.compatibility import refuse_inexact, warn_of_small_temperature
 from llm.divergence import kl_on_own_samples
 from llm.global_batch import concatenate, gather, normalised, scores_of
-from llm.logprobs import head_can_be_fused, unwrapped
+from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.metrics import reward_metrics
 from llm.objectives import Objective, ObjectiveParameters, Pairs, Scores, make_objective, replaced
 from llm.reference import reference_identity, reference_logps
@@ -52,6 +52,11 @@ class PreferenceTrainer(Trainer):
         self.parameters = ObjectiveParameters() if objective is None else objective
         self.objective: Objective = make_objective(self.parameters)
         turn_off_dropout(model)
+        if random_in_training(model):
+            raise ValueError(
+                "the model is random in training mode, although its dropout modules are off: two passes over a batch would see "
+                "different models. Set the dropout and noise of its configuration to zero before loading it."
+            )
         if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
             args.gradient_checkpointing_kwargs = {"use_reentrant": False}
         if args.world_size > 1:
@@ -260,10 +265,8 @@ class _StopBeforeNotFinite(TrainerCallback):
 def turn_off_dropout(model: nn.Module) -> None:
     """Set every dropout to zero: two passes over a batch must see the same model."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout"):  # numbers that attention modules keep for their kernels
-            if isinstance(getattr(module, name, None), float):
+        for name, value in list(vars(module).items()):  # p of a module; numbers that others keep for their kernels
+            if isinstance(value, float) and ("drop" in name or (name == "p" and "Dropout" in type(module).__name__)):
                 setattr(module, name, 0.0)
 
 

@@ -531,7 +531,7 @@ def test_batches_of_arrays_and_a_width_that_cannot_be():
 
 
 def test_a_mismatched_completion_is_never_of_the_same_prompt() -> None:
-    prompts, completions = ["the", "the", "cat", "cat", "dog", "the"], ["a", "bird", "sun", "moon", "is", "was"]
+    prompts, completions = ["the", "the", "cat", "cat", "dog", "the"], [" a", " bird", " sun", " moon", " is", " was"]
     rows = Dataset.from_dict({"prompt": prompts, "completion": completions, "label": [True] * 6})
     tokenizer = word_tokenizer()
     found = tokenise(rows, tokenizer, "unpaired")["kl_completion_ids"]

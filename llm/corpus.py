@@ -235,6 +235,15 @@ def gpt2_config(tokenizer: Any, *, width: int, layers: int, length: int) -> Any:
     )
 
 
+def check_length(config: Any, length: int) -> None:
+    """Raise ValueError where a model has fewer positions than a text may have tokens."""
+    positions = getattr(config, "max_position_embeddings", length)
+    if positions < length:
+        raise ValueError(
+            f"the model has {positions} positions, and texts have up to {length} tokens: shorten them or take another model."
+        )
+
+
 def cannot_load(what: str, name: str, error: Exception) -> ValueError:
     """The error for a model or tokenizer that is neither in a folder nor within reach on the hub."""
     return ValueError(

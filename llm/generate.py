@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
 
+from llm.corpus import check_length
 from theory.policy import convex_mixture, geometric_mixture
 
 SETTINGS = ("convex", "geometric", "groups")
@@ -80,7 +81,11 @@ def complete(
         prompts: n rows of tokens.
         uniforms: (n, N) numbers in [0, 1).
         eos: ends a completion; without it all have N tokens.
+
+    Raises:
+        ValueError: the model has fewer positions than the longest text could have tokens.
     """
+    check_length(model.config, max(map(len, prompts)) + uniforms.shape[1])
     training = model.training
     model.eval()
     completions: list[list[int]] = []

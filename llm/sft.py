@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm.corpus import cannot_load, gpt2_config
+from llm.corpus import cannot_load, check_length, gpt2_config
 from llm.generate import Completions, padded
 from llm.logprobs import sequence_logprobs
 
@@ -45,15 +45,6 @@ def language_model(name: str | None, tokenizer: Any, *, width: int, layers: int,
             raise cannot_load("model", name, error) from error
     check_length(model.config, length)
     return model
-
-
-def check_length(config: Any, length: int) -> None:
-    """Raise ValueError where a model has fewer positions than a text may have tokens."""
-    positions = getattr(config, "max_position_embeddings", length)
-    if positions < length:
-        raise ValueError(
-            f"the model has {positions} positions, and texts have up to {length} tokens: shorten them or take another model."
-        )
 
 
 def tokenize_texts(tokenizer: Any, texts: Sequence[str], length: int, *, end: bool = False) -> list[list[int]]:

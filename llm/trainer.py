@@ -239,7 +239,8 @@ class PreferenceTrainer(Trainer):
         if self.objective.name != "group_dro":
             return self.objective.value(scores)
         assert isinstance(scores, Pairs) and scores.groups is not None
-        return worst_group(self.step.losses(scores), scores.groups, _group_count(self.train_dataset), scores.weights)
+        count = int(scores.groups.max()) + 1  # groups that training does not have count too
+        return worst_group(self.step.losses(scores), scores.groups, count, scores.weights)
 
     def _kl_on_own_samples(self, dataset: Any) -> dict[str, float]:
         assert self.processing_class is not None

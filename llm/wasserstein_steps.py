@@ -49,10 +49,12 @@ class Wasserstein(Mean):
             scores = scores_of(batch, self.score(model, batch))
         return scores, outputs[0]
 
-    def gradients(self, model: nn.Module, batch: Batch) -> Tensor:
-        """g_i at both rows of each pair, (2b, T, width)."""
+    def gradients(self, model: nn.Module, batch: Batch, *, log: bool = False) -> Tensor:
+        """g_i at both rows of each pair, (2b, T, width). log: these are the scores to be logged."""
         with self.accelerator.no_sync(model):
             scores, output = self.scores_and_output(model, batch)
+            if log:
+                self.seen.append(detached(scores))
             return torch.autograd.grad(self.losses(scores).sum(), output)[0]
 
 
@@ -89,7 +91,7 @@ class Directed(Wasserstein):
     """Steps that look at the loss along u = g / (E ||g||²)^(1/2)."""
 
     def add_directions(self, batches: list[Batch], gradients: list[Tensor]) -> None:
-        """u of each micro-batch; zero where all gradients are, as at the reference policy."""
+        """u of each micro-batch; zero where all gradients are."""
         norms = torch.cat([squared_norms(gradient) for gradient in gradients])
         penalty, root, _ = self.penalty(norms, torch.cat([batch["weight"] for batch in batches]))
         for batch, gradient in zip(batches, gradients, strict=True):
@@ -101,14 +103,13 @@ class Adversarial(Directed):
     """The loss at z + rho u, a point of the ball."""
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
-        """u of all pairs."""
+        """u of all pairs. The rewards that are logged are those of the policy, not of the adversary."""
         super().before(model, batches)
-        self.add_directions(batches, [self.gradients(model, batch) for batch in batches])
+        self.add_directions(batches, [self.gradients(model, batch, log=True) for batch in batches])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss there."""
         scores, _ = self.scores_and_output(model, batch, self.radius * batch["direction"])
-        self.seen.append(detached(scores))
         return self.checked(self.share(scores))
 
 

@@ -1,0 +1,99 @@
+"""Against TRL: its loss code on the same numbers, and its DPO trainer on the same data."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from llm.data import PreferenceCollator, tokenise
+from llm.logprobs import sequence_logprobs
+from llm.objectives import ObjectiveParameters, Pairs, make_objective
+from llm.reference import reference_identity, reference_logps
+from llm.trainer import PreferenceTrainer
+from tests.llm.models import WORDS, tiny_gpt2, word_tokenizer
+from tests.llm.training import arguments
+from tests.theory.test_objectives_neighbours import pairs, trl_loss  # noqa: F401, a fixture
+
+OURS: dict[str, tuple[ObjectiveParameters, str, float]] = {
+    "dpo": (ObjectiveParameters("dpo", 0.2), "sigmoid", 0.0),
+    "rdpo": (ObjectiveParameters("rdpo", 0.2, flip=0.15), "robust", 0.15),
+    "ipo": (ObjectiveParameters("ipo", 0.2), "ipo", 0.0),
+    "hinge": (ObjectiveParameters("hinge", 0.2), "hinge", 0.0),
+    "aot": (ObjectiveParameters("aot", 0.2), "aot", 0.0),
+    "aot_unpaired": (ObjectiveParameters("aot_unpaired", 0.2), "aot_unpaired", 0.0),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+    """`pairs` are token log-probabilities of 6 pairs of different lengths, chosen ones first."""
+    p, loss_type, smoothing = OURS[name]
+    policy, reference, lengths = pairs["policy"].sum(1), pairs["reference"].sum(1), pairs["mask"].sum(1)
+    s = Pairs(policy[:6], policy[6:], reference[:6], reference[6:], lengths[:6], lengths[6:])
+    theirs = trl_loss(pairs, loss_type, 0.2, smoothing, torch.arange(6))
+    assert make_objective(p).value(s).item() == pytest.approx(theirs.item(), rel=1e-10)
+
+
+def texts(count: int) -> Dataset:
+    g = torch.Generator().manual_seed(0)
+
+    def words(low: int, high: int) -> str:
+        length = int(torch.randint(low, high, (), generator=g))
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=g).tolist())
+
+    rows = {"prompt": (2, 5), "chosen": (1, 6), "rejected": (1, 6)}
+    return Dataset.from_dict(
+        {column: [" " * (column != "prompt") + words(*r) for _ in range(count)] for column, r in rows.items()}
+    )
+
+
+@pytest.mark.parametrize(("name", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot")])
+def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
+    """Four steps of AdamW on the same texts; TRL sorts each micro-batch alone, so that there is one micro-batch."""
+    trl = pytest.importorskip("trl")
+    rows, tokenizer = texts(12), word_tokenizer()
+    common = {
+        "per_device_train_batch_size": 6,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "adam_epsilon": 1e-4,
+        "max_grad_norm": 1.0,
+    }
+
+    model = tiny_gpt2()
+    data, collate = tokenise(rows, tokenizer), PreferenceCollator(0)
+    identity = reference_identity(model, tokenizer, data, torch.float32)
+    data = reference_logps(model, data, collate, 12, cache=None, identity=identity, score=sequence_logprobs)
+    ours = PreferenceTrainer(
+        model,
+        arguments(tmp_path, **common),
+        ObjectiveParameters(name, beta=0.3),
+        train_dataset=data,
+        data_collator=collate,
+        processing_class=tokenizer,
+    )
+    ours.train()
+
+    settings = dict(vars(arguments(tmp_path)))
+    shared = ("output_dir", "use_cpu", "report_to", "save_strategy", "disable_tqdm", "train_sampling_strategy", "logging_steps")
+    config = trl.DPOConfig(
+        **{key: settings[key] for key in shared},
+        **common,
+        loss_type=[loss_type],
+        beta=0.3,
+        precompute_ref_log_probs=True,
+        activation_checkpointing=False,
+        bf16=False,
+        max_length=None,
+    )
+    theirs = trl.DPOTrainer(tiny_gpt2(), args=config, train_dataset=rows, processing_class=tokenizer)
+    theirs.train()
+
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (ours, theirs)]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-5)
+    start, end = tiny_gpt2().state_dict(), ours.model.state_dict()
+    moved = torch.cat([(end[n] - start[n]).flatten() for n in start])
+    apart = torch.cat([(end[n] - x).flatten() for n, x in theirs.model.state_dict().items()])
+    assert moved.norm() > 0.01 and apart.norm() < 1e-4 * moved.norm()

@@ -290,20 +290,20 @@ def _transport(p: ObjectiveParameters) -> Objective:
         if isinstance(s, Pairs):
             u, v, a, b = s.chosen_ratio, s.rejected_ratio, s.weights, s.weights
         else:
-            u, v = s.ratio[s.desirable], s.ratio[~s.desirable]
-            if not len(u) or not len(v):
+            weights = torch.ones_like(s.ratio) if s.weights is None else s.weights
+            sides = (s.desirable, ~s.desirable)
+            u, v = (s.ratio[side] for side in sides)
+            mass = [float(weights[side].sum()) for side in sides]
+            if min(mass) <= 0:
                 raise ValueError(
-                    f"unpaired AOT compares chosen with rejected responses, but the batch of {len(s.ratio)} has {len(u)} "
-                    f"chosen and {len(v)} rejected ones. Use a larger effective batch, or more balanced data."
+                    f"unpaired AOT compares chosen with rejected responses, but a batch of {len(s.ratio)} has {len(u)} chosen "
+                    f"ones of total weight {mass[0]:g} and {len(v)} rejected ones of total weight {mass[1]:g}. Use a larger "
+                    "effective batch, or more balanced data."
                 )
-            a, b = (None, None) if s.weights is None else (_normalised(s.weights[m]) for m in (s.desirable, ~s.desirable))
+            a, b = (None, None) if s.weights is None else (weights[side] / weights[side].sum() for side in sides)
         return objectives.aot_unpaired(u, v, h, p.beta, a, b, softness=p.softness)
 
     return Objective("aot_unpaired", ("pairs", "unpaired"), unpaired, couples=True)
-
-
-def _normalised(weights: Tensor) -> Tensor:
-    return weights / weights.sum()
 
 
 # ------------------------------------------------------------------------------------------------------------- checks

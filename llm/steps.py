@@ -8,7 +8,7 @@ ranks, so that shares are multiplied by their number.
 |----------------|---------------------------------------------------|-----------------------------------------|
 | Mean           | weights that sum to one over the effective batch  | 1 / 0                                   |
 | KahnemanTversky| and z0 from mismatched pairs                      | 1 / 1 (of the mismatched pairs)         |
-| Coupled        | coefficients; nothing for a single micro-batch    | 1 / 1 (0 for a single micro-batch)      |
+| Coupled        | coefficients; nothing for a single micro-batch    | 1 / 1 (0 for the first micro-batch)     |
 
 WDPO has steps of its own: `llm.wasserstein_steps`.
 """
@@ -76,6 +76,11 @@ class Mean:
         self.values.append(value.detach())
         return value
 
+    def forget(self) -> None:
+        """Drop what was kept for the log."""
+        self.seen.clear()
+        self.numbers.clear()
+
     def finite(self) -> bool:
         """Whether all values of the current step are, on every rank: a rank that stopped alone would leave the others waiting."""
         bad = (~torch.isfinite(torch.stack([value.double() for value in self.values]))).double().sum()
@@ -105,16 +110,18 @@ class Coupled(Mean):
     """A functional of all scores of the effective batch, by coefficients: see `llm.global_batch`."""
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
-        """With several micro-batches, a pass without gradient for the coefficients."""
+        """With several micro-batches, a pass over them for the coefficients; that of the first one serves its loss as well."""
         self.values = []
         if len(batches) > 1:
             with torch.no_grad():
-                logps = [self.score(model, batch) for batch in batches]
-            self._add_coefficients(batches, logps)
+                others = [self.score(model, batch) for batch in batches[1:]]
+            with self.accelerator.no_sync(model):
+                batches[0]["logps"] = self.score(model, batches[0])
+            self._add_coefficients(batches, [batches[0]["logps"], *others])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """sum_i c_i logp_i, with the value of the objective."""
-        logps = self.score(model, batch)
+        logps = batch["logps"] if "logps" in batch else self.score(model, batch)
         if "coefficients" not in batch:
             self._add_coefficients([batch], [logps])
         return with_value((batch["coefficients"] * logps).sum(), batch["value"])

@@ -6,7 +6,6 @@ objective's step (`llm.steps`) prepare what couples them; `compute_loss` asks it
 
 import contextlib
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from llm.arguments import PreferenceArguments
 from llm.compatibility import refuse_inexact, warn_of_small_temperature
 from llm.divergence import kl_on_own_samples
+from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
 from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.metrics import reward_metrics
@@ -51,30 +51,34 @@ class PreferenceTrainer(Trainer):
         self.args: PreferenceArguments
         self.parameters = ObjectiveParameters() if objective is None else objective
         self.objective: Objective = make_objective(self.parameters)
+        for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
+            if others.get(name) is not None:
+                raise ValueError(
+                    f"{name} is refused: the objective and its metrics are functions of log-probabilities. Leave it out."
+                )
         turn_off_dropout(model)
-        if random_in_training(model):
-            raise ValueError(
-                "the model is random in training mode, although its dropout modules are off: two passes over a batch would see "
-                "different models. Set the dropout and noise of its configuration to zero before loading it."
-            )
         if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
             args.gradient_checkpointing_kwargs = {"use_reentrant": False}
         if args.world_size > 1:
             args.dataloader_drop_last = True  # ranks must hold equally many rows
-        fused = head_can_be_fused(model)
         self._initial = None  # a second model is only needed to measure the KL to it
         if args.kl_prompts and not hasattr(model, "disable_adapter"):
             self._initial = copy.deepcopy(model).eval().requires_grad_(False)
         super().__init__(model=model, args=args, **others)
+        if random_in_training(self.model):
+            raise ValueError(
+                "the model is random in training mode, although its dropout modules are off: two passes over a batch would see "
+                "different models. Set the dropout and noise of its configuration to zero before loading it."
+            )
         refuse_inexact(self.parameters, self.objective, self.model, args, self.accelerator)
         warn_of_small_temperature(self.parameters, self.model, args)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
-        self.step = self._make_step(fused)
+        self.step = self._make_step(fused=head_can_be_fused(self.model))
         self.reference_identity: dict[str, str] = {}
         self.rows: list[Tensor] = []  # of the current step, to name them if the objective is not a number
         self.add_callback(_StopBeforeNotFinite(self))
 
-    def _make_step(self, fused: bool) -> Mean:
+    def _make_step(self, *, fused: bool) -> Mean:
         p, common = self.parameters, {"objective": self.objective, "accelerator": self.accelerator, "fused": fused}
         if p.objective == "kto":
             return KahnemanTversky(**common)
@@ -132,6 +136,8 @@ class PreferenceTrainer(Trainer):
         """The micro-batches of one step, with what couples them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [self._prepare_inputs(batch) for batch in batches]
+        if self.args.logging_strategy == "no":
+            self.step.forget()
         if batches:
             self.rows = [batch["index"] for batch in batches]
             self.model_wrapped.train()
@@ -159,32 +165,13 @@ class PreferenceTrainer(Trainer):
     def _attention(self) -> contextlib.AbstractContextManager:
         return twice_differentiable_attention() if isinstance(self.step, Exact) else contextlib.nullcontext()
 
-    def stop_before_not_finite(self) -> None:
-        """Raise before the optimizer uses an objective that is not a number, leaving the identity of the batch behind.
-
-        Raises FloatingPointError. Called by a callback after the last backward of a step.
-        """
-        if self.step.finite():
-            return
-        values, rows = [float(value) for value in self.step.values], torch.cat(self.rows).tolist()
-        path = Path(str(self.args.output_dir)) / f"not-finite-step{self.state.global_step}-rank{self.args.process_index}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"step": self.state.global_step, "rows": rows, "values": [repr(v) for v in values]}) + "\n")
-        raise FloatingPointError(
-            f"the objective is {values} at step {self.state.global_step}; no weight has been changed by it. The rows of this "
-            f"batch (their numbers in the data, from 0) are in {path}. Likely causes: a learning rate that is too large "
-            f"({self.args.learning_rate:g}), weights of the model that are not finite already, or a temperature that the dtype "
-            "does not support. Resume from the last checkpoint with a smaller learning rate."
-        )
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of all pairs since the last log, over all ranks."""
         if self.step.seen and "loss" in logs:
             scores = gather(concatenate(self.step.seen), self.accelerator)
             logs |= reward_metrics(scores, self.parameters.beta)
             logs |= {name: sum(numbers) / len(numbers) for name, numbers in self.step.numbers.items()}
-            self.step.seen.clear()
-            self.step.numbers.clear()
+            self.step.forget()
         super().log(logs, start_time)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
@@ -260,7 +247,8 @@ class _StopBeforeNotFinite(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.trainer.stop_before_not_finite()
+        trainer = self.trainer
+        stop_if_not_finite(trainer.step, trainer.rows, trainer.model, trainer.args, state.global_step)
 
 
 def turn_off_dropout(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -48,9 +49,16 @@ def squared_norms(gradient: Tensor) -> Tensor:
 
 
 def embedding_norm(model: nn.Module) -> float:
-    """Root-mean-square Euclidean norm of the token embeddings, the unit of a relative rho."""
-    weight = unwrapped(model).get_input_embeddings().weight.detach()
-    norm = float(weight.float().square().sum(1).mean().sqrt())
+    """Root-mean-square Euclidean norm of what the embedding layer gives for each token, the unit of a relative rho.
+
+    Of the layer's output, which some models scale after looking it up; on several ranks that of the first, the only one sure to
+    hold the weights.
+    """
+    embed = unwrapped(model).get_input_embeddings()
+    tokens = torch.arange(len(embed.weight), device=embed.weight.device)
+    with torch.no_grad():
+        squares = [embed(chunk).float().square().sum(-1) for chunk in tokens.split(4096)]
+        norm = float(broadcast(torch.cat(squares).mean().sqrt()))
     if not 0 < norm < float("inf"):
         raise ValueError(
             f"the token embeddings have the norm {norm}: no radius can be given in units of it. Use --rho_unit absolute."

@@ -225,8 +225,8 @@ def aot_second_order(
 def gradient_norm(squared_norms: Tensor, weights: Tensor | None = None, *, squared: bool = False) -> Tensor:
     """WDPO penalty (E ||grad_z l||^2)^(1/2) from the per-pair squared gradient norms, shape (..., n).
 
-    `squared=True` gives E ||grad_z l||^2, which the authors' released code uses. At the reference policy every gradient is
-    zero, where the square root has an infinite slope: its zero subgradient is returned there instead of NaN.
+    `squared=True` gives E ||grad_z l||^2, which the authors' released code uses. At the reference policy every gradient
+    of a log-linear model is zero, where the square root has an infinite slope: its zero subgradient is returned there.
     """
     total = mean(squared_norms, weights)
     if squared:

@@ -164,7 +164,7 @@ def test_unpaired_aot_of_single_responses() -> None:
         s.ratio[s.desirable], s.ratio[~s.desirable], objectives.logistic, 0.3, p / p.sum(), q / q.sum()
     )
     torch.testing.assert_close(made.value(s), truth)
-    with pytest.raises(ValueError, match="batch of 8 has 8 chosen and 0 rejected"):
+    with pytest.raises(ValueError, match="batch of 8 has 8 chosen ones of total weight 1 and 0 rejected ones"):
         made.value(replace(s, desirable=torch.ones(8, dtype=torch.bool)))
 
 

@@ -1,0 +1,238 @@
+"""The stages of the emotion study before the preference training: texts, fine-tuned model, reward model, labelled pairs.
+
+Each leaves a folder in OUT/stages with all that it was made from; it is made again when any of that has changed.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from threadpoolctl import threadpool_limits
+
+from experiments.emotion_profiles import REWARDS, Profile
+from experiments.provenance import code_fingerprint
+from experiments.store import TEMPORARY, write_json, write_table
+from llm import corpus, evaluate, generate, rewards, sft
+from llm.corpus import EMOTIONS, GRAMMAR
+from llm.generate import SETTINGS
+
+
+class Stage(NamedTuple):
+    """A finished stage: its folder, and a digest of all that it was made from."""
+
+    folder: Path
+    digest: str
+
+
+class Places(NamedTuple):
+    """The folders of the finished stages; one folder of labelled pairs for each replicate."""
+
+    texts: Path
+    policy: Path
+    judge: Path
+    preferences: tuple[Path, ...]
+
+
+def prepare(profile: Profile, out: Path, *, seed: int, cues: tuple[str, ...], workers: int) -> tuple[Places, list[str]]:
+    """Make what is not there yet, with as many processes as workers; also the digests of the replicates' labels."""
+    settings, digest = asdict(profile), code()
+    common = {"profile": profile, "seed": seed}
+
+    def made_from(*names: str, **more: Any) -> dict[str, Any]:
+        return {name: settings[name] for name in names} | {"seed": seed, "code": digest} | more
+
+    def task(name: str, source: dict[str, Any], make: Callable[..., None], **more: Any) -> Callable[[], Stage]:
+        return partial(stage, out / "stages", name, source, partial(make, **common, **more))
+
+    sources = made_from("source", "texts", "model", "vocabulary", files=_digests(profile.source, profile.model))
+    (texts,) = _together(workers, [task("texts", sources, make_texts)])
+    sizes = made_from("model", "width", "layers", "prompt_tokens", "new_tokens", texts=texts.digest)
+    recipes = [made_from(f"{kind}_epochs", f"{kind}_learning_rate") | sizes for kind in ("sft", "reward")]
+    policy, judge = _together(
+        workers,
+        [
+            task("policy", recipes[0], make_policy, texts=texts.folder),
+            task("judge", recipes[1], make_judge, texts=texts.folder),
+        ],
+    )
+    labels = made_from("prompts", "label_scale", "alpha", cues=cues, policy=policy.digest, judge=judge.digest)
+    folders = {"texts": texts.folder, "policy": policy.folder, "judge": judge.folder}
+    preferences = _together(
+        workers,
+        [
+            task(f"pairs-{k}", labels | {"replicate": k}, make_preferences, **folders, cues=cues, replicate=k)
+            for k in range(profile.seeds)
+        ],
+    )
+    return Places(**folders, preferences=tuple(made.folder for made in preferences)), [made.digest for made in preferences]
+
+
+def _together(workers: int, tasks: list[Callable[[], Stage]]) -> list[Stage]:
+    return list(joblib.Parallel(n_jobs=min(workers, len(tasks)))(joblib.delayed(_single_threaded)(task) for task in tasks))
+
+
+def _single_threaded(task: Callable[[], Stage]) -> Stage:
+    """Sums that are split among threads are rounded differently: the result would depend on the number of workers."""
+    threads = torch.get_num_threads()
+    try:
+        with threadpool_limits(1):
+            torch.set_num_threads(1)
+            quieten()
+            return task()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def quieten() -> None:
+    """No progress bars and no remarks from transformers in this process."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _digests(*sources: str | None) -> dict[str, str]:
+    """Digests of the files of those sources that are folders."""
+    folders = [Path(source) for source in sources if source is not None and source != GRAMMAR and Path(source).is_dir()]
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file): sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+
+
+def stage(root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path], None]) -> Stage:
+    """The folder that `make` fills, unless it is there already and was made from the same; complete once it has its name."""
+    record = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
+    folder, temporary = root / name, root / f".{name}{TEMPORARY}"
+    digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    try:
+        if json.loads((folder / "made_from.json").read_text()) == record:
+            return Stage(folder, digest)
+    except (OSError, ValueError):  # not there, or half deleted
+        pass
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    temporary.mkdir(parents=True)
+    make(temporary)
+    write_json(record, temporary / "made_from.json")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return Stage(folder, digest)
+
+
+def code() -> str:
+    """Digest of the code that makes the stages and trains the policies."""
+    here = Path(__file__).resolve()
+    return code_fingerprint(*sorted(here.parent.glob("emotion*.py")), *sorted((here.parent.parent / "llm").glob("*.py")))
+
+
+def derived_seed(*words: int) -> int:
+    """An independent seed for each combination of the study's seed, a purpose and a replicate."""
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def make_texts(folder: Path, profile: Profile, seed: int) -> None:
+    """The texts of each split, and the tokenizer."""
+    texts = corpus.load_corpus(profile.source, sizes=profile.texts, seed=derived_seed(seed, 0))
+    for split, table in texts.items():
+        write_table(table, folder / f"{split}.parquet")
+    if profile.model is None:
+        tokenizer = corpus.word_tokenizer(list(texts["train"].text), profile.vocabulary)
+    else:
+        tokenizer = corpus.pretrained_tokenizer(profile.model)
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def make_policy(folder: Path, texts: Path, profile: Profile, seed: int) -> None:
+    """The supervised fine-tuned model, and its cross-entropy on the validation texts."""
+    tokenizer, length = stored_tokenizer(texts), profile.prompt_tokens + profile.new_tokens
+    model = sft.language_model(
+        profile.model, tokenizer, width=profile.width, layers=profile.layers, length=length, seed=derived_seed(seed, 1)
+    )
+    recipe = sft.Recipe(profile.sft_epochs, profile.sft_learning_rate)
+    train, validation = (list(pd.read_parquet(texts / f"{split}.parquet").text) for split in ("train", "validation"))
+    before = sft.heldout_loss(model, tokenizer, validation, length=length)
+    loss = sft.fine_tune(model, tokenizer, train, recipe, length=length, seed=derived_seed(seed, 1))
+    after = sft.heldout_loss(model, tokenizer, validation, length=length)
+    model.save_pretrained(folder)  # type: ignore[operator]
+    write_json({"training_loss": loss, "validation_loss": after, "validation_loss_before": before}, folder / "metrics.json")
+
+
+def make_judge(folder: Path, texts: Path, profile: Profile, seed: int) -> None:
+    """The reward model, and how good it is on test texts that were put together like its training texts, and on single ones."""
+    tokenizer = stored_tokenizer(texts)
+    length = rewards.MOST_TEXTS * (profile.prompt_tokens + profile.new_tokens)
+    train, test = (pd.read_parquet(texts / f"{split}.parquet") for split in ("train", "test"))
+    model = rewards.reward_model(
+        profile.model, tokenizer, width=profile.width, layers=profile.layers, length=length, seed=derived_seed(seed, 2)
+    )
+    recipe = sft.Recipe(profile.reward_epochs, profile.reward_learning_rate, weight_decay=0.01)
+    loss = rewards.fit_reward_model(
+        model, tokenizer, *rewards.concatenated(train, derived_seed(seed, 3)), recipe, length=length, seed=derived_seed(seed, 2)
+    )
+    together, merged = rewards.concatenated(test, derived_seed(seed, 4))
+    single = test.label.map({name: k for k, name in enumerate(EMOTIONS)}).to_numpy()
+    found: dict[str, float] = {}
+    for name, rows, labels in (("", together, merged), ("single_", list(test.text), np.eye(len(EMOTIONS))[single])):
+        tokens = sft.tokenize_texts(tokenizer, rows, length)
+        scores = rewards.score(rewards.emotion_probabilities(model, tokens, tokenizer.pad_token_id), labels)
+        found |= {f"{name}{key}": value for key, value in asdict(scores).items()}
+    model.save_pretrained(folder)  # type: ignore[operator]
+    write_json({"training_loss": loss, **found}, folder / "metrics.json")
+
+
+def make_preferences(
+    folder: Path, texts: Path, policy: Path, judge: Path, profile: Profile, cues: tuple[str, ...], seed: int, replicate: int
+) -> None:
+    """Two completions of each prompt, with emotions and log-probabilities, and which one annotators prefer in every setting."""
+    tokenizer, start, model = stored_tokenizer(texts), stored_model(policy), stored_model(judge, judge=True)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    prompts = draw_prompts(tokenizer, texts / "train.parquet", profile, profile.prompts, derived_seed(seed, 5, replicate))
+    columns: dict[str, Any] = {"prompt": prompts, "minority": generate.has_cue(tokenizer, prompts, cues)}
+    for k, name in enumerate(("first", "second")):
+        uniforms = generate.draw_uniforms(len(prompts), profile.new_tokens, derived_seed(seed, 6, replicate, k))
+        written = generate.complete(start, prompts, uniforms, eos=eos, pad=pad)
+        emotions = rewards.emotion_probabilities(model, written.texts(eos), pad)
+        columns[name] = written.completions
+        columns[f"{name}_text"] = tokenizer.batch_decode(written.texts(eos))
+        columns[f"{name}_logp"] = evaluate.completion_logprobs(start, written, pad)
+        columns |= {f"{name}_{emotion}": column for emotion, column in zip(EMOTIONS, emotions.T, strict=True)}
+    pairs = pd.DataFrame(columns)
+    for k, setting in enumerate(SETTINGS):
+        first, second = (
+            profile.label_scale
+            * generate.mixed_reward(
+                pairs[[f"{name}_{emotion}" for emotion in REWARDS]].to_numpy(), setting, profile.alpha, pairs.minority.to_numpy()
+            )
+            for name in ("first", "second")
+        )
+        pairs[f"first_wins_{setting}"] = generate.bradley_terry(first, second, derived_seed(seed, 7, replicate, k))
+    write_table(pairs, folder / "pairs.parquet")
+
+
+def draw_prompts(tokenizer: Any, texts: Path, profile: Profile, count: int, seed: int) -> list[list[int]]:
+    """The beginnings of `count` texts in random order, of all where there are fewer."""
+    rows = sft.tokenize_texts(tokenizer, list(pd.read_parquet(texts).text), profile.prompt_tokens + profile.new_tokens)
+    prompts = generate.take_prompts(rows, profile.prompt_tokens)
+    return [prompts[k] for k in np.random.default_rng(seed).permutation(len(prompts))[:count]]
+
+
+def stored_tokenizer(texts: Path) -> Any:
+    """The tokenizer of the stage of the texts."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(texts / "tokenizer")
+
+
+def stored_model(folder: Path, *, judge: bool = False) -> Any:
+    """A stored model, on the GPU where there is one."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    loader = AutoModelForSequenceClassification if judge else AutoModelForCausalLM
+    return loader.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -271,7 +271,7 @@ def bench_training(out: Path, profile: str, device: str | None = None) -> pd.Dat
             "device cuda was asked for, but torch sees none: check the driver and that torch is a CUDA build, or use cpu."
         )
     setting = settings(profile, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    console = Console()
+    console = Console(width=max(Console().width, 130))  # the table does not fit into 80 columns
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(columns=COLUMNS)
     for number, group in enumerate(groups(profile)):

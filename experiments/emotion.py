@@ -214,7 +214,7 @@ def run(config: Emotion) -> dict[str, pd.DataFrame]:
                 "pairs_that_differ": [len(labelled(table, SETTINGS[0])["index"]) for table in pairs],
                 "minority_share": float(np.mean([table.minority.mean() for table in pairs])),
                 "runs": len(digests) * len(config.settings) * len(runs(profile, config.methods)),
-                **provenance(),
+                **provenance("transformers", "tokenizers", "datasets"),
                 "wall_time_s": round(time.perf_counter() - began, 1),
             },
             out / "run.json",

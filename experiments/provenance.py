@@ -27,9 +27,9 @@ def configuration(config: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
-def provenance() -> dict[str, object]:
-    """Versions of Python and the packages, and the commit of the checkout, marked when it has changes; for run.json."""
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+def provenance(*more: str) -> dict[str, object]:
+    """Versions of Python and the packages, `more` among them, and the commit of the checkout, marked when it has changes."""
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in (*_PACKAGES, *more)}}
     return {"versions": versions, "commit": _commit()}
 
 

@@ -1,1 +1,1 @@
-"""Training of language models with the losses of `theory.objectives`. Nothing is here yet."""
+"""Training of language models with the losses of `theory.objectives`."""

@@ -1,5 +1,6 @@
 """Texts and tokenizers: every source gives the same table, and what is wrong with a source is said with its place."""
 
+import os
 from pathlib import Path
 
 import datasets
@@ -118,3 +119,11 @@ def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
     assert pretrained_tokenizer(str(tmp_path)).pad_token == "[EOS]"
     with pytest.raises(ValueError, match=r"cannot load the tokenizer .*or `scratch`"):
         pretrained_tokenizer(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.skipif("PREFDRO_EMOTION" not in os.environ, reason="PREFDRO_EMOTION is not the folder of the Emotion texts")
+def test_the_published_emotion_texts() -> None:
+    corpus = load_corpus(os.environ["PREFDRO_EMOTION"])
+    # 2000 test texts, of which 66 are of surprise: the counts of the dataset's card
+    assert corpus["test"].label.value_counts().to_dict() == {"joy": 695, "sadness": 581, "anger": 275, "fear": 224, "love": 159}
+    assert len(corpus["train"]) == 16000 - 572

@@ -16,16 +16,19 @@ def measures(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(keys, sort=False)
     over = [groups.agg(kl=("kl", "first"), reward=("reward", how)).reset_index() for how in ("min", "mean")]
     parts = [over[0].assign(alpha="worst"), over[1].assign(alpha="mean"), at]
-    # every run of a method ends at its own last step
-    return pd.concat(parts, ignore_index=True).assign(final=lambda t: t.step == t.groupby([*KEYS, "seed"]).step.transform("max"))
+    table = pd.concat(parts, ignore_index=True)
+    # runs of a method may differ in their number of steps by a few, not in their number of checkpoints
+    step = table.groupby([*KEYS, "seed"]).step
+    return table.assign(checkpoint=step.rank(method="dense"), final=table.step == step.transform("max"))
 
 
 def summary_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean over seeds of reward and KL at each checkpoint and alpha, with 95 % t intervals."""
     out = []
-    for key, group in measures(rows).groupby([*KEYS, "step", "final", "alpha"], sort=False):
+    for key, group in measures(rows).groupby([*KEYS, "checkpoint", "final", "alpha"], sort=False):
+        *run, _, final, alpha = key
         reward, kl = mean_interval(group.reward), mean_interval(group.kl)
-        out.append((*key, *reward, *kl, len(group)))
+        out.append((*run, group.step.max(), final, alpha, *reward, *kl, len(group)))
     names = ("reward", "reward_low", "reward_high", "kl", "kl_low", "kl_high", "seeds")
     return pd.DataFrame(out, columns=[*KEYS, "step", "final", "alpha", *names])
 

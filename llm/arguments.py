@@ -33,10 +33,10 @@ class DataArguments:
     """Which preferences it is trained on, and how they are cut into tokens."""
 
     data: str = option("", "a .jsonl, .json, .parquet or .csv file, a folder of a data set, or its name on the hub")
-    eval_data: str | None = option(None, "the same, for evaluation")
+    eval_data: str | None = option(None, "the same, for evaluation; its split is --eval_split, or else train")
     data_name: str | None = option(None, "configuration of a data set on the hub")
     split: str = option("train", "split to train on")
-    eval_split: str | None = option(None, "split of --data to evaluate on, where there is no --eval_data")
+    eval_split: str | None = option(None, "split to evaluate on, of --eval_data or else of --data")
     max_length: int | None = option(1024, "longest prompt with completion, in tokens; longer completions are cut at the end")
     long_prompts: str = option("error", "prompts that leave no room for a completion: error or drop")
     reference_cache: str | None = option(
@@ -47,7 +47,7 @@ class DataArguments:
 
 @dataclass
 class PreferenceArguments(TrainingArguments):
-    """How it is trained: the arguments of the Trainer of transformers, with other defaults, and one more."""
+    """How it is trained: the arguments of the Trainer of transformers, with other defaults, and a few more."""
 
     output_dir: str | None = option("results/train", "folder of the model, its checkpoints and its card")
     learning_rate: float = option(1e-6, "learning rate")
@@ -90,6 +90,11 @@ class PreferenceArguments(TrainingArguments):
                 self.neftune_noise_alpha is not None,
                 "noise differs between the two passes over a batch, so that the objective would not be exact; leave it out",
             ),
+            "resume_from_checkpoint": (
+                self.resume_from_checkpoint is not None,
+                "the same command resumes by itself, from the last checkpoint in --output_dir; leave it out",
+            ),
+            "max_steps": (self.max_steps == 0, "it would train one step; give at least 1, or -1 for --num_train_epochs"),
             "fp16": (self.fp16, "the loss scaling of float16 is not supported; use --bf16"),
         }
         for name, (given, remedy) in refused.items():

@@ -2,14 +2,18 @@
 
 import warnings
 
+import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import nn
 
 from llm.arguments import PreferenceArguments
+from llm.logprobs import unwrapped
 from llm.objectives import Objective, ObjectiveParameters
+from llm.reference import row_lengths
 
-# Largest error of a summed log-probability, in nats, as measured at 256 tokens: see the documentation of `sequence_logprobs`.
+# Largest error of a summed log-probability, in nats, as measured at 256 tokens.
 LOGPROB_ERROR = {"float32": 1e-4, "bf16 autocast": 0.2, "bfloat16": 3.0}
 
 
@@ -26,6 +30,27 @@ def refuse_inexact(
             f"the effective batch is one pair, for which {p.objective} is {plain}: the batch is its sample of the distribution. "
             "Raise --per_device_train_batch_size or --gradient_accumulation_steps.",
             stacklevel=2,
+        )
+
+
+def refuse_rows_beyond(model: nn.Module, dataset: Dataset | None) -> None:
+    """Raise ValueError if tokenised rows are longer than the model has positions, or have tokens that it does not know."""
+    if dataset is None:
+        return
+    longest, positions = int(row_lengths(dataset).max()), getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ValueError(
+            f"the longest row has {longest} tokens, prompt and completion together, and the model has {positions} positions. "
+            f"Set --max_length {positions} or less."
+        )
+    columns = [column for column in dataset.column_names if column.endswith("_ids")]
+    table = dataset.select_columns(columns).with_format("arrow")[:]
+    largest = max(pc.max(pc.list_flatten(table[column])).as_py() for column in columns)
+    known = unwrapped(model).get_input_embeddings().weight.shape[0]
+    if largest >= known:
+        raise ValueError(
+            f"the data have the token {largest}, and the model knows {known} (0 to {known - 1}): the tokenizer is that of "
+            "another model. Give the model's own, or resize the model's embeddings and save it."
         )
 
 

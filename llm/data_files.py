@@ -117,6 +117,9 @@ def _load_file(path: Path) -> Dataset:
         raise ValueError(
             f"{path} cannot be read as {kind} ({error}): truncated, damaged or something else. {REWRITE}."
         ) from error
+    twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
+    if twice:
+        raise ValueError(f"{path} has more than one column {', '.join(f'`{name}`' for name in twice)}. Keep one of each name.")
     for i, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):  # pandas categories, which `datasets` cannot hold
             table = table.set_column(i, field.name, table[i].cast(field.type.value_type))

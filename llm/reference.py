@@ -136,7 +136,7 @@ def _compute(
     columns, count = _columns(dataset), len(dataset)
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = accelerator.device if accelerator else next(model.parameters()).device
-    longest_first = np.argsort(-_lengths(dataset), kind="stable")  # less padding, and too large a batch fails at once
+    longest_first = np.argsort(-row_lengths(dataset), kind="stable")  # less padding, and too large a batch fails at once
     batches = [longest_first[i : i + batch_size] for i in range(0, count, batch_size)]
     rounds = -(-len(batches) // ranks)  # a forward of a sharded model needs all ranks: those without a batch repeat the last one
 
@@ -165,7 +165,7 @@ def _compute(
     return dict(zip(columns, values, strict=True))
 
 
-def _lengths(dataset: Dataset) -> np.ndarray:
+def row_lengths(dataset: Dataset) -> np.ndarray:
     """Tokens of each row's longest sequence."""
     columns = [column for column in dataset.column_names if column.endswith("_ids")]
     table = dataset.select_columns(columns).with_format("arrow")[:]

@@ -95,7 +95,8 @@ class KahnemanTversky(Mean):
         super().before(model, batches)
         with torch.no_grad():
             ratios = torch.cat([self.mismatched_ratio(model, batch) for batch in batches])
-        z0 = kto_reference_point(self.accelerator.gather(ratios))
+        weights = torch.cat([batch["weight"] for batch in batches])
+        z0 = kto_reference_point(self.accelerator.gather(ratios), self.accelerator.gather(weights))
         for batch in batches:
             batch["reference_point"] = z0
         self.numbers["kto/reference_point"].append(float(z0))

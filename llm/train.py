@@ -25,6 +25,8 @@ from trl import TrlParser
 
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
+from llm.compatibility import refuse_rows_beyond
+from llm.corpus import check_length
 from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.trainer import PreferenceTrainer
@@ -48,17 +50,25 @@ def train(
     Raises ValueError, FileNotFoundError or FloatingPointError with the cause and the next step.
     """
     kinds = make_objective(objective).kinds  # the cheapest checks first
+    _refuse_ignored(model_arguments, data, args)
     for name, value in (("--model", model_arguments.model), ("--data", data.data)):
         if not value:
             raise ValueError(
                 f"{name} was not given. `prefdro train --help` lists all options; they can also stand in a YAML file."
             )
     out = Path(str(args.output_dir))
-    checkpoint = _checkpoint(out, _configuration(model_arguments, data, objective, args))
+    configuration = _configuration(model_arguments, data, objective, args)  # the trainer changes some of the arguments
+    checkpoint = _checkpoint(out, configuration)
     tokenizer = load_tokenizer(model_arguments)
     train_data, eval_data = _datasets(data, tokenizer, kinds)
+    model = load_model(model_arguments, args)
+    for rows in (train_data, eval_data):
+        refuse_rows_beyond(model, rows)
+    if args.kl_prompts and eval_data is not None:
+        prompts = eval_data[: args.kl_prompts]["prompt_ids"]
+        check_length(model.config, max(map(len, prompts)) + args.kl_max_new_tokens)
     trainer = PreferenceTrainer(
-        load_model(model_arguments, args),
+        model,
         args,
         objective,
         train_dataset=train_data,
@@ -70,7 +80,7 @@ def train(
     trainer.add_reference(cache, cache.with_name(f"{cache.stem}-eval{cache.suffix}"), data.reference_batch_size)
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
-        record = _configuration(model_arguments, data, objective, args) | {"reference": trainer.reference_identity}
+        record = configuration | {"reference": trainer.reference_identity}
         (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"resuming from {checkpoint}", file=sys.stderr)
@@ -129,13 +139,27 @@ def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Modul
     return cast(nn.Module, get_peft_model(model, config))
 
 
+def _refuse_ignored(model: ModelArguments, data: DataArguments, args: PreferenceArguments) -> None:
+    """Raise ValueError for an option that needs another one to act."""
+    for name in ("lora_rank", "lora_alpha", "lora_targets"):
+        if not model.lora and getattr(model, name) != getattr(ModelArguments, name):
+            raise ValueError(
+                f"--{name} ({getattr(model, name)}) is of an adapter, but all weights are trained. Give --lora, too."
+            )
+    if args.kl_prompts and data.eval_data is None and data.eval_split is None:
+        raise ValueError(
+            f"--kl_prompts ({args.kl_prompts}) are prompts of the evaluation, but there is none. "
+            "Give --eval_data or --eval_split."
+        )
+
+
 def _datasets(data: DataArguments, tokenizer: PreTrainedTokenizerBase, kinds: tuple[str, ...]) -> tuple[Dataset, Dataset | None]:
     rows = load_rows(data.data, data.split, data.data_name)
     kind = "unpaired" if "unpaired" in kinds and ("pairs" not in kinds or "label" in rows.column_names) else "pairs"
     cut: dict[str, Any] = {"max_length": data.max_length, "long_prompts": data.long_prompts}
     train_data = tokenise(rows, tokenizer, kind, **cut)
     if data.eval_data is not None:
-        held_out = load_rows(data.eval_data)
+        held_out = load_rows(data.eval_data, data.eval_split or "train")
     elif data.eval_split is not None:
         held_out = load_rows(data.data, data.eval_split, data.data_name)
     else:
@@ -161,6 +185,11 @@ def _checkpoint(out: Path, configuration: dict[str, Any]) -> str | None:
         raise ValueError(
             f"{out} has checkpoints of a run with other arguments: {named}. Choose another --output_dir, or delete the folder."
         )
+    if configuration["save_only_model"]:
+        raise ValueError(
+            f"{last} was saved with --save_only_model: without the state of the optimizer the run would go on as another one. "
+            "Choose another --output_dir, or delete the folder; leave the option out in runs that may have to resume."
+        )
     return last
 
 
@@ -175,7 +204,8 @@ def _configuration(*groups: Any) -> dict[str, Any]:
     """All arguments as JSON can hold them."""
     merged: dict[str, Any] = {}
     for group in groups:
-        merged |= group.to_dict() if isinstance(group, PreferenceArguments) else asdict(group)
+        of_trainer = isinstance(group, PreferenceArguments)  # the number of ranks is part of the effective batch
+        merged |= group.to_dict() | {"world_size": group.world_size} if of_trainer else asdict(group)
     return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))
 
 

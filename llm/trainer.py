@@ -84,8 +84,9 @@ class PreferenceTrainer(Trainer):
             return KahnemanTversky(**common)
         if p.objective == "group_dro":
             assert p.group_step is not None
-            count = _group_count(self.train_dataset)
-            self.add_callback(GroupWeights([1 / count] * count))
+            self.add_callback(GroupWeights(_first_group_weights(self.train_dataset)))
+            if self.eval_dataset is not None:
+                _groups(self.eval_dataset, "evaluation")
             return GroupRobust(**common, callbacks=self.callback_handler.callbacks, step=p.group_step)
         if p.objective == "wdpo":
             return self._make_wasserstein_step(common)
@@ -220,7 +221,7 @@ class PreferenceTrainer(Trainer):
         scores = normalised(concatenate(parts))
         if not mismatched:
             return scores
-        return replaced(scores, {"reference_point": kto_reference_point(torch.cat(mismatched))})
+        return replaced(scores, {"reference_point": kto_reference_point(torch.cat(mismatched), scores.weights)})
 
     def _evaluation_value(self, scores: Scores) -> Tensor:
         if self.objective.name != "group_dro":
@@ -231,15 +232,18 @@ class PreferenceTrainer(Trainer):
 
     def _kl_on_own_samples(self, dataset: Any) -> dict[str, float]:
         assert self.processing_class is not None
-        return kl_on_own_samples(
-            unwrapped(self.model),
-            self._initial,
-            dataset[: self.args.kl_prompts]["prompt_ids"],
-            tokenizer=self.processing_class,
-            length=self.args.kl_max_new_tokens,
-            seed=self.args.seed,
-            batch_size=self.args.per_device_eval_batch_size,
-        )
+        if self._initial is not None:
+            self._initial.to(self.args.device)
+        with self.accelerator.autocast():  # both in the same precision, else the rounding of one would be part of the KL
+            return kl_on_own_samples(
+                unwrapped(self.model),
+                self._initial,
+                dataset[: self.args.kl_prompts]["prompt_ids"],
+                tokenizer=self.processing_class,
+                length=self.args.kl_max_new_tokens,
+                seed=self.args.seed,
+                batch_size=self.args.per_device_eval_batch_size,
+            )
 
 
 class _StopBeforeNotFinite(TrainerCallback):
@@ -259,7 +263,21 @@ def turn_off_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _group_count(dataset: Any) -> int:
+def _groups(dataset: Any, name: str) -> list[int]:
     if dataset is None or "group" not in dataset.column_names:
-        raise ValueError("group_dro needs a column `group` in the training data, which has none.")
-    return int(max(dataset["group"])) + 1
+        raise ValueError(
+            f"group_dro needs a column `group` in the {name} data, which has none. Add it, or take another objective."
+        )
+    groups = dataset["group"]
+    largest, count = max(groups), len(set(groups))
+    if largest > 1000 + 2 * count:  # each number up to the largest has a weight, and is logged
+        raise ValueError(
+            f"the {name} data have {count} groups, with numbers up to {largest}. Number them from 0, or give them names."
+        )
+    return groups
+
+
+def _first_group_weights(dataset: Any) -> list[float]:
+    """Equal for all groups that occur; numbers that none has keep the weight zero."""
+    there = set(_groups(dataset, "training"))
+    return [(number in there) / len(there) for number in range(max(there) + 1)]

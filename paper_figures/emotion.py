@@ -128,7 +128,7 @@ def frontier(study: Study) -> Figure:
         for control, dashes in (("beta", "-"), ("stopped", _DOTTED)):
             curve = pd.concat([start.assign(beta=np.inf), lines[control]])
             panel.plot(curve.kl, curve.worst, ".", color=GREY, markersize=2, alpha=0.6, zorder=1)
-            means = curve.groupby(["beta", "step"])[["kl", "worst"]].mean().sort_values("kl")
+            means = curve.groupby(["beta", "checkpoint"])[["kl", "worst"]].mean().sort_values("kl")
             panel.plot(means.kl, means.worst, color=BLACK, linestyle=dashes, gid=control, zorder=2)
             if control == "beta":
                 ends.append((float(means.kl.iloc[-1]), float(means.worst.iloc[-1]), "DPO", Look("", BLACK, "")))
@@ -163,10 +163,11 @@ def frontier(study: Study) -> Figure:
 
 
 def worst(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each evaluation: its worst reward over alpha, its KL, and whether it was the last of its run."""
+    """One row for each evaluation: its worst reward over alpha, its KL, its number within its run and whether it was the last."""
     keys = [*_FIT, "seed", "step"]
     table = rows.groupby(keys, sort=False).agg(worst=("reward", "min"), kl=("kl", "first")).reset_index()
-    return table.assign(final=table.step == table.groupby(keys[:-1]).step.transform("max"))
+    step = table.groupby(keys[:-1]).step  # which differ by a few between seeds
+    return table.assign(checkpoint=step.rank(method="dense"), final=table.step == step.transform("max"))
 
 
 # ------------------------------------------------------------------------------------------------------------ (3) matched

@@ -7,7 +7,7 @@ log pi_theta(y|x) - log pi_ref(y|x), summed over the tokens. Any functional of `
 import torch
 from torch import Tensor
 
-from theory.objectives import dpo_loss
+from theory.objectives import dpo_loss, mean
 
 
 def ipo_loss(
@@ -62,12 +62,13 @@ def kto_loss(
     return lam * torch.sigmoid(torch.where(desirable, -advantage, advantage))
 
 
-def kto_reference_point(mismatched_ratio: Tensor) -> Tensor:
+def kto_reference_point(mismatched_ratio: Tensor, weights: Tensor | None = None) -> Tensor:
     """z0 = max(0, mean log-ratio of responses put to prompts of other pairs), without gradient. arXiv:2402.01306.
 
-    The estimate of KL(pi_theta || pi_ref) that KTO compares with; the last axis is the batch.
+    The estimate of KL(pi_theta || pi_ref) that KTO compares with; the last axis is the batch, whose weights sum to one (None: 1/n
+    each).
     """
-    return mismatched_ratio.detach().mean(-1).clamp(min=0)
+    return mean(mismatched_ratio.detach(), weights).clamp(min=0)
 
 
 def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) -> Tensor:

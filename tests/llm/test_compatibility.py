@@ -161,6 +161,36 @@ def test_groups_are_needed(tmp_path: Path) -> None:
         trainer_of(ObjectiveParameters("group_dro", group_step=0.1), tmp_path, random_pairs(ROWS))
 
 
+def test_groups_are_needed_in_the_evaluation_too(tmp_path: Path) -> None:
+    settings = arguments(tmp_path, per_device_train_batch_size=4)
+    p, data = ObjectiveParameters("group_dro", group_step=0.1), random_pairs(ROWS, groups=2)
+    with pytest.raises(ValueError, match="group_dro needs a column `group` in the evaluation data"):
+        PreferenceTrainer(
+            tiny_gpt2(), settings, p, train_dataset=data, eval_dataset=random_pairs(3), data_collator=PreferenceCollator(0)
+        )
+
+
+def test_groups_with_far_too_large_numbers(tmp_path: Path) -> None:
+    data = random_pairs(2).add_column("group", [5, 10**7])
+    with pytest.raises(ValueError, match=r"2 groups, with numbers up to 10000000. Number them from 0, or give them names"):
+        trainer_of(ObjectiveParameters("group_dro", group_step=0.1), tmp_path, data)
+
+
+def test_groups_that_do_not_occur_have_no_weight(tmp_path: Path) -> None:
+    """Groups numbered 1 and 3 are those numbered 0 and 1."""
+    data = random_pairs(ROWS, groups=2)
+    spread = data.remove_columns("group").add_column("group", [2 * group + 1 for group in data["group"]])
+    logged = []
+    for rows in (data, spread):
+        trainer = trainer_of(ObjectiveParameters("group_dro", group_step=0.7), tmp_path, rows, per_device_train_batch_size=ROWS)
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    assert logged[1]["loss"] == pytest.approx(logged[0]["loss"])
+    assert [logged[1][f"group_weight/{g}"] for g in range(4)] == pytest.approx(
+        [0, logged[0]["group_weight/0"], 0, logged[0]["group_weight/1"]]
+    )
+
+
 def test_soft_sorting_with_weights(tmp_path: Path) -> None:
     trainer = trainer_of(ObjectiveParameters("aot", softness=1.0), tmp_path, random_pairs(ROWS, weights=True))
     with pytest.raises(ValueError, match="soft sorting is defined for equal weights only"):

@@ -255,7 +255,7 @@ def singles_truth(model: nn.Module, data: Dataset, formula: Callable[..., Tensor
 
 
 def kto(ratio: Tensor, other: Tensor, desirable: Tensor, p: Tensor) -> Tensor:
-    z0 = other.detach().mean().clamp(min=0)
+    z0 = (p * other.detach()).sum().clamp(min=0)
     v = torch.where(desirable, 1.3 * torch.sigmoid(BETA * (ratio - z0)), 0.8 * torch.sigmoid(BETA * (z0 - ratio)))
     return (p * (torch.where(desirable, 1.3, 0.8) - v)).sum()
 
@@ -509,6 +509,21 @@ def test_rows_of_weight_zero_do_not_count(name: str, tmp_path: Path) -> None:
     p = ObjectiveParameters("wdpo", BETA, rho=0.1, **WDPO[name][0]) if name in WDPO else parameters(name, PAIRS[name][0])
     some, _ = step_gradient(copy.deepcopy(model), data, p, tmp_path, micro=3)
     others, _ = step_gradient(copy.deepcopy(model), kept, p, tmp_path, micro=len(kept))
+    assert relative_error(some, others) < 1e-5
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_responses_of_weight_zero_do_not_count(name: str, tmp_path: Path) -> None:
+    """Nor do their mismatched completions in z0, which is positive here."""
+    data = random_singles(ROWS, 5, weights=True)
+    weight, drift = (
+        [w * (i > 3) for i, w in enumerate(data["weight"])],
+        [x - 30 - 5 * i for i, x in enumerate(data["ref_kl_logps"])],
+    )
+    data = data.remove_columns(["weight", "ref_kl_logps"]).add_column("weight", weight).add_column("ref_kl_logps", drift)
+    kept = data.select(range(4, ROWS))
+    some, _ = step_gradient(tiny_gpt2(), data, SINGLES[name][0], tmp_path, micro=3)
+    others, _ = step_gradient(tiny_gpt2(), kept, SINGLES[name][0], tmp_path, micro=len(kept))
     assert relative_error(some, others) < 1e-5
 
 

@@ -116,6 +116,59 @@ def test_the_same_command_resumes_to_the_same_parameters(model: Path, pairs: Pat
     assert same(weights(broken), weights(whole))
 
 
+def test_a_run_resumes_whatever_the_trainer_made_of_its_arguments(model: Path, pairs: Path, tmp_path: Path) -> None:
+    """With checkpointing the trainer sets how; with several ranks, that the last batch is dropped."""
+    command = words(model, pairs, tmp_path, "--gradient_checkpointing --max_steps 4 --save_steps 2")
+    train(*parse(command))
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    train(*parse(command))
+    assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
+
+
+def test_a_checkpoint_without_the_optimizer_is_not_resumed(model: Path, pairs: Path, tmp_path: Path) -> None:
+    command = words(model, pairs, tmp_path, "--save_only_model true")
+    train(*parse(command))
+    with pytest.raises(ValueError, match="checkpoint-6 was saved with --save_only_model"):
+        train(*parse(command))
+
+
+def test_a_run_of_more_ranks_is_another_run(model: Path, pairs: Path, tmp_path: Path) -> None:
+    train(*parse(words(model, pairs, tmp_path)))
+    record = json.loads((tmp_path / "training.json").read_text())
+    (tmp_path / "training.json").write_text(json.dumps(record | {"world_size": 2}))
+    with pytest.raises(ValueError, match=r"world_size \(2 then, 1 now\)"):
+        train(*parse(words(model, pairs, tmp_path)))
+
+
+def test_the_split_of_the_evaluation_data(model: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="split is 'few', which has no meaning for"):
+        train(*parse(words(model, pairs, tmp_path, f"--eval_data {pairs} --eval_split few")))
+
+
+def test_rows_that_the_model_cannot_take(model: Path, tmp_path: Path) -> None:
+    """Longer than its 128 positions, or with tokens of another model's tokenizer."""
+    path, big = tmp_path / "pairs.jsonl", word_tokenizer([*WORDS, "strange"])
+    big.save_pretrained(tmp_path / "big")
+    path.write_text(json.dumps({"prompt": "the " * 127, "chosen": "cat", "rejected": "dog"}) + "\n")
+    with pytest.raises(ValueError, match=r"the longest row has 129 tokens, .* the model has 128 positions. Set --max_length 128"):
+        train(*parse(words(model, path, tmp_path / "out")))
+    path.write_text(json.dumps({"prompt": "the ", "chosen": "strange", "rejected": "dog"}) + "\n")
+    with pytest.raises(ValueError, match=r"the token 28, and the model knows 28 \(0 to 27\)"):
+        train(*parse(words(model, path, tmp_path / "out", f"--tokenizer {tmp_path / 'big'}")))
+
+
+def test_samples_that_the_model_has_no_positions_for(model: Path, pairs: Path, tmp_path: Path) -> None:
+    options = f"--kl_prompts 4 --kl_max_new_tokens 126 --eval_data {pairs}"
+    with pytest.raises(ValueError, match="the model has 128 positions, and texts have up to 129 tokens"):
+        train(*parse(words(model, pairs, tmp_path, options)))
+    assert not (tmp_path / "model.safetensors").exists()  # before the training
+
+
+def test_in_bf16_an_untrained_policy_is_at_kl_zero(model: Path, pairs: Path, tmp_path: Path) -> None:
+    options = f"--bf16 --learning_rate 0 --max_steps 1 --kl_prompts 8 --kl_max_new_tokens 8 --eval_data {pairs}"
+    assert train(*parse(words(model, pairs, tmp_path, options)))["eval_kl_to_reference"] == 0
+
+
 def test_the_folder_of_another_run_is_refused(
     model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +220,10 @@ def test_other_objectives_and_bf16_run_from_the_same_file(options: str, model: P
         ("--run_on gpu", "unknown --run_on 'gpu'"),
         ("--label_smoothing_factor 0.1", "use --objective cdpo with --flip"),
         ("--model ", "--model was not given"),
+        ("--resume_from_checkpoint x", "--resume_from_checkpoint (x) is refused: the same command resumes by itself"),
+        ("--max_steps 0", "--max_steps (0) is refused"),
+        ("--lora_rank 3", "--lora_rank (3) is of an adapter, but all weights are trained"),
+        ("--kl_prompts 4", "--kl_prompts (4) are prompts of the evaluation, but there is none"),
     ],
 )
 def test_bad_input_ends_with_a_sentence(

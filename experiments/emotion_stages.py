@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from experiments.emotion_profiles import REWARDS, Profile
 from experiments.provenance import code_fingerprint
 from experiments.store import TEMPORARY, write_json, write_table
-from llm import corpus, evaluate, generate, rewards, sft
+from llm import corpus, evaluate, generate, models, rewards, sft
 from llm.corpus import EMOTIONS, GRAMMAR
 from llm.generate import SETTINGS
 
@@ -143,16 +143,16 @@ def make_texts(folder: Path, profile: Profile, seed: int) -> None:
     for split, table in texts.items():
         write_table(table, folder / f"{split}.parquet")
     if profile.model is None:
-        tokenizer = corpus.word_tokenizer(list(texts["train"].text), profile.vocabulary)
+        tokenizer = models.word_tokenizer(list(texts["train"].text), profile.vocabulary)
     else:
-        tokenizer = corpus.pretrained_tokenizer(profile.model)
+        tokenizer = models.pretrained_tokenizer(profile.model)
     tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def make_policy(folder: Path, texts: Path, profile: Profile, seed: int) -> None:
     """The supervised fine-tuned model, and its cross-entropy on the validation texts."""
     tokenizer, length = stored_tokenizer(texts), profile.prompt_tokens + profile.new_tokens
-    model = sft.language_model(
+    model = models.language_model(
         profile.model, tokenizer, width=profile.width, layers=profile.layers, length=length, seed=derived_seed(seed, 1)
     )
     recipe = sft.Recipe(profile.sft_epochs, profile.sft_learning_rate)

@@ -1,16 +1,17 @@
 """Emotion texts from a small grammar, from files or from a hub dataset; all of them as tables of text and label.
 
 The five emotions are those of arXiv:2502.01930, Appendix F: `surprise`, the rarest label of the Emotion dataset (Saravia et al.,
-2018), is dropped. A model that is trained from scratch gets a tokenizer of whole words made from the texts.
+2018), is dropped.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from llm.models import first_line
 
 EMOTIONS = ("sadness", "joy", "love", "anger", "fear")
 DROPPED = ("surprise",)
@@ -19,7 +20,6 @@ FILES = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 GRAMMAR = "grammar"  # the source that needs no files
 CUES = {GRAMMAR: ("night",), "other": ("feeling", "felt", "was")}  # words that mark a prompt of the minority
 CUE_SHARE = 0.2  # of the texts of the grammar
-PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
 
 Corpus = dict[str, pd.DataFrame]  # split -> columns text, label (a word of EMOTIONS)
 
@@ -144,7 +144,7 @@ def read_hub(name: str) -> Corpus:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # of many kinds: no network, no such name, no readable file
         raise ValueError(
-            f"cannot load the dataset {name!r} ({type(error).__name__}: {_first_line(error)}). It is no folder with "
+            f"cannot load the dataset {name!r} ({type(error).__name__}: {first_line(error)}). It is no folder with "
             f"{FILES['train']} either. Give the folder of a downloaded snapshot, a folder of text files, or {GRAMMAR!r}."
         ) from error
     missing = [split for split in SPLITS if split not in loaded]
@@ -179,78 +179,3 @@ def _checked(rows: list[tuple[str, str, str]], place: str) -> pd.DataFrame:
     if not kept:
         raise ValueError(f"{place} has no text with one of the emotions {', '.join(EMOTIONS)}.")
     return pd.DataFrame(kept, columns=["text", "label"])
-
-
-# ---------------------------------------------------------------------------------------------------- tokenizers and models
-def word_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """A `PreTrainedTokenizerFast` of the most frequent words (ties: alphabetical); `vocabulary` counts [PAD], [EOS] and [UNK]."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast
-
-    special = (PAD, EOS, UNKNOWN)
-    counts = Counter(word for text in texts for word in text.split())
-    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(special)]
-    tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate((*special, *words))}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
-
-
-def pretrained_tokenizer(name: str) -> Any:
-    """The tokenizer of a model on the hub or in a folder; where it has no padding token, the end of sequence stands for it.
-
-    Raises:
-        ValueError: it cannot be loaded, or has no end-of-sequence token.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise cannot_load("tokenizer", name, error) from error
-    if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer of {name!r} has no end-of-sequence token: completions would not end. Set its eos_token.")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def gpt2_config(tokenizer: Any, *, width: int, layers: int, length: int) -> Any:
-    """A GPT-2 architecture without dropout for a tokenizer: heads of up to 64 numbers, positions for `length` tokens."""
-    from transformers import GPT2Config
-
-    return GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=length,
-        n_embd=width,
-        n_layer=layers,
-        n_head=max(2, width // 64),
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-
-
-def check_length(config: Any, length: int) -> None:
-    """Raise ValueError where a model has fewer positions than a text may have tokens."""
-    positions = getattr(config, "max_position_embeddings", length)
-    if positions < length:
-        raise ValueError(
-            f"the model has {positions} positions, and texts have up to {length} tokens: shorten them or take another model."
-        )
-
-
-def cannot_load(what: str, name: str, error: Exception) -> ValueError:
-    """The error for a model or tokenizer that is neither in a folder nor within reach on the hub."""
-    return ValueError(
-        f"cannot load the {what} {name!r} ({type(error).__name__}: {_first_line(error)}). Give the folder of a downloaded "
-        "snapshot, or `scratch` for a model without pretraining."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

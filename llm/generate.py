@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
 
-from llm.corpus import check_length
+from llm.models import check_length
 from theory.policy import convex_mixture, geometric_mixture
 
 SETTINGS = ("convex", "geometric", "groups")

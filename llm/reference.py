@@ -74,18 +74,37 @@ def reference_identity(
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the weights: names in sorted order, dtypes, shapes, bytes. To be taken before the weights are sharded.
+    """SHA-256 of settings and weights: names in sorted order, dtypes, shapes, bytes. To be taken before the weights are sharded.
 
-    Of a PEFT model it is that of the base model, whether there are adapters or not. Settings that are no weights do not count.
+    Of a PEFT model it is that of the base model, whether there are adapters or not.
     """
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     state = dict(_base_state(model)) if _is_peft(model) else model.state_dict()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+    """The configuration, less what changes no log-probability: names, versions, precision, special tokens, dropout, caching."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return {}
+    unimportant = (
+        "name",
+        "version",
+        "dtype",
+        "architectures",
+        "_token_id",
+        "drop",
+        "use_cache",
+        "attn_implementation",
+        "output_",
+    )
+    return {k: v for k, v in config.to_dict().items() if not any(part in k for part in unimportant)}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from llm.corpus import EMOTIONS, cannot_load, check_length, gpt2_config
+from llm.corpus import EMOTIONS
 from llm.generate import padded
+from llm.models import cannot_load, check_length, gpt2_config
 from llm.sft import Recipe, optimise, tokenize_texts
 
 MOST_TEXTS = 3

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm.corpus import cannot_load, check_length, gpt2_config
 from llm.generate import Completions, padded
 from llm.logprobs import sequence_logprobs
 
@@ -25,26 +24,6 @@ class Recipe:
     warmup_steps: int = 12
     max_grad_norm: float = 10.0
     weight_decay: float = 0.0
-
-
-def language_model(name: str | None, tokenizer: Any, *, width: int, layers: int, length: int, seed: int) -> nn.Module:
-    """The causal language model of a hub id or folder; without a name a GPT-2 of that size with random weights from the seed.
-
-    Raises:
-        ValueError: it cannot be loaded, or has fewer positions than `length` tokens.
-    """
-    from transformers import AutoModelForCausalLM
-
-    if name is None:
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(gpt2_config(tokenizer, width=width, layers=layers, length=length))
-    else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise cannot_load("model", name, error) from error
-    check_length(model.config, length)
-    return model
 
 
 def tokenize_texts(tokenizer: Any, texts: Sequence[str], length: int, *, end: bool = False) -> list[list[int]]:

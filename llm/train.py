@@ -26,8 +26,8 @@ from trl import TrlParser
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
 from llm.compatibility import refuse_rows_beyond
-from llm.corpus import check_length
 from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
+from llm.models import cannot_load, check_length
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
@@ -104,7 +104,7 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(_cannot_load("tokenizer", name, error)) from error
+        raise cannot_load("tokenizer", name, error) from error
 
 
 def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Module:
@@ -121,7 +121,7 @@ def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Modul
             attn_implementation=arguments.attention,
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(_cannot_load("model", arguments.model, error)) from error
+        raise cannot_load("model", arguments.model, error) from error
     if not arguments.lora:
         return cast(nn.Module, model)
     from peft import LoraConfig, get_peft_model
@@ -239,20 +239,12 @@ def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
     return numbers
 
 
-def _cannot_load(what: str, name: str, error: Exception) -> str:
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return (
-        f"cannot load the {what} {name!r} ({first}). Give the folder of a saved {what}, or a name on the hub that this machine "
-        "can reach; code that comes with a model needs --trust_remote_code."
-    )
-
-
 def main(words: list[str] | None = None) -> None:
     """Entry point of every rank: parse, train, and say in one line what went wrong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         train(*parse(sys.argv[1:] if words is None else words))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"prefdro train: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -7,7 +7,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from llm.corpus import CUES, EMOTIONS, SPLITS, generate_texts, gpt2_config, load_corpus, pretrained_tokenizer, word_tokenizer
+from llm.corpus import CUES, EMOTIONS, SPLITS, generate_texts, load_corpus
 
 TEXTS = {
     "train": [("i feel low; really", "sadness"), ("i feel great", "joy"), ("i was amazed", "surprise")],
@@ -98,27 +98,6 @@ def test_the_grammar_puts_the_cue_in_a_fifth_of_the_prompts_and_depends_on_its_s
     assert words.map(len).min() > 4
     # half of the texts with the cue are sad: the prompt says something, not everything
     assert abs((texts.label[with_cue] == "sadness").mean() - 0.5) < 4 * (0.25 / with_cue.sum()) ** 0.5
-
-
-def test_the_word_tokenizer_keeps_the_most_frequent_words(tmp_path: Path) -> None:
-    tokenizer = word_tokenizer(["b a", "b a", "d", "c", "b"], 6)
-    assert set(tokenizer.get_vocab()) == {"[PAD]", "[EOS]", "[UNK]", "a", "b", "c"}
-    ids = tokenizer("b d a")["input_ids"]
-    assert tokenizer.decode(ids) == "b [UNK] a"
-    tokenizer.save_pretrained(tmp_path)
-    again = pretrained_tokenizer(str(tmp_path))
-    assert again("b d a")["input_ids"] == ids
-    assert (again.pad_token, again.eos_token) == ("[PAD]", "[EOS]")
-    assert gpt2_config(again, width=128, layers=1, length=9).vocab_size == 6
-
-
-def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path) -> None:
-    tokenizer = word_tokenizer(["a b"], 5)
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(tmp_path)
-    assert pretrained_tokenizer(str(tmp_path)).pad_token == "[EOS]"
-    with pytest.raises(ValueError, match=r"cannot load the tokenizer .*or `scratch`"):
-        pretrained_tokenizer(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.skipif("PREFDRO_EMOTION" not in os.environ, reason="PREFDRO_EMOTION is not the folder of the Emotion texts")

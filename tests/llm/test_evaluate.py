@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from llm.corpus import word_tokenizer
 from llm.evaluate import completion_logprobs, mean_of, rewards_under_shift, sample_policy
 from llm.generate import Completions, complete, draw_uniforms
+from llm.models import language_model, word_tokenizer
 from llm.rewards import reward_model
-from llm.sft import Recipe, fine_tune, heldout_loss, language_model
+from llm.sft import Recipe, fine_tune, heldout_loss
 from tests.llm.models import tiny_gpt2
 
 REWARDS = np.array([[0.8, 0.1], [0.6, 0.3], [0.2, 0.9], [0.1, 0.7]])

@@ -6,8 +6,8 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
-from llm.corpus import word_tokenizer
 from llm.generate import Completions, bradley_terry, complete, draw_uniforms, has_cue, mixed_reward, take_prompts
+from llm.models import word_tokenizer
 from tests.llm.models import tiny_gpt2, tiny_llama
 
 EOS, PAD = 1, 0

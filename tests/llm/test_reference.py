@@ -298,6 +298,15 @@ def test_the_fingerprint_of_a_model_is_that_of_its_weights():
     assert len({fingerprint, *fingerprints}) == 7
 
 
+def test_settings_that_change_the_model_count_in_its_fingerprint():
+    model, other = tiny_gpt2(), tiny_gpt2()
+    other.config.activation_function = "relu"
+    assert model_fingerprint(model) != model_fingerprint(other)
+    renamed = tiny_gpt2()
+    renamed.config.update({"_name_or_path": "elsewhere", "pad_token_id": 3, "use_cache": False, "resid_pdrop": 0.1})
+    assert model_fingerprint(model) == model_fingerprint(renamed)
+
+
 def test_shapes_count_in_the_fingerprint():
     flat, square = nn.Linear(6, 1, bias=False), nn.Linear(3, 2, bias=False)
     with torch.no_grad():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from llm.corpus import EMOTIONS, word_tokenizer
+from llm.corpus import EMOTIONS
+from llm.models import word_tokenizer
 from llm.rewards import concatenated, emotion_probabilities, fit_reward_model, reward_model, roc_auc, score
 from llm.sft import Recipe, tokenize_texts
 

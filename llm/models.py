@@ -1,0 +1,105 @@
+"""Tokenizers and language models: from the hub or a folder, or made here to be trained from scratch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
+
+
+def word_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
+    """A `PreTrainedTokenizerFast` of the most frequent words (ties: alphabetical); `vocabulary` counts [PAD], [EOS] and [UNK]."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = (PAD, EOS, UNKNOWN)
+    counts = Counter(word for text in texts for word in text.split())
+    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(special)]
+    tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate((*special, *words))}, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
+
+
+def pretrained_tokenizer(name: str) -> Any:
+    """The tokenizer of a model on the hub or in a folder; where it has no padding token, the end of sequence stands for it.
+
+    Raises:
+        ValueError: it cannot be loaded, or has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise cannot_load("tokenizer", name, error) from error
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer of {name!r} has no end-of-sequence token: completions would not end. Set its eos_token.")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def gpt2_config(tokenizer: Any, *, width: int, layers: int, length: int) -> Any:
+    """A GPT-2 architecture without dropout for a tokenizer: heads of up to 64 numbers, positions for `length` tokens."""
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=length,
+        n_embd=width,
+        n_layer=layers,
+        n_head=max(2, width // 64),
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def language_model(name: str | None, tokenizer: Any, *, width: int, layers: int, length: int, seed: int) -> nn.Module:
+    """The causal language model of a hub id or folder; without a name a GPT-2 of that size with random weights from the seed.
+
+    Raises:
+        ValueError: it cannot be loaded, or has fewer positions than `length` tokens.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if name is None:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(gpt2_config(tokenizer, width=width, layers=layers, length=length))
+    else:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise cannot_load("model", name, error) from error
+    check_length(model.config, length)
+    return model
+
+
+def check_length(config: Any, length: int) -> None:
+    """Raise ValueError where a model has fewer positions than a text may have tokens."""
+    positions = getattr(config, "max_position_embeddings", length)
+    if positions < length:
+        raise ValueError(
+            f"the model has {positions} positions, and texts have up to {length} tokens: shorten them or take another model."
+        )
+
+
+def cannot_load(what: str, name: str, error: Exception) -> ValueError:
+    """The error for a model or tokenizer that is neither in a folder nor within reach on the hub."""
+    return ValueError(
+        f"cannot load the {what} {name!r} ({type(error).__name__}: {first_line(error)}). Give the folder of a downloaded "
+        "snapshot, or a name on the hub that this machine can reach; the emotion study can also start from `scratch`."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [""])[0]

@@ -33,6 +33,22 @@ def refuse_inexact(
         )
 
 
+def refuse_columns(p: ObjectiveParameters, dataset: Dataset | None) -> None:
+    """Raise ValueError if the columns of tokenised data cannot serve the objective."""
+    if dataset is None:
+        return
+    columns = dataset.column_names
+    if p.softness is not None and "weight" in columns:
+        raise ValueError(
+            f"--softness {p.softness:g} sorts rows of equal weight, but the data have a column `weight`. Leave one of them out."
+        )
+    if p.objective == "aot_unpaired" and "label" in columns and len(set(dataset["label"])) == 1:
+        raise ValueError(
+            f"aot_unpaired compares desirable with undesirable responses, but all {len(dataset)} labels are "
+            f"{dataset['label'][0]}. Add responses of the other kind."
+        )
+
+
 def refuse_rows_beyond(model: nn.Module, dataset: Dataset | None) -> None:
     """Raise ValueError if tokenised rows are longer than the model has positions, or have tokens that it does not know."""
     if dataset is None:

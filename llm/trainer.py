@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 
 from llm.arguments import PreferenceArguments
-from llm.compatibility import refuse_inexact, warn_of_small_temperature
+from llm.compatibility import refuse_columns, refuse_inexact, warn_of_small_temperature
 from llm.divergence import kl_on_own_samples
 from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
@@ -70,6 +70,8 @@ class PreferenceTrainer(Trainer):
                 "the model is random in training mode, although its dropout modules are off: two passes over a batch would see "
                 "different models. Set the dropout and noise of its configuration to zero before loading it."
             )
+        for rows in (self.train_dataset, self.eval_dataset):
+            refuse_columns(self.parameters, rows)
         refuse_inexact(self.parameters, self.objective, self.model, args, self.accelerator)
         warn_of_small_temperature(self.parameters, self.model, args)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up

@@ -17,7 +17,7 @@ from llm.data import PreferenceCollator
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.trainer import PreferenceTrainer, turn_off_dropout
 from tests.llm.models import tiny_gpt2
-from tests.llm.training import arguments, random_pairs
+from tests.llm.training import arguments, random_pairs, random_singles
 
 ROWS = 8
 
@@ -191,12 +191,6 @@ def test_groups_that_do_not_occur_have_no_weight(tmp_path: Path) -> None:
     )
 
 
-def test_soft_sorting_with_weights(tmp_path: Path) -> None:
-    trainer = trainer_of(ObjectiveParameters("aot", softness=1.0), tmp_path, random_pairs(ROWS, weights=True))
-    with pytest.raises(ValueError, match="soft sorting is defined for equal weights only"):
-        trainer.train()
-
-
 # -------------------------------------------------------------------------------------------------------------- dropout
 def test_every_dropout_is_off() -> None:
     """OPT has numbers instead of modules, and leaves out whole layers at random."""
@@ -297,3 +291,14 @@ def test_training_twice_with_the_same_arguments_is_the_same(tmp_path: Path) -> N
     first.train(), second.train()
     torch.testing.assert_close(first.model.state_dict(), second.model.state_dict(), rtol=0, atol=0)
     assert any(not torch.equal(x, start[n]) for n, x in first.model.state_dict().items())
+
+
+def test_columns_that_the_objective_cannot_use(tmp_path: Path) -> None:
+    weighted, alike = random_pairs(4, weights=True), random_singles(4)
+    alike = alike.remove_columns("label").add_column("label", [True] * 4)
+    for objective, data, message in (
+        (ObjectiveParameters("aot", softness=1.0), weighted, "the data have a column `weight`"),
+        (ObjectiveParameters("aot_unpaired"), alike, "all 4 labels are True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PreferenceTrainer(tiny_gpt2(), arguments(tmp_path), objective, train_dataset=data)

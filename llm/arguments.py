@@ -71,7 +71,7 @@ class PreferenceArguments(TrainingArguments):
                 f"--run_on cuda, but torch {torch.__version__} sees no CUDA device: there is none, its driver is missing, or "
                 "this is the CPU build of torch. Install a CUDA build, or use --run_on cpu."
             )
-        if self.run_on == "cpu":
+        if self.run_on == "cpu" or (self.run_on == "auto" and not torch.accelerator.is_available()):
             self.use_cpu = True
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin for

@@ -114,8 +114,18 @@ def _reasons(
     ]
 
 
-def warn_of_small_temperature(p: ObjectiveParameters, model: nn.Module, args: PreferenceArguments) -> None:
-    """Warn if the temperature of a tilt is below the rounding error of the losses: the weights would follow the rounding."""
+def warn_of_rounding(p: ObjectiveParameters, model: nn.Module, args: PreferenceArguments) -> None:
+    """Warn of what the precision makes rough: a tilt whose temperature is below the rounding error of the losses, a difference.
+
+    Of four models of a few ten thousand parameters the direction of the finite difference under bf16, at its default step, had a
+    cosine of 0.92 to 0.99 with that of the exact penalty; which step is best differed between them by a factor of 100.
+    """
+    if p.wdpo_mode == "finite_difference" and args.bf16:
+        warnings.warn(
+            "under bf16 the finite difference is a rough estimate of the penalty's gradient, and the best --fd_epsilon depends "
+            "on the model. Leave out --bf16, or use --wdpo_mode exact or adversarial.",
+            stacklevel=2,
+        )
     temperature = p.tau if p.tau is not None else p.b
     if temperature is None:
         return

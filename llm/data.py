@@ -268,7 +268,7 @@ def _usable(data: Dataset, completions: list[str], max_length: int | None, long_
         raise ValueError(
             f"{which(index[long])} with a prompt that leaves no room for a completion within max_length = {max_length} tokens "
             f"(the longest prompt has {lengths['prompt'].max()}). Raise max_length, shorten the prompts, or give "
-            'long_prompts="drop" to leave such rows out, if there are others.'
+            "--long_prompts drop to leave such rows out, if there are others."
         )
     same &= ~long
     for column in completions:

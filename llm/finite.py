@@ -30,8 +30,8 @@ def stop_if_not_finite(step: Mean, rows: list[Tensor], model: nn.Module, args: T
     raise FloatingPointError(
         f"{found} at step {number}; no weight has been changed by it. The rows of this batch (their numbers in the data, from 0) "
         f"are in {path}. Likely causes: a learning rate that is too large ({args.learning_rate:g}), weights of the model that "
-        "are not finite already, or a temperature that the dtype does not support. Resume from the last checkpoint with a "
-        "smaller learning rate."
+        "are not finite already, or a temperature that the dtype does not support. Start again with a smaller "
+        "learning rate, in another --output_dir."
     )
 
 

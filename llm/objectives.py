@@ -141,7 +141,7 @@ class ObjectiveParameters:
         None, "wdpo: embedding (default: rho is in units of the root-mean-square norm of the token embeddings) or absolute"
     )
     fd_epsilon: float | None = option(
-        None, "wdpo finite_difference: step in units of the embedding norm (3e-4; under bf16 autocast 2e-3)"
+        None, "wdpo finite_difference: step in units of the embedding norm (3e-4; under bf16 autocast 1e-2)"
     )
 
 

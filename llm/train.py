@@ -4,7 +4,7 @@
     prefdro train --config train.yaml --beta 0.05
     accelerate launch -m llm.train --config train.yaml
 
-The same command resumes a run that was stopped, from its last checkpoint.
+The same command resumes a run that was stopped, from its last complete checkpoint.
 """
 
 import json
@@ -20,7 +20,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
@@ -29,10 +28,10 @@ from llm.compatibility import refuse_rows_beyond
 from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from llm.models import cannot_load, check_length
 from llm.objectives import ObjectiveParameters, make_objective
+from llm.resume import RECORD, last_checkpoint, rows_fingerprint, stored_metrics
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
 
-RECORD = "training.json"
 Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments]
 
 
@@ -58,9 +57,13 @@ def train(
             )
     out = Path(str(args.output_dir))
     configuration = _configuration(model_arguments, data, objective, args)  # the trainer changes some of the arguments
-    checkpoint = _checkpoint(out, configuration)
     tokenizer = load_tokenizer(model_arguments)
     train_data, eval_data = _datasets(data, tokenizer, kinds)
+    configuration["rows"] = rows_fingerprint(train_data)
+    if (done := stored_metrics(out, configuration)) is not None:
+        print(f"this run has finished before: its model is in {out}. For another one choose another --output_dir.")
+        return done
+    checkpoint = last_checkpoint(out, configuration)
     model = load_model(model_arguments, args)
     for rows in (train_data, eval_data):
         refuse_rows_beyond(model, rows)
@@ -81,11 +84,11 @@ def train(
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
         record = configuration | {"reference": trainer.reference_identity}
-        (out / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        _write_record(out, record)
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"resuming from {checkpoint}", file=sys.stderr)
 
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     trainer.save_state()
     evaluation = trainer.evaluate() if eval_data is not None else {}
@@ -94,6 +97,7 @@ def train(
         pd.DataFrame(trainer.state.log_history).to_csv(out / "log.csv", index=False)
         facts = _facts(trainer, model_arguments, data, len(train_data))
         write_card(out, objective, model=model_arguments.model, data=data.data, facts=facts, metrics=metrics)
+        _write_record(out, configuration | {"reference": trainer.reference_identity, "metrics": metrics})
         print(f"trained model in {out}: model, tokenizer, README.md (card), log.csv, {RECORD}")
     return metrics
 
@@ -140,7 +144,9 @@ def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Modul
 
 
 def _refuse_ignored(model: ModelArguments, data: DataArguments, args: PreferenceArguments) -> None:
-    """Raise ValueError for an option that needs another one to act."""
+    """Raise ValueError for an option that needs another one to act, or that would overwrite what it reads."""
+    if Path(model.model).exists() and Path(model.model).resolve() == Path(str(args.output_dir)).resolve():
+        raise ValueError(f"--output_dir {args.output_dir} is the folder of --model: it would be overwritten. Choose another one.")
     for name in ("lora_rank", "lora_alpha", "lora_targets"):
         if not model.lora and getattr(model, name) != getattr(ModelArguments, name):
             raise ValueError(
@@ -167,37 +173,11 @@ def _datasets(data: DataArguments, tokenizer: PreTrainedTokenizerBase, kinds: tu
     return train_data, tokenise(held_out, tokenizer, kind, **cut, groups=group_numbers(train_data) or None)
 
 
-def _checkpoint(out: Path, configuration: dict[str, Any]) -> str | None:
-    """The checkpoint to resume from: the last one of the same run. Refuses the folder of another run."""
-    last = get_last_checkpoint(str(out)) if out.is_dir() else None
-    if last is None:
-        return None
-    try:
-        before = json.loads((out / RECORD).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{out} has checkpoints, but no readable {RECORD} says of which run ({error}). Choose another --output_dir, "
-            "or delete them."
-        ) from error
-    changed = [key for key in configuration if key not in MAY_CHANGE and before.get(key) != configuration[key]]
-    if changed:
-        named = ", ".join(f"{key} ({before.get(key)} then, {configuration[key]} now)" for key in changed[:5])
-        raise ValueError(
-            f"{out} has checkpoints of a run with other arguments: {named}. Choose another --output_dir, or delete the folder."
-        )
-    if configuration["save_only_model"]:
-        raise ValueError(
-            f"{last} was saved with --save_only_model: without the state of the optimizer the run would go on as another one. "
-            "Choose another --output_dir, or delete the folder; leave the option out in runs that may have to resume."
-        )
-    return last
-
-
-# Arguments that do not change what is trained, so that a run may be resumed with others.
-MAY_CHANGE = (
-    *("output_dir", "logging_dir", "logging_steps", "report_to", "run_name", "disable_tqdm", "save_steps", "save_total_limit"),
-    *("eval_steps", "dataloader_num_workers", "dataloader_pin_memory", "local_rank", "resume_from_checkpoint"),
-)
+def _write_record(out: Path, record: dict[str, Any]) -> None:
+    """What the folder holds, in one piece: `llm.resume` reads it."""
+    temporary = out / f".{RECORD}"
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(out / RECORD)
 
 
 def _configuration(*groups: Any) -> dict[str, Any]:

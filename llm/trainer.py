@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 
 from llm.arguments import PreferenceArguments
-from llm.compatibility import refuse_columns, refuse_inexact, warn_of_small_temperature
+from llm.compatibility import refuse_columns, refuse_inexact, warn_of_rounding
 from llm.divergence import kl_on_own_samples
 from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
@@ -73,7 +73,7 @@ class PreferenceTrainer(Trainer):
         for rows in (self.train_dataset, self.eval_dataset):
             refuse_columns(self.parameters, rows)
         refuse_inexact(self.parameters, self.objective, self.model, args, self.accelerator)
-        warn_of_small_temperature(self.parameters, self.model, args)
+        warn_of_rounding(self.parameters, self.model, args)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
         self.step = self._make_step(fused=head_can_be_fused(self.model))
         self.reference_identity: dict[str, str] = {}
@@ -103,7 +103,7 @@ class PreferenceTrainer(Trainer):
         if p.wdpo_mode == "adversarial":
             return Adversarial(**wasserstein)
         if p.wdpo_mode == "finite_difference":
-            step = p.fd_epsilon or (2e-3 if self.args.bf16 else 3e-4)
+            step = p.fd_epsilon or (1e-2 if self.args.bf16 else 3e-4)
             return FiniteDifference(**wasserstein, epsilon=step * embedding_norm(self.model))
         return Exact(**wasserstein)
 

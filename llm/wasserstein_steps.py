@@ -114,7 +114,11 @@ class Adversarial(Directed):
 
 
 class FiniteDifference(Directed):
-    """Plain gradient, plus a central difference of plain gradients along u with the step epsilon."""
+    """Plain gradient, plus a central difference of plain gradients along u with the step epsilon.
+
+    epsilon is the length of the shift of a whole pair, so that each of its tokens moves by less: in low precision it has to be
+    large for the shift not to be lost in the rounding of the activations.
+    """
 
     def __init__(
         self, objective: Objective, accelerator: Accelerator, *, fused: bool, radius: float, squared: bool, epsilon: float

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausalLM
 
-from llm.compatibility import refuse_inexact, warn_of_small_temperature
+from llm.compatibility import refuse_inexact, warn_of_rounding
 from llm.data import PreferenceCollator
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.trainer import PreferenceTrainer, turn_off_dropout
@@ -149,10 +149,10 @@ def test_small_temperatures(dtype: str, bf16: bool, below: float, above: float, 
     model, args = tiny_gpt2().to(getattr(torch, dtype)), fake_arguments(bf16=bf16)
     for p in (ObjectiveParameters("kldpo", tau=below), ObjectiveParameters("dr_dpo", b=below)):
         with pytest.warns(UserWarning, match="below the rounding error of the losses in"):
-            warn_of_small_temperature(p, model, args)
+            warn_of_rounding(p, model, args)
     recwarn.clear()
     for p in (ObjectiveParameters("kldpo", tau=above), ObjectiveParameters("kldpo", rho=0.1), DPO):
-        warn_of_small_temperature(p, model, args)
+        warn_of_rounding(p, model, args)
     assert not len(recwarn)
 
 

@@ -102,13 +102,62 @@ def test_a_run_leaves_a_better_model_its_card_and_its_log(model: Path, pairs: Pa
     assert 1 <= log["worst_case/effective_sample_size"].dropna().min() <= log["worst_case/effective_sample_size"].max() <= 8
 
 
+def as_if_killed(out: Path, *lost: str) -> None:
+    """The folder of a finished run as it was before its end, without these checkpoints."""
+    for name in lost:
+        shutil.rmtree(out / name)
+    record = json.loads((out / "training.json").read_text())
+    del record["metrics"]
+    (out / "training.json").write_text(json.dumps(record))
+    (out / "model.safetensors").unlink(missing_ok=True)
+
+
+def test_a_finished_run_is_left_as_it_is(model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = words(model, pairs, tmp_path)
+    metrics = train(*parse(command))
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert train(*parse(command)) == metrics
+    assert "this run has finished before" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_an_incomplete_checkpoint_is_passed_over(
+    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run may be killed while a checkpoint is written."""
+    command = words(model, pairs, tmp_path)
+    train(*parse(command))
+    truth = weights(tmp_path)
+    as_if_killed(tmp_path)
+    (tmp_path / "checkpoint-6" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
+    train(*parse(command))
+    assert "checkpoint-6 is incomplete" in capsys.readouterr().err
+    assert same(weights(tmp_path), truth)
+
+
+def test_other_weights_of_the_same_texts_are_another_run(model: Path, pairs: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(pairs.read_text())
+    command = words(model, data, tmp_path / "out")
+    train(*parse(command))
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    data.write_text("".join(json.dumps(row | {"weight": 1.0}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="other arguments or data: rows"):
+        train(*parse(command))
+
+
+def test_the_model_is_not_overwritten(model: Path, pairs: Path) -> None:
+    with pytest.raises(ValueError, match="is the folder of --model"):
+        train(*parse(words(model, pairs, model)))
+
+
 def test_the_same_command_resumes_to_the_same_parameters(model: Path, pairs: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = "--objective group_dro --group_step 0.5 --lr_scheduler_type cosine"
     train(*parse(words(model, pairs, whole, options)))
     train(*parse(words(model, pairs, broken, options)))
-    shutil.rmtree(broken / "checkpoint-6")  # as if it had been killed after step 3
-    (broken / "model.safetensors").unlink()
+    as_if_killed(broken, "checkpoint-6")
     state = json.loads((broken / "checkpoint-3" / "trainer_state.json").read_text())
     kept = state["stateful_callbacks"]["GroupWeights"]["args"]["weights"]
     assert sum(kept) == pytest.approx(1) and kept != [0.5, 0.5]
@@ -120,7 +169,7 @@ def test_a_run_resumes_whatever_the_trainer_made_of_its_arguments(model: Path, p
     """With checkpointing the trainer sets how; with several ranks, that the last batch is dropped."""
     command = words(model, pairs, tmp_path, "--gradient_checkpointing --max_steps 4 --save_steps 2")
     train(*parse(command))
-    shutil.rmtree(tmp_path / "checkpoint-4")
+    as_if_killed(tmp_path, "checkpoint-4")
     train(*parse(command))
     assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
 
@@ -128,7 +177,8 @@ def test_a_run_resumes_whatever_the_trainer_made_of_its_arguments(model: Path, p
 def test_a_checkpoint_without_the_optimizer_is_not_resumed(model: Path, pairs: Path, tmp_path: Path) -> None:
     command = words(model, pairs, tmp_path, "--save_only_model true")
     train(*parse(command))
-    with pytest.raises(ValueError, match="checkpoint-6 was saved with --save_only_model"):
+    as_if_killed(tmp_path)
+    with pytest.raises(ValueError, match="was saved with --save_only_model"):
         train(*parse(command))
 
 

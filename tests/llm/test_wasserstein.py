@@ -149,11 +149,16 @@ def test_error_of_the_finite_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_under_bf16_autocast(mode: str, tmp_path: Path) -> None:
-    """Near the gradient in float32: the finite difference is documented to be off by up to 20 % of the penalty."""
-    model = tiny_gpt2()
-    settings = {"rho": 0.01, "wdpo_mode": mode}
-    low, _ = step(model, tmp_path, micro=4, args={"bf16": True}, **settings)
-    assert relative_error(low, step(model, tmp_path, micro=4, **settings)[0]) < 0.2
+    """The direction of the penalty's gradient is that of the exact one in float32; roughly so for the finite difference."""
+
+    def penalty(mode: str, rho: float, **args: bool) -> torch.Tensor:
+        whole, _ = step(tiny_gpt2(), tmp_path, micro=4, args=args, rho=rho, wdpo_mode=mode)
+        plain, _ = step(tiny_gpt2(), tmp_path, micro=4, args=args)
+        return torch.cat([(whole[name] - plain[name]).flatten().double() for name in whole])
+
+    rho = 0.003 if mode == "adversarial" else 0.1  # beyond, the adversary is another method
+    cosine = torch.cosine_similarity(penalty(mode, rho, bf16=True), penalty("exact", rho), 0)
+    assert cosine > {"exact": 0.97, "finite_difference": 0.85, "adversarial": 0.5}[mode]
 
 
 @pytest.mark.parametrize("mode", MODES)

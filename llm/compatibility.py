@@ -117,7 +117,7 @@ def _reasons(
 def warn_of_rounding(p: ObjectiveParameters, model: nn.Module, args: PreferenceArguments) -> None:
     """Warn of what the precision makes rough: a tilt whose temperature is below the rounding error of the losses, a difference.
 
-    Of four models of a few ten thousand parameters the direction of the finite difference under bf16, at its default step, had a
+    Of three models of a few ten thousand parameters the direction of the finite difference under bf16, at its default step, had a
     cosine of 0.92 to 0.99 with that of the exact penalty; which step is best differed between them by a factor of 100.
     """
     if p.wdpo_mode == "finite_difference" and args.bf16:

@@ -210,7 +210,7 @@ def matched(study: Study) -> Figure | None:
         "worst reward minus that of DPO at equal KL\n(right of 0: the method is better)",
         va="top",
     )
-    style.footnote(figure, "95 % over seeds; filled: 0 is outside. Cross: no seed within the KL of the control.")
+    style.footnote(figure, "95 % over seeds; filled: 0 is outside. Cross: no control at that KL.")
     return figure
 
 

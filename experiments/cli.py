@@ -11,9 +11,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import aot, bench_solvers, bench_training, emotion, estimation_error, preference_shift, worst_case
+from experiments import aot, armorm, bench_solvers, bench_training, emotion, estimation_error, preference_shift, worst_case
 from experiments import verify as ledger
 from experiments.aot import AotStudy
+from experiments.armorm import ArmoRM
 from experiments.emotion import Emotion
 from experiments.estimation_error import PROFILES, EstimationError
 from experiments.methods import METHODS
@@ -155,6 +156,18 @@ def run_emotion(config: Annotated[Emotion, tyro.conf.arg(name="")]) -> None:
     _say_where(config.out)
 
 
+def run_armorm(config: Annotated[ArmoRM, tyro.conf.arg(name="")]) -> None:
+    """Policies for mixtures of two objectives, judged by all objectives of a reward model (ArmoRM, or one trained here)."""
+    tables = armorm.run(config)
+    if tables is None:
+        print(f"this part of the policies is in {config.out}/stages; when all parts are, run it without --part, alone.")
+        return
+    print("reward of the mixture that the policies were trained for, mean over seeds and 95 % interval")
+    alpha = armorm.plan(config).alpha
+    print(tables["mixtures"].query("alpha == @alpha").drop(columns=["first", "second", "alpha"]).to_string(index=False))
+    _say_where(config.out)
+
+
 def _say_where(out: Path) -> None:
     names = sorted(path.name for path in out.iterdir() if path.suffix in (".csv", ".parquet", ".json") and path.name[0] != ".")
     print(f"tables in {out}: {', '.join(names)}. Next: prefdro figures --from {out}")
@@ -234,6 +247,7 @@ _GROUPS: dict[str, dict[str, Command]] = {
         "preference-shift": run_preference_shift,
         "aot": run_aot,
         "emotion": run_emotion,
+        "armorm": run_armorm,
     },
     "bench": {"solvers": run_bench_solvers, "training": run_bench_training},
 }

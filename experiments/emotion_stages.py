@@ -3,34 +3,23 @@
 Each leaves a folder in OUT/stages with all that it was made from; it is made again when any of that has changed.
 """
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 
 from experiments.emotion_profiles import REWARDS, Profile
 from experiments.provenance import code_fingerprint
-from experiments.store import TEMPORARY, write_json, write_table
+from experiments.stages import Stage, derived_seed, file_digests, stage, together
+from experiments.store import write_json, write_table
 from llm import corpus, evaluate, generate, models, rewards, sft
-from llm.corpus import EMOTIONS, GRAMMAR
+from llm.corpus import EMOTIONS
 from llm.generate import SETTINGS
-
-
-class Stage(NamedTuple):
-    """A finished stage: its folder, and a digest of all that it was made from."""
-
-    folder: Path
-    digest: str
 
 
 class Places(NamedTuple):
@@ -44,97 +33,42 @@ class Places(NamedTuple):
 
 def prepare(profile: Profile, out: Path, *, seed: int, cues: tuple[str, ...], workers: int) -> tuple[Places, list[str]]:
     """Make what is not there yet, with as many processes as workers; also the digests of the replicates' labels."""
-    settings, digest = asdict(profile), code()
-    common = {"profile": profile, "seed": seed}
-
-    def made_from(*names: str, **more: Any) -> dict[str, Any]:
-        return {name: settings[name] for name in names} | {"seed": seed, "code": digest} | more
-
-    def task(name: str, source: dict[str, Any], make: Callable[..., None], **more: Any) -> Callable[[], Stage]:
-        return partial(stage, out / "stages", name, source, partial(make, **common, **more))
-
-    sources = made_from("source", "texts", "model", "vocabulary", files=_digests(profile.source, profile.model))
-    (texts,) = _together(workers, [task("texts", sources, make_texts)])
-    sizes = made_from("model", "width", "layers", "prompt_tokens", "new_tokens", texts=texts.digest)
-    recipes = [made_from(f"{kind}_epochs", f"{kind}_learning_rate") | sizes for kind in ("sft", "reward")]
-    policy, judge = _together(
-        workers,
-        [
-            task("policy", recipes[0], make_policy, texts=texts.folder),
-            task("judge", recipes[1], make_judge, texts=texts.folder),
-        ],
-    )
-    labels = made_from("prompts", "label_scale", "alpha", cues=cues, policy=policy.digest, judge=judge.digest)
-    folders = {"texts": texts.folder, "policy": policy.folder, "judge": judge.folder}
-    preferences = _together(
-        workers,
-        [
-            task(f"pairs-{k}", labels | {"replicate": k}, make_preferences, **folders, cues=cues, replicate=k)
-            for k in range(profile.seeds)
-        ],
-    )
+    texts, policy, judge = prepare_models(profile, out / "stages", seed=seed, workers=workers)
+    labels = _made_from(profile, seed, "prompts", "label_scale", "alpha", cues=cues, policy=policy.digest, judge=judge.digest)
+    folders: dict[str, Any] = {"texts": texts.folder, "policy": policy.folder, "judge": judge.folder}
+    make = partial(make_preferences, profile=profile, seed=seed, cues=cues, **folders)
+    tasks = [
+        partial(stage, out / "stages", f"pairs-{k}", labels | {"replicate": k}, partial(make, replicate=k))
+        for k in range(profile.seeds)
+    ]
+    preferences = together(tasks, workers)
     return Places(**folders, preferences=tuple(made.folder for made in preferences)), [made.digest for made in preferences]
 
 
-def _together(workers: int, tasks: list[Callable[[], Stage]]) -> list[Stage]:
-    return list(joblib.Parallel(n_jobs=min(workers, len(tasks)))(joblib.delayed(_single_threaded)(task) for task in tasks))
+def prepare_models(profile: Profile, root: Path, *, seed: int, workers: int) -> tuple[Stage, Stage, Stage]:
+    """The stages of the texts with their tokenizer, of the fine-tuned model and of the reward model, in the folder `root`."""
+    common: dict[str, Any] = {"profile": profile, "seed": seed}
+    files = file_digests([profile.source, profile.model])
+    sources = _made_from(profile, seed, "source", "texts", "model", "vocabulary", files=files)
+    (texts,) = together([partial(stage, root, "texts", sources, partial(make_texts, **common))], workers)
+    sizes = {name: getattr(profile, name) for name in ("model", "width", "layers", "prompt_tokens", "new_tokens")}
+    tasks = []
+    for name, kind, make in (("policy", "sft", make_policy), ("judge", "reward", make_judge)):
+        recipe = _made_from(profile, seed, f"{kind}_epochs", f"{kind}_learning_rate", texts=texts.digest, **sizes)
+        tasks.append(partial(stage, root, name, recipe, partial(make, texts=texts.folder, **common)))
+    policy, judge = together(tasks, workers)
+    return texts, policy, judge
 
 
-def _single_threaded(task: Callable[[], Stage]) -> Stage:
-    """Sums that are split among threads are rounded differently: the result would depend on the number of workers."""
-    threads = torch.get_num_threads()
-    try:
-        with threadpool_limits(1):
-            torch.set_num_threads(1)
-            quieten()
-            return task()
-    finally:
-        torch.set_num_threads(threads)
-
-
-def quieten() -> None:
-    """No progress bars and no remarks from transformers in this process."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def _digests(*sources: str | None) -> dict[str, str]:
-    """Digests of the files of those sources that are folders."""
-    folders = [Path(source) for source in sources if source is not None and source != GRAMMAR and Path(source).is_dir()]
-    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()]
-    return {str(file): sha256(file.read_bytes()).hexdigest()[:16] for file in files}
-
-
-def stage(root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path], None]) -> Stage:
-    """The folder that `make` fills, unless it is there already and was made from the same; complete once it has its name."""
-    record = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
-    folder, temporary = root / name, root / f".{name}{TEMPORARY}"
-    digest = sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-    try:
-        if json.loads((folder / "made_from.json").read_text()) == record:
-            return Stage(folder, digest)
-    except (OSError, ValueError):  # not there, or half deleted
-        pass
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-    temporary.mkdir(parents=True)
-    make(temporary)
-    write_json(record, temporary / "made_from.json")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    return Stage(folder, digest)
+def _made_from(profile: Profile, seed: int, *names: str, **more: Any) -> dict[str, Any]:
+    """What a stage depends on: those settings of the profile, the seed, the code, and more."""
+    return {name: getattr(profile, name) for name in names} | {"seed": seed, "code": code()} | more
 
 
 def code() -> str:
     """Digest of the code that makes the stages and trains the policies."""
     here = Path(__file__).resolve()
     return code_fingerprint(*sorted(here.parent.glob("emotion*.py")), *sorted((here.parent.parent / "llm").glob("*.py")))
-
-
-def derived_seed(*words: int) -> int:
-    """An independent seed for each combination of the study's seed, a purpose and a replicate."""
-    return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def make_texts(folder: Path, profile: Profile, seed: int) -> None:
@@ -160,7 +94,8 @@ def make_policy(folder: Path, texts: Path, profile: Profile, seed: int) -> None:
     before = sft.heldout_loss(model, tokenizer, validation, length=length)
     loss = sft.fine_tune(model, tokenizer, train, recipe, length=length, seed=derived_seed(seed, 1))
     after = sft.heldout_loss(model, tokenizer, validation, length=length)
-    model.save_pretrained(folder)  # type: ignore[operator]
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)  # type: ignore[operator]
     write_json({"training_loss": loss, "validation_loss": after, "validation_loss_before": before}, folder / "metrics.json")
 
 
@@ -183,7 +118,8 @@ def make_judge(folder: Path, texts: Path, profile: Profile, seed: int) -> None:
         tokens = sft.tokenize_texts(tokenizer, rows, length)
         scores = rewards.score(rewards.emotion_probabilities(model, tokens, tokenizer.pad_token_id), labels)
         found |= {f"{name}{key}": value for key, value in asdict(scores).items()}
-    model.save_pretrained(folder)  # type: ignore[operator]
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)  # type: ignore[operator]
     write_json({"training_loss": loss, **found}, folder / "metrics.json")
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from experiments.emotion_profiles import REWARDS, Profile
-from experiments.emotion_stages import Places, derived_seed, draw_prompts, quieten, stored_model, stored_tokenizer
+from experiments.emotion_stages import Places, draw_prompts, stored_model, stored_tokenizer
+from experiments.stages import derived_seed, quieten
 from llm import evaluate, generate
 from llm.corpus import EMOTIONS
 

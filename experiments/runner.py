@@ -93,7 +93,7 @@ def run_cells(
         tracebacks: dict[int, str] = {}
         try:
             with (
-                _progress(len(cells), len(rows), progress) as advance,
+                progress_of(len(cells), len(rows), progress) as advance,
                 _one_thread(),
                 closing(_results(tasks, backend, workers, address)) as results,
             ):
@@ -314,12 +314,12 @@ def _warn_rejected(rejected: list[tuple[str, str]]) -> None:
 
 
 @contextmanager
-def _progress(total: int, reused: int, shown: bool) -> Iterator[Callable[[], None]]:
+def progress_of(total: int, reused: int, shown: bool, what: str = "cells") -> Iterator[Callable[[], None]]:
     """Yield a function to call after each cell: a bar on a terminal, a line now and then in a log file."""
     console = Console(stderr=True)
     if shown and console.is_terminal:
         columns = (
-            rich.progress.TextColumn("cells"),
+            rich.progress.TextColumn(what),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
             rich.progress.TextColumn("time left"),
@@ -327,15 +327,15 @@ def _progress(total: int, reused: int, shown: bool) -> Iterator[Callable[[], Non
         )
         # Cells can take minutes, and the default period forgets them after thirty seconds.
         with rich.progress.Progress(*columns, console=console, speed_estimate_period=3600.0) as bar:
-            task = bar.add_task("cells", total=total, completed=reused)
+            task = bar.add_task(what, total=total, completed=reused)
             yield lambda: bar.advance(task)
     elif shown:
-        yield _plain_progress(total, reused)
+        yield _plain_progress(total, reused, what)
     else:
         yield lambda: None
 
 
-def _plain_progress(total: int, reused: int) -> Callable[[], None]:
+def _plain_progress(total: int, reused: int, what: str = "cells") -> Callable[[], None]:
     started = last_line = time.monotonic()
     computed = 0
 
@@ -346,7 +346,7 @@ def _plain_progress(total: int, reused: int) -> Callable[[], None]:
         if now - last_line >= PLAIN_PROGRESS_SECONDS:
             last_line = now
             left = timedelta(seconds=round((now - started) / computed * (total - reused - computed)))
-            _say(f"{reused + computed}/{total} cells ({reused} reused), time left {left}")
+            _say(f"{reused + computed}/{total} {what} ({reused} reused), time left {left}")
 
     return advance
 

@@ -70,9 +70,16 @@ def draw_uniforms(rows: int, steps: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def complete(
-    model: nn.Module, prompts: Rows, uniforms: Tensor, *, eos: int | None, pad: int, batch_size: int = 256
+    model: nn.Module,
+    prompts: Rows,
+    uniforms: Tensor,
+    *,
+    eos: int | None,
+    pad: int,
+    temperature: float = 1.0,
+    batch_size: int = 256,
 ) -> Completions:
-    """Sample a completion of every prompt from the model's own distribution (top-k 0, top-p 1), at most N tokens.
+    """Sample a completion of every prompt from softmax(logits / temperature) (top-k 0, top-p 1), at most N tokens.
 
     Row i inverts the cumulative distributions at uniforms[i]. It depends on no other row: completions are the same whatever the
     batch size (up to rounding in the model), and those of two models can be compared row by row.
@@ -81,22 +88,27 @@ def complete(
         prompts: n rows of tokens.
         uniforms: (n, N) numbers in [0, 1).
         eos: ends a completion; without it all have N tokens.
+        temperature: 1 is the model's own distribution; smaller is closer to its likeliest tokens.
 
     Raises:
-        ValueError: the model has fewer positions than the longest text could have tokens.
+        ValueError: the model has fewer positions than the longest text could have tokens, or the temperature is not positive.
     """
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"the temperature must be positive and finite, got {temperature}: 1 is the model's own distribution.")
     check_length(model.config, max(map(len, prompts)) + uniforms.shape[1])
     training = model.training
     model.eval()
     completions: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
-        completions += _continue(model, prompts[rows], uniforms[rows], eos, pad)
+        completions += _continue(model, prompts[rows], uniforms[rows], eos, pad, temperature)
     model.train(training)
     return Completions(prompts, completions)
 
 
-def _continue(model: nn.Module, prompts: Rows, uniforms: Tensor, eos: int | None, pad: int) -> list[list[int]]:
+def _continue(
+    model: nn.Module, prompts: Rows, uniforms: Tensor, eos: int | None, pad: int, temperature: float
+) -> list[list[int]]:
     device = next(model.parameters()).device
     step = padded(prompts, pad, left=True).to(device)
     attention = padded([[1] * len(prompt) for prompt in prompts], 0, left=True).to(device)
@@ -110,7 +122,7 @@ def _continue(model: nn.Module, prompts: Rows, uniforms: Tensor, eos: int | None
         output = model(input_ids=step, past_key_values=cache, use_cache=True, **more)
         cache = output.past_key_values
         # in double precision: in single, the sum over a large vocabulary loses the tail of the distribution
-        cumulative = torch.softmax(output.logits[:, -1].double(), -1).cumsum(-1)
+        cumulative = torch.softmax(output.logits[:, -1].double() / temperature, -1).cumsum(-1)
         target = u.to(device)[:, None] * cumulative[:, -1:]
         step = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
         attention, positions = torch.cat([attention, torch.ones_like(step)], 1), positions[:, -1:] + 1

@@ -25,7 +25,7 @@ def word_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
 
 
-def pretrained_tokenizer(name: str) -> Any:
+def pretrained_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model on the hub or in a folder; where it has no padding token, the end of sequence stands for it.
 
     Raises:
@@ -34,7 +34,7 @@ def pretrained_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise cannot_load("tokenizer", name, error) from error
     if tokenizer.eos_token is None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
@@ -60,7 +61,12 @@ def reward_model(name: str | None, tokenizer: Any, *, width: int, layers: int, l
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(seed)  # of the new head, or of all weights
-    kind = {"num_labels": len(EMOTIONS), "problem_type": "multi_label_classification", "pad_token_id": tokenizer.pad_token_id}
+    kind = {
+        "id2label": dict(enumerate(EMOTIONS)),
+        "label2id": {name: k for k, name in enumerate(EMOTIONS)},
+        "problem_type": "multi_label_classification",
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     if name is None:
         config = gpt2_config(tokenizer, width=width, layers=layers, length=length)
         for key, value in kind.items():
@@ -90,15 +96,20 @@ def fit_reward_model(
     return optimise(model, examples, collate, recipe, seed=seed)
 
 
-@torch.no_grad()
 def emotion_probabilities(model: nn.Module, rows: Sequence[Sequence[int]], pad_token: int, *, batch_size: int = 256) -> Array:
     """Probability of each emotion (n, 5) in texts given as rows of tokens, without an end-of-sequence token."""
+    return expit(classifier_logits(model, rows, pad_token, batch_size=batch_size))
+
+
+@torch.no_grad()
+def classifier_logits(model: nn.Module, rows: Sequence[Sequence[int]], pad_token: int, *, batch_size: int = 256) -> Array:
+    """Logits (n, m) of a sequence classifier for texts given as rows of tokens, padded on the right."""
     model.eval()
     device = next(model.parameters()).device
     parts = []
     for start in range(0, len(rows), batch_size):
         ids, mask = (tensor.to(device) for tensor in _padded(rows[start : start + batch_size], pad_token))
-        parts.append(torch.sigmoid(model(input_ids=ids, attention_mask=mask).logits.double()).cpu())
+        parts.append(model(input_ids=ids, attention_mask=mask).logits.double().cpu())
     return torch.cat(parts).numpy()
 
 

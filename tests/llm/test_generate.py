@@ -47,12 +47,15 @@ def test_completions_end() -> None:
     assert all(len(row) == 30 for row in complete(model, [[5]] * 60, draw_uniforms(60, 30, 3), eos=None, pad=PAD).completions)
 
 
-def test_samples_follow_the_model() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_samples_follow_the_model(temperature: float) -> None:
     model = tiny_gpt2()
-    written = complete(model, [[5, 9]] * 4000, draw_uniforms(4000, 1, 0), eos=EOS, pad=PAD, batch_size=1000).completions
+    uniforms = draw_uniforms(4000, 1, 0)
+    written = complete(model, [[5, 9]] * 4000, uniforms, eos=EOS, pad=PAD, temperature=temperature, batch_size=1000).completions
     counts = np.bincount([row[0] for row in written], minlength=64)
     with torch.no_grad():
-        expected = 4000 * torch.softmax(model(input_ids=torch.tensor([[5, 9]])).logits[0, -1].double(), 0).numpy()
+        logits = model(input_ids=torch.tensor([[5, 9]])).logits[0, -1].double().numpy()
+    expected = 4000 * np.exp(logits / temperature) / np.exp(logits / temperature).sum()
     often = expected > 5
     observed, expected = (np.append(x[often], x[~often].sum()) for x in (counts, expected))
     assert chisquare(observed, expected).pvalue > 1e-3
@@ -61,6 +64,12 @@ def test_samples_follow_the_model() -> None:
 def test_a_text_that_could_be_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match="has 128 positions, and texts have up to 129 tokens"):
         complete(tiny_gpt2(), [[5], [6, 7]], draw_uniforms(2, 127, 0), eos=EOS, pad=PAD)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"positive and finite, got {temperature}"):
+        complete(tiny_gpt2(), [[5]], draw_uniforms(1, 2, 0), eos=EOS, pad=PAD, temperature=temperature)
 
 
 def test_the_model_is_left_as_it_was() -> None:

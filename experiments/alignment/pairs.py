@@ -1,0 +1,63 @@
+"""Preference pairs from completions and their rewards: what annotators would say, or the best against the worst."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from experiments.store import write_text
+from llm.generate import bradley_terry
+
+Array = NDArray[np.float64]
+TIES = "pairs of equal or empty completions are left out: they say nothing, or cannot be trained on"
+
+
+def write_pairs(path: Path, prompts: list[Any], first: pd.DataFrame, second: pd.DataFrame, first_wins: NDArray[np.bool_]) -> int:
+    """Write pairs as `prefdro train` reads them, a JSONL of prompt, chosen and rejected; returns how many there are.
+
+    Args:
+        prompts: all of them, strings or lists of messages; a table's column `prompt` numbers them.
+        first, second: completions of the same prompts, with columns prompt and text. Equal or empty ones are left out.
+        first_wins: (n,) which of the two is chosen.
+
+    Raises:
+        ValueError: no pair is left.
+    """
+    lines = []
+    for number, a, b, wins in zip(first.prompt, first.text, second.text, first_wins, strict=True):
+        if a == b or not a.strip() or not b.strip():
+            continue
+        chosen, rejected = (a, b) if wins else (b, a)
+        lines.append(json.dumps(_row(prompts[number], chosen, rejected), ensure_ascii=False) + "\n")
+    if not lines:
+        raise ValueError(f"of {len(first)} pairs of completions none is left ({TIES}). Take more prompts, or longer completions.")
+    write_text("".join(lines), path)
+    return len(lines)
+
+
+def _row(prompt: Any, chosen: str, rejected: str) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    answers = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", chosen), ("rejected", rejected))}
+    return {"prompt": prompt, **answers}
+
+
+def two_of_each(completions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The first and the second completion of every prompt, row by row."""
+    first, second = (completions[completions.completion == k].reset_index(drop=True) for k in (0, 1))
+    return first, second
+
+
+def annotators(first: Array, second: Array, scale: float, seed: int) -> NDArray[np.bool_]:
+    """Whether annotators prefer the first of each pair (n,): Bradley-Terry with scale times the rewards (n,)."""
+    return bradley_terry(scale * first, scale * second, seed)
+
+
+def best_and_worst(completions: pd.DataFrame, reward: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The completions of each prompt with the highest and the lowest reward, row by row; of equals the earlier one."""
+    by_prompt = completions.groupby("prompt")[reward]
+    best, worst = (completions.loc[by_prompt.agg(which)].reset_index(drop=True) for which in ("idxmax", "idxmin"))
+    return best, worst

@@ -1,0 +1,96 @@
+"""What the stages of one experiment share, and how it begins and ends."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+
+from experiments.alignment.models import Models, prepare
+from experiments.alignment.sizes import Options, Sizes
+from experiments.provenance import code_fingerprint, configuration, provenance
+from experiments.ranks import ranks
+from experiments.stages import times
+from experiments.store import write_json, write_table
+
+
+@dataclass(frozen=True)
+class Study:
+    """root: folder of the stages. code: digest of the code. workers: processes. began: when, by the clock of this process."""
+
+    root: Path
+    sizes: Sizes
+    options: Options
+    models: Models
+    code: str
+    workers: int
+    began: float = field(default_factory=time.perf_counter)
+
+    def made_from(self, **more: Any) -> dict[str, Any]:
+        """What a stage depends on that samples from a model: models, lengths, seed and code, and more."""
+        sampling = {name: getattr(self.sizes, name) for name in ("prompt_tokens", "new_tokens", "temperature", "dtype")}
+        return {"code": self.code, "seed": self.options.seed, **self.models.made_from, **sampling, **more}
+
+
+def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
+    """The study whose results are in `out`; models that are generated are made if they are not there.
+
+    Args:
+        experiment: the file of the experiment, part of the code that the stages depend on.
+
+    Raises:
+        ValueError: workers were given under a launcher, which decides itself.
+    """
+    if ranks() > 1 and options.workers is not None:
+        raise ValueError(
+            f"{ranks()} processes were launched together and share each policy: leave out workers={options.workers}."
+        )
+    workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
+    here = Path(__file__).resolve().parent
+    files = [*sorted(here.glob("*.py")), *sorted((here.parent.parent / "llm").glob("*.py")), experiment.resolve()]
+    models = prepare(sizes, options, workers)
+    return Study((out / "stages").resolve(), sizes, options, models, code_fingerprint(*files), workers)
+
+
+def finish(
+    out: Path,
+    experiment: str,
+    study: Study,
+    tables: dict[str, pd.DataFrame],
+    facts: dict[str, Any],
+    *,
+    parquet: tuple[str, ...] = (),
+) -> None:
+    """Write the tables (.csv, or .parquet those named), the seconds of each stage, and run.json, in `out`."""
+    seconds = times(study.root)
+    for name, table in (tables | {"stages": seconds}).items():
+        write_table(table, out / f"{name}.{'parquet' if name in parquet else 'csv'}")
+    write_json(
+        {
+            "experiment": experiment,
+            "configuration": configuration(study.options),
+            "profile": study.options.profile,
+            "sizes": asdict(study.sizes),
+            "seeds": study.sizes.seeds,
+            "scale": scale(study),
+            **facts,
+            **provenance("transformers", "tokenizers", "datasets", "trl"),
+            "stages_s": round(float(seconds.seconds.sum()), 1),
+            "wall_time_s": round(time.perf_counter() - study.began, 1),
+        },
+        out / "run.json",
+    )
+
+
+def scale(study: Study) -> str:
+    """On what the study ran, in words: data, model, seeds."""
+    sizes = study.sizes
+    if sizes.model is not None:
+        return f"{sizes.source}, {sizes.model}, rewards of {sizes.judge}, {sizes.seeds} seeds"
+    from transformers import AutoModelForCausalLM
+
+    parameters = AutoModelForCausalLM.from_pretrained(study.models.policy).num_parameters()
+    return f"generated corpus, GPT-2 of {parameters / 1e6:.2f} M parameters, {sizes.seeds} seeds"

@@ -1,0 +1,124 @@
+"""Policies: each is one `prefdro train`, with its own folder, from the same start."""
+
+import shlex
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.alignment.sizes import Sizes
+from experiments.ranks import rank, ranks
+from experiments.store import write_text
+
+KNOBS = {"kldpo": "tau", "wdpo": "rho"}  # methods with a radius -> the option that sets it
+WDPO: dict[str, dict[str, Any]] = {  # ways to compute the gradient penalty -> options of the objective
+    "adversarial": {"wdpo_mode": "adversarial"},
+    "finite_difference": {"wdpo_mode": "finite_difference"},
+    "exact": {"wdpo_mode": "exact"},
+    "released": {"released": True, "rho_unit": "absolute"},
+}
+# what the experiment sets, which a file of more options may not replace
+OWN = (
+    *("model", "data", "split", "objective", "beta", "tau", "rho", "released", "rho_unit", "wdpo_mode", "output_dir", "seed"),
+    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "warmup_steps"),
+    *("gradient_accumulation_steps", "reference_cache", "h", "softness", "max_length"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One policy to train: what it is called, and the options of `prefdro train` that make it what it is."""
+
+    name: str
+    method: str
+    radius: float
+    beta: float
+    replicate: int
+    more: dict[str, Any] = field(default_factory=dict)  # other options, such as num_train_epochs
+
+    def objective(self, sizes: Sizes) -> dict[str, Any]:
+        """The options of the objective."""
+        knob = {KNOBS[self.method]: self.radius} if self.method in KNOBS else {}
+        ipo = {"average_tokens": False} if self.method == "ipo" else {}  # the loss of the theory
+        return {"objective": self.method, "beta": self.beta, **knob, **ipo, **(WDPO[sizes.wdpo] if self.method == "wdpo" else {})}
+
+
+def options_of(
+    run: Run, sizes: Sizes, *, start: str, data: str, seed: int, more: dict[str, Any], split: str = "train"
+) -> dict[str, Any]:
+    """The options of `prefdro train` for a run, but for its folders; `more` replaces what is not the experiment's own.
+
+    Raises:
+        ValueError: the batch cannot be shared among the processes of this launch.
+    """
+    options: dict[str, Any] = {
+        "model": start,
+        "data": data,
+        "split": split,
+        "max_length": sizes.prompt_tokens + sizes.new_tokens,
+        "long_prompts": "drop",
+        **run.objective(sizes),
+        "num_train_epochs": sizes.epochs,
+        "learning_rate": sizes.learning_rate,
+        "lr_scheduler_type": sizes.schedule,
+        "warmup_steps": sizes.warmup,  # below 1: a share of all steps
+        "per_device_train_batch_size": sizes.micro_batch_size,
+        "dataloader_drop_last": True,
+        "logging_steps": 0.05,
+        "save_strategy": "no" if sizes.model is None else "steps",
+        "bf16": sizes.dtype == "bfloat16",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": seed,
+    }
+    if options["save_strategy"] == "steps":
+        options |= {"save_steps": 0.1, "save_total_limit": 1}
+    options |= more | run.more
+    batch = int(options.pop("batch_size", sizes.batch_size))
+    micro = min(int(options["per_device_train_batch_size"]), max(1, batch // ranks()))
+    if batch % (micro * ranks()):
+        raise ValueError(
+            f"a batch of {batch} pairs cannot be made of {ranks()} processes with micro-batches of {micro}: set batch_size and "
+            "micro_batch_size so that it can."
+        )
+    return options | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // (micro * ranks())}
+
+
+def more_options(path: Path | None) -> dict[str, Any]:
+    """Options of `prefdro train` from a YAML file.
+
+    Raises:
+        ValueError: it cannot be read, is no mapping, or sets what the experiment itself varies.
+    """
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        more = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the options of the training in {path}: {error}") from error
+    if not isinstance(more, dict):
+        raise ValueError(f"{path} must hold lines `option: value`, as `prefdro train --config` reads them; it holds {more!r}.")
+    if own := sorted(set(more) & set(OWN)):
+        raise ValueError(f"{path} sets {', '.join(own)}, which the experiment sets itself: leave it out, or give its own option.")
+    return dict(more)
+
+
+def train_policy(folder: Path, *, options: dict[str, Any], cache: Path) -> None:
+    """Train a policy into the folder: model, tokenizer, card, log.csv, training.json, command.txt and the log of each process.
+
+    A run that was killed goes on from its last checkpoint. `cache`: file of the reference log-probabilities, which runs on the
+    same data share.
+    """
+    from llm.train import parse, train
+
+    words = [word for name, value in (options | {"reference_cache": cache}).items() for word in (f"--{name}", str(value))]
+    if rank() == 0:
+        write_text(shlex.join(["prefdro", "train", *words, "--output_dir", "OUT"]) + "\n", folder / "command.txt")
+    with (folder / f"log-{rank()}.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        train(*parse([*words, "--output_dir", str(folder)]))
+    if rank() == 0:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)

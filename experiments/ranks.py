@@ -1,0 +1,28 @@
+"""The processes of one launch (`accelerate launch`, `torchrun`): which one this is, and waiting for each other."""
+
+import os
+
+
+def rank() -> int:
+    """Number of this process, from 0; 0 where there is only one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def ranks() -> int:
+    """How many processes were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Go on when every process of the launch has come here."""
+    if ranks() > 1:
+        from accelerate import PartialState  # slow to import, and joins the processes when it is first made
+
+        PartialState().wait_for_everyone()
+
+
+def device() -> str:
+    """Where this process computes: its own GPU, or the CPU where there is none."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

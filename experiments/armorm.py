@@ -6,7 +6,6 @@ in OUT/stages: prompts, completions, scores, pairs, policies, judgements. By def
 reward model of five emotions. `--profile paper` is Llama-3.2-1B-Instruct, HelpSteer2 and ArmoRM.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.alignment.pairs import annotators, two_of_each, write_pairs
+from experiments.alignment.pairs import annotators, count_pairs, two_of_each, write_pairs
 from experiments.alignment.policies import (
     completions_stage,
     judge_by_rewards,
@@ -31,7 +30,6 @@ from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.ranks import rank
 from experiments.stages import Stage, derived_seed, stage
-from experiments.store import write_json
 from llm.corpus import EMOTIONS
 from llm.evaluate import mean_of
 from theory.shift import mean_interval
@@ -178,10 +176,7 @@ def run(config: ArmoRM) -> dict[str, pd.DataFrame] | None:
         "curve_pairs": list(map(title, profile.curves)),
         "axes": list(profile.axes),
         "preference_pairs": {
-            title(pair): [
-                json.loads((made.folder / "count.json").read_text())["pairs"] for (one, _), made in pairs.items() if one == pair
-            ]
-            for pair in both
+            title(pair): [count_pairs(made.folder) for (one, _), made in pairs.items() if one == pair] for pair in both
         },
     }
     finish(config.out, "armorm", study, tables, facts, parquet=("rewards",))
@@ -225,8 +220,7 @@ def pairs_stage(study: Study, prompts: Stage, completions: Stage, scores: Stage,
         first, second = two_of_each(scored(completions, scores))
         one, other = (mixture(table, parted(pair), profile.alpha) for table in (first, second))
         wins = annotators(one, other, profile.label_scale, derived_seed(study.options.seed, 25, seed))
-        count = write_pairs(folder / "pairs.jsonl", read_prompts(prompts.folder / FILES["train"]), first, second, wins)
-        write_json({"pairs": count, "of": len(first)}, folder / "count.json")
+        write_pairs(folder, read_prompts(prompts.folder / FILES["train"]), first, second, wins)
 
     return stage(study.root, f"pairs-{pair}-seed-{seed}", made_from, make)
 

@@ -11,18 +11,33 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import aot, armorm, bench_solvers, bench_training, emotion, estimation_error, preference_shift, worst_case
+from experiments import (
+    aot,
+    aot_benchmark,
+    armorm,
+    bench_solvers,
+    bench_training,
+    emotion,
+    estimation_error,
+    leaderboard,
+    preference_shift,
+    worst_case,
+)
 from experiments import verify as ledger
 from experiments.aot import AotStudy
+from experiments.aot_benchmark import AotBenchmark
 from experiments.armorm import ArmoRM
 from experiments.emotion import Emotion
 from experiments.estimation_error import PROFILES, EstimationError
+from experiments.leaderboard import Leaderboard
 from experiments.methods import METHODS
 from experiments.preference_shift import PreferenceShift
+from experiments.ranks import rank
 from experiments.runner import CellsFailed
 from experiments.store import StoreError
 from experiments.verify import Verify
 from experiments.worst_case import WorstCaseStudy
+from paper_figures import catalogue
 from theory.claims.shift import ROUNDING
 
 Command = Callable[..., None]
@@ -46,9 +61,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def list_all() -> None:
-    """Say what there is: experiments, profiles, methods and benchmarks."""
+def list_all(results: Path = Path("results")) -> None:
+    """Say what there is: figures and their state, experiments, profiles, methods and benchmarks.
+
+    Args:
+        results: Folder of all results; the figures are in its folder figures.
+    """
     console = Console()
+    drawn = catalogue.record(results / "figures")
+    shown = Table("figure or table", "experiment", "source", "state", title="prefdro figures --all")
+    for entry in catalogue.ENTRIES:
+        state = catalogue.state(entry, results, results / "figures", drawn)
+        shown.add_row(entry.key, entry.experiment or "needs no rows", entry.source, state)
+    console.print(shown)
     experiments = Table(
         "experiment",
         "profile",
@@ -160,12 +185,37 @@ def run_armorm(config: Annotated[ArmoRM, tyro.conf.arg(name="")]) -> None:
     """Policies for mixtures of two objectives, judged by all objectives of a reward model (ArmoRM, or one trained here)."""
     tables = armorm.run(config)
     if tables is None:
-        print(f"this part of the policies is in {config.out}/stages; when all parts are, run it without --part, alone.")
-        return
+        return _say_part(config.out)
     print("reward of the mixture that the policies were trained for, mean over seeds and 95 % interval")
-    alpha = armorm.plan(config).alpha
-    print(tables["mixtures"].query("alpha == @alpha").drop(columns=["first", "second", "alpha"]).to_string(index=False))
+    mixtures = tables["mixtures"]
+    print(mixtures[mixtures.alpha == armorm.plan(config).alpha].drop(columns=["first", "second", "alpha"]).to_string(index=False))
     _say_where(config.out)
+
+
+def run_leaderboard(config: Annotated[Leaderboard, tyro.conf.arg(name="")]) -> None:
+    """Policies trained on the best against the worst of several completions, on the benchmarks of lm-evaluation-harness."""
+    tables = leaderboard.run(config)
+    if tables is None:
+        return _say_part(config.out)
+    print("mean over tasks and seeds")
+    print(tables["scores"].pivot_table(index="label", columns="column", values="value", sort=False).round(3).to_string())
+    _say_where(config.out)
+
+
+def run_aot_benchmark(config: Annotated[AotBenchmark, tyro.conf.arg(name="")]) -> None:
+    """AOT, DPO, IPO and KTO on language models: quantiles of rewards, beta, batch size, h, sorting, and benchmarks."""
+    tables = aot_benchmark.run(config)
+    if tables is None:
+        return _say_part(config.out)
+    print("mean over tasks and seeds")
+    print(tables["benchmarks"].pivot_table(index="method", columns="column", values="value", sort=False).round(3).to_string())
+    print(f"answers for AlpacaEval: {config.out}/stages/judged-*/outputs.json")
+    _say_where(config.out)
+
+
+def _say_part(out: Path) -> None:
+    if rank() == 0:
+        print(f"this part of the policies is in {out}/stages; when all parts are, run it without --part for the tables.")
 
 
 def _say_where(out: Path) -> None:
@@ -174,17 +224,44 @@ def _say_where(out: Path) -> None:
 
 
 def figures(
-    source: Annotated[Path, tyro.conf.arg(name="from")] = Path("results/estimation-error"), out: Path | None = None
+    source: Annotated[Path, tyro.conf.arg(name="from")] = Path("results/estimation-error"),
+    every: Annotated[bool, tyro.conf.arg(name="all"), tyro.conf.FlagCreatePairsOff] = False,
+    results: Path = Path("results"),
+    out: Path | None = None,
+    workers: int | None = None,
 ) -> None:
-    """Draw the figures of a finished experiment, or of the ledger, from its tables, without computing anything.
+    """Draw figures and tables from stored rows, without computing anything: of one experiment, or all of them (--all).
 
     Args:
-        source: Folder of the experiment's tables.
-        out: Folder of the figures; SOURCE/figures where not given.
+        source: Folder of the experiment's tables; not used with --all.
+        every: Draw every figure of both papers and of our own studies that has rows, and a page that shows them.
+        results: With --all: the folder that holds the experiments' folders.
+        out: Folder of the figures; where not given SOURCE/figures, or with --all RESULTS/figures.
+        workers: With --all: processes that draw; where not given, one for each processor.
     """
-    # the module of the figures has the experiment's name; matplotlib is slow to import and only needed here
-    written = import_module(f"paper_figures.{_experiment(source).replace('-', '_')}").draw(source, out)
+    if every:
+        _draw_all(results, out or results / "figures", workers)
+        return
+    # matplotlib is slow to import and only needed here
+    modules = [import_module(f"paper_figures.{name}") for name in catalogue.modules_of(_experiment(source))]
+    written = [path for module in modules for path in module.draw(source, out or source / "figures")]
     print("\n".join(str(path) for path in written))
+
+
+def _draw_all(results: Path, out: Path, workers: int | None) -> None:
+    from paper_figures import gallery
+
+    outcomes = gallery.draw_all(results, out, workers)
+    drawn = sum(bool(outcome.files) for outcome in outcomes)
+    print(f"{drawn} of {len(outcomes)} figures and tables drawn; open {out / 'README.md'}")
+    for command in dict.fromkeys(outcome.entry.command(results) for outcome in outcomes if not outcome.rows):
+        keys = [outcome.entry.key for outcome in outcomes if not outcome.rows and outcome.entry.command(results) == command]
+        print(f"no rows for {', '.join(keys)}: {command}")
+    failed = {outcome.entry.module: outcome.error for outcome in outcomes if outcome.error}
+    for module, error in failed.items():
+        print(f"failed: paper_figures.{module}: {error}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
 
 
 def _experiment(source: Path) -> str:
@@ -196,7 +273,7 @@ def _experiment(source: Path) -> str:
         name = json.loads(record.read_text())["experiment"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{record} does not name its experiment ({error!r}); run the experiment again.") from error
-    known = (*_GROUPS["run"], "ledger")
+    known = catalogue.experiments()
     if name not in known:
         raise ValueError(f"{record} names the experiment {name!r}, which has no figures; there are {', '.join(known)}.")
     return str(name)
@@ -248,6 +325,8 @@ _GROUPS: dict[str, dict[str, Command]] = {
         "aot": run_aot,
         "emotion": run_emotion,
         "armorm": run_armorm,
+        "leaderboard": run_leaderboard,
+        "aot-benchmark": run_aot_benchmark,
     },
     "bench": {"solvers": run_bench_solvers, "training": run_bench_training},
 }

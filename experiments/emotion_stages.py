@@ -3,7 +3,6 @@
 Each leaves a folder in OUT/stages with all that it was made from; it is made again when any of that has changed.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path

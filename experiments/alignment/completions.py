@@ -28,8 +28,9 @@ def write_completions(
     seed: int,
     trust_remote_code: bool,
     start: str | None = None,
+    name: str = "completions",
 ) -> Path:
-    """The table `completions.parquet` in the folder: `count` completions of each prompt.
+    """A table in the folder, `completions.parquet` or of another name: `count` completions of each prompt.
 
     Columns prompt (number in the file), completion (number), text, tokens, ended (whether it came to its end) and, with a model
     `start` to compare with, log_ratio: log pi(y|x) - log pi_start(y|x), nats; at temperature 1 its mean estimates
@@ -62,7 +63,7 @@ def write_completions(
             table["log_ratio"] = own - other
         return table
 
-    return in_parts(folder, "completions", len(rows), PROMPTS_IN_A_PART, make)
+    return in_parts(folder, name, len(rows), PROMPTS_IN_A_PART, make)
 
 
 def decoded(tokenizer: Any, written: Completions) -> list[str]:

@@ -8,15 +8,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.store import write_text
+from experiments.store import write_json, write_text
 from llm.generate import bradley_terry
 
 Array = NDArray[np.float64]
 TIES = "pairs of equal or empty completions are left out: they say nothing, or cannot be trained on"
 
 
-def write_pairs(path: Path, prompts: list[Any], first: pd.DataFrame, second: pd.DataFrame, first_wins: NDArray[np.bool_]) -> int:
-    """Write pairs as `prefdro train` reads them, a JSONL of prompt, chosen and rejected; returns how many there are.
+def write_pairs(
+    folder: Path, prompts: list[Any], first: pd.DataFrame, second: pd.DataFrame, first_wins: NDArray[np.bool_]
+) -> None:
+    """Write pairs as `prefdro train` reads them, pairs.jsonl of prompt, chosen and rejected, and count.json: how many they are.
 
     Args:
         prompts: all of them, strings or lists of messages; a table's column `prompt` numbers them.
@@ -34,8 +36,13 @@ def write_pairs(path: Path, prompts: list[Any], first: pd.DataFrame, second: pd.
         lines.append(json.dumps(_row(prompts[number], chosen, rejected), ensure_ascii=False) + "\n")
     if not lines:
         raise ValueError(f"of {len(first)} pairs of completions none is left ({TIES}). Take more prompts, or longer completions.")
-    write_text("".join(lines), path)
-    return len(lines)
+    write_text("".join(lines), folder / "pairs.jsonl")
+    write_json({"pairs": len(lines), "of": len(first)}, folder / "count.json")
+
+
+def count_pairs(folder: Path) -> int:
+    """How many pairs a folder holds."""
+    return int(json.loads((folder / "count.json").read_text())["pairs"])
 
 
 def _row(prompt: Any, chosen: str, rejected: str) -> dict[str, Any]:
@@ -61,3 +68,14 @@ def best_and_worst(completions: pd.DataFrame, reward: str) -> tuple[pd.DataFrame
     by_prompt = completions.groupby("prompt")[reward]
     best, worst = (completions.loc[by_prompt.agg(which)].reset_index(drop=True) for which in ("idxmax", "idxmin"))
     return best, worst
+
+
+def take_pairs(folder: Path, source: str, split: str, count: int, seed: int) -> None:
+    """At most `count` pairs of a data set, drawn at random, as pairs.jsonl and count.json."""
+    from llm.data import load_rows
+
+    rows = load_rows(source, split)
+    columns = [name for name in ("prompt", "chosen", "rejected") if name in rows.column_names]
+    rows = rows.select_columns(columns).shuffle(seed=seed, keep_in_memory=True).select(range(min(count, len(rows))))
+    write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder / "pairs.jsonl")
+    write_json({"pairs": len(rows), "of": len(rows)}, folder / "count.json")

@@ -81,7 +81,7 @@ def _policy(study: Study, run: Run, pairs: Stage | None, more: dict[str, Any], j
             more=more | ({"trust_remote_code": True} if study.options.trust_remote_code else {}),
         )
         made_from = {"options": options, "pairs": pairs.digest, "code": study.code, **study.models.made_from}
-        kind = "unpaired" if run.method in ("kto", "aot_unpaired") else "pairs"
+        kind = "unpaired" if run.method == "kto" else "pairs"  # how the trainer takes the rows: they have caches of their own
         cache = study.root / f"reference-{kind}-{pairs.digest}.safetensors"
         trained = stage(study.root, f"policy-{run.name}", made_from, partial(train_policy, options=options, cache=cache))
         policy, digest = str(trained.folder), trained.digest

@@ -47,8 +47,7 @@ def _load(study: Study, split: str, count: int, seed: int) -> list[Any]:
     from llm.prompts import load_prompts
 
     tokenizer = pretrained_tokenizer(study.models.policy, trust_remote_code=study.options.trust_remote_code)
-    most = study.sizes.prompt_tokens
-    prompts = load_prompts(study.sizes.source, split=split, count=count, seed=seed, max_tokens=most, tokenizer=tokenizer)
+    prompts = load_prompts(study.sizes.source, tokenizer, split=split, seed=seed, max_tokens=study.sizes.prompt_tokens)[:count]
     return [as_messages(prompt) if tokenizer.chat_template else prompt for prompt in prompts]
 
 

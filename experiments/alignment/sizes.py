@@ -161,7 +161,11 @@ def chosen(profiles: dict[str, Any], options: Options) -> Any:
     if options.seed < 0 or sizes.seeds < 2:
         raise ValueError(f"needs a non-negative seed and at least 2 seeds for intervals, got {options.seed} and {sizes.seeds}.")
     for name, value in asdict(sizes).items():
-        numbers = [x for x in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(x, (int, float))]
+        numbers = [
+            x
+            for x in (value if isinstance(value, (tuple, list)) else (value,))
+            if isinstance(x, (int, float)) and not isinstance(x, bool)
+        ]
         if name not in ("alpha", "warmup") and any(x <= 0 for x in numbers):
             raise ValueError(f"{name} must be positive, got {value}.")
     if (sizes.model is None) != (sizes.source == GRAMMAR) or (sizes.model is not None and sizes.judge is None):

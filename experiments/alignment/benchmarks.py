@@ -1,0 +1,70 @@
+"""What lm-evaluation-harness says of a policy: the papers' benchmarks, or small local ones that need no hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.alignment.models import load_policy
+from experiments.alignment.study import Study
+from experiments.ranks import rank, ranks
+from experiments.stages import Stage, stage
+from experiments.store import write_table
+from llm.benchmarks import AOT, LEADERBOARD, LEADERBOARD_SETTINGS, Column
+from llm.local_tasks import LOCAL, write_local_tasks
+
+BENCHMARKS: dict[str, Mapping[str, Column]] = {"local": LOCAL, "leaderboard": LEADERBOARD, "aot": AOT}
+_LENGTHS: dict[str, Any] = {name: LEADERBOARD_SETTINGS[name] for name in ("max_length", "max_new_tokens")}
+
+
+def check_benchmarks(name: str, generated: bool) -> None:
+    """Raise ValueError for unknown benchmarks, or for local ones without the generated texts that they are made of."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmarks {name!r}; choose one of {', '.join(BENCHMARKS)}.")
+    if name == "local" and not generated:
+        raise ValueError("the local benchmarks are made of the generated texts: with another model choose leaderboard or aot.")
+
+
+def tasks_stage(study: Study, name: str, questions: int) -> Stage | None:
+    """The folder of the local tasks, made of the generated test texts; None for benchmarks of the hub."""
+    texts = study.models.texts
+    if name != "local" or texts is None:
+        return None
+    made_from = {"questions": questions, "seed": study.options.seed, "code": study.code, **study.models.made_from}
+
+    def make(folder: Path) -> None:
+        if rank() == 0:
+            write_local_tasks(folder, pd.read_parquet(texts / "test.parquet"), seed=study.options.seed, questions=questions)
+
+    return stage(study.root, "tasks", made_from, make)
+
+
+def write_benchmarks(
+    folder: Path, study: Study, policy: str, name: str, tasks: Path | None, limit: int | None, chat: bool
+) -> None:
+    """The table `benchmarks.csv` in the folder: one row for each task; answers that were given before a kill are kept."""
+    from llm.harness import evaluate_with_harness
+
+    model, tokenizer = load_policy(policy, study.sizes, trust_remote_code=study.options.trust_remote_code)
+    table = evaluate_with_harness(
+        model,
+        tokenizer,
+        BENCHMARKS[name],
+        include=tasks,
+        limit=limit,
+        seed=study.options.seed,
+        chat=chat,
+        **(_LENGTHS if name == "leaderboard" else {}),
+        answers=None if name == "local" else folder / "answers",
+        share=ranks() > 1,
+    )
+    if rank() == 0:
+        write_table(table, folder / "benchmarks.csv")
+
+
+def judge_by_benchmarks(
+    folder: Path, *, study: Study, policy: str, name: str, tasks: Path | None, limit: int | None, chat: bool, **_: object
+) -> None:
+    """The same for a stage that holds nothing else."""
+    write_benchmarks(folder, study, policy, name, tasks, limit, chat)

@@ -1,0 +1,38 @@
+"""Log-probabilities that a policy gives to the responses of stored preference pairs."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.alignment.models import load_policy
+from experiments.alignment.study import Study
+from experiments.stages import in_parts
+from llm.evaluate import completion_logprobs
+from llm.generate import Completions
+
+PAIRS_IN_A_PART = 256
+BATCH = {"float32": 64, "bfloat16": 8}  # responses in one forward pass: of small models on a CPU, of large ones on a GPU
+
+
+def write_response_logps(folder: Path, *, study: Study, policy: str, pairs: Path) -> Path:
+    """The table `logps.parquet` in the folder: columns chosen and rejected, log pi(y|x) in nats, a row for each pair."""
+    from llm.data import load_rows, padding_token, tokenise
+
+    model, tokenizer = load_policy(policy, study.sizes, trust_remote_code=study.options.trust_remote_code)
+    most = study.sizes.prompt_tokens + study.sizes.new_tokens
+    with warnings.catch_warnings():
+        if study.models.texts is not None:  # of a generated completion only the end of sequence is cut, that it had not come to
+            warnings.filterwarnings("ignore", ".*cut at the end of the completion", UserWarning)
+        rows = tokenise(load_rows(pairs), tokenizer, "pairs", max_length=most, long_prompts="drop")
+    pad = padding_token(tokenizer)
+
+    def logps(part: dict[str, Any], column: str) -> Any:
+        return completion_logprobs(model, Completions(part["prompt_ids"], part[column]), pad, BATCH[study.sizes.dtype])
+
+    def make(part: slice, _: int) -> pd.DataFrame:
+        taken = rows[part.start : part.stop]
+        return pd.DataFrame({"chosen": logps(taken, "chosen_ids"), "rejected": logps(taken, "rejected_ids")})
+
+    return in_parts(folder, "logps", len(rows), PAIRS_IN_A_PART, make)

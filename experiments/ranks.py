@@ -16,9 +16,11 @@ def ranks() -> int:
 def wait_for_all() -> None:
     """Go on when every process of the launch has come here."""
     if ranks() > 1:
+        import torch
         from accelerate import PartialState  # slow to import, and joins the processes when it is first made
 
-        PartialState().wait_for_everyone()
+        # told that there is no GPU: left to itself it takes processes on a CPU for one that is alone, and would not wait
+        PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
 
 
 def device() -> str:

@@ -53,3 +53,17 @@ def read_tables(
 
 def remedy_of(source: Path, command: str) -> str:
     return f"Make the tables with `{command} --out {source}`."
+
+
+def study_folder(results: Path, experiment: str) -> Path:
+    """The folder of an experiment in the folder `results` of all of them; `results` itself where that is the experiment's.
+
+    Raises:
+        ValueError: neither is there, with the command that makes the rows.
+    """
+    if (results / experiment).is_dir():
+        return results / experiment
+    record = results / "run.json"
+    if record.is_file() and json.loads(record.read_text()).get("experiment") == experiment:
+        return results
+    raise ValueError(f"{results} has no folder {experiment}. {remedy_of(results / experiment, f'prefdro run {experiment}')}")

@@ -1,0 +1,354 @@
+"""The experiments on language models: pairs and tables against numbers by hand, stages on generated and on given models."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t as student
+
+from experiments import aot_benchmark, armorm, leaderboard
+from experiments.alignment import policies
+from experiments.alignment.pairs import annotators, best_and_worst, count_pairs, two_of_each, write_pairs
+from experiments.alignment.sizes import Options, part_of
+from experiments.alignment.training import Run, more_options, options_of
+from experiments.aot_benchmark import AotBenchmark
+from experiments.armorm import ArmoRM
+from experiments.leaderboard import Leaderboard
+from llm.data import load_rows
+from llm.train import parse
+from tests.llm.models import tiny_llama, word_tokenizer
+from tests.llm.test_armorm import random_weights, write_snapshot
+from tests.llm.test_prompts import helpsteer
+
+
+# -------------------------------------------------------------------------------------------------------------------- pieces
+def completions(rows: list[tuple[int, int, str, float]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["prompt", "completion", "text", "joy"])
+
+
+def test_the_best_and_the_worst_completion_of_each_prompt_are_paired(tmp_path: Path) -> None:
+    table = completions(
+        [
+            (0, 0, " a", 0.2),
+            (0, 1, " b", 0.9),
+            (0, 2, " c", 0.1),
+            (1, 0, " d", 0.5),
+            (1, 1, " d", 0.4),
+            (1, 2, " ", 0.6),
+            (2, 0, " e", 1),
+            (2, 1, " f", 1),
+        ]
+    )
+    best, worst = best_and_worst(table, "joy")
+    assert list(best.text) == [" b", " ", " e"] and list(worst.text) == [" c", " d", " e"]
+    write_pairs(tmp_path, ["p", "q", "r"], best, worst, np.ones(3, bool))  # an empty and an equal completion are left out
+    assert count_pairs(tmp_path) == 1
+    assert load_rows(tmp_path / "pairs.jsonl").to_list() == [{"prompt": "p", "chosen": " b", "rejected": " c"}]
+
+
+def test_annotators_choose_by_bradley_terry() -> None:
+    n = 20_000
+    wins = annotators(np.full(n, 0.75), np.full(n, 0.5), 4.0, seed=3)
+    assert abs(wins.mean() - 1 / (1 + np.exp(-1.0))) < 4 * np.sqrt(0.2 / n)
+
+
+def test_pairs_of_a_conversation_keep_the_prompt_as_messages(tmp_path: Path) -> None:
+    first, second = two_of_each(completions([(0, 0, "yes", 1.0), (0, 1, "no", 0.0)]))
+    write_pairs(tmp_path, [[{"role": "user", "content": "is it"}]], first, second, np.array([False]))
+    (row,) = load_rows(tmp_path / "pairs.jsonl").to_list()
+    assert row["prompt"] == [{"role": "user", "content": "is it"}]
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("no", "yes")
+
+
+@pytest.mark.parametrize(("text", "meant"), [(None, (0, 1)), ("1/1", (0, 1)), ("2/8", (1, 8)), ("8/8", (7, 8))])
+def test_parts(text: str | None, meant: tuple[int, int]) -> None:
+    assert part_of(text) == meant
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "a/b", "-1/3"])
+def test_parts_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"part must be K/N.*" + text):
+        part_of(text)
+
+
+PROFILE = armorm.PROFILES["quick"]
+
+
+def options(run: Run, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    return options_of(run, PROFILE, start="START", data="pairs.jsonl", seed=1, more=more or {})
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (Run("a", "kldpo", 0.5, 0.1, 0), {"tau": 0.5}),
+        (Run("a", "wdpo", 0.2, 0.1, 0), {"rho": 0.2, "wdpo_mode": "adversarial"}),
+        (Run("a", "dpo", 0.0, 0.3, 0), {"beta": 0.3}),
+        (Run("a", "aot", 0.0, 0.1, 0, {"h": "squared_hinge", "batch_size": 48}), {"h": "squared_hinge"}),
+    ],
+)
+def test_the_options_of_a_run_are_those_of_prefdro_train(run: Run, expected: dict[str, Any]) -> None:
+    given = options(run)
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    model, data, objective, arguments = parse([*words, "--output_dir", "OUT"])
+    assert (model.model, data.data, objective.objective) == ("START", "pairs.jsonl", run.method)
+    assert {name: getattr(objective, name) for name in expected} == expected
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    assert batch == run.more.get("batch_size", PROFILE.batch_size)
+    assert arguments.warmup_steps == PROFILE.warmup and arguments.dataloader_drop_last
+
+
+def test_a_batch_is_shared_among_the_processes_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    given = options(Run("a", "dpo", 0.0, 0.1, 0))
+    assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] * 3 == PROFILE.batch_size == 24
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ValueError, match="24 pairs cannot be made of 5 processes"):
+        options(Run("a", "dpo", 0.0, 0.1, 0))
+
+
+def test_a_file_of_more_options_replaces_what_is_not_the_experiments_own(tmp_path: Path) -> None:
+    file = tmp_path / "more.yaml"
+    file.write_text("gradient_checkpointing: true\nmax_grad_norm: 3.0\n")
+    given = options(Run("a", "dpo", 0.0, 0.1, 0), more_options(file))
+    assert given["gradient_checkpointing"] is True and given["max_grad_norm"] == 3.0
+    file.write_text("beta: 0.5\n")
+    with pytest.raises(ValueError, match="sets beta, which the experiment sets itself"):
+        more_options(file)
+    file.write_text("just words")
+    with pytest.raises(ValueError, match="must hold lines"):
+        more_options(file)
+    with pytest.raises(ValueError, match="cannot read"):
+        more_options(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ArmoRM(profile="huge"), "unknown profile 'huge'"),
+        (ArmoRM(radar=("anger",)), "written first\\+second.*'anger'"),
+        (ArmoRM(alpha=1.5), "alpha must be in"),
+        (ArmoRM(seeds=1), "at least 2 seeds"),
+        (ArmoRM(model="gpt2"), "do not go together"),
+        (ArmoRM(control_betas=(0.1,)), "must be larger than beta"),
+        (Leaderboard(benchmarks="bbh"), "unknown benchmarks 'bbh'"),
+        (Leaderboard(completions=1), "at least 2 completions"),
+        (AotBenchmark(h=("cubic",)), "unknown h cubic"),
+        (AotBenchmark(instructions=Path("nowhere.json")), "no file nowhere.json"),
+        (Leaderboard(profile="paper", benchmarks="local"), "made of the generated texts"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(config: Options, message: str) -> None:
+    module = {ArmoRM: armorm, Leaderboard: leaderboard, AotBenchmark: aot_benchmark}[type(config)]
+    with pytest.raises(ValueError, match=message):
+        module.plan(config)
+
+
+def test_paper_profiles_are_those_of_the_papers() -> None:
+    profile = armorm.PROFILES["paper"]
+    assert (profile.epochs, profile.batch_size, profile.learning_rate, profile.beta) == (4, 128, 5e-7, 0.01)
+    assert (profile.prompt_tokens, profile.new_tokens, profile.temperature, profile.completions) == (1024, 1024, 0.7, 2)
+    assert (profile.wdpo_radii, profile.kldpo_radii, profile.alpha) == ((0.005, 0.01), (1, 5), 0.5)
+    assert leaderboard.PROFILES["paper"].completions == 10 and leaderboard.PROFILES["paper"].dpo_epochs == (2, 4, 6)
+    assert aot_benchmark.PROFILES["paper"].beta == 0.01
+
+
+# -------------------------------------------------------------------------------------------------------------------- tables
+def judged(folder: Path, scores: dict[str, list[float]], log_ratio: list[float]) -> Path:
+    folder.mkdir()
+    pd.DataFrame(scores).to_parquet(folder / "scores.parquet")
+    pd.DataFrame({"log_ratio": log_ratio}).to_parquet(folder / "completions.parquet")
+    return folder
+
+
+def test_tables_of_armorm_against_numbers_by_hand(tmp_path: Path) -> None:
+    profile = armorm.plan(ArmoRM(radar=("anger+fear",), curves=("anger+fear",), axes=("anger", "joy"), seeds=2))
+    found = [
+        ("anger+fear", Run("a", "kldpo", 0.5, 0.1, seed), judged(tmp_path / f"a{seed}", scores, [1.0, 2.0 + seed]))
+        for seed, scores in enumerate(
+            [{"anger": [0, 1], "fear": [1, 1], "joy": [0, 0]}, {"anger": [1, 1], "fear": [0, 0.5], "joy": [0, 1]}]
+        )
+    ]
+    tables = armorm.tables_of(profile, found)
+    row = tables["axes"].query("objective == 'anger'").iloc[0]
+    half = student.ppf(0.975, 1) * 0.25  # the two seeds have 0.5 and 1
+    assert (row.reward, row.seeds, row.pair) == (0.75, 2, "anger + fear")
+    assert np.isclose([row.reward_low, row.reward_high], [0.75 - half, 0.75 + half]).all()
+    assert row.kl == (1.5 + 2) / 2
+    at = tables["mixtures"].set_index("alpha").reward
+    assert np.isclose(at[0.3], (0.3 * 0.5 + 0.7 * 1 + 0.3 * 1 + 0.7 * 0.25) / 2)
+    assert set(tables["axes"].objective) == {"anger", "joy"} and set(tables["rewards"].objective) == {"anger", "fear", "joy"}
+
+
+def test_tables_of_the_aot_benchmark_against_numbers_by_hand(tmp_path: Path) -> None:
+    profile = aot_benchmark.plan(AotBenchmark(seeds=2))
+    found = []
+    for name, scores, chosen, rejected in (
+        ("start", [0.5, 0.5, 0.5], [-2.0, -3.0], [-2.0, -1.0]),
+        ("aot", [0.5, 0.9, 0.1], [-1.0, -1.0], [-4.0, -4.0]),
+    ):
+        folder = judged(tmp_path / name, {"joy": scores}, [0.0, 0.0, 3.0])
+        pd.DataFrame({"chosen": chosen, "rejected": rejected}).to_parquet(folder / "logps.parquet")
+        pd.DataFrame({"task": ["t"], "column": ["c"], "metric": ["acc"], "value": [0.5], "stderr": [0.1], "samples": [4]}).to_csv(
+            folder / "benchmarks.csv", index=False
+        )
+        found.append(((aot_benchmark.MAIN, ("beta", "0.1")), Run(name, name, 0.0, 0.1, 0, {"batch_size": 24}), folder))
+    quantiles = aot_benchmark.quantiles(found)
+    ends = quantiles[quantiles.method == "aot"].groupby("quantity").value.agg(["min", "max"])
+    assert np.isclose(ends.loc["chosen"], [1 + 0.01, 2 - 0.01]).all()  # linear between the two values 1 and 2
+    assert np.isclose(ends.loc["rejected"], [-3 + 0.01, -2 - 0.01]).all()
+    assert np.isclose(ends.loc["log_ratio"], [3, 3]).all()
+    assert set(quantiles[quantiles.method == "start"].quantity) == {"log_ratio"}
+    (row,) = aot_benchmark.ablations(profile, found).itertuples()
+    assert (row.axis, row.value, row.win_rate, row.kl) == ("beta", "0.1", 0.5, 1.0)  # a tie, a win, a loss
+    table = aot_benchmark.benchmarks(profile, found).set_index(["method", "column"]).value
+    assert table["aot", "win rate"] == table["start", "win rate"] == 0.5 and table["aot", "c"] == 0.5
+
+
+def test_runs_of_the_aot_benchmark_are_trained_once_for_all_panels() -> None:
+    profile = aot_benchmark.plan(AotBenchmark())
+    runs = aot_benchmark.runs(profile)
+    assert len({run.name for _, run in runs}) == len(runs)
+    default = next(places for places, run in runs if run.method == "aot" and places[0] == aot_benchmark.MAIN)
+    assert {axis for axis, _ in default} == {"main", "beta", "batch_size", "h", "sorting"}
+    for axis, values in (("beta", 3), ("batch_size", 3), ("h", 3), ("sorting", 3)):
+        found = {value for places, run in runs if run.method == "aot_unpaired" for one, value in places if one == axis}
+        assert len(found) == values
+
+
+# ------------------------------------------------------------------------------------------------------- generated models
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of the tests: whoever comes first makes the models, the others wait."""
+    return tmp_path_factory.getbasetemp().parent / "generated"
+
+
+def test_armorm_from_nothing_to_tables_and_again_after_a_kill(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ArmoRM(
+        out=tmp_path, shared=shared, profile="smoke", radar=("anger+fear",), curves=("anger+fear",), wdpo_radii=(0.1,), workers=1
+    )
+    train, trained = policies.train_policy, []
+
+    def killed(folder: Path, **more: Any) -> None:
+        trained.append(folder.name)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        train(folder, **more)
+
+    monkeypatch.setattr(policies, "train_policy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        armorm.run(config)
+    assert not (tmp_path / "run.json").exists()
+    tables = armorm.run(config)
+    assert tables is not None
+    assert len(trained) == 9 and trained[2] == trained[3]  # eight policies, of which the third was begun twice
+    armorm.run(config)
+    assert len(trained) == 9
+    rewards = tables["rewards"]
+    assert set(rewards.method) == {"start", "wdpo", "kldpo", "dpo"} and set(rewards.seed) == {0, 1}
+    assert (rewards[rewards.method == "start"].kl.abs() < 1e-6).all()
+    assert rewards.reward.between(0, 1).all()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["scale"].startswith("generated corpus, GPT-2 of 0.0") and record["radar_pairs"] == ["anger + fear"]
+    for name in ("axes", "mixtures", "stages"):
+        assert len(pd.read_csv(tmp_path / f"{name}.csv"))
+    line = (
+        tmp_path / "stages" / f"policy-{trained[0].removeprefix('.policy-').split('.prefdro')[0]}" / "command.txt"
+    ).read_text()
+    assert line.startswith("prefdro train --model ") and "--objective wdpo" in line
+
+    parts = ArmoRM(**(vars(config) | {"out": tmp_path / "parts", "part": "1/2"}))
+    assert armorm.run(parts) is None
+    other = ArmoRM(**(vars(parts) | {"part": "2/2"}))
+    assert armorm.run(other) is None and len(trained) == 17
+    again = armorm.run(ArmoRM(**(vars(parts) | {"part": None})))
+    assert again is not None and len(trained) == 17
+    pd.testing.assert_frame_equal(again["rewards"], rewards, check_exact=True)
+
+
+def test_leaderboard_from_nothing_to_scores(shared: Path, tmp_path: Path) -> None:
+    config = Leaderboard(
+        out=tmp_path, shared=shared, profile="smoke", dpo_epochs=(1.0,), kldpo_radii=(1.0,), wdpo_radii=(0.1,), workers=1
+    )
+    tables = leaderboard.run(config)
+    assert tables is not None
+    scores = tables["scores"]
+    assert list(dict.fromkeys(scores.column)) == ["emotion", "ending", "words"]
+    assert set(scores.label) == {"start", "DPO epoch 1", "KLDPO tau=1", "WDPO rho=0.1"}
+    assert (scores.groupby(["label", "seed"]).size() == 15).all()
+    assert scores.value.between(0, 1).all() and (scores.samples <= 10).all()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["labels"][0] == "start" and len(record["tasks"]) == 15
+
+
+def test_the_aot_benchmark_from_nothing_to_tables(shared: Path, tmp_path: Path) -> None:
+    results = tmp_path / "leaderboard.csv"
+    results.write_text(",win_rate,standard_error,n_total\naot seed 0,61.5,2.5,40\ngpt4,95,1,40\n")
+    config = AotBenchmark(
+        out=tmp_path / "out",
+        shared=shared,
+        profile="smoke",
+        betas=(0.1,),
+        batch_sizes=(8,),
+        h=("logistic",),
+        softness=(1.0,),
+        workers=1,
+    )
+    tables = aot_benchmark.run(AotBenchmark(**(vars(config) | {"alpaca_results": results})))
+    assert tables is not None
+    assert set(tables["quantiles"].method) == {"start", "dpo", "ipo", "kto", "aot", "aot_unpaired"}
+    table = tables["benchmarks"]
+    (row,) = table[table.column == "AlpacaEval"].itertuples()
+    assert (row.method, row.seed, row.value, row.stderr, row.samples) == ("aot", 0, 0.615, 0.025, 40)
+    assert set(tables["ablations"].value) == {"0.1", "8", "logistic", "hard", "soft 1"}
+    answers = json.loads(next((tmp_path / "out" / "stages").glob("judged-aot-*sorting=hard-seed-0/outputs.json")).read_text())
+    assert len(answers) == 40 and set(answers[0]) == {"dataset", "instruction", "output", "generator"}
+    assert answers[0]["generator"] == "aot seed 0"
+
+
+# ----------------------------------------------------------------------------------------------------------- given models
+def test_given_models_and_data_go_the_same_way_as_those_of_the_paper(tmp_path: Path) -> None:
+    """The profile paper with folders of the same kinds as on the hub: a chat model, ArmoRM, HelpSteer2."""
+    model, judge, source = (tmp_path / name for name in ("model", "judge", "source"))
+    tiny_llama().save_pretrained(model)
+    word_tokenizer(chat_template=True).save_pretrained(model)
+    write_snapshot(judge, random_weights())
+    source.mkdir()
+    helpsteer(source)
+    pair = "ultrafeedback-truthfulness+helpsteer-complexity"
+    config = ArmoRM(
+        out=tmp_path / "out",
+        profile="paper",
+        model=str(model),
+        judge=str(judge),
+        source=str(source),
+        radar=(pair,),
+        curves=(pair,),
+        seeds=2,
+        new_tokens=8,
+        prompt_tokens=40,
+        epochs=1,
+        batch_size=2,
+        micro_batch_size=1,
+        control_betas=(),
+        wdpo_radii=(0.005,),
+        kldpo_radii=(1.0,),
+        workers=1,
+    )
+    tables = armorm.run(config)
+    assert tables is not None
+    assert set(tables["axes"].objective) == set(armorm.PROFILES["paper"].axes)
+    assert len(set(tables["rewards"].objective)) == 20
+    assert np.isfinite(tables["rewards"].reward).all()
+    pairs = load_rows(next((tmp_path / "out" / "stages").glob("pairs-*-seed-0")) / "pairs.jsonl")
+    assert pairs[0]["prompt"][-1]["role"] == "user" and pairs[0]["chosen"][0]["role"] == "assistant"
+    folder = next((tmp_path / "out" / "stages").glob("policy-*wdpo*seed-0"))
+    assert not list(folder.glob("checkpoint-*")) and (folder / "model.safetensors").is_file()
+    assert "--bf16 True" in (folder / "command.txt").read_text()
+    shutil.rmtree(tmp_path / "out")

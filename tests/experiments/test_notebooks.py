@@ -1,0 +1,93 @@
+"""The notebooks: every source runs, and every .ipynb beside it is that source, executed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import numpy as np
+import pytest
+
+from experiments.execute_notebooks import FOLDER, execute, main, read
+
+SOURCES = sorted(FOLDER.glob("*.py"))
+NAMES = [source.stem for source in SOURCES]
+KILOBYTES = 300
+
+
+def run(source: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A source as a script, away from the repository."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFDRO_")}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
+    return subprocess.run([sys.executable, str(source)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_there_are_seven() -> None:
+    assert [name[:2] for name in NAMES] == [f"{k:02d}" for k in range(1, 8)]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_the_source_runs(source: Path, tmp_path: Path) -> None:
+    done = run(source, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(tmp_path.iterdir())  # it leaves nothing behind
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=NAMES)
+def test_the_notebook_is_its_source_executed(source: Path) -> None:
+    """If this fails: `python -m experiments.execute_notebooks`, and look at the result."""
+    path = source.with_suffix(".ipynb")
+    written, cells = nbformat.read(path, as_version=4), jupytext.read(source).cells
+    nbformat.validate(written)
+    assert [(cell.cell_type, cell.source) for cell in written.cells] == [(cell.cell_type, cell.source) for cell in cells]
+    code = [cell for cell in written.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert path.stat().st_size < KILOBYTES * 1024
+
+
+def test_your_own_pairs_are_read(tmp_path: Path) -> None:
+    """With a file of one's own, also as held-out pairs of the same population: those show no shift."""
+    rng = np.random.default_rng(0)
+    lines = [
+        f'{{"prompt": "say {k}", "chosen": "{"word " * rng.integers(3, 9)}", "rejected": "{"a " * rng.integers(1, 6)}b?"}}'
+        for k in range(80)
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    done = run(FOLDER / "07_your_data.py", tmp_path, PREFDRO_PAIRS=str(path), PREFDRO_HELD_OUT=str(path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"80 pairs from {path}, 80 held out" in done.stdout and "annotators" not in done.stdout
+    assert all(line.split()[5] == "none" for line in done.stdout.splitlines() if line.split()[:1] in (["kl"], ["w1"], ["w2"]))
+
+
+def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "say", "chosen": ["a"], "rejected": "b"}\n')
+    done = run(FOLDER / "07_your_data.py", tmp_path, PREFDRO_PAIRS=str(path))
+    assert done.returncode != 0 and "row 0 of 'chosen' is not a string" in done.stderr
+
+
+def test_executing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
+    source = tmp_path / "small.py"
+    source.write_text(
+        "# %% [markdown]\n# Text.\n\n# %%\nfrom ipywidgets import interact\n\ninteract(lambda k: print(k), k=3);\n\n# %%\n1 + 1\n"
+    )
+    first = execute(source, tmp_path).read_bytes()
+    assert execute(source, tmp_path).read_bytes() == first
+    cells = nbformat.read(tmp_path / "small.ipynb", as_version=4).cells
+    assert [cell.id for cell in cells] == ["small-0", "small-1", "small-2"]
+    assert cells[2].outputs[0].data["text/plain"] == "2" and "interactive" in cells[1].outputs[0].data["text/plain"]
+
+
+def test_an_unknown_notebook_is_an_error() -> None:
+    with pytest.raises(SystemExit, match="no notebook begins with 99; there are 01_tour"):
+        main(["99"])
+
+
+def test_cells_are_numbered() -> None:
+    assert [cell.id for cell in read(SOURCES[0]).cells][:2] == ["01_tour-0", "01_tour-1"]

@@ -1,0 +1,140 @@
+"""Stages: made once, made again when anything changed, gone on with after a kill, shared by the processes of a launch."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.stages import derived_seed, file_digests, in_parts, stage, times, together
+
+
+def counting(made: list[Path]) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        made.append(folder)
+        (folder / "artefact").write_text(str(len(made)))
+
+    return make
+
+
+def test_a_stage_is_made_once_from_the_same_and_again_from_anything_else(tmp_path: Path) -> None:
+    made: list[Path] = []
+    first = stage(tmp_path, "texts", {"a": (1, 2)}, counting(made))
+    assert stage(tmp_path, "texts", {"a": [1, 2]}, counting(made)) == first  # as JSON has it
+    assert len(made) == 1
+    other = stage(tmp_path, "texts", {"a": [1, 3]}, counting(made))
+    assert len(made) == 2 and other.digest != first.digest and other.folder == first.folder
+    assert (other.folder / "artefact").read_text() == "2"
+    assert list(times(tmp_path).stage) == ["texts"]
+
+
+def test_what_a_killed_stage_has_written_is_used_again_by_the_same_only(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def make(folder: Path) -> None:
+        seen.append((folder / "half").is_file())
+        (folder / "half").write_text("done")
+        if len(seen) < 3:
+            raise KeyboardInterrupt
+
+    for made_from, there in (({"a": 1}, False), ({"a": 2}, False)):
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path, "policy", made_from, make)
+        assert seen[-1] is there and not (tmp_path / "policy").exists()
+    finished = stage(tmp_path, "policy", {"a": 2}, make)
+    assert seen == [False, False, True] and (finished.folder / "half").read_text() == "done"
+
+
+def test_a_record_that_was_cut_short_is_not_trusted(tmp_path: Path) -> None:
+    made: list[Path] = []
+    first = stage(tmp_path, "texts", {"a": 1}, counting(made))
+    (first.folder / "made_from.json").write_text('{"a": ')
+    stage(tmp_path, "texts", {"a": 1}, counting(made))
+    assert len(made) == 2
+
+
+def test_parts_that_are_there_are_not_made_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def make(rows: slice, number: int) -> pd.DataFrame:
+        asked.append(number)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return pd.DataFrame({"row": range(rows.start, rows.stop)})
+
+    with pytest.raises(KeyboardInterrupt):
+        in_parts(tmp_path, "table", 10, 3, make)
+    whole = in_parts(tmp_path, "table", 10, 3, make)
+    assert asked == [0, 1, 2, 2, 3]
+    assert list(pd.read_parquet(whole).row) == list(range(10))
+    assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+    in_parts(tmp_path, "table", 10, 3, make)
+    assert len(asked) == 5
+
+
+def test_results_are_in_the_order_of_the_tasks_whatever_the_number_of_processes() -> None:
+    tasks = [lambda k=k: (k, os.getpid()) for k in range(5)]
+    for workers in (1, 2):
+        assert [number for number, _ in together(tasks, workers)] == list(range(5))
+
+
+def test_two_processes_at_one_stage_make_it_once(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from experiments.stages import stage
+def make(folder):
+    with open(sys.argv[1] + "/log", "a") as log:
+        log.write("made\\n")
+    time.sleep(1.5)
+stage(Path(sys.argv[1]), "slow", {"a": 1}, make)
+"""
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait(300) for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text() == "made\n"
+
+
+def test_processes_of_a_launch_share_the_parts_of_a_stage(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+import pandas as pd
+from experiments.stages import in_parts, stage
+root = Path(sys.argv[1])
+def make(folder):
+    in_parts(folder, "table", 7, 2, lambda rows, number: pd.DataFrame({"row": range(rows.start, rows.stop), "rank": int(os.environ["RANK"])}))
+for name in ("one", "two"):
+    made = stage(root, name, {"a": name}, make)
+    assert stage(root, name, {"a": name}, None) == made
+"""
+    (tmp_path / "program.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "program.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("one", "two"):
+        table = pd.read_parquet(tmp_path / name / "table.parquet")
+        assert list(table.row) == list(range(7)) and list(table["rank"]) == [0, 0, 1, 1, 0, 0, 1]
+        assert json.loads((tmp_path / name / "made_from.json").read_text()) == {"a": name}
+
+
+def test_digests_of_files_tell_changed_ones_and_leave_names_of_the_hub_out(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    before = file_digests([tmp_path / "model", "org/model", None])
+    assert list(before) == [str(tmp_path / "model" / "weights")]
+    (tmp_path / "model" / "weights").write_text("2")
+    assert file_digests([tmp_path / "model"]) != before
+
+
+def test_seeds_differ_by_purpose_and_replicate() -> None:
+    seeds = {derived_seed(0, purpose, replicate) for purpose in range(20) for replicate in range(20)}
+    assert len(seeds) == 400 and derived_seed(0, 1, 2) == derived_seed(0, 1, 2)

@@ -197,8 +197,9 @@ def run_leaderboard(config: Annotated[Leaderboard, tyro.conf.arg(name="")]) -> N
     tables = leaderboard.run(config)
     if tables is None:
         return _say_part(config.out)
-    print("mean over tasks and seeds")
-    print(tables["scores"].pivot_table(index="label", columns="column", values="value", sort=False).round(3).to_string())
+    print("mean over tasks and seeds, with the reward of each policy's completions and its KL to the start")
+    means = tables["scores"].pivot_table(index="label", columns="column", values="value", sort=False)
+    print(means.join(tables["policies"].groupby("label")[["reward", "kl"]].mean()).round(3).to_string())
     _say_where(config.out)
 
 

@@ -6,6 +6,7 @@ all is generated here, and the benchmarks are small local tasks. `--profile pape
 gated score and Open LLM Leaderboard v2; `--model` names the 3B or 8B model.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -14,15 +15,16 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.alignment.benchmarks import BENCHMARKS, check_benchmarks, judge_by_benchmarks, tasks_stage
+from experiments.alignment.benchmarks import BENCHMARKS, check_benchmarks, tasks_stage, write_benchmarks
 from experiments.alignment.pairs import best_and_worst, count_pairs, write_pairs
-from experiments.alignment.policies import completions_stage, keys, policies, scored, scores_stage
+from experiments.alignment.policies import completions_stage, judge_by_rewards, keys, policies, scored, scores_stage
 from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
 from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Options, Sizes, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import KNOBS, Run
 from experiments.ranks import rank
 from experiments.stages import Stage, stage
+from llm.evaluate import mean_of
 from llm.reward_models import ARMORM_SCORE
 
 
@@ -40,7 +42,7 @@ class Profile(Sizes):
 
 
 _QUICK = Profile(
-    **asdict(replace(QUICK, completions=10, epochs=2)),
+    **asdict(replace(QUICK, completions=10, epochs=2, learning_rate=1e-4)),
     score="joy",
     benchmarks="local",
     questions=100,
@@ -129,38 +131,51 @@ def run(config: Leaderboard) -> dict[str, pd.DataFrame] | None:
     tasks = tasks_stage(study, profile.benchmarks, profile.questions)
     wanted = runs(profile)
     how: dict[str, Any] = {"name": profile.benchmarks, "limit": config.limit, "chat": profile.chat}
-    judge = partial(judge_by_benchmarks, tasks=None if tasks is None else tasks.folder, **how)
-    made_of = how | {"tasks": None if tasks is None else tasks.digest}
+    judge = partial(_judge, prompts=prompts.folder / FILES["test"], tasks=None if tasks is None else tasks.folder, how=how)
+    made_of = how | {"tasks": None if tasks is None else tasks.digest, "prompts": prompts.digest}
     judged = policies(study, [(one, None if one.method == "start" else pairs) for _, one in wanted], judge, made_of)
     if config.part is not None or rank() != 0:
         return None
-    model = profile.model or "generated GPT-2"
-    scores = pd.concat(
-        [
-            pd.read_csv(made.folder / "benchmarks.csv").assign(
-                model=model,
-                label=label,
-                epochs=one.more.get("num_train_epochs", 0 if one.method == "start" else profile.epochs),
-                **keys(one),
-            )
-            for (label, one), made in zip(wanted, judged, strict=True)
-        ],
-        ignore_index=True,
-    )
+    tables = tables_of(profile, [(label, one, made.folder) for (label, one), made in zip(wanted, judged, strict=True)])
     columns = BENCHMARKS[profile.benchmarks]
     facts = {
         "columns": list(columns),
         "tasks": [[task, name] for name, column in columns.items() for task in column.tasks],
-        "labels": list(dict.fromkeys(label for label, _ in sorted(wanted, key=lambda one: _ORDER.index(one[1].method)))),
+        "labels": list(dict.fromkeys(label for label, _ in sorted(wanted, key=lambda one: _place(profile, one[1])))),
         "score": profile.score,
         "limit": config.limit,
         "preference_pairs": count_pairs(pairs.folder),
     }
-    finish(config.out, "leaderboard", study, {"scores": scores}, facts)
-    return {"scores": scores}
+    finish(config.out, "leaderboard", study, tables, facts)
+    return tables
 
 
-_ORDER = ("start", "dpo", "kldpo", "wdpo")
+def tables_of(profile: Profile, judged: Sequence[tuple[str, Run, Path]]) -> dict[str, pd.DataFrame]:
+    """Every task of every policy, and what each policy's completions are worth: label, run and folder -> scores, policies."""
+    scores, rows = [], []
+    for label, run, folder in judged:
+        of_run = {"label": label, **keys(run), "epochs": _epochs(profile, run)}
+        table = pd.read_csv(folder / "benchmarks.csv")
+        scores.append(table.assign(model=profile.model or "generated GPT-2", **of_run))
+        reward = mean_of(pd.read_parquet(folder / "scores.parquet")[profile.score].to_numpy())
+        kl = mean_of(pd.read_parquet(folder / "completions.parquet").log_ratio.to_numpy())
+        rows.append({**of_run, "reward": reward.value, "reward_error": reward.error, "kl": kl.value, "kl_error": kl.error})
+    return {"scores": pd.concat(scores, ignore_index=True), "policies": pd.DataFrame(rows)}
+
+
+def _epochs(profile: Profile, run: Run) -> float:
+    return 0.0 if run.method == "start" else run.more.get("num_train_epochs", profile.epochs)
+
+
+def _place(profile: Profile, run: Run) -> tuple[int, float, float]:
+    """Where a run stands in the tables: as in Table 1."""
+    return ("start", "dpo", "kldpo", "wdpo").index(run.method), _epochs(profile, run), -run.radius
+
+
+def _judge(folder: Path, *, study: Study, run: Run, policy: str, prompts: Path, tasks: Path | None, how: dict[str, Any]) -> None:
+    """The rewards of a policy's completions, its KL to the start, and its benchmarks."""
+    judge_by_rewards(folder, study=study, run=run, policy=policy, prompts=prompts)
+    write_benchmarks(folder, study, policy, tasks=tasks, **how)
 
 
 def runs(profile: Profile) -> list[tuple[str, Run]]:

@@ -61,10 +61,3 @@ def write_benchmarks(
     )
     if rank() == 0:
         write_table(table, folder / "benchmarks.csv")
-
-
-def judge_by_benchmarks(
-    folder: Path, *, study: Study, policy: str, name: str, tasks: Path | None, limit: int | None, chat: bool, **_: object
-) -> None:
-    """The same for a stage that holds nothing else."""
-    write_benchmarks(folder, study, policy, name, tasks, limit, chat)

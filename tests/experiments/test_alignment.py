@@ -283,8 +283,10 @@ def test_leaderboard_from_nothing_to_scores(shared: Path, tmp_path: Path) -> Non
     assert set(scores.label) == {"start", "DPO epoch 1", "KLDPO tau=1", "WDPO rho=0.1"}
     assert (scores.groupby(["label", "seed"]).size() == 15).all()
     assert scores.value.between(0, 1).all() and (scores.samples <= 10).all()
+    of_policies = pd.read_csv(tmp_path / "policies.csv").set_index("label")
+    assert of_policies.kl["start"] == pytest.approx(0, abs=1e-6) and of_policies.reward.between(0, 1).all()
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["labels"][0] == "start" and len(record["tasks"]) == 15
+    assert record["labels"] == ["start", "DPO epoch 1", "KLDPO tau=1", "WDPO rho=0.1"] and len(record["tasks"]) == 15
 
 
 def test_the_aot_benchmark_from_nothing_to_tables(shared: Path, tmp_path: Path) -> None:

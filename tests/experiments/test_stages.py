@@ -106,7 +106,9 @@ import pandas as pd
 from experiments.stages import in_parts, stage
 root = Path(sys.argv[1])
 def make(folder):
-    in_parts(folder, "table", 7, 2, lambda rows, number: pd.DataFrame({"row": range(rows.start, rows.stop), "rank": int(os.environ["RANK"])}))
+    def rows_of(rows, number):
+        return pd.DataFrame({"row": range(rows.start, rows.stop), "rank": int(os.environ["RANK"])})
+    in_parts(folder, "table", 7, 2, rows_of)
 for name in ("one", "two"):
     made = stage(root, name, {"a": name}, make)
     assert stage(root, name, {"a": name}, None) == made

@@ -5,11 +5,14 @@ BIN    := .venv/bin
 PIP    := $(BIN)/pip --no-input --disable-pip-version-check -qq
 CODE   := theory llm experiments paper_figures tests
 
+# What `make reproduce` runs, in this order.
+STUDIES := estimation-error worst-case preference-shift aot emotion armorm leaderboard aot-benchmark
+
 # dro and skwdro, and what their linear models import. Without their dependencies: dro's torchvision brings another torch.
 PEERS  := dro==0.4.3 skwdro==1.1.1 cvxopt==1.3.3 mechanic-pytorch==0.0.1 prodigyopt==1.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install ledger-page reproduce test test-slow bench peers clean
+.PHONY: help install ledger-page reproduce notebooks guide test test-slow bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,14 +28,22 @@ install: .venv/installed  ## make .venv with the locked versions and this packag
 	@$(PIP) install --no-deps -e .
 	@touch $@
 
-reproduce: install  ## from nothing to the results: the studies, their figures and the claims ledger, quick profile
-	@for study in estimation-error worst-case preference-shift aot; do \
-		echo "== running $$study" && $(BIN)/prefdro run $$study --profile quick --out results/$$study && \
-		$(BIN)/prefdro figures --from results/$$study || exit 1; \
+reproduce: install  ## from nothing to the results: the studies, the claims ledger, every figure and table
+	@for study in $(STUDIES); do \
+		echo "== running $$study" && $(BIN)/prefdro run $$study --profile quick --out results/$$study || exit 1; \
 	done
 	@echo "== checking the claims"
 	@$(BIN)/prefdro verify --profile quick --out results/ledger
-	@echo "== done: open results/ledger/ledger.md, then the figures in results/*/figures"
+	@echo "== drawing every figure and table"
+	@$(BIN)/prefdro figures --all
+	@echo "== done. Open first: results/figures/README.md, every figure and table; then results/ledger/ledger.md, the claims"
+
+notebooks: install  ## execute experiments/notebooks/*.py into the .ipynb next to them
+	@OMP_NUM_THREADS=1 $(BIN)/python -m experiments.execute_notebooks
+
+guide: install  ## build the guide as a site
+	@$(BIN)/mkdocs build -q
+	@echo "== done. Open first: site/index.html"
 
 test: install  ## lint, format, types and the fast tests
 	@$(BIN)/ruff check
@@ -62,5 +73,5 @@ ledger-page: install  ## copy the ledger of the last `make reproduce` into docs/
 		for p in Path("results/ledger/figures").glob("*.png")]'
 
 clean:  ## remove the environment, caches and results
-	rm -rf .venv results build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv results site build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +

@@ -266,6 +266,15 @@ def test_the_page_on_the_papers_has_every_figure_and_table_with_its_command() ->
     assert shown == {e.key: e.command(Path("results")) if e.experiment else "none: computed when drawn" for e in ENTRIES}
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "slurm").glob("*.sbatch")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("experiment", ["armorm", "leaderboard", "aot-benchmark"])
+def test_the_files_for_slurm_start_what_exists(file: Path, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"^srun (.*)$", text, re.MULTILINE)
+    known = {"EXPERIMENT": experiment, "OUT": "results", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8", "@": ""}
+    check_command(re.sub(r"\$(\w+|@)", lambda found: known[found[1]], command).replace('""', ""), monkeypatch)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -286,7 +295,7 @@ def test_a_wrong_command_is_noticed(line: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = list((tmp_path / "site").rglob("*.html"))

@@ -1,5 +1,8 @@
 """Models of the alignment stages: loaded from folders or the hub, or the generated ones of a small machine."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from torch import nn
 from experiments.alignment.sizes import Options, Sizes
 from experiments.emotion_profiles import PROFILES as GENERATED
 from experiments.emotion_stages import prepare_models
-from experiments.ranks import device
+from experiments.ranks import device, rank, ranks, wait_for_all
 from experiments.stages import file_digests
 from llm.models import cannot_load, pretrained_tokenizer
 
@@ -34,8 +37,25 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
         made_from = {"model": sizes.model, "judge": sizes.judge, "files": file_digests([sizes.model, sizes.judge])}
         return Models(sizes.model, sizes.judge, made_from, None)
     kind = "smoke" if options.profile == "smoke" else "quick"
-    texts, policy, judge = prepare_models(GENERATED[kind], options.shared.resolve() / kind, seed=options.seed, workers=workers)
+    root = options.shared.resolve() / kind
+    if ranks() > 1:
+        if rank() == 0:
+            _make_alone(kind, root, options.seed, workers)
+        wait_for_all()
+    texts, policy, judge = prepare_models(GENERATED[kind], root, seed=options.seed, workers=workers)
     return Models(str(policy.folder), str(judge.folder), {"model": policy.digest, "judge": judge.digest}, texts.folder)
+
+
+def _make_alone(kind: str, root: Path, seed: int, workers: int) -> None:
+    """Make the generated models outside of the launch, whose processes would otherwise train them together, and not the same."""
+    code = (
+        "import sys; from pathlib import Path; from experiments.emotion_profiles import PROFILES; "
+        "from experiments.emotion_stages import prepare_models; kind, root, seed, workers = sys.argv[1:]; "
+        "prepare_models(PROFILES[kind], Path(root), seed=int(seed), workers=int(workers))"
+    )
+    launched = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
+    subprocess.run([sys.executable, "-c", code, kind, str(root), str(seed), str(workers)], env=alone, check=True)
 
 
 def load_policy(name: str, sizes: Sizes, *, trust_remote_code: bool) -> tuple[nn.Module, Any]:

@@ -1,7 +1,10 @@
 """The experiments on language models: pairs and tables against numbers by hand, stages on generated and on given models."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +357,16 @@ def test_given_models_and_data_go_the_same_way_as_those_of_the_paper(tmp_path: P
     assert not list(folder.glob("checkpoint-*")) and (folder / "model.safetensors").is_file()
     assert "--bf16 True" in (folder / "command.txt").read_text()
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launch_give_the_rows_of_one(shared: Path, tmp_path: Path) -> None:
+    words = ["run", "armorm", "--profile", "smoke", "--radar", "anger+fear", "--curves", "anger+fear", "--shared", str(shared)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, program in (("one", [sys.executable]), ("two", launch)):
+        command = [*program, "-m", "experiments", *words, "--out", str(tmp_path / name)]
+        subprocess.run(command, check=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one, two = (pd.read_parquet(tmp_path / name / "rewards.parquet") for name in ("one", "two"))
+    keys = ["pair", "method", "radius", "beta", "seed", "objective"]
+    pd.testing.assert_frame_equal(one[keys], two[keys])
+    assert np.allclose(one.reward, two.reward, atol=1e-5) and np.allclose(one.kl, two.kl, atol=1e-4)

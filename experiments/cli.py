@@ -225,24 +225,30 @@ def _say_where(out: Path) -> None:
 
 
 def figures(
-    source: Annotated[Path, tyro.conf.arg(name="from")] = Path("results/estimation-error"),
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
     every: Annotated[bool, tyro.conf.arg(name="all"), tyro.conf.FlagCreatePairsOff] = False,
-    results: Path = Path("results"),
+    results: Path | None = None,
     out: Path | None = None,
     workers: int | None = None,
 ) -> None:
     """Draw figures and tables from stored rows, without computing anything: of one experiment, or all of them (--all).
 
     Args:
-        source: Folder of the experiment's tables; not used with --all.
+        source: Folder of the experiment's tables.
         every: Draw every figure of both papers and of our own studies that has rows, and a page that shows them.
-        results: With --all: the folder that holds the experiments' folders.
+        results: With --all: the folder that holds the experiments' folders; ./results where not given.
         out: Folder of the figures; where not given SOURCE/figures, or with --all RESULTS/figures.
         workers: With --all: processes that draw; where not given, one for each processor.
     """
     if every:
-        _draw_all(results, out or results / "figures", workers)
-        return
+        if source is not None:
+            raise ValueError(f"--all draws from every experiment in --results: leave out --from {source}, or --all.")
+        results = results or Path("results")
+        return _draw_all(results, out or results / "figures", workers)
+    if results is not None or workers is not None:
+        raise ValueError("--results and --workers go with --all; --from FOLDER draws the figures of one experiment.")
+    if source is None:
+        raise ValueError("of what? Give --from FOLDER, the folder of an experiment's tables, or --all.")
     # matplotlib is slow to import and only needed here
     modules = [import_module(f"paper_figures.{name}") for name in catalogue.modules_of(_experiment(source))]
     written = [path for module in modules for path in module.draw(source, out or source / "figures")]

@@ -32,6 +32,7 @@ FRACTIONS = np.linspace(0, 1.1, 45)  # of the collapse radius
 ALPHA = np.linspace(0, 1, 11)
 KINDS = {"convex": "annotators who agree", "sure annotators": "annotators who disagree"}  # of theory.shift
 WORLDS = 12
+DASHES: dict[str, str | tuple[float, tuple[float, ...]]] = {"kl": "-", "w2-free": (0, (4, 1.5))}  # for grey print
 STEPS = np.linspace(0.1, 0.9, 9)  # of the collapse radius
 BALLS = {
     "kl": Look("KLDPO", BLUE, "s"),
@@ -183,19 +184,21 @@ def robust(world: FiniteWorld, ball: str, radius: float) -> Fit:
 # ---------------------------------------------------------------------------------------------------------------- limits
 def limits() -> Figure:
     """What a radius changes at equal KL to the reference: worst regret minus that of DPO with another beta, world by world."""
-    figure, axes = style.grid(style.PAGE, [1.95], 2, left=0.55, right=0.8, top=0.25, bottom=0.42, gap_x=0.6)
+    figure, axes = style.grid(style.PAGE, [1.95], 2, left=0.75, right=0.85, top=0.25, bottom=0.42, gap_x=0.6)
     for panel, (kind, title) in zip(axes[0], KINDS.items(), strict=True):
         panel.axhline(0, color=BLACK, linewidth=0.8)
         for ball in ("w2-free", "kl"):
             for seed in range(WORLDS):
-                panel.plot(STEPS, advantage(kind, seed, ball), color=BALLS[ball].color, linewidth=0.8, gid=ball)
+                panel.plot(
+                    STEPS, advantage(kind, seed, ball), color=BALLS[ball].color, linestyle=DASHES[ball], linewidth=0.8, gid=ball
+                )
         panel.set(xlabel="radius / collapse radius", title=title, xlim=(0, 1), ylim=(-0.1, 0.2))
     axes[0, 0].set_ylabel("worst regret minus\nDPO's at equal KL")
     last = axes[0, 1]
     names = [
         (Look("DPO", BLACK, ""), 1 / 3),
         (replace(BALLS["kl"], marker=""), 0.2),
-        (replace(BALLS["w2-free"], marker=""), 0.55),
+        (replace(BALLS["w2-free"], marker="", dashes=DASHES["w2-free"]), 0.55),
     ]
     for look, place in names:
         last.plot([1.02, 1.08], [place] * 2, **look.line, transform=last.transAxes, clip_on=False)

@@ -79,6 +79,14 @@ def _first(values: Any, default: Any) -> Any:
     return values[0] if isinstance(values, list) and values else default
 
 
+def distances(rows: pd.DataFrame, beta: float) -> str:
+    """How far each method is from the start, as a sentence: mean of the column kl at that beta, over all rows of a radius."""
+    mine = rows[(rows.beta == beta) & (rows.method != "start")]
+    means = mine.groupby(["method", "radius"]).kl.mean()
+    parts = [f"{name(method, radius)}: {kl:.1f}" for (method, radius), kl in means.items()]
+    return f"KL to the start, nats: {'; '.join(parts)}."
+
+
 def small_print(figure: Figure, lines: Iterable[str]) -> None:
     """Lines at the bottom of a figure, wrapped to its width; `room_for` says how much height they need."""
     style.footnote(figure, "\n".join(wrap(lines, float(figure.get_size_inches()[0]))))

@@ -22,7 +22,7 @@ from paper_figures.published import setup
 from paper_figures.style import Look
 from paper_figures.tables import read_tables, study_folder
 
-COLUMNS = {"axes.csv": ("pair", "method", "radius", "beta", "objective", "reward", "reward_low", "reward_high", "seeds")}
+COLUMNS = {"axes.csv": ("pair", "method", "radius", "beta", "objective", "reward", "reward_low", "reward_high", "kl", "seeds")}
 INNER, OUTER, RINGS = 0.25, 1.0, 3  # radius of the smaller and the larger end of every scale; rings between and at them
 APART = 0.032  # between methods on one spoke, in units of the outer ring
 
@@ -64,6 +64,7 @@ def figure(axes: pd.DataFrame, run: dict[str, Any]) -> Figure:
     notes = [
         f"{policies.scale(run)}. Whiskers: 95 % over seeds. Each spoke runs from its first number, at the "
         f"inner ring, to its second, at the outer one, the same in every radar; beta = {run['beta']:g}.",
+        policies.distances(axes[axes.pair.isin(pairs)], float(run["beta"])),
         f"The paper (Fig. 3): LLaMA-3.2-1B, ArmoRM; {'; '.join(' + '.join(pair) for pair in paper['figure3_pairs'])}; over "
         f"{', '.join(paper['figure3_axes'])}; no numbers of it are at hand.",
     ]

@@ -16,7 +16,7 @@ COLUMNS = {
         *("pair", "first", "second", "method", "radius", "beta", "alpha"),
         *("reward", "reward_low", "reward_high", "seeds"),
     ),
-    "rewards.parquet": ("pair", "method", "radius", "beta", "seed", "objective", "reward"),
+    "rewards.parquet": ("pair", "method", "radius", "beta", "seed", "objective", "reward", "kl"),
 }
 
 
@@ -39,6 +39,7 @@ def figure(mixtures: pd.DataFrame, rewards: pd.DataFrame, run: dict[str, Any]) -
         trained=float(run["alpha"]),
         notes=[
             f"{policies.scale(run)}. Bands: 95 % over seeds, of the difference seed by seed; beta = {run['beta']:g}.",
+            policies.distances(rewards[rewards.pair.isin(run["curve_pairs"])], float(run["beta"])),
             f"The paper (Fig. 4): LLaMA-3.2-1B, ArmoRM; {pairs_of_paper}; alpha_o = {numbers['alpha_o']}, "
             f"rho_o = {', '.join(map(str, numbers['rho_o']))}, tau = {', '.join(map(str, numbers['tau']))}; "
             "no numbers of it are at hand.",

@@ -19,12 +19,19 @@ import pandas as pd
 
 from experiments.alignment.alpaca import COLUMN as ALPACA_EVAL
 from experiments.alignment.alpaca import instructions_stage, win_rates, write_answers
-from experiments.alignment.benchmarks import BENCHMARKS, check_benchmarks, tasks_stage, write_benchmarks
+from experiments.alignment.benchmarks import (
+    BENCHMARKS,
+    BenchmarkOptions,
+    BenchmarkSizes,
+    check_benchmarks,
+    tasks_stage,
+    write_benchmarks,
+)
 from experiments.alignment.pairs import annotators, count_pairs, take_pairs, two_of_each, write_pairs
 from experiments.alignment.policies import completions_stage, judge_by_rewards, policies, scored, scores_stage
 from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
 from experiments.alignment.responses import write_response_logps
-from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Options, Sizes, chosen
+from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Sizes, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.ranks import rank
@@ -39,13 +46,9 @@ WIN_RATE = "win rate"
 
 
 @dataclass(frozen=True)
-class Profile(Sizes):
+class Profile(BenchmarkSizes):
     """Sizes, and what is varied: `AotBenchmark` says what each is."""
 
-    score: str
-    benchmarks: str
-    questions: int
-    chat: bool
     betas: tuple[float, ...]
     batch_sizes: tuple[int, ...]
     h: tuple[str, ...]
@@ -99,21 +102,11 @@ PROFILES = {
 
 
 @dataclass
-class AotBenchmark(Options):
+class AotBenchmark(BenchmarkOptions):
     """AOT, DPO, IPO and KTO on the same preferences. What is not given is taken from the profile."""
 
     out: Path = Path("results/aot-benchmark")
     """Folder of the results; a run that was stopped resumes from what it holds."""
-    score: str | None = None
-    """Objective of the reward model that judges completions; with generated texts it labels the preferences, too."""
-    benchmarks: str | None = None
-    """local (tasks made of the generated texts), aot (ARC, HellaSwag, MMLU, TruthfulQA, Winogrande, GSM8K) or leaderboard."""
-    questions: int | None = None
-    """Most questions of each local task."""
-    limit: int | None = None
-    """Only that many questions of each task of any benchmark, the first ones; for a trial."""
-    chat: bool | None = None
-    """Put the questions into the model's chat template."""
     betas: tuple[float, ...] | None = None
     """beta of AOT and DPO in Fig. 2."""
     batch_sizes: tuple[int, ...] | None = None
@@ -135,7 +128,7 @@ def plan(config: AotBenchmark) -> Profile:
         ValueError: an unknown or impossible value.
     """
     profile: Profile = chosen(PROFILES, config)
-    check_benchmarks(profile.benchmarks, profile.model is None)
+    check_benchmarks(profile, config.limit)
     if unknown := sorted(set(profile.h) - set(H)):
         raise ValueError(f"unknown h {', '.join(unknown)}; choose from {', '.join(H)}.")
     if profile.completions != 2:

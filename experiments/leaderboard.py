@@ -15,11 +15,18 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.alignment.benchmarks import BENCHMARKS, check_benchmarks, tasks_stage, write_benchmarks
+from experiments.alignment.benchmarks import (
+    BENCHMARKS,
+    BenchmarkOptions,
+    BenchmarkSizes,
+    check_benchmarks,
+    tasks_stage,
+    write_benchmarks,
+)
 from experiments.alignment.pairs import best_and_worst, count_pairs, write_pairs
 from experiments.alignment.policies import completions_stage, judge_by_rewards, keys, policies, scored, scores_stage
 from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
-from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Options, Sizes, chosen
+from experiments.alignment.sizes import PAPER, QUICK, SMOKE, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import KNOBS, Run
 from experiments.ranks import rank
@@ -29,13 +36,9 @@ from llm.reward_models import ARMORM_SCORE
 
 
 @dataclass(frozen=True)
-class Profile(Sizes):
+class Profile(BenchmarkSizes):
     """Sizes, and what is compared: `Leaderboard` says what each is."""
 
-    score: str
-    benchmarks: str
-    questions: int
-    chat: bool
     dpo_epochs: tuple[float, ...]
     wdpo_radii: tuple[float, ...]
     kldpo_radii: tuple[float, ...]
@@ -75,21 +78,11 @@ PROFILES = {
 
 
 @dataclass
-class Leaderboard(Options):
+class Leaderboard(BenchmarkOptions):
     """Policies trained on the best against the worst completion, on benchmarks. What is not given is taken from the profile."""
 
     out: Path = Path("results/leaderboard")
     """Folder of the results; a run that was stopped resumes from what it holds."""
-    score: str | None = None
-    """Objective of the reward model by which completions are the best and the worst; `ArmoRM` is its gated score."""
-    benchmarks: str | None = None
-    """local (small tasks made of the generated texts), leaderboard (Open LLM Leaderboard v2) or aot (its first version)."""
-    questions: int | None = None
-    """Most questions of each local task."""
-    limit: int | None = None
-    """Only that many questions of each task of any benchmark, the first ones; for a trial."""
-    chat: bool | None = None
-    """Put the questions into the model's chat template."""
     dpo_epochs: tuple[float, ...] | None = None
     """Epochs of the DPO runs; the robust ones take `epochs`."""
     wdpo_radii: tuple[float, ...] | None = None
@@ -105,11 +98,9 @@ def plan(config: Leaderboard) -> Profile:
         ValueError: an unknown or impossible value.
     """
     profile: Profile = chosen(PROFILES, config)
-    check_benchmarks(profile.benchmarks, profile.model is None)
+    check_benchmarks(profile, config.limit)
     if profile.completions < 2:
         raise ValueError(f"the best and the worst are chosen among at least 2 completions, got {profile.completions}.")
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"limit must be at least 1, got {config.limit}.")
     return profile
 
 

@@ -1,12 +1,14 @@
 """What lm-evaluation-harness says of a policy: the papers' benchmarks, or small local ones that need no hub."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from experiments.alignment.models import load_policy
+from experiments.alignment.sizes import Options, Sizes
 from experiments.alignment.study import Study
 from experiments.ranks import rank, ranks
 from experiments.stages import Stage, stage
@@ -15,14 +17,45 @@ from llm.benchmarks import AOT, LEADERBOARD, LEADERBOARD_SETTINGS, Column
 from llm.local_tasks import LOCAL, write_local_tasks
 
 BENCHMARKS: dict[str, Mapping[str, Column]] = {"local": LOCAL, "leaderboard": LEADERBOARD, "aot": AOT}
+
+
+@dataclass(frozen=True)
+class BenchmarkSizes(Sizes):
+    """Sizes of an experiment that evaluates on benchmarks: `BenchmarkOptions` says what each is."""
+
+    score: str
+    benchmarks: str
+    questions: int
+    chat: bool
+
+
+@dataclass
+class BenchmarkOptions(Options):
+    """What an experiment that evaluates on benchmarks can be told, too."""
+
+    score: str | None = None
+    """Objective of the reward model that says which completions are better; `ArmoRM` is its gated score."""
+    benchmarks: str | None = None
+    """local (tasks made of the generated texts), leaderboard (Open LLM Leaderboard v2), or aot (ARC, HellaSwag, MMLU, TruthfulQA,
+    Winogrande, GSM8K)."""
+    questions: int | None = None
+    """Most questions of each local task."""
+    limit: int | None = None
+    """Only that many questions of each task of any benchmark, the first ones; for a trial."""
+    chat: bool | None = None
+    """Put the questions into the model's chat template."""
+
+
 _LENGTHS: dict[str, Any] = {name: LEADERBOARD_SETTINGS[name] for name in ("max_length", "max_new_tokens")}
 
 
-def check_benchmarks(name: str, generated: bool) -> None:
-    """Raise ValueError for unknown benchmarks, or for local ones without the generated texts that they are made of."""
-    if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmarks {name!r}; choose one of {', '.join(BENCHMARKS)}.")
-    if name == "local" and not generated:
+def check_benchmarks(sizes: BenchmarkSizes, limit: int | None) -> None:
+    """Raise ValueError for unknown benchmarks, local ones without the generated texts that they are made of, or a bad limit."""
+    if sizes.benchmarks not in BENCHMARKS:
+        raise ValueError(f"unknown benchmarks {sizes.benchmarks!r}; choose one of {', '.join(BENCHMARKS)}.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}.")
+    if sizes.benchmarks == "local" and sizes.model is not None:
         raise ValueError("the local benchmarks are made of the generated texts: with another model choose leaderboard or aot.")
 
 

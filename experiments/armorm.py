@@ -28,6 +28,7 @@ from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
 from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Options, Sizes, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
+from experiments.emotion_tables import KEYS, matched_table
 from experiments.ranks import rank
 from experiments.stages import Stage, derived_seed, stage
 from llm.corpus import EMOTIONS
@@ -57,7 +58,7 @@ _QUICK = Profile(
     curves=("anger+joy", "joy+sadness", "anger+fear"),
     axes=EMOTIONS,
     alpha=0.5,
-    control_betas=(0.3,),
+    control_betas=(0.3, 1.0),
     wdpo_radii=(0.05, 0.2),
     kldpo_radii=(0.5, 1.0),
 )
@@ -284,7 +285,23 @@ def tables_of(profile: Profile, judged: Sequence[tuple[str, Run, Path]]) -> dict
             mixtures.append(
                 {**dict(zip(policy, key, strict=True)), "alpha": alpha, **_over_seeds(values, "reward"), "seeds": len(values)}
             )
-    return {"rewards": rewards, "axes": pd.DataFrame(axes), "mixtures": pd.DataFrame(mixtures)}
+    return {"rewards": rewards, "axes": pd.DataFrame(axes), "mixtures": pd.DataFrame(mixtures), "matched": matched(rewards)}
+
+
+def matched(rewards: pd.DataFrame) -> pd.DataFrame:
+    """Reward of mixtures minus that of DPO at the same KL to the start, as `experiments.emotion_tables.matched_table` has it.
+
+    The control is the line through the start and DPO with every beta. alpha, text: of ALPHAS, or the worst or the mean over them.
+    """
+    parts = []
+    for (first, second), group in rewards.groupby(["first", "second"], sort=False):
+        by_policy = group.pivot_table(index=["pair", *KEYS[1:], "seed", "kl"], columns="objective", values="reward")
+        for alpha in ALPHAS:
+            reward = (alpha * by_policy[first] + (1 - alpha) * by_policy[second]).rename("reward").reset_index()
+            parts.append(reward.assign(alpha=alpha))
+    rows = pd.concat(parts).rename(columns={"pair": "setting"}).assign(step=1).replace({"method": {"start": "sft"}})
+    table = matched_table(rows)
+    return table[table.control == "beta"].drop(columns="control").rename(columns={"setting": "pair"}).reset_index(drop=True)
 
 
 def _over_seeds(group: pd.DataFrame, column: str) -> dict[str, float]:

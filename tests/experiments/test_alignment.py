@@ -176,14 +176,23 @@ def test_tables_of_armorm_against_numbers_by_hand(tmp_path: Path) -> None:
             [{"anger": [0, 1], "fear": [1, 1], "joy": [0, 0]}, {"anger": [1, 1], "fear": [0, 0.5], "joy": [0, 1]}]
         )
     ]
+    for seed in range(2):  # the control: from reward 0 at KL 0 to reward 1 at KL 4, the same for every alpha
+        for pair, run, value, kl in (
+            ("", Run("s", "start", 0.0, 0.0, seed), 0.0, 0.0),
+            ("anger+fear", Run("d", "dpo", 0.0, 0.1, seed), 1.0, 4.0),
+        ):
+            scores = {name: [value, value] for name in ("anger", "fear", "joy")}
+            found.append((pair, run, judged(tmp_path / f"{run.method}{seed}", scores, [kl, kl])))
     tables = armorm.tables_of(profile, found)
-    row = tables["axes"].query("objective == 'anger'").iloc[0]
+    row = tables["axes"].query("objective == 'anger' and method == 'kldpo'").iloc[0]
     half = student.ppf(0.975, 1) * 0.25  # the two seeds have 0.5 and 1
     assert (row.reward, row.seeds, row.pair) == (0.75, 2, "anger + fear")
     assert np.isclose([row.reward_low, row.reward_high], [0.75 - half, 0.75 + half]).all()
     assert row.kl == (1.5 + 2) / 2
-    at = tables["mixtures"].set_index("alpha").reward
+    at = tables["mixtures"].query("method == 'kldpo'").set_index("alpha").reward
     assert np.isclose(at[0.3], (0.3 * 0.5 + 0.7 * 1 + 0.3 * 1 + 0.7 * 0.25) / 2)
+    (equal,) = tables["matched"].query("alpha == '0.5'").itertuples()
+    assert equal.difference == pytest.approx(((0.75 - 1.5 / 4) + (0.625 - 2 / 4)) / 2) and equal.seeds == 2
     assert set(tables["axes"].objective) == {"anger", "joy"} and set(tables["rewards"].objective) == {"anger", "fear", "joy"}
 
 

@@ -15,7 +15,9 @@ COLUMNS = {"benchmarks.csv": ("method", "seed", "column", "task", "value", "samp
 
 
 def scores(benchmarks: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Score of each method and seed in each column: index (model, label, seed), model empty."""
+    """Score of each method and seed in each column: index (model, label, seed), model empty; the start, one model, once."""
+    one = (benchmarks.method != "start") | (benchmarks.seed == benchmarks.seed.min())  # its seeds differ in nothing: no interval
+    benchmarks = benchmarks[one]
     rows = benchmarks.assign(model="", label=benchmarks.method.map(lambda method: METHODS[method].label))
     rows = rows.assign(samples=rows.samples.fillna(1).clip(lower=1))  # a column from elsewhere may not say
     return by_column(rows, columns)

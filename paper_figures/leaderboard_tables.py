@@ -159,18 +159,19 @@ def difference_panels(
     Args:
         ours: index (model, label, seed), as from `by_column`.
         methods: label -> method, for the looks.
-        printed: what the paper printed, where it did; its `DPO` or first row is the base.
+        printed: what the paper printed, where it did; its first row is the base.
         base: the label of plain DPO in ours.
     """
     panels: list[tuple[str, dict[str, pd.DataFrame]]] = []
+    columns = printed.columns if printed else ()
     for model, rows in (printed.rows if printed else {}).items():
         first = next(iter(rows))
         lines = {
-            label: pd.DataFrame({"mean": np.subtract(numbers, rows[first])}, index=list(printed.columns)) if printed else None
+            label: pd.DataFrame({"mean": np.subtract(numbers, rows[first])}, index=list(columns))
             for label, numbers in rows.items()
             if label != first
         }
-        panels.append((f"printed, {model}", {k: v for k, v in lines.items() if v is not None}))
+        panels.append((f"printed, {model}", lines))
     for model in dict.fromkeys(ours.index.get_level_values("model")):
         mine = ours.xs(model)
         there = [label for label in labels if label in set(mine.index.get_level_values("label"))]

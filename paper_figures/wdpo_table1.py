@@ -32,7 +32,7 @@ def draw(results: Path, out: Path) -> list[Path]:
         return written
     small = [
         f"Score minus that of DPO (printed: the first row of the model; ours: {base}). {policies.scale(run)}; 95 % over seeds, "
-        "of the difference seed by seed; filled: 0 is outside. Printed: single numbers, without intervals.",
+        "of the difference seed by seed; filled: 0 is outside. Printed: single numbers without intervals, all filled.",
     ]
     with style.paper():
         drawn = difference_panels(ours, run["labels"], methods, printed, small, base)

@@ -66,5 +66,7 @@ def test_benchmarks(study: Path, tmp_path: Path) -> None:
     text = (tmp_path / "aot_benchmarks.md").read_text()
     assert "| method | grammar | emotion | win rate |" in text and SCALE in text
     assert "digits are not at hand" in text and "Printed" not in text
+    (start,) = [row for row in text.splitlines() if row.startswith("| start")]
+    assert "±" not in start and start.count("0.") == 3  # one model, whatever the seed: no interval over seeds
     rows = pd.read_csv(study / "benchmarks.csv").query("method == 'aot' and column == 'win rate'")
     assert f"{rows.value.mean():.2f} ±" in next(row for row in text.splitlines() if row.startswith("| AOT paired")).split("|")[-2]

@@ -23,6 +23,7 @@ from experiments.alignment.benchmarks import (
     BENCHMARKS,
     BenchmarkOptions,
     BenchmarkSizes,
+    check_benchmarked,
     check_benchmarks,
     tasks_stage,
     write_benchmarks,
@@ -31,7 +32,7 @@ from experiments.alignment.pairs import annotators, count_pairs, take_pairs, two
 from experiments.alignment.policies import completions_stage, judge_by_rewards, policies, scored, scores_stage
 from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
 from experiments.alignment.responses import write_response_logps
-from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Sizes, chosen
+from experiments.alignment.sizes import PAPER, QUICK, SMOKE, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.ranks import rank
@@ -149,10 +150,11 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
     """
     profile = plan(config)
     study = begin(config.out, profile, config, Path(__file__))
+    check_benchmarked(study, profile)
     prompts = prompts_stage(study)
     pairs = preferences(study, prompts)
     tasks = tasks_stage(study, profile.benchmarks, profile.questions)
-    instructions = instructions_stage(study, config.instructions, prompts.folder / FILES["test"])
+    instructions = instructions_stage(study, config.instructions, prompts)
     how: dict[str, Any] = {"name": profile.benchmarks, "limit": config.limit, "chat": profile.chat}
     judge = partial(
         _judge,
@@ -199,30 +201,32 @@ MAIN = ("main", "")
 
 def runs(profile: Profile) -> list[tuple[Choices, Run]]:
     """What is trained, each once, with the panels that it is in; and the start, once for each seed."""
-    default = {"beta": f"{profile.beta:g}", "batch_size": str(profile.batch_size), "h": "logistic", "sorting": "hard"}
-    panels: dict[tuple[str, tuple[str, ...]], list[tuple[str, str]]] = {}
+    default = {"beta": profile.beta, "batch_size": profile.batch_size, "h": H[0], "softness": 0.0}
+    panels: dict[tuple[str, tuple[Any, ...]], list[tuple[str, str]]] = {}
     for name in METHODS:
         panels.setdefault((name, tuple(default.values())), []).append(MAIN)
-    varied = {
-        "beta": [f"{beta:g}" for beta in profile.betas],
-        "batch_size": [str(size) for size in profile.batch_sizes],
-        "h": list(profile.h),
-        "sorting": ["hard", *(f"soft {softness:g}" for softness in profile.softness)],
-    }
+    varied = {"beta": profile.betas, "batch_size": profile.batch_sizes, "h": profile.h, "softness": (0.0, *profile.softness)}
     for axis, options in varied.items():
         for method, value in product((*AOT_METHODS, "dpo") if axis == "beta" else AOT_METHODS, options):
-            panels.setdefault((method, tuple((default | {axis: value}).values())), []).append((axis, value))
+            place = _place(axis, value)
+            panels.setdefault((method, tuple((default | {axis: value}).values())), []).append(place)
     found: list[tuple[Choices, Run]] = []
     for ((method, values), places), seed in product(panels.items(), range(profile.seeds)):
         choice = dict(zip(default, values, strict=True))
-        more: dict[str, Any] = {"batch_size": int(choice["batch_size"])}
-        if choice["h"] != default["h"]:
-            more["h"] = choice["h"]
-        if choice["sorting"] != "hard":
-            more["softness"] = float(choice["sorting"].split()[1])
-        name = "-".join([method, *(f"{axis}={value.replace(' ', '-')}" for axis, value in choice.items()), f"seed-{seed}"])
-        found.append((tuple(places), Run(name, method, 0.0, float(choice["beta"]), seed, more)))
-    return found + [((MAIN,), Run(f"start-seed-{seed}", "start", 0.0, 0.0, seed)) for seed in range(profile.seeds)]
+        more: dict[str, Any] = {"batch_size": choice["batch_size"]}
+        more |= {name: choice[name] for name in ("h", "softness") if choice[name] != default[name]}
+        name = "-".join([method, *("=".join(_place(*pair)).replace(" ", "-") for pair in choice.items()), f"seed-{seed}"])
+        found.append((tuple(places), Run(name, method, 0.0, choice["beta"], seed, more, compared=MAIN in places)))
+    # its samples differ from seed to seed, what it knows does not
+    starts = [Run(f"start-seed-{seed}", "start", 0.0, 0.0, seed, compared=seed == 0) for seed in range(profile.seeds)]
+    return found + [((MAIN,) if run.compared else (), run) for run in starts]
+
+
+def _place(axis: str, value: Any) -> tuple[str, str]:
+    """Panel and tick of a value."""
+    if axis == "softness":
+        return "sorting", f"soft {str(value).removesuffix('.0')}" if value else "hard"
+    return axis, str(value)
 
 
 def preferences(study: Study, prompts: Stage) -> dict[tuple[str, int], Stage]:
@@ -258,8 +262,6 @@ def _labelled(study: Study, prompts: Stage, completions: Stage, scores: Stage, p
         if rank() != 0:
             return
         table = scored(completions, scores)
-        if profile.score not in table:
-            raise ValueError(f"the reward model has no objective {profile.score!r}; its scores have {', '.join(table)}.")
         first, second = two_of_each(table)
         rewards = [part[profile.score].to_numpy() for part in (first, second)]
         wins = annotators(rewards[0], rewards[1], profile.label_scale, derived_seed(study.options.seed, 26, seed))
@@ -297,14 +299,9 @@ def _judge(
     """Completions of a policy with their scores, and log-probabilities of the test pairs; benchmarks of those compared."""
     judge_by_rewards(folder, study=study, run=run, policy=policy, prompts=prompts)
     write_response_logps(folder, study=study, policy=policy, pairs=pairs)
-    if is_compared(run, study.sizes):
+    if run.compared:
         write_benchmarks(folder, study, policy, tasks=tasks, **how)
         write_answers(folder, study=study, run=run, policy=policy, instructions=instructions)
-
-
-def is_compared(run: Run, sizes: Sizes) -> bool:
-    """Whether the run has the default of everything that Fig. 2 varies: it is in Fig. 1 and in the table of benchmarks."""
-    return run.method == "start" or (run.beta == sizes.beta and run.more == {"batch_size": sizes.batch_size})
 
 
 # ------------------------------------------------------------------------------------------------------------------- tables

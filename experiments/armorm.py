@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments.alignment.models import check_objectives
 from experiments.alignment.pairs import annotators, count_pairs, two_of_each, write_pairs
 from experiments.alignment.policies import (
     completions_stage,
@@ -28,7 +29,7 @@ from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
 from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Options, Sizes, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
-from experiments.emotion_tables import KEYS, matched_table
+from experiments.equal_kl import KEYS, matched_table
 from experiments.ranks import rank
 from experiments.stages import Stage, derived_seed, stage
 from llm.corpus import EMOTIONS
@@ -154,10 +155,11 @@ def run(config: ArmoRM) -> dict[str, pd.DataFrame] | None:
     """
     profile = plan(config)
     study = begin(config.out, profile, config, Path(__file__))
+    both = tuple(dict.fromkeys((*profile.radar, *profile.curves)))
+    check_objectives(study.models, [*profile.axes, *(name for pair in both for name in parted(pair))])
     prompts = prompts_stage(study)
     completions = completions_stage(study, prompts, "train", profile.completions)
     scores = scores_stage(study, prompts, completions, "train")
-    both = tuple(dict.fromkeys((*profile.radar, *profile.curves)))
     pairs = {
         (pair, seed): pairs_stage(study, prompts, completions, scores, pair, seed)
         for pair, seed in product(both, range(profile.seeds))
@@ -227,14 +229,7 @@ def pairs_stage(study: Study, prompts: Stage, completions: Stage, scores: Stage,
 
 
 def mixture(table: pd.DataFrame, pair: Pair, alpha: float) -> np.ndarray:
-    """alpha times the first objective plus 1 - alpha times the second, for each row.
-
-    Raises:
-        ValueError: the reward model has no such objective.
-    """
-    missing = [name for name in pair if name not in table]
-    if missing:
-        raise ValueError(f"the reward model has no objective {', '.join(missing)}; its scores have {', '.join(table)}.")
+    """alpha times the first objective plus 1 - alpha times the second, for each row."""
     return (alpha * table[pair[0]] + (1 - alpha) * table[pair[1]]).to_numpy()
 
 
@@ -289,7 +284,7 @@ def tables_of(profile: Profile, judged: Sequence[tuple[str, Run, Path]]) -> dict
 
 
 def matched(rewards: pd.DataFrame) -> pd.DataFrame:
-    """Reward of mixtures minus that of DPO at the same KL to the start, as `experiments.emotion_tables.matched_table` has it.
+    """Reward of mixtures minus that of DPO at the same KL to the start, as `experiments.equal_kl.matched_table` has it.
 
     The control is the line through the start and DPO with every beta. alpha, text: of ALPHAS, or the worst or the mean over them.
     """
@@ -299,8 +294,8 @@ def matched(rewards: pd.DataFrame) -> pd.DataFrame:
         for alpha in ALPHAS:
             reward = (alpha * by_policy[first] + (1 - alpha) * by_policy[second]).rename("reward").reset_index()
             parts.append(reward.assign(alpha=alpha))
-    rows = pd.concat(parts).rename(columns={"pair": "setting"}).assign(step=1).replace({"method": {"start": "sft"}})
-    table = matched_table(rows)
+    rows = pd.concat(parts).rename(columns={"pair": "setting"}).assign(step=1)
+    table = matched_table(rows, start="start")
     return table[table.control == "beta"].drop(columns="control").rename(columns={"setting": "pair"}).reset_index(drop=True)
 
 

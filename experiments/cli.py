@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Annotated, Literal
 
 import tyro
@@ -53,8 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
             tyro.extras.subcommand_cli_from_dict(_GROUPS[words[0]], prog=f"prefdro {words[0]}", args=words[1:])
         else:
             tyro.extras.subcommand_cli_from_dict(_TOP, prog="prefdro", description=_DESCRIPTION, args=words)
-    except (ValueError, ImportError, StoreError, CellsFailed) as error:
-        print(f"prefdro: {error}", file=sys.stderr)
+    except (ValueError, ImportError, OSError, FloatingPointError, CalledProcessError, StoreError, CellsFailed) as error:
+        print("prefdro:", error, *getattr(error, "__notes__", ()), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("prefdro: stopped; what is finished is kept, and the same command resumes.", file=sys.stderr)

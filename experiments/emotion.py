@@ -19,8 +19,9 @@ import torch
 
 from experiments.emotion_profiles import PROFILES, Profile
 from experiments.emotion_stages import code, prepare
-from experiments.emotion_tables import matched_table, summary_table
+from experiments.emotion_tables import summary_table
 from experiments.emotion_training import METHODS, WDPO, labelled, run_name, train_cell
+from experiments.equal_kl import matched_table
 from experiments.provenance import configuration, provenance
 from experiments.runner import run_cells
 from experiments.store import Cell, open_run, write_json, write_table

@@ -67,7 +67,9 @@ def _made_from(profile: Profile, seed: int, *names: str, **more: Any) -> dict[st
 def code() -> str:
     """Digest of the code that makes the stages and trains the policies."""
     here = Path(__file__).resolve()
-    return code_fingerprint(*sorted(here.parent.glob("emotion*.py")), *sorted((here.parent.parent / "llm").glob("*.py")))
+    return code_fingerprint(
+        here.parent / "stages.py", *sorted(here.parent.glob("emotion*.py")), *sorted((here.parent.parent / "llm").glob("*.py"))
+    )
 
 
 def make_texts(folder: Path, profile: Profile, seed: int) -> None:

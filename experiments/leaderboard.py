@@ -19,6 +19,7 @@ from experiments.alignment.benchmarks import (
     BENCHMARKS,
     BenchmarkOptions,
     BenchmarkSizes,
+    check_benchmarked,
     check_benchmarks,
     tasks_stage,
     write_benchmarks,
@@ -107,7 +108,8 @@ def plan(config: Leaderboard) -> Profile:
 def run(config: Leaderboard) -> dict[str, pd.DataFrame] | None:
     """Run or resume the study and write its tables; returns them, or None where other parts of it are made elsewhere.
 
-    Seeds differ in the order of the training only: their intervals say nothing of other prompts, completions or questions.
+    Seeds differ in the order of the training and the samples of the test: their intervals say nothing of other prompts, pairs or
+    questions.
 
     Raises:
         ValueError: a value, a source or a model that cannot be used.
@@ -116,6 +118,7 @@ def run(config: Leaderboard) -> dict[str, pd.DataFrame] | None:
     """
     profile = plan(config)
     study = begin(config.out, profile, config, Path(__file__))
+    check_benchmarked(study, profile)
     prompts = prompts_stage(study)
     completions = completions_stage(study, prompts, "train", profile.completions)
     pairs = pairs_stage(study, prompts, completions, scores_stage(study, prompts, completions, "train"), profile.score)
@@ -191,8 +194,6 @@ def pairs_stage(study: Study, prompts: Stage, completions: Stage, scores: Stage,
         if rank() != 0:
             return
         table = scored(completions, scores)
-        if score not in table:
-            raise ValueError(f"the reward model has no objective {score!r}; its scores have {', '.join(table)}.")
         best, worst = best_and_worst(table, score)
         first_wins = (best[score] >= worst[score]).to_numpy()
         write_pairs(folder, read_prompts(prompts.folder / FILES["train"]), best, worst, first_wins)

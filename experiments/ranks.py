@@ -1,6 +1,10 @@
 """The processes of one launch (`accelerate launch`, `torchrun`): which one this is, and waiting for each other."""
 
 import os
+from datetime import timedelta
+from typing import Any
+
+PATIENCE = timedelta(days=7)  # of one process for another: one may wait for the lock of another job
 
 
 def rank() -> int:
@@ -16,11 +20,26 @@ def ranks() -> int:
 def wait_for_all() -> None:
     """Go on when every process of the launch has come here."""
     if ranks() > 1:
-        import torch
-        from accelerate import PartialState  # slow to import, and joins the processes when it is first made
+        _joined().wait_for_everyone()
 
-        # told that there is no GPU: left to itself it takes processes on a CPU for one that is alone, and would not wait
-        PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
+
+def from_first(value: Any) -> Any:
+    """What the first process passes, in every process: decisions that depend on files are made once. Waits for all."""
+    if ranks() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    _joined()
+    (decided,) = broadcast_object_list([value])
+    return decided
+
+
+def _joined() -> Any:
+    import torch
+    from accelerate import PartialState  # slow to import, and joins the processes when it is first made
+
+    # told that there is no GPU: left to itself it takes processes on a CPU for one that is alone, and would not wait
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def device() -> str:

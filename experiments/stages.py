@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
 
-from experiments.ranks import rank, ranks, wait_for_all
+from experiments.ranks import from_first, rank, ranks, wait_for_all
 from experiments.runner import progress_of
 from experiments.store import TEMPORARY, write_json, write_table
 
@@ -50,17 +50,14 @@ def stage(root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path
     record = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
     made = Stage(root / name, sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16])
     unfinished = root / f".{name}{TEMPORARY}"
-    wait_for_all()
-    if _is_of(made.folder, record):
+    if from_first(_is_of(made.folder, record)):
         return made
-    wait_for_all()  # all have looked before one begins
     with _held(root, name) if rank() == 0 else nullcontext():
         if rank() == 0 and not _is_of(made.folder, record) and not _is_of(unfinished, record):
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             write_json(record, unfinished / RECORD)
-        wait_for_all()
-        if not _is_of(made.folder, record):  # else another job has made it meanwhile
+        if not from_first(_is_of(made.folder, record)):  # else another job has made it meanwhile
             began = time.perf_counter()
             make(unfinished)
             wait_for_all()
@@ -92,8 +89,7 @@ def in_parts(folder: Path, name: str, rows: int, size: int, make: Callable[[slic
         make: rows of the part, and the part's number -> its table.
     """
     whole = folder / f"{name}.parquet"
-    wait_for_all()
-    if whole.is_file():
+    if from_first(whole.is_file()):
         return whole
     starts = range(0, rows, size)
     paths = [folder / f"{name}-{number:05d}.parquet" for number in range(len(starts))]
@@ -155,7 +151,12 @@ def file_digests(sources: Iterable[str | Path | None]) -> dict[str, str]:
     """Digests of the files of those sources that are files or folders here: names on the hub have none."""
     paths = [Path(source) for source in sources if source is not None and Path(source).exists()]
     files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-    return {str(file): sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+    return {str(file): _digest(file) for file in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:16]
 
 
 def derived_seed(*words: int) -> int:
@@ -163,7 +164,9 @@ def derived_seed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
-def times(root: Path) -> pd.DataFrame:
-    """How long each finished stage took: columns stage, seconds."""
-    rows = [(path.parent.name, json.loads(path.read_text())["seconds"]) for path in sorted(root.glob("*/time.json"))]
+def times(root: Path, code: str) -> pd.DataFrame:
+    """How long each finished stage of that code took, in the session that finished it: columns stage, seconds."""
+    folders = [path.parent for path in sorted(root.glob("*/time.json"))]
+    mine = [folder for folder in folders if json.loads((folder / RECORD).read_text()).get("code") == code]
+    rows = [(folder.name, json.loads((folder / "time.json").read_text())["seconds"]) for folder in mine]
     return pd.DataFrame(rows, columns=["stage", "seconds"])

@@ -7,6 +7,20 @@ Message = dict[str, str]  # role and content
 Prompt = str | Sequence[Message]
 
 
+DATE = '{%- set date_string = "26 Jul 2024" %}'  # Llama's own default
+
+
+def without_the_date(tokenizer: Any) -> Any:
+    """The same tokenizer, whose chat template (as that of Llama 3.2) does not write today's date into every prompt.
+
+    Otherwise the same prompt has other tokens tomorrow, and a run that goes on after midnight is another one.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template and not template.startswith(DATE):
+        tokenizer.chat_template = DATE + template
+    return tokenizer
+
+
 def as_messages(prompt: Prompt) -> list[Message]:
     """A prompt as messages: a string is one message of the user."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)

@@ -55,9 +55,18 @@ def sample_policy(
 
 @torch.no_grad()
 def completion_logprobs(
-    model: nn.Module, completions: Completions, pad: int, batch_size: int = 256, *, fused: bool | None = None
+    model: nn.Module,
+    completions: Completions,
+    pad: int,
+    batch_size: int = 256,
+    *,
+    fused: bool | None = None,
+    temperature: float = 1.0,
 ) -> Array:
-    """log pi(y|x) of each completion (n,), in nats; `fused` as `llm.logprobs.sequence_logprobs` has it, None to find out."""
+    """log pi(y|x) of each completion (n,), in nats; `fused` and `temperature` as `llm.logprobs.sequence_logprobs` has them.
+
+    fused None: find out.
+    """
     training = model.training
     if fused is None:
         fused = head_can_be_fused(model)
@@ -66,7 +75,7 @@ def completion_logprobs(
     parts = []
     for start in range(0, len(completions.prompts), batch_size):
         batch = {name: tensor.to(device) for name, tensor in completions.batch(slice(start, start + batch_size), pad).items()}
-        parts.append(sequence_logprobs(model, batch, fused=fused).double().cpu())
+        parts.append(sequence_logprobs(model, batch, fused=fused, temperature=temperature).double().cpu())
     model.train(training)
     return torch.cat(parts).numpy()
 

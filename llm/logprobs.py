@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 2**24  # logits held at once; 64 MiB in float32
 
 
-def sequence_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True) -> Tensor:
+def sequence_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True, temperature: float = 1.0) -> Tensor:
     """sum_t log pi(y_t | x, y_<t) over the completion tokens of each row; shape (rows,), float32 (float64 for such a model).
 
     Args:
@@ -26,17 +26,18 @@ def sequence_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, fused: b
         batch: `input_ids`, `attention_mask`, `completion_mask`, each (rows, T), padded on the right.
         fused: apply the head inside the model's forward to completion positions only, and leave out the attention mask, which
             right padding under causal attention does not need. `head_can_be_fused` says whether the model allows it.
+        temperature: pi is softmax(logits / temperature).
     """
     ids, scored = batch["input_ids"], batch["completion_mask"][:, 1:].bool()
     targets = ids[:, 1:][scored]
     if fused:
         # nothing attends to padding on the right: any token will do there, but models warn of padding tokens without a mask
         ids = torch.where(batch["attention_mask"].bool(), ids, ids[:, :1])
-        with _token_logprobs_for_logits(_output_head(model), scored, targets):
+        with _token_logprobs_for_logits(_output_head(model), scored, targets, temperature):
             tokens = model(input_ids=ids, use_cache=False).logits.reshape(-1)
     else:
         logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1][scored]
-        tokens = -cross_entropy(_at_least_float32(logits), targets, reduction="none")
+        tokens = -cross_entropy(_at_least_float32(logits) / temperature, targets, reduction="none")
     rows = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), scored.sum(1), output_size=len(targets))
     return torch.zeros(len(ids), dtype=tokens.dtype, device=ids.device).index_add(0, rows, tokens)
 
@@ -102,12 +103,12 @@ def _probe(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _token_logprobs_for_logits(head: Any, scored: Tensor, targets: Tensor) -> Iterator[None]:
+def _token_logprobs_for_logits(head: Any, scored: Tensor, targets: Tensor, temperature: float) -> Iterator[None]:
     """While open, the head returns log pi of the targets, shape (1, N, 1), in place of logits."""
     project = head.forward
 
     def logprobs(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return -cross_entropy(_at_least_float32(project(hidden)), wanted, reduction="none")
+        return -cross_entropy(_at_least_float32(project(hidden)) / temperature, wanted, reduction="none")
 
     def forward(hidden: Tensor, *_: Any) -> Tensor:
         kept = hidden[:, :-1][scored]

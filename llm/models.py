@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm.chat import without_the_date
+
 PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
 
 
@@ -41,7 +43,7 @@ def pretrained_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         raise ValueError(f"the tokenizer of {name!r} has no end-of-sequence token: completions would not end. Set its eos_token.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return without_the_date(tokenizer)
 
 
 def gpt2_config(tokenizer: Any, *, width: int, layers: int, length: int) -> Any:

@@ -98,6 +98,34 @@ class SequenceRewardModel:
             )
 
 
+def objectives_of(name: str, *, revision: str | None = None) -> tuple[str, ...]:
+    """The objectives of the reward model of a folder or hub id, from its config alone.
+
+    Raises:
+        ValueError: there is no config to be had.
+    """
+    from transformers import PretrainedConfig
+
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    except OSError as error:
+        raise _cannot_load(name, error) from error
+    if ARMORM in (raw.get("architectures") or []):
+        return (*ARMORM_OBJECTIVES, ARMORM_SCORE)
+    return _labels(PretrainedConfig.from_dict(raw))
+
+
+def _labels(config: Any) -> tuple[str, ...]:
+    return tuple(str(label) for _, label in sorted(config.id2label.items()))
+
+
+def _cannot_load(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"cannot load the reward model {name!r} ({type(error).__name__}: {first_line(error)}). Give the folder of a downloaded "
+        "snapshot with config, weights and tokenizer, or a name on the hub that this machine can reach."
+    )
+
+
 def load_reward_model(
     name: str,
     *,
@@ -144,15 +172,12 @@ def load_reward_model(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote)
         model = _load(name, native, revision=revision, trust_remote_code=remote, dtype=DTYPES[dtype])
     except OSError as error:
-        raise ValueError(
-            f"cannot load the reward model {name!r} ({type(error).__name__}: {first_line(error)}). Give the folder of a "
-            "downloaded snapshot with config, weights and tokenizer, or a name on the hub that this machine can reach."
-        ) from error
+        raise _cannot_load(name, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files of a tokenizer
         raise ValueError(f"there is no tokenizer beside the reward model {name!r}: save the one that it was trained with there.")
     alone, pad = _padding(model.config, tokenizer)
     return SequenceRewardModel(
-        names=(*ARMORM_OBJECTIVES, ARMORM_SCORE) if native else tuple(str(x) for _, x in sorted(model.config.id2label.items())),
+        names=(*ARMORM_OBJECTIVES, ARMORM_SCORE) if native else _labels(model.config),
         model=model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(),
         tokenizer=tokenizer,
         pad_token=pad,

@@ -24,6 +24,7 @@ from trl import TrlParser
 
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
+from llm.chat import without_the_date
 from llm.compatibility import refuse_rows_beyond
 from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from llm.models import cannot_load, check_length
@@ -106,7 +107,9 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, or the one named instead."""
     name = arguments.tokenizer or arguments.model
     try:
-        return AutoTokenizer.from_pretrained(name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code)
+        return without_the_date(
+            AutoTokenizer.from_pretrained(name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code)
+        )
     except (OSError, ValueError) as error:
         raise cannot_load("tokenizer", name, error) from error
 

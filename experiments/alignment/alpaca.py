@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.alignment.completions import write_completions
-from experiments.alignment.models import load_policy
-from experiments.alignment.prompts import read_prompts
+from experiments.alignment.prompts import FILES, read_prompts
 from experiments.alignment.study import Study
 from experiments.alignment.training import Run
 from experiments.ranks import rank
@@ -16,15 +15,17 @@ from experiments.stages import Stage, derived_seed, file_digests, stage
 from experiments.store import write_table, write_text
 from llm.alpaca_eval import read_instructions, read_results, write_outputs
 from llm.chat import as_messages
+from llm.models import pretrained_tokenizer
 
 COLUMN = "AlpacaEval"
 PROMPTS, TABLE = "prompts.jsonl", "instructions.parquet"
 
 
-def instructions_stage(study: Study, path: Path | None, prompts: Path) -> Stage:
+def instructions_stage(study: Study, path: Path | None, prompts: Stage) -> Stage:
     """Instructions as AlpacaEval has them, and as prompts; where no file is given, the test prompts stand for them."""
-    made_from = {"file": file_digests([path]), "prompts": str(prompts), "code": study.code, **study.models.made_from}
-    return stage(study.root, "instructions", made_from, partial(_make, study=study, path=path, prompts=prompts))
+    made_from = {"file": file_digests([path]), "prompts": prompts.digest, "code": study.code, **study.models.made_from}
+    make = partial(_make, study=study, path=path, prompts=prompts.folder / FILES["test"])
+    return stage(study.root, "instructions", made_from, make)
 
 
 def _make(folder: Path, study: Study, path: Path | None, prompts: Path) -> None:
@@ -36,7 +37,7 @@ def _make(folder: Path, study: Study, path: Path | None, prompts: Path) -> None:
         table = pd.DataFrame({"dataset": "test prompts", "instruction": texts})
     else:
         table = read_instructions(path)
-        _, tokenizer = load_policy(study.models.policy, study.sizes, trust_remote_code=study.options.trust_remote_code)
+        tokenizer = pretrained_tokenizer(study.models.policy, trust_remote_code=study.options.trust_remote_code)
         asked = [as_messages(text) if tokenizer.chat_template else text for text in table.instruction]
     write_table(table, folder / TABLE)
     write_text("".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in asked), folder / PROMPTS)

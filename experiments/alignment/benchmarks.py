@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.alignment.models import load_policy
+from experiments.alignment.models import check_objectives, load_policy
 from experiments.alignment.sizes import Options, Sizes
 from experiments.alignment.study import Study
 from experiments.ranks import rank, ranks
@@ -15,6 +15,7 @@ from experiments.stages import Stage, stage
 from experiments.store import write_table
 from llm.benchmarks import AOT, LEADERBOARD, LEADERBOARD_SETTINGS, Column
 from llm.local_tasks import LOCAL, write_local_tasks
+from llm.models import pretrained_tokenizer
 
 BENCHMARKS: dict[str, Mapping[str, Column]] = {"local": LOCAL, "leaderboard": LEADERBOARD, "aot": AOT}
 
@@ -46,6 +47,7 @@ class BenchmarkOptions(Options):
     """Put the questions into the model's chat template."""
 
 
+BATCH = {True: 32, False: 4}  # questions in one forward pass: local ones, those of the hub, whose texts are long
 _LENGTHS: dict[str, Any] = {name: LEADERBOARD_SETTINGS[name] for name in ("max_length", "max_new_tokens")}
 
 
@@ -57,6 +59,14 @@ def check_benchmarks(sizes: BenchmarkSizes, limit: int | None) -> None:
         raise ValueError(f"limit must be at least 1, got {limit}.")
     if sizes.benchmarks == "local" and sizes.model is not None:
         raise ValueError("the local benchmarks are made of the generated texts: with another model choose leaderboard or aot.")
+
+
+def check_benchmarked(study: Study, sizes: BenchmarkSizes) -> None:
+    """Raise ValueError where the reward model has no such score, or the model no chat template that is wanted."""
+    check_objectives(study.models, [sizes.score])
+    tokenizer = pretrained_tokenizer(study.models.policy, trust_remote_code=study.options.trust_remote_code)
+    if sizes.chat and not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {study.models.policy} has no chat template: give --chat False, or a chat model.")
 
 
 def tasks_stage(study: Study, name: str, questions: int) -> Stage | None:
@@ -79,12 +89,13 @@ def write_benchmarks(
     """The table `benchmarks.csv` in the folder: one row for each task; answers that were given before a kill are kept."""
     from llm.harness import evaluate_with_harness
 
-    model, tokenizer = load_policy(policy, study.sizes, trust_remote_code=study.options.trust_remote_code)
+    model, tokenizer = load_policy(policy, trust_remote_code=study.options.trust_remote_code)
     table = evaluate_with_harness(
         model,
         tokenizer,
         BENCHMARKS[name],
         include=tasks,
+        batch_size=BATCH[name == "local"],
         limit=limit,
         seed=study.options.seed,
         chat=chat,

@@ -14,7 +14,7 @@ from llm.chat import token_rows
 from llm.evaluate import completion_logprobs
 from llm.generate import Completions, complete, draw_uniforms
 
-PROMPTS_IN_A_PART = 256
+ROWS_IN_A_PART = 256  # a part is what a kill loses, and what the processes of a launch share
 TOKENS_AT_ONCE = 2**15  # of prompts and completions in one forward pass of the sampler
 
 
@@ -33,16 +33,16 @@ def write_completions(
     """A table in the folder, `completions.parquet` or of another name: `count` completions of each prompt.
 
     Columns prompt (number in the file), completion (number), text, tokens, ended (whether it came to its end) and, with a model
-    `start` to compare with, log_ratio: log pi(y|x) - log pi_start(y|x), nats; at temperature 1 its mean estimates
-    KL(pi || pi_start). The numbers of the sampling depend on seed, prompt and completion only: policies of the same seed are
-    compared on paired samples.
+    `start` to compare with, log_ratio: log pi(y|x) - log pi_start(y|x), nats, both at the temperature of the
+    samples, so that its mean estimates KL(pi || pi_start). The random numbers depend on seed, prompt and count only: policies of
+    the same seed are compared on paired samples.
     """
     rows = read_prompts(prompts)
     loaded: list = []
 
     def make(part: slice, number: int) -> pd.DataFrame:
         if not loaded:  # nothing is loaded where all parts are there
-            loaded.extend(load_policy(name, sizes, trust_remote_code=trust_remote_code) for name in (policy, start) if name)
+            loaded.extend(load_policy(name, trust_remote_code=trust_remote_code) for name in (policy, start) if name)
         model, tokenizer = loaded[0]
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         ids = [row for row in token_rows(tokenizer, rows[part]) for _ in range(count)]
@@ -59,11 +59,11 @@ def write_completions(
             }
         )
         if start is not None:
-            own, other = (completion_logprobs(one, written, pad, batch) for one, _ in loaded)
+            own, other = (completion_logprobs(one, written, pad, batch, temperature=sizes.temperature) for one, _ in loaded)
             table["log_ratio"] = own - other
         return table
 
-    return in_parts(folder, name, len(rows), PROMPTS_IN_A_PART, make)
+    return in_parts(folder, name, len(rows), max(1, ROWS_IN_A_PART // count), make)
 
 
 def decoded(tokenizer: Any, written: Completions) -> list[str]:

@@ -22,7 +22,8 @@ def write_pairs(
 
     Args:
         prompts: all of them, strings or lists of messages; a table's column `prompt` numbers them.
-        first, second: completions of the same prompts, with columns prompt and text. Equal or empty ones are left out.
+        first, second: completions of the same prompts, with columns prompt and text. Equal or empty ones are left out; those that
+            were cut at their greatest length are taken as they are, and trained on as if they had ended there.
         first_wins: (n,) which of the two is chosen.
 
     Raises:

@@ -1,7 +1,9 @@
 """The stages of each policy, `policy-NAME` and `judged-NAME`: its training, and what it is worth."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from experiments.alignment.prompts import FILES
 from experiments.alignment.scores import write_scores
 from experiments.alignment.sizes import part_of
 from experiments.alignment.study import Study
-from experiments.alignment.training import Run, more_options, options_of, train_policy
+from experiments.alignment.training import Run, check_options, more_options, options_of, train_policy
 from experiments.stages import Stage, derived_seed, stage, together
 
 Judge = Callable[..., object]  # (folder, study=, run=, policy=): fills the folder with what the policy is worth
@@ -65,28 +67,41 @@ def policies(study: Study, runs: Sequence[tuple[Run, Stage | None]], judge: Judg
     """
     first, step = part_of(study.options.part)
     more = more_options(study.options.training)
+    for run, _ in runs[:1]:
+        check_options(options_of(run, study.sizes, seed=0, more=more))
     tasks = [partial(_policy, study, run, pairs, more, judge, judged_by) for run, pairs in runs[first::step]]
     return together(tasks, study.workers, "policies")
 
 
 def _policy(study: Study, run: Run, pairs: Stage | None, more: dict[str, Any], judge: Judge, judged_by: dict[str, Any]) -> Stage:
-    policy, digest = study.models.policy, "start"
-    if pairs is not None:
-        options = options_of(
-            run,
-            study.sizes,
-            start=policy,
-            data=str(pairs.folder / "pairs.jsonl"),
-            seed=derived_seed(study.options.seed, 23, run.replicate),
-            more=more | ({"trust_remote_code": True} if study.options.trust_remote_code else {}),
-        )
-        made_from = {"options": options, "pairs": pairs.digest, "code": study.code, **study.models.made_from}
-        kind = "unpaired" if run.method == "kto" else "pairs"  # how the trainer takes the rows: they have caches of their own
-        cache = study.root / f"reference-{kind}-{pairs.digest}.safetensors"
-        trained = stage(study.root, f"policy-{run.name}", made_from, partial(train_policy, options=options, cache=cache))
-        policy, digest = str(trained.folder), trained.digest
-    record = {"policy": digest, "replicate": run.replicate, **study.made_from(**judged_by)}
-    return stage(study.root, f"judged-{run.name}", record, partial(judge, study=study, run=run, policy=policy))
+    try:
+        policy, digest = (study.models.policy, "start") if pairs is None else _trained(study, run, pairs, more)
+        record = {"policy": digest, "replicate": run.replicate, "compared": run.compared, **study.made_from(**judged_by)}
+        return stage(study.root, f"judged-{run.name}", record, partial(judge, study=study, run=run, policy=policy))
+    except Exception as error:
+        error.add_note(f"(policy {run.name})")
+        raise
+
+
+def _trained(study: Study, run: Run, pairs: Stage, more: dict[str, Any]) -> tuple[str, str]:
+    """Folder and digest of the policy, trained if it is not there."""
+    seed = derived_seed(study.options.seed, 23, run.replicate)
+    if study.options.trust_remote_code:
+        more = more | {"trust_remote_code": True}
+    options = options_of(run, study.sizes, seed=seed, more=more)
+    data = {"pairs": pairs.digest, "code": study.code, **study.models.made_from}
+    # the reference depends on neither the objective nor the order, but on how rows are cut and computed; KTO has rows of its own
+    of_reference = data | {name: options[name] for name in ("max_length", "bf16")} | {"more": more, "kto": run.method == "kto"}
+    key = sha256(json.dumps(of_reference, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    files = {
+        "model": study.models.policy,
+        "data": str(pairs.folder / "pairs.jsonl"),
+        "reference_cache": str(study.root / f"reference-{key}.safetensors"),
+    }
+    made = stage(
+        study.root, f"policy-{run.name}", {"options": options, **data}, partial(train_policy, options=options, files=files)
+    )
+    return str(made.folder), made.digest
 
 
 def judge_by_rewards(folder: Path, study: Study, run: Run, policy: str, prompts: Path) -> None:

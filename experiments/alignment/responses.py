@@ -11,27 +11,31 @@ from experiments.alignment.study import Study
 from experiments.stages import in_parts
 from llm.evaluate import completion_logprobs
 from llm.generate import Completions
+from llm.models import pretrained_tokenizer
 
 PAIRS_IN_A_PART = 256
-BATCH = {"float32": 64, "bfloat16": 8}  # responses in one forward pass: of small models on a CPU, of large ones on a GPU
+BATCH = {True: 64, False: 8}  # responses in one forward pass: of the generated model, of a large one
 
 
 def write_response_logps(folder: Path, *, study: Study, policy: str, pairs: Path) -> Path:
     """The table `logps.parquet` in the folder: columns chosen and rejected, log pi(y|x) in nats, a row for each pair."""
     from llm.data import load_rows, padding_token, tokenise
 
-    model, tokenizer = load_policy(policy, study.sizes, trust_remote_code=study.options.trust_remote_code)
+    tokenizer = pretrained_tokenizer(policy, trust_remote_code=study.options.trust_remote_code)
     most = study.sizes.prompt_tokens + study.sizes.new_tokens
     with warnings.catch_warnings():
         if study.models.texts is not None:  # of a generated completion only the end of sequence is cut, that it had not come to
             warnings.filterwarnings("ignore", ".*cut at the end of the completion", UserWarning)
         rows = tokenise(load_rows(pairs), tokenizer, "pairs", max_length=most, long_prompts="drop")
-    pad = padding_token(tokenizer)
+    pad, batch = padding_token(tokenizer), BATCH[study.models.texts is not None]
+    loaded: list[Any] = []
 
     def logps(part: dict[str, Any], column: str) -> Any:
-        return completion_logprobs(model, Completions(part["prompt_ids"], part[column]), pad, BATCH[study.sizes.dtype])
+        return completion_logprobs(loaded[0], Completions(part["prompt_ids"], part[column]), pad, batch)
 
     def make(part: slice, _: int) -> pd.DataFrame:
+        if not loaded:
+            loaded.append(load_policy(policy, trust_remote_code=study.options.trust_remote_code)[0])
         taken = rows[part.start : part.stop]
         return pd.DataFrame({"chosen": logps(taken, "chosen_ids"), "rejected": logps(taken, "rejected_ids")})
 

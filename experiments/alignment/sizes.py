@@ -33,7 +33,7 @@ class Sizes:
     batch_size: int
     micro_batch_size: int
     beta: float
-    dtype: str
+    bf16: bool  # in the training, and of a given reward model
     wdpo: str
 
 
@@ -46,7 +46,8 @@ class Options:
     seed: int = 0
     """Seed of all random numbers; the same seed gives the same rows."""
     seeds: int | None = None
-    """Replicates: other labels, other order of the training, other samples in the test; prompts and completions are the same."""
+    """Replicates: other order of the training and samples of the test, and other labels where labels are drawn here; prompts and
+    completions are the same."""
     model: str | None = None
     """Model to start from: a folder, or its name on the hub; `generated` for a small GPT-2 that is trained here."""
     judge: str | None = None
@@ -90,7 +91,7 @@ class Options:
     workers: int | None = None
     """Processes that train at the same time; by default one for each core, or one where there is a GPU."""
     part: str | None = None
-    """K/N: only every N-th policy from the K-th on, for jobs that share OUT; run it without at the end, for the tables."""
+    """K/N: only every N-th policy from the K-th on, for jobs of the same options that share OUT; at the end run it without."""
     shared: Path = Path("results/generated")
     """Folder of the generated texts, model and judge, which all experiments use."""
 
@@ -116,7 +117,7 @@ QUICK = Sizes(
     batch_size=24,
     micro_batch_size=24,
     beta=0.1,
-    dtype="float32",
+    bf16=False,
     wdpo="adversarial",
 )
 SMOKE = replace(QUICK, seeds=2, prompts=64, test_prompts=40, epochs=1, batch_size=8, micro_batch_size=8)
@@ -141,7 +142,7 @@ PAPER = Sizes(  # of Section 6 and Appendix F, arXiv:2502.01930
     batch_size=128,
     micro_batch_size=2,
     beta=0.01,
-    dtype="bfloat16",
+    bf16=True,
     wdpo="released",
 )
 
@@ -168,7 +169,7 @@ def chosen(profiles: dict[str, Any], options: Options) -> Any:
         ]
         if name not in ("alpha", "warmup") and any(x <= 0 for x in numbers):
             raise ValueError(f"{name} must be positive, got {value}.")
-    if (sizes.model is None) != (sizes.source == GRAMMAR) or (sizes.model is not None and sizes.judge is None):
+    if len({sizes.model is None, sizes.judge is None, sizes.source == GRAMMAR}) > 1:
         raise ValueError(
             f"model, judge and source do not go together: {sizes.model or 'generated'}, {sizes.judge or 'generated'}, "
             f"{sizes.source}. The generated model and judge know generated texts only: give all three, or none."

@@ -31,7 +31,7 @@ class Study:
 
     def made_from(self, **more: Any) -> dict[str, Any]:
         """What a stage depends on that samples from a model: models, lengths, seed and code, and more."""
-        sampling = {name: getattr(self.sizes, name) for name in ("prompt_tokens", "new_tokens", "temperature", "dtype")}
+        sampling = {name: getattr(self.sizes, name) for name in ("prompt_tokens", "new_tokens", "temperature")}
         return {"code": self.code, "seed": self.options.seed, **self.models.made_from, **sampling, **more}
 
 
@@ -50,9 +50,9 @@ def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
         )
     workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
     here = Path(__file__).resolve().parent
-    files = [*sorted(here.glob("*.py")), *sorted((here.parent.parent / "llm").glob("*.py")), experiment.resolve()]
+    files = [*sorted(here.glob("*.py")), *sorted((here.parent.parent / "llm").glob("*.py")), here.parent / "stages.py"]
     models = prepare(sizes, options, workers)
-    return Study((out / "stages").resolve(), sizes, options, models, code_fingerprint(*files), workers)
+    return Study((out / "stages").resolve(), sizes, options, models, code_fingerprint(*files, experiment.resolve()), workers)
 
 
 def finish(
@@ -65,7 +65,7 @@ def finish(
     parquet: tuple[str, ...] = (),
 ) -> None:
     """Write the tables (.csv, or .parquet those named), the seconds of each stage, and run.json, in `out`."""
-    seconds = times(study.root)
+    seconds = times(study.root, study.code)
     for name, table in (tables | {"stages": seconds}).items():
         write_table(table, out / f"{name}.{'parquet' if name in parquet else 'csv'}")
     write_json(

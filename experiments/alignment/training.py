@@ -1,11 +1,15 @@
 """Policies: each is one `prefdro train`, with its own folder, from the same start."""
 
+import gc
+import json
 import shlex
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from experiments.alignment.sizes import Sizes
 from experiments.ranks import rank, ranks
@@ -36,6 +40,7 @@ class Run:
     beta: float
     replicate: int
     more: dict[str, Any] = field(default_factory=dict)  # other options, such as num_train_epochs
+    compared: bool = True  # whether benchmarks are run on it, where the experiment has some
 
     def objective(self, sizes: Sizes) -> dict[str, Any]:
         """The options of the objective."""
@@ -44,18 +49,13 @@ class Run:
         return {"objective": self.method, "beta": self.beta, **knob, **ipo, **(WDPO[sizes.wdpo] if self.method == "wdpo" else {})}
 
 
-def options_of(
-    run: Run, sizes: Sizes, *, start: str, data: str, seed: int, more: dict[str, Any], split: str = "train"
-) -> dict[str, Any]:
-    """The options of `prefdro train` for a run, but for its folders; `more` replaces what is not the experiment's own.
+def options_of(run: Run, sizes: Sizes, *, seed: int, more: dict[str, Any]) -> dict[str, Any]:
+    """The options of `prefdro train` for a run, but for its model, data and folders; `more` adds what the experiment leaves open.
 
-    Raises:
-        ValueError: the batch cannot be shared among the processes of this launch.
+    `batch_size`, which is none of them, is the number of pairs in a step, over all processes: how these share it is no part of
+    what is trained (`shared`).
     """
     options: dict[str, Any] = {
-        "model": start,
-        "data": data,
-        "split": split,
         "max_length": sizes.prompt_tokens + sizes.new_tokens,
         "long_prompts": "drop",
         **run.objective(sizes),
@@ -63,26 +63,55 @@ def options_of(
         "learning_rate": sizes.learning_rate,
         "lr_scheduler_type": sizes.schedule,
         "warmup_steps": sizes.warmup,  # below 1: a share of all steps
+        "batch_size": sizes.batch_size,
         "per_device_train_batch_size": sizes.micro_batch_size,
         "dataloader_drop_last": True,
         "logging_steps": 0.05,
         "save_strategy": "no" if sizes.model is None else "steps",
-        "bf16": sizes.dtype == "bfloat16",
+        "bf16": sizes.bf16,
         "report_to": "none",
         "disable_tqdm": True,
         "seed": seed,
     }
     if options["save_strategy"] == "steps":
         options |= {"save_steps": 0.1, "save_total_limit": 1}
-    options |= more | run.more
-    batch = int(options.pop("batch_size", sizes.batch_size))
+    return options | more | run.more
+
+
+def shared(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the batch shared among the processes of this launch: micro-batches and accumulation.
+
+    KTO counts responses, of which a pair has two.
+
+    Raises:
+        ValueError: the batch cannot be shared so.
+    """
+    batch = int(options["batch_size"])
     micro = min(int(options["per_device_train_batch_size"]), max(1, batch // ranks()))
     if batch % (micro * ranks()):
         raise ValueError(
             f"a batch of {batch} pairs cannot be made of {ranks()} processes with micro-batches of {micro}: set batch_size and "
             "micro_batch_size so that it can."
         )
-    return options | {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // (micro * ranks())}
+    rows = 2 * micro if options["objective"] == "kto" else micro
+    own = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": batch // (micro * ranks())}
+    return {name: value for name, value in options.items() if name != "batch_size"} | own
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise ValueError where `prefdro train` does not take the options; it says on stderr which."""
+    from llm.train import parse
+
+    try:
+        parse(words(shared(options)))
+    except SystemExit as error:
+        raise ValueError("`prefdro train` does not take the options of the training; see the lines above.") from error
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """Options as words of a command line; mappings as JSON."""
+    texts = {name: json.dumps(value) if isinstance(value, (dict, list)) else str(value) for name, value in options.items()}
+    return [word for name, text in texts.items() for word in (f"--{name}", text)]
 
 
 def more_options(path: Path | None) -> dict[str, Any]:
@@ -106,19 +135,25 @@ def more_options(path: Path | None) -> dict[str, Any]:
     return dict(more)
 
 
-def train_policy(folder: Path, *, options: dict[str, Any], cache: Path) -> None:
+def train_policy(folder: Path, *, options: dict[str, Any], files: dict[str, Any]) -> None:
     """Train a policy into the folder: model, tokenizer, card, log.csv, training.json, command.txt and the log of each process.
 
-    A run that was killed goes on from its last checkpoint. `cache`: file of the reference log-probabilities, which runs on the
-    same data share.
+    A run that was killed goes on from its last checkpoint.
+
+    Args:
+        options: of `options_of`.
+        files: model, data, and reference_cache: the reference log-probabilities, which runs on the same data share.
     """
     from llm.train import parse, train
 
-    words = [word for name, value in (options | {"reference_cache": cache}).items() for word in (f"--{name}", str(value))]
+    given = words(files | shared(options))
     if rank() == 0:
-        write_text(shlex.join(["prefdro", "train", *words, "--output_dir", "OUT"]) + "\n", folder / "command.txt")
+        write_text(shlex.join(["prefdro", "train", *given, "--output_dir", "OUT"]) + "\n", folder / "command.txt")
     with (folder / f"log-{rank()}.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-        train(*parse([*words, "--output_dir", str(folder)]))
+        train(*parse([*given, "--output_dir", str(folder)]))
+    gc.collect()  # the trainer is part of a cycle, and holds the model and the state of its optimizer
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if rank() == 0:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)

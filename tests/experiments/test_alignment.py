@@ -17,15 +17,16 @@ from experiments import aot_benchmark, armorm, leaderboard
 from experiments.alignment import policies
 from experiments.alignment.pairs import annotators, best_and_worst, count_pairs, two_of_each, write_pairs
 from experiments.alignment.sizes import Options, part_of
-from experiments.alignment.training import Run, more_options, options_of
+from experiments.alignment.training import Run, check_options, more_options, options_of, shared, words
 from experiments.aot_benchmark import AotBenchmark
 from experiments.armorm import ArmoRM
 from experiments.leaderboard import Leaderboard
 from llm.data import load_rows
 from llm.train import parse
+from paper_figures.published import setup
 from tests.llm.models import tiny_llama, word_tokenizer
 from tests.llm.test_armorm import random_weights, write_snapshot
-from tests.llm.test_prompts import helpsteer
+from tests.llm.test_prompts import helpsteer, ultrafeedback
 
 
 # -------------------------------------------------------------------------------------------------------------------- pieces
@@ -82,7 +83,7 @@ PROFILE = armorm.PROFILES["quick"]
 
 
 def options(run: Run, more: dict[str, Any] | None = None) -> dict[str, Any]:
-    return options_of(run, PROFILE, start="START", data="pairs.jsonl", seed=1, more=more or {})
+    return options_of(run, PROFILE, seed=1, more=more or {})
 
 
 @pytest.mark.parametrize(
@@ -91,27 +92,38 @@ def options(run: Run, more: dict[str, Any] | None = None) -> dict[str, Any]:
         (Run("a", "kldpo", 0.5, 0.1, 0), {"tau": 0.5}),
         (Run("a", "wdpo", 0.2, 0.1, 0), {"rho": 0.2, "wdpo_mode": "adversarial"}),
         (Run("a", "dpo", 0.0, 0.3, 0), {"beta": 0.3}),
+        (Run("a", "kto", 0.0, 0.1, 0), {}),
         (Run("a", "aot", 0.0, 0.1, 0, {"h": "squared_hinge", "batch_size": 48}), {"h": "squared_hinge"}),
     ],
 )
 def test_the_options_of_a_run_are_those_of_prefdro_train(run: Run, expected: dict[str, Any]) -> None:
-    given = options(run)
-    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    model, data, objective, arguments = parse([*words, "--output_dir", "OUT"])
+    given = words({"model": "START", "data": "pairs.jsonl"} | shared(options(run)))
+    model, data, objective, arguments = parse([*given, "--output_dir", "OUT"])
     assert (model.model, data.data, objective.objective) == ("START", "pairs.jsonl", run.method)
     assert {name: getattr(objective, name) for name in expected} == expected
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    assert batch == run.more.get("batch_size", PROFILE.batch_size)
+    responses = 2 if run.method == "kto" else 1  # of which a pair has two: all methods take the same steps
+    assert batch == responses * run.more.get("batch_size", PROFILE.batch_size)
     assert arguments.warmup_steps == PROFILE.warmup and arguments.dataloader_drop_last
 
 
-def test_a_batch_is_shared_among_the_processes_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_processes_share_a_batch_is_no_part_of_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run("a", "dpo", 0.0, 0.1, 0)
+    alone = options(run)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    given = options(Run("a", "dpo", 0.0, 0.1, 0))
+    assert options(run) == alone
+    given = shared(alone)
     assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] * 3 == PROFILE.batch_size == 24
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(ValueError, match="24 pairs cannot be made of 5 processes"):
-        options(Run("a", "dpo", 0.0, 0.1, 0))
+        shared(alone)
+
+
+def test_options_that_the_training_does_not_take_are_refused_before_anything_is_trained() -> None:
+    run = Run("a", "dpo", 0.0, 0.1, 0)
+    check_options(options(run, {"gradient_checkpointing_kwargs": {"use_reentrant": False}}))
+    with pytest.raises(ValueError, match="does not take the options"):
+        check_options(options(run, {"max_grad_norm": "many"}))
 
 
 def test_a_file_of_more_options_replaces_what_is_not_the_experiments_own(tmp_path: Path) -> None:
@@ -137,6 +149,7 @@ def test_a_file_of_more_options_replaces_what_is_not_the_experiments_own(tmp_pat
         (ArmoRM(alpha=1.5), "alpha must be in"),
         (ArmoRM(seeds=1), "at least 2 seeds"),
         (ArmoRM(model="gpt2"), "do not go together"),
+        (ArmoRM(judge="armorm"), "do not go together"),
         (ArmoRM(control_betas=(0.1,)), "must be larger than beta"),
         (Leaderboard(benchmarks="bbh"), "unknown benchmarks 'bbh'"),
         (Leaderboard(completions=1), "at least 2 completions"),
@@ -152,10 +165,19 @@ def test_what_cannot_be_is_refused_before_anything_is_made(config: Options, mess
 
 
 def test_paper_profiles_are_those_of_the_papers() -> None:
-    profile = armorm.PROFILES["paper"]
-    assert (profile.epochs, profile.batch_size, profile.learning_rate, profile.beta) == (4, 128, 5e-7, 0.01)
-    assert (profile.prompt_tokens, profile.new_tokens, profile.temperature, profile.completions) == (1024, 1024, 0.7, 2)
-    assert (profile.wdpo_radii, profile.kldpo_radii, profile.alpha) == ((0.005, 0.01), (1, 5), 0.5)
+    profile, printed = armorm.PROFILES["paper"], setup("armorm")
+    training = f"{profile.epochs} epochs (figures), effective batch {profile.batch_size}, Adam lr {profile.learning_rate:.0e}"
+    assert printed["training"].startswith(training.replace("e-0", "e-")) and f"beta {profile.beta}" in printed["training"]
+    assert f"{profile.completions:d}" == "2" and printed["generation"].startswith("two completions, temperature 0.7")
+    assert profile.temperature == 0.7 and f"up to {profile.new_tokens} new" in printed["generation"]
+    assert f"truncated to {profile.prompt_tokens} tokens" in printed["prompts"] and profile.source in printed["prompts"]
+    assert (profile.model, profile.judge) == (printed["base"], printed["reward_model"].split(",")[0])
+    for pairs, kind in ((profile.radar, "figure3_pairs"), (profile.curves, "figure4_pairs")):
+        assert [pair.split("+") for pair in pairs] == printed[kind]
+    figure = printed["figure4"]
+    assert [*profile.wdpo_radii] == figure["rho_o"] and [*profile.kldpo_radii] == figure["tau"]
+    assert profile.alpha == figure["alpha_o"] and [*armorm.ALPHAS] == figure["alpha_eval"]
+    assert [*profile.axes] == printed["figure3_axes"]
     assert leaderboard.PROFILES["paper"].completions == 10 and leaderboard.PROFILES["paper"].dpo_epochs == (2, 4, 6)
     assert aot_benchmark.PROFILES["paper"].beta == 0.01
 
@@ -234,16 +256,22 @@ def test_runs_of_the_aot_benchmark_are_trained_once_for_all_panels() -> None:
 
 # ------------------------------------------------------------------------------------------------------- generated models
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all workers of the tests: whoever comes first makes the models, the others wait."""
     return tmp_path_factory.getbasetemp().parent / "generated"
 
 
 def test_armorm_from_nothing_to_tables_and_again_after_a_kill(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ArmoRM(
-        out=tmp_path, shared=shared, profile="smoke", radar=("anger+fear",), curves=("anger+fear",), wdpo_radii=(0.1,), workers=1
+        out=tmp_path,
+        shared=shared_models,
+        profile="smoke",
+        radar=("anger+fear",),
+        curves=("anger+fear",),
+        control_betas=(0.3,),
+        workers=1,
     )
     train, trained = policies.train_policy, []
 
@@ -284,9 +312,18 @@ def test_armorm_from_nothing_to_tables_and_again_after_a_kill(
     pd.testing.assert_frame_equal(again["rewards"], rewards, check_exact=True)
 
 
-def test_leaderboard_from_nothing_to_scores(shared: Path, tmp_path: Path) -> None:
+def test_an_objective_that_the_reward_model_has_not_is_refused_at_once(shared_models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no objective envy; it has sadness, joy"):
+        armorm.run(ArmoRM(out=tmp_path, shared=shared_models, profile="smoke", axes=("joy", "envy")))
+    with pytest.raises(ValueError, match="no objective ArmoRM"):
+        leaderboard.run(Leaderboard(out=tmp_path, shared=shared_models, profile="smoke", score="ArmoRM"))
+    with pytest.raises(ValueError, match="has no chat template"):
+        leaderboard.run(Leaderboard(out=tmp_path, shared=shared_models, profile="smoke", chat=True))
+
+
+def test_leaderboard_from_nothing_to_scores(shared_models: Path, tmp_path: Path) -> None:
     config = Leaderboard(
-        out=tmp_path, shared=shared, profile="smoke", dpo_epochs=(1.0,), kldpo_radii=(1.0,), wdpo_radii=(0.1,), workers=1
+        out=tmp_path, shared=shared_models, profile="smoke", dpo_epochs=(1.0,), kldpo_radii=(1.0,), wdpo_radii=(0.1,), workers=1
     )
     tables = leaderboard.run(config)
     assert tables is not None
@@ -301,12 +338,12 @@ def test_leaderboard_from_nothing_to_scores(shared: Path, tmp_path: Path) -> Non
     assert record["labels"] == ["start", "DPO epoch 1", "KLDPO tau=1", "WDPO rho=0.1"] and len(record["tasks"]) == 15
 
 
-def test_the_aot_benchmark_from_nothing_to_tables(shared: Path, tmp_path: Path) -> None:
+def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path: Path) -> None:
     results = tmp_path / "leaderboard.csv"
     results.write_text(",win_rate,standard_error,n_total\naot seed 0,61.5,2.5,40\ngpt4,95,1,40\n")
     config = AotBenchmark(
         out=tmp_path / "out",
-        shared=shared,
+        shared=shared_models,
         profile="smoke",
         betas=(0.1,),
         batch_sizes=(8,),
@@ -324,6 +361,15 @@ def test_the_aot_benchmark_from_nothing_to_tables(shared: Path, tmp_path: Path) 
     answers = json.loads(next((tmp_path / "out" / "stages").glob("judged-aot-*sorting=hard-seed-0/outputs.json")).read_text())
     assert len(answers) == 40 and set(answers[0]) == {"dataset", "instruction", "output", "generator"}
     assert answers[0]["generator"] == "aot seed 0"
+    changed = AotBenchmark(
+        **(vars(config) | {"beta": 0.2, "test_prompts": 20})
+    )  # what was varied is now compared, and the reverse
+    again = aot_benchmark.run(changed)
+    assert again is not None and set(again["benchmarks"].method) == set(table.method)
+    answers = json.loads(
+        next((tmp_path / "out" / "stages").glob("judged-aot-beta=0.2*sorting=hard-seed-0/outputs.json")).read_text()
+    )
+    assert len(answers) == 20
 
 
 # ----------------------------------------------------------------------------------------------------------- given models
@@ -368,9 +414,63 @@ def test_given_models_and_data_go_the_same_way_as_those_of_the_paper(tmp_path: P
     shutil.rmtree(tmp_path / "out")
 
 
+def test_stored_preferences_go_the_same_way_as_ultrafeedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile paper of the AOT benchmark on a folder of UltraFeedback's layout; the benchmarks need the hub: none are run."""
+    model, judge, source = (tmp_path / name for name in ("model", "judge", "source"))
+    tiny_llama().save_pretrained(model)
+    word_tokenizer(chat_template=True).save_pretrained(model)
+    write_snapshot(judge, random_weights())
+    source.mkdir()
+    ultrafeedback(source)
+
+    def none_run(folder: Path, *_: Any, **__: Any) -> None:
+        columns = ["task", "column", "metric", "value", "stderr", "samples"]
+        pd.DataFrame(columns=columns).to_csv(folder / "benchmarks.csv", index=False)
+
+    monkeypatch.setattr(aot_benchmark, "write_benchmarks", none_run)
+    config = AotBenchmark(
+        out=tmp_path / "out",
+        profile="paper",
+        model=str(model),
+        judge=str(judge),
+        source=str(source),
+        seeds=2,
+        new_tokens=8,
+        prompt_tokens=40,
+        batch_size=2,
+        micro_batch_size=1,
+        betas=(0.01,),
+        batch_sizes=(2,),
+        h=("logistic",),
+        softness=(0.1,),
+        workers=1,
+    )
+    tables = aot_benchmark.run(config)
+    assert tables is not None
+    assert set(tables["quantiles"].method) == {"start", *aot_benchmark.METHODS}
+    steps = {
+        path.parent.name.split("-")[1]: json.loads((path.parent / "trainer_state.json").read_text())["global_step"]
+        for path in (tmp_path / "out" / "stages").glob("policy-*sorting=hard-seed-0/training.json")
+    }
+    assert set(steps) == set(aot_benchmark.METHODS) and len(set(steps.values())) == 1
+    assert np.isfinite(tables["ablations"].reward).all()
+    shutil.rmtree(tmp_path / "out")
+
+
 @pytest.mark.slow
-def test_two_processes_of_a_launch_give_the_rows_of_one(shared: Path, tmp_path: Path) -> None:
-    words = ["run", "armorm", "--profile", "smoke", "--radar", "anger+fear", "--curves", "anger+fear", "--shared", str(shared)]
+def test_two_processes_of_a_launch_give_the_rows_of_one(shared_models: Path, tmp_path: Path) -> None:
+    words = [
+        "run",
+        "armorm",
+        "--profile",
+        "smoke",
+        "--radar",
+        "anger+fear",
+        "--curves",
+        "anger+fear",
+        "--shared",
+        str(shared_models),
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, program in (("one", [sys.executable]), ("two", launch)):
         command = [*program, "-m", "experiments", *words, "--out", str(tmp_path / name)]

@@ -13,8 +13,9 @@ from experiments import emotion as study
 from experiments import emotion_stages, emotion_training
 from experiments.emotion import Emotion, plan, run
 from experiments.emotion_profiles import PROFILES
-from experiments.emotion_tables import at_kl, matched_table, summary_table
+from experiments.emotion_tables import summary_table
 from experiments.emotion_training import METHODS, labelled
+from experiments.equal_kl import at_kl, matched_table
 from llm.corpus import SPLITS, generate_texts
 
 TINY = {"profile": "smoke", "workers": 1}

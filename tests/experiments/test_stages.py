@@ -29,7 +29,8 @@ def test_a_stage_is_made_once_from_the_same_and_again_from_anything_else(tmp_pat
     other = stage(tmp_path, "texts", {"a": [1, 3]}, counting(made))
     assert len(made) == 2 and other.digest != first.digest and other.folder == first.folder
     assert (other.folder / "artefact").read_text() == "2"
-    assert list(times(tmp_path).stage) == ["texts"]
+    stage(tmp_path, "policy", {"code": "1"}, counting(made))
+    assert list(times(tmp_path, "1").stage) == ["policy"] and times(tmp_path, "2").empty
 
 
 def test_what_a_killed_stage_has_written_is_used_again_by_the_same_only(tmp_path: Path) -> None:

@@ -96,3 +96,23 @@ def test_fine_tuning_learns_the_texts_and_their_end() -> None:
     written = complete(model, prompts, draw_uniforms(200, 3, 0), eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id)
     ends = [row[-1] == tokenizer.eos_token_id and len(row) == 2 for row in written.completions]
     assert np.mean(ends) > 0.95
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_log_probabilities_at_a_temperature_are_those_of_the_flatter_distribution(fused: bool) -> None:
+    """KL of two models at temperature T, by sampling at T, against the sum over the vocabulary; completions of one token."""
+    models = [tiny_gpt2(seed) for seed in (0, 1)]
+    temperature, n = 0.7, 4000
+    prompt = [3, 5, 7]
+    with torch.no_grad():
+        log_p, log_q = (
+            torch.log_softmax(model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature, -1)
+            for model in models
+        )
+    written = complete(models[0], [prompt] * n, draw_uniforms(n, 1, 0), eos=None, pad=0, temperature=temperature)
+    own, other = (completion_logprobs(model, written, 0, fused=fused, temperature=temperature) for model in models)
+    tokens = torch.tensor([row[0] for row in written.completions])
+    np.testing.assert_allclose(own, log_p[tokens], rtol=1e-5, atol=1e-5)
+    exact = float((log_p.exp() * (log_p - log_q)).sum())
+    error = float((own - other).std() / np.sqrt(n))
+    assert abs((own - other).mean() - exact) < 4 * error < 0.5 * exact

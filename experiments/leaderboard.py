@@ -46,7 +46,7 @@ class Profile(BenchmarkSizes):
 
 
 _QUICK = Profile(
-    **asdict(replace(QUICK, completions=10, epochs=2, learning_rate=1e-4)),
+    **asdict(replace(QUICK, seeds=2, completions=10, learning_rate=1e-4)),
     score="joy",
     benchmarks="local",
     questions=100,

@@ -57,7 +57,7 @@ class Verify:
     """Check the claims of the theory; exit status 1 where a verdict is not the one on record, or a check fails."""
 
     profile: Literal["smoke", "quick", "paper"] = "quick"
-    """How much to compute: smoke (a minute or two), quick (some minutes) or paper (thorough)."""
+    """How much to compute: smoke (half a minute on two cores), quick (a minute or two) or paper (thorough)."""
     claim: tuple[str, ...] = ()
     """Only these claims, by name."""
     explain: str | None = None

@@ -43,6 +43,10 @@ class PairBatch:
 
     def outer(self, c: Tensor) -> Tensor:
         """sum_i c_i u_i u_i': (R, n) -> (R, d, d)."""
+        d = self.dimension
+        if self.ut.shape[0] == 1 and c.shape[0] > d:  # one matrix product for all replicates
+            products = self.ut[0, :, None, :] * self.ut[0]
+            return (c @ products.flatten(0, 1).T).unflatten(1, (d, d))
         return torch.matmul(self.ut * c[:, None, :], self.ut.mT)
 
     def select(self, index: Tensor) -> "PairBatch":

@@ -5,9 +5,10 @@ E_Q u = 0 (or, with free features, a sequence of them). The smallest such radius
 Derived; for the KL ball see also Prop. 3, arXiv:2502.01930.
 """
 
+import numpy as np
 import torch
 from scipy.optimize import linprog
-from scipy.sparse import coo_array, csr_array, vstack
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, pair_batch
@@ -15,6 +16,9 @@ from theory.checks import check_label_cost, check_metric
 from theory.interior import solve
 from theory.moves import LabelMoves
 from theory.newton import Ball, minimise
+from theory.policy import Array
+
+_PROGRAM_SIZE = 1 << 12  # transport variables of one linear program
 
 BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
 
@@ -106,26 +110,34 @@ def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
 
 
 def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
-    """Least transport cost to a distribution on the atoms with E_Q u = 0: a linear program for each replicate (HiGHS)."""
-    n = pairs.p.shape[1]
+    """Least transport cost to a distribution on the atoms with E_Q u = 0: linear programs, many replicates in each (HiGHS)."""
+    step = max(1, _PROGRAM_SIZE // cost.numel())
+    parts = [torch.arange(pairs.replicates)[start : start + step] for start in range(0, pairs.replicates, step)]
+    radii = np.concatenate([_collapse_programs(pairs.select(part), cost) for part in parts])
+    return torch.from_numpy(radii).to(pairs.p.device)
+
+
+def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
+    """The programs of all replicates as one, since none shares a variable with another; one by one where one is infeasible."""
+    n, d = cost.shape[0], pairs.dimension
     largest = cost.max().clamp(min=1e-300)  # HiGHS has absolute tolerances
     price = (cost / largest).cpu().numpy().ravel()
-    row = torch.arange(n).repeat_interleave(n).numpy()
-    column = torch.arange(n).repeat(n).numpy()
-    radii = []
-    for r in range(pairs.replicates):
-        p = pairs.p[r].cpu().numpy()
-        u = pairs.ut[0 if pairs.ut.shape[0] == 1 else r].cpu().numpy()
-        live = p[row] > 0
-        marginal = coo_array((live.nonzero()[0] >= 0, (row[live], range(int(live.sum())))), shape=(n, int(live.sum())))
-        moment = csr_array(u[:, column[live]])
-        constraint = vstack([marginal.tocsr().astype(float), moment])
-        target = torch.cat([pairs.p[r].cpu(), torch.zeros(u.shape[0], dtype=torch.float64)]).numpy()
-        solution = linprog(price[live], A_eq=constraint, b_eq=target, bounds=(0, None), method="highs")
-        if solution.status == 2:  # infeasible: 0 is outside the convex hull of the atoms
-            radii.append(float("inf"))
-        elif solution.status == 0:
-            radii.append(max(float(solution.fun), 0.0))
-        else:
-            raise RuntimeError(f"the collapse program of replicate {r} did not solve: {solution.message}")
-    return torch.tensor(radii, dtype=torch.float64, device=pairs.p.device) * largest.to(pairs.p.device)
+    p = pairs.p.cpu().numpy()
+    u = pairs.ut.expand(pairs.replicates, -1, -1).cpu().numpy()
+    replicate, source, target = np.nonzero(np.repeat((p > 0)[:, :, None], n, 2))
+    variable = np.arange(len(source))
+    moment = u[replicate, :, target]  # (variables, d)
+    rows = [replicate * (n + d) + source, *(replicate * (n + d) + n + k for k in range(d))]
+    entries = np.concatenate([np.ones(len(source)), moment.T.ravel()])
+    places = (np.concatenate(rows), np.tile(variable, 1 + d))
+    constraint = csr_array((entries, places), shape=(pairs.replicates * (n + d), len(source)))
+    demand = np.concatenate([p, np.zeros((pairs.replicates, d))], 1).ravel()
+    solution = linprog(price[source * n + target], A_eq=constraint, b_eq=demand, bounds=(0, None), method="highs")
+    if solution.status == 0:
+        paid = np.bincount(replicate, weights=price[source * n + target] * solution.x, minlength=pairs.replicates)
+        return np.maximum(paid, 0.0) * float(largest)
+    if pairs.replicates > 1:
+        return np.concatenate([_collapse_programs(pairs.select(one), cost) for one in torch.arange(pairs.replicates)[:, None]])
+    if solution.status == 2:  # infeasible: 0 is outside the convex hull of the atoms
+        return np.array([np.inf])
+    raise RuntimeError(f"the collapse program of a replicate did not solve: {solution.message}")

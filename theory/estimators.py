@@ -225,6 +225,9 @@ def _basis(pairs: PairBatch, index: Tensor, ball: Ball) -> Tensor | None:
     if pairs.dimension == 1 or (pairs.ut.shape[0] > 1 and len(index) > 1):
         return None
     u = pairs.ut[0 if pairs.ut.shape[0] == 1 else index[0]]
+    spread = torch.linalg.eigvalsh(u @ u.T)
+    if spread[0] > 1e-8 * spread[-1]:  # surely everything, without the decomposition below
+        return None
     everything = torch.cat([u / u.norm(dim=0).amax().clamp(min=1e-300), ball.theta_ref[:, None] / ball.bound], 1)
     left, sizes, _ = torch.linalg.svd(everything, full_matrices=False)
     rank = max(int((sizes > 1e-12 * sizes[0]).sum()), 1)

@@ -71,7 +71,7 @@ def minimise(
         reach = (v[:, : ball.dimension] + ball.theta_ref).norm(dim=-1)
         final = (-slope <= _SETTLED) | (step[:, : ball.dimension].norm(dim=-1) <= 1e-14 * reach)
         step = step * _fraction_to_boundary(v, step, ball.dimension)[:, None]
-        v_new, value_new, gradient_new, hessian_new, moved = _line_search(function, v, value, slope, step, ball, halvings)
+        v_new, value_new, gradient_new, hessian_new, moved = _line_search(function, v, value, slope, step, final, ball, halvings)
         steps[active] += 1
         result[active] = v_new
         ended = final | ~moved
@@ -87,9 +87,12 @@ def minimise(
 
 
 def _line_search(
-    function: Smooth, v: Tensor, value: Tensor, slope: Tensor, step: Tensor, ball: Ball, halvings: int
+    function: Smooth, v: Tensor, value: Tensor, slope: Tensor, step: Tensor, final: Tensor, ball: Ball, halvings: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Backtrack from the full step; the derivatives at the accepted point come with it, as the full step usually is."""
+    """Backtrack from the full step; the derivatives at the accepted point come with it, as the full step usually is.
+
+    A `final` step is too short for slopes to judge it, and is taken unless the value rises.
+    """
     size = torch.ones_like(value)
     # where the decrease drowns in rounding the slope decides: it must not turn more positive than it was negative
     blind = -slope <= _BLIND * (1 + value.abs())
@@ -99,7 +102,7 @@ def _line_search(
     for _ in range(halvings):
         lower = value_new <= value + _ARMIJO * size * slope + rounding
         flatter = torch.isfinite(value_new) & ((gradient_new * step).sum(-1) <= -0.5 * slope)
-        poor = ~torch.where(blind, flatter, lower)
+        poor = ~torch.where(blind, flatter, lower) & ~(final & (value_new <= value + rounding))
         if not poor.any():
             break
         size = torch.where(poor, size / 2, size)

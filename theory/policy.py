@@ -2,14 +2,15 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 Array = NDArray[np.float64]
 
 
 def log_policy(theta: Array, features: Array) -> Array:
     """log pi_theta(a|s): theta (..., d), features (S, A, d) -> (..., S, A)."""
-    return log_softmax(np.einsum("sad,...d->...sa", features, theta), axis=-1)
+    score = np.einsum("sad,...d->...sa", features, theta)
+    score -= score.max(-1, keepdims=True)
+    return score - np.log(np.exp(score).sum(-1, keepdims=True))
 
 
 def kl_to_reference(theta: Array, theta_ref: Array, features: Array, context_probability: Array) -> Array:

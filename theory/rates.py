@@ -28,7 +28,8 @@ def rate(n: Array, errors: Array, *, seed: int, resamples: int = 1000, level: fl
     rng = np.random.default_rng(seed)
     x = np.log(n) - np.log(n).mean()
     picks = rng.integers(errors.shape[1], size=(resamples, *errors.shape))
-    resampled = np.square(np.take_along_axis(np.broadcast_to(errors, picks.shape), picks, axis=2)).mean(2)
+    picks += errors.shape[1] * np.arange(len(n))[:, None]  # places in the flat array
+    resampled = np.square(errors).ravel().take(picks).mean(2)
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = np.log(resampled) @ x / 2 / (x @ x)
     tail = (1 - level) / 2

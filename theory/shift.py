@@ -233,7 +233,7 @@ def descend(pairs: PairBatch, world: FiniteWorld, minimiser: Array, steps: int =
         w = ball.project(w - size * loss.derivatives(w)[1])
         path.append(w)
     points = np.concatenate([torch.stack(path).numpy() + world.theta_ref, minimiser[None]])
-    return Descent(points, np.stack([_kl(world, point) for point in points]))
+    return Descent(points, _kl(world, points))
 
 
 def stopped(world: FiniteWorld, path: Descent, sample: NDArray[np.intp], kl: Array) -> Array:

@@ -5,9 +5,11 @@ s_i = sigma(-m_i): dl/dw = -beta s u, d²l/dw² = beta² s (1-s) u u' (App. B.1,
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from theory.batch import PairBatch
 from theory.duals import kl_ball_dual
@@ -18,10 +20,9 @@ _LOG_ZERO = -1e300  # stands for log 0 without producing NaN in 0 * log 0
 
 
 def loss_and_slope(margin: Tensor) -> tuple[Tensor, Tensor]:
-    """l = log(1+exp(-m)) and s = sigma(-m) from one exponential, accurate at both ends."""
-    tail = torch.exp(-margin.abs())
-    loss = torch.log1p(tail) - margin.clamp(max=0)
-    return loss, torch.where(margin >= 0, tail, 1.0) / (1 + tail)
+    """l = log(1+exp(-m)) and s = sigma(-m), accurate at both ends: beyond 40 the loss is -m to the last digit."""
+    against = -margin
+    return softplus(against, threshold=40.0), torch.sigmoid(against)
 
 
 @dataclass(frozen=True)
@@ -198,10 +199,14 @@ class FixedLabelLoss:
     kappa: float
     flipped: Tensor  # f, (R, n)
 
+    @cached_property
+    def _linear(self) -> tuple[Tensor, Tensor]:
+        """sum f_i and beta sum f_i u_i, the same at every v."""
+        return self.flipped.sum(-1), self.beta * self.pairs.pull(self.flipped)
+
     def derivatives(self, v: Tensor) -> Derivatives:
         value, gradient, hessian = MeanLoss(self.pairs, self.beta).derivatives(v[:, :-1])
-        moved = self.flipped.sum(-1)
-        to_w = self.beta * self.pairs.pull(self.flipped)
+        moved, to_w = self._linear
         value = value + (to_w * v[:, :-1]).sum(-1) - self.kappa * moved * v[:, -1]
         gradient = torch.cat([gradient + to_w, -self.kappa * moved[:, None]], -1)
         return value, gradient, torch.nn.functional.pad(hessian, (0, 1, 0, 1))

@@ -150,16 +150,11 @@ def _w1_label_interior(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor
 def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
     """Large samples: Newton's method on a smoothed hinge finds which labels surely stay or flip; the interior point decides the
     rest, the `_BAND` pairs nearest to the kink m = kappa eta. The certificate covers all pairs, so that a wrong guess shows."""
-    n = pairs.p.shape[1]
     w = linear_start(pairs, beta, ball)
     scale = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt().clamp(min=1e-9)
     v = torch.cat([w, (1.5 * beta * w.norm(dim=-1) + scale)[:, None]], -1)
     taken = torch.zeros_like(radius, dtype=torch.int64)
-    head = n // 16  # where the sample is large, its first pairs are enough for the coarse width
-    few = PairBatch(
-        pairs.ut[:, :, :head].contiguous(), pairs.p[:, :head] / pairs.p[:, :head].sum(-1, keepdim=True).clamp(min=1e-300)
-    )
-    for fraction, sample in ((0.1, few if head > 2048 else pairs), (0.01, pairs)):
+    for fraction, sample in ((0.1, _head(pairs)), (0.01, pairs)):
         eps = fraction * scale
         function = SmoothedLabelLoss(sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps))
         v, _, steps = minimise(function, v, ball, max_steps=7)
@@ -175,6 +170,15 @@ def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor
     share = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     flip = (flipped > 0).to(share.dtype).scatter_(1, near, share)
     return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, taken + interior.steps)
+
+
+def _head(pairs: PairBatch) -> PairBatch:
+    """Where the sample is large its first sixteenth, which is enough to find where to start; else the sample."""
+    head = pairs.p.shape[1] // 16
+    if head <= 2048:
+        return pairs
+    p = pairs.p[:, :head]
+    return PairBatch(pairs.ut[:, :, :head].contiguous(), p / p.sum(-1, keepdim=True).clamp(min=1e-300))
 
 
 def _w1_label_point(
@@ -313,6 +317,7 @@ def _settle_collapse(
 def solve_penalised(pairs: PairBatch, beta: float, ball: Ball, strength: Tensor, squared: bool) -> Point:
     """Best of several starts; for the norm form w = 0 is a local minimum when strength >= ||E u|| and then competes."""
     function = GradientPenalisedLoss(pairs, beta, strength, squared)
+    coarse = GradientPenalisedLoss(_head(pairs), beta, strength, squared)
     local = torch.zeros_like(strength, dtype=torch.bool) if squared else strength >= free_collapse(pairs, 2)
     linear = linear_start(pairs, beta, ball)
     edge = ball.project(linear * (1e3 * ball.bound / linear.norm(dim=-1, keepdim=True).clamp(min=1e-300)))
@@ -320,7 +325,7 @@ def solve_penalised(pairs: PairBatch, beta: float, ball: Ball, strength: Tensor,
     best.value = torch.where(local, best.value, torch.inf)
     best.collapsed = local.clone()
     for start in (radial_start(pairs, beta, ball, beta * strength / 2), linear, ball.project(0.1 * linear), edge):
-        rough, _, steps = minimise(function, start, ball, convex=False, max_steps=6)
+        rough, _, steps = minimise(coarse, start, ball, convex=False, max_steps=6)
         value = function.derivatives(rough)[0]
         promising = (value < best.value - 1e-9).nonzero()[:, 0]  # the others go where an earlier start went, or higher
         if promising.numel():

@@ -137,6 +137,14 @@ def test_a_batch_is_its_rows(ball: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-10)
 
 
+def test_a_replicate_that_no_transport_collapses_does_not_disturb_the_others() -> None:
+    """u = 1 and -1 at a distance of 3: what is missing to one half moves; with u = 1 and 2 nothing reaches a mean of zero."""
+    u = np.array([[[1.0], [-1.0]], [[1.0], [2.0]], [[1.0], [-1.0]]])
+    p = np.array([[0.7, 0.3], [0.5, 0.5], [0.9, 0.1]])
+    found = collapse_radius("w1-finite", u, p, distance=np.array([[0.0, 3.0], [3.0, 0.0]])).numpy()
+    np.testing.assert_allclose(found, [0.6, np.inf, 1.2], rtol=1e-9)
+
+
 def test_a_replicate_without_features_does_not_disturb_the_others() -> None:
     u, p = sample()
     both = collapse_radius("kl", np.stack([u, 0 * u]), np.stack([p, p]))

@@ -13,7 +13,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.optimize import linprog, minimize_scalar
+from scipy.optimize import linprog, minimize, minimize_scalar
 from scipy.special import entr, expit, logsumexp
 
 from theory import batch, objectives
@@ -393,6 +393,28 @@ def test_tilt_limits() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- gradient penalty
+@pytest.mark.parametrize("squared", [False, True])
+def test_gradient_penalty_of_a_large_sample(squared: bool) -> None:
+    """Starts come from a part of a large sample, the end from all of it: as low as scipy's, and no slope is left there."""
+    rng = np.random.default_rng(3)
+    u = rng.standard_normal((40_000, 2)) + np.array([0.5, 0.2])
+
+    def objective(w: np.ndarray) -> float:
+        m = 0.8 * u @ w
+        square = (0.8**2 * (w @ w) / (1 + np.exp(m)) ** 2).mean()
+        return float(np.logaddexp(0, -m).mean() + 0.3 * (square if squared else np.sqrt(square)))
+
+    fit = gradient_penalty(u, strength=0.3, squared=squared, beta=0.8, bound=3.0)
+    found = [
+        minimize(objective, w, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-13}) for w in ([0.1, 0.1], [1, 0.5])
+    ]
+    lowest = min(found, key=lambda end: end.fun)
+    assert np.linalg.norm(lowest.x) < 3 and fit.converged.all()
+    assert fit.value.item() == pytest.approx(objective(fit.theta[0].numpy()), rel=1e-12)
+    assert fit.value.item() <= lowest.fun + 1e-12
+    np.testing.assert_allclose(fit.theta[0], lowest.x, atol=1e-5)
+
+
 @pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("strength", [0.0, 0.1, 0.5, 2.0])
 def test_gradient_penalty_is_the_best_point_of_a_grid(squared: bool, strength: float) -> None:

@@ -15,7 +15,7 @@ from theory.newton import Ball, minimise
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Quadratic:
     """v'Hv/2 - c.v."""
 
@@ -167,6 +167,28 @@ def test_negative_curvature() -> None:
     v, settled, _ = minimise(DoubleWell(), start, ball_of(np.zeros(2), 10.0), convex=False)
     assert settled.all()
     torch.testing.assert_close(v, start.sign(), rtol=0, atol=1e-9)
+
+
+@dataclass
+class Rounded(Quadratic):
+    """The same with a gradient of which the last digits are noise, and a count of its evaluations."""
+
+    noise: torch.Generator
+    evaluations: list[int]
+
+    def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.evaluations.append(len(v))
+        value, gradient, hessian = super().derivatives(v)
+        return value, gradient + 1e-15 * torch.randn(v.shape, generator=self.noise, dtype=v.dtype), hessian
+
+
+def test_a_last_step_that_drowns_in_rounding_is_not_halved() -> None:
+    """A start, the step to the minimum and one within rounding: three evaluations, whatever the sign of the last slope."""
+    H = torch.eye(3, dtype=torch.float64).repeat(50, 1, 1)
+    problem = Rounded(H, torch.ones(50, 3, dtype=torch.float64), torch.Generator().manual_seed(0), [])
+    v, settled, _ = minimise(problem, torch.zeros(50, 3, dtype=torch.float64), Ball(torch.zeros(3, dtype=torch.float64), 10.0))
+    assert settled.all() and (v - 1).abs().max() < 1e-13
+    assert problem.evaluations == [50] * 3
 
 
 def test_a_batch_ends_each_problem_by_itself() -> None:

@@ -1,21 +1,22 @@
 """Claims on collapse: from a finite radius on an exact robust estimator is the reference policy, a practical one never is."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from theory import programs
 from theory.claims.ledger import Claim, Finding, Row, conclude, curve, equality, inequality, panel, pick
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.collapse import BALLS
 from theory.estimators import gradient_penalty, kldpo_tilt
 from theory.objectives import dpo_loss, gradient_norm
 from theory.policy import Array
-from theory.programs import Program
 from theory.worlds import FiniteWorld
 from theory.worst_case import worst_case
+
+if TYPE_CHECKING:
+    from theory.programs import Program
 
 _STEP = 0.01  # how far below and above the radius the estimators are tried, relative
 _ROUNDING = 1e-12  # of an objective near log 2
@@ -73,8 +74,10 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
     return conclude(figure, lines, tables)
 
 
-def _program(problem: Problem, radius: float) -> Program:
+def _program(problem: Problem, radius: float) -> "Program":
     """The same problem as a cvxpy program, which knows nothing of the collapse radius."""
+    from theory import programs  # cvxpy is slow to import
+
     solver: dict[str, Any] = {"kl": programs.kldpo}
     default = programs.wdpo_finite if problem.ball.endswith("finite") else programs.wdpo_free
     arguments = {**problem.ball_arguments, **problem.common}

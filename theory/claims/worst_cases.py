@@ -9,14 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from theory import worst_programs
 from theory.claims.ledger import Claim, Finding, Row, conclude, curve, equality, inequality, panel, pick, rate_equal
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual, transport_dual
 from theory.estimators import kldpo, kldpo_tilt
 from theory.objectives import dpo_loss, gradient_norm, kl_tilt, tilt_weights
 from theory.policy import Array
-from theory.programs import free_quadratic_worst_case, wasserstein_worst_case
 from theory.worlds import FiniteWorld, random_world
 from theory.worst_case import free, gradient_step, reweighting
 
@@ -25,6 +23,8 @@ BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, threshold: float = 1.0) -> Finding:
     """Claim 8: q_i ∝ p_i exp(sharpness l_i / lam*); on a sample, lam* = 0 iff rho >= threshold log n."""
+    from theory import worst_programs  # cvxpy is slow to import
+
     value_error, spent_error, example = 0.0, 0.0, ""
     weights, duals = list[Row](), list[Row]()
     for index, (world, theta) in enumerate(_settings(seed, pick(profile, 3, 15, 100))):
@@ -106,6 +106,8 @@ def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
 
 def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Finding:
     """Claim 9: sup over plans = min over eta of eta rho^(p exponent) + E max_z' [l(z') - eta d^p]; finite Z and free features."""
+    from theory import programs, worst_programs  # cvxpy is slow to import
+
     finite, example, below, above = 0.0, "", -math.inf, -math.inf
     rows = list[Row]()
     for world, theta in _settings(seed, pick(profile, 3, 10, 60)):
@@ -114,7 +116,7 @@ def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Fi
         margin, b = world.beta * world.u @ theta, world.beta * float(np.linalg.norm(theta))
         for power in (1, 2):
             for rho in (0.05, 0.3):
-                primal = wasserstein_worst_case(losses, p, distance, power, rho)[1]
+                primal = programs.wasserstein_worst_case(losses, p, distance, power, rho)[1]
                 cost, budget = torch.from_numpy(distance**power), _number(rho ** (power * exponent))
                 dual = transport_dual(torch.from_numpy(losses)[None], torch.from_numpy(p)[None], cost, budget).value.item()
                 if abs(dual - primal) / primal > finite:
@@ -141,6 +143,8 @@ def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Fi
 
 def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float = 8.0, order: float = 2.0) -> Finding:
     """Claim 10: E l + rho G <= sup <= E l + rho G + b² rho² / denominator, with an error of the given order in rho."""
+    from theory.programs import free_quadratic_worst_case  # cvxpy is slow to import
+
     low, tight, slopes, rows = math.inf, math.inf, list[float](), list[Row]()
     low_example = high_example = ""
     radii = np.array([1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0])
@@ -302,6 +306,8 @@ def released_kldpo_weights(profile: str, seed: int) -> Finding:
 
 def chi2_rebel_dual(profile: str, seed: int, *, paper: float = 1.0, code: float = 0.0) -> Finding:
     """sup {E_q l : sum (q-p)²/p <= 2 rho} = min_eta (offset + 2 rho)^(1/2) (E (l - eta)_+²)^(1/2) + eta, offset 1 or 0."""
+    from theory import worst_programs  # cvxpy is slow to import
+
     errors, example, rows = {"paper": 0.0, "code": 0.0}, "", list[Row]()
     depths = np.linspace(0, 20, 81)
     for index, (world, theta) in enumerate(_settings(seed, pick(profile, 3, 15, 100))):

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.alignment.training import WDPO
 from experiments.emotion_profiles import PROFILES, Profile
 from experiments.emotion_stages import code, prepare
 from experiments.emotion_tables import summary_table
-from experiments.emotion_training import METHODS, WDPO, labelled, run_name, train_cell
+from experiments.emotion_training import METHODS, labelled, run_name, train_cell
 from experiments.equal_kl import matched_table
 from experiments.provenance import configuration, provenance
 from experiments.runner import run_cells

@@ -9,26 +9,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments.alignment.training import objective
 from experiments.emotion_profiles import REWARDS, Profile
 from experiments.emotion_stages import Places, draw_prompts, stored_model, stored_tokenizer
 from experiments.stages import derived_seed, quieten
 from llm import evaluate, generate
 from llm.corpus import EMOTIONS
 
-METHODS: dict[str, Callable[[float], dict[str, Any]]] = {  # name -> radius -> parameters of the objective
-    "dpo": lambda radius: {"objective": "dpo"},
-    "wdpo": lambda radius: {"objective": "wdpo", "rho": radius},
-    "kldpo": lambda radius: {"objective": "kldpo", "tau": radius},
-    "dr_dpo": lambda radius: {"objective": "dr_dpo", "b": radius},
-    "aot": lambda radius: {"objective": "aot"},
-    "ipo": lambda radius: {"objective": "ipo", "average_tokens": False},
-}
-WDPO: dict[str, dict[str, Any]] = {  # ways to compute the gradient penalty -> parameters of the objective
-    "adversarial": {"wdpo_mode": "adversarial"},
-    "finite_difference": {"wdpo_mode": "finite_difference"},
-    "exact": {"wdpo_mode": "exact"},
-    "released": {"released": True, "rho_unit": "absolute"},
-}
+METHODS = ("dpo", "wdpo", "kldpo", "dr_dpo", "aot", "ipo")
 
 
 def train_cell(
@@ -114,9 +102,7 @@ def _train(
         disable_tqdm=True,
         seed=derived_seed(parameters["seed"], 10, replicate),
     )
-    objective = METHODS[parameters["method"]](parameters["radius"])
-    if parameters["method"] == "wdpo":
-        objective |= WDPO[profile.wdpo]
+    options = objective(parameters["method"], parameters["radius"], parameters["beta"], profile.wdpo)
     tokenizer = stored_tokenizer(places.texts)
 
     class Checkpoints(TrainerCallback):
@@ -127,7 +113,7 @@ def _train(
     trainer = PreferenceTrainer(
         model,
         arguments,
-        ObjectiveParameters(beta=parameters["beta"], **objective),
+        ObjectiveParameters(**options),
         train_dataset=data,
         processing_class=tokenizer,
         data_collator=PreferenceCollator(tokenizer.pad_token_id),

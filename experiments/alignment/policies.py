@@ -14,7 +14,7 @@ from experiments.alignment.prompts import FILES
 from experiments.alignment.scores import write_scores
 from experiments.alignment.sizes import part_of
 from experiments.alignment.study import Study
-from experiments.alignment.training import Run, check_options, more_options, options_of, train_policy
+from experiments.alignment.training import Run, more_options, options_of, train_policy
 from experiments.stages import Stage, derived_seed, stage, together
 
 Judge = Callable[..., object]  # (folder, study=, run=, policy=): fills the folder with what the policy is worth
@@ -67,8 +67,6 @@ def policies(study: Study, runs: Sequence[tuple[Run, Stage | None]], judge: Judg
     """
     first, step = part_of(study.options.part)
     more = more_options(study.options.training)
-    for run, _ in runs[:1]:
-        check_options(options_of(run, study.sizes, seed=0, more=more))
     tasks = [partial(_policy, study, run, pairs, more, judge, judged_by) for run, pairs in runs[first::step]]
     return together(tasks, study.workers, "policies")
 

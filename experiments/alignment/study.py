@@ -11,6 +11,7 @@ import torch
 
 from experiments.alignment.models import Models, prepare
 from experiments.alignment.sizes import Options, Sizes
+from experiments.alignment.training import Run, check_options, more_options, options_of
 from experiments.provenance import code_fingerprint, configuration, provenance
 from experiments.ranks import ranks
 from experiments.stages import times
@@ -42,12 +43,14 @@ def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
         experiment: the file of the experiment, part of the code that the stages depend on.
 
     Raises:
-        ValueError: workers were given under a launcher, which decides itself.
+        ValueError: workers were given under a launcher, which decides itself; options of the training that it does not take; a
+            batch that the processes of the launch cannot share; a model that cannot be had.
     """
     if ranks() > 1 and options.workers is not None:
         raise ValueError(
             f"{ranks()} processes were launched together and share each policy: leave out workers={options.workers}."
         )
+    check_options(options_of(Run("any", "dpo", 0.0, sizes.beta, 0), sizes, seed=0, more=more_options(options.training)))
     workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
     here = Path(__file__).resolve().parent
     files = [*sorted(here.glob("*.py")), *sorted((here.parent.parent / "llm").glob("*.py")), here.parent / "stages.py"]

@@ -15,7 +15,7 @@ from experiments.alignment.sizes import Sizes
 from experiments.ranks import rank, ranks
 from experiments.store import write_text
 
-KNOBS = {"kldpo": "tau", "wdpo": "rho"}  # methods with a radius -> the option that sets it
+KNOBS = {"kldpo": "tau", "wdpo": "rho", "dr_dpo": "b"}  # methods with a radius -> the option that sets it
 WDPO: dict[str, dict[str, Any]] = {  # ways to compute the gradient penalty -> options of the objective
     "adversarial": {"wdpo_mode": "adversarial"},
     "finite_difference": {"wdpo_mode": "finite_difference"},
@@ -42,11 +42,12 @@ class Run:
     more: dict[str, Any] = field(default_factory=dict)  # other options, such as num_train_epochs
     compared: bool = True  # whether benchmarks are run on it, where the experiment has some
 
-    def objective(self, sizes: Sizes) -> dict[str, Any]:
-        """The options of the objective."""
-        knob = {KNOBS[self.method]: self.radius} if self.method in KNOBS else {}
-        ipo = {"average_tokens": False} if self.method == "ipo" else {}  # the loss of the theory
-        return {"objective": self.method, "beta": self.beta, **knob, **ipo, **(WDPO[sizes.wdpo] if self.method == "wdpo" else {})}
+
+def objective(method: str, radius: float, beta: float, wdpo: str) -> dict[str, Any]:
+    """The options of an objective; `wdpo` as in WDPO. IPO sums over tokens, as the theory has it."""
+    knob = {KNOBS[method]: radius} if method in KNOBS else {}
+    ipo = {"average_tokens": False} if method == "ipo" else {}
+    return {"objective": method, "beta": beta, **knob, **ipo, **(WDPO[wdpo] if method == "wdpo" else {})}
 
 
 def options_of(run: Run, sizes: Sizes, *, seed: int, more: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def options_of(run: Run, sizes: Sizes, *, seed: int, more: dict[str, Any]) -> di
     options: dict[str, Any] = {
         "max_length": sizes.prompt_tokens + sizes.new_tokens,
         "long_prompts": "drop",
-        **run.objective(sizes),
+        **objective(run.method, run.radius, run.beta, sizes.wdpo),
         "num_train_epochs": sizes.epochs,
         "learning_rate": sizes.learning_rate,
         "lr_scheduler_type": sizes.schedule,

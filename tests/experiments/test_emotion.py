@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from experiments import emotion as study
 from experiments import emotion_stages, emotion_training
+from experiments.alignment.training import WDPO, objective
 from experiments.emotion import Emotion, plan, run
 from experiments.emotion_profiles import PROFILES
 from experiments.emotion_tables import summary_table
@@ -238,8 +239,10 @@ def test_the_configuration_replaces_values_of_the_profile() -> None:
 def test_every_method_has_an_objective() -> None:
     from llm.objectives import ObjectiveParameters, make_objective
 
-    for name, parameters in METHODS.items():
-        for more in emotion_training.WDPO.values() if name == "wdpo" else ({},):
-            make_objective(ObjectiveParameters(beta=0.1, **parameters(0.5), **more))
+    for name in METHODS:
+        for wdpo in WDPO:
+            parameters = ObjectiveParameters(**objective(name, 0.5, 0.1, wdpo))
+            make_objective(parameters)
+            assert 0.5 in (parameters.rho, parameters.tau, parameters.b, 0.5 if name in ("dpo", "aot", "ipo") else None)
     methods = [method for method, _, _ in study.runs(PROFILES["smoke"], ("aot", "ipo", "dr_dpo"))]
     assert methods == ["aot", "dr_dpo", "ipo", "dpo", "dpo", "sft"]

@@ -9,7 +9,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from theory.batch import PairBatch
 from theory.duals import kl_ball_dual
@@ -20,9 +19,10 @@ _LOG_ZERO = -1e300  # stands for log 0 without producing NaN in 0 * log 0
 
 
 def loss_and_slope(margin: Tensor) -> tuple[Tensor, Tensor]:
-    """l = log(1+exp(-m)) and s = sigma(-m), accurate at both ends: beyond 40 the loss is -m to the last digit."""
-    against = -margin
-    return softplus(against, threshold=40.0), torch.sigmoid(against)
+    """l = log(1+exp(-m)) and s = sigma(-m) from one exponential, accurate at both ends."""
+    tail = torch.exp(-margin.abs())
+    loss = torch.log1p(tail) - margin.clamp(max=0)
+    return loss, torch.where(margin >= 0, tail, 1.0) / (1 + tail)
 
 
 @dataclass(frozen=True)

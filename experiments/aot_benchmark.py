@@ -36,7 +36,7 @@ from experiments.alignment.sizes import PAPER, QUICK, SMOKE, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.ranks import rank
-from experiments.stages import Stage, derived_seed, file_digests, stage
+from experiments.stages import Stage, derived_seed, file_digests, read_artefact, stage
 from llm.evaluate import mean_of
 
 METHODS = ("dpo", "ipo", "kto", "aot", "aot_unpaired")
@@ -130,6 +130,8 @@ def plan(config: AotBenchmark) -> Profile:
     """
     profile: Profile = chosen(PROFILES, config)
     check_benchmarks(profile, config.limit)
+    if config.wdpo is not None:
+        raise ValueError(f"no WDPO is trained here, to which wdpo = {config.wdpo} could apply: leave it out.")
     if unknown := sorted(set(profile.h) - set(H)):
         raise ValueError(f"unknown h {', '.join(unknown)}; choose from {', '.join(H)}.")
     if profile.completions != 2:
@@ -310,10 +312,10 @@ Judged = Sequence[tuple[Choices, Run, Path]]  # panels, run, and the folder of w
 
 def quantiles(judged: Judged) -> pd.DataFrame:
     """Quantiles over test pairs of log pi/pi_start of the chosen and rejected responses, and of log pi(chosen)/pi(rejected)."""
-    starts = {run.replicate: pd.read_parquet(folder / "logps.parquet") for _, run, folder in judged if run.method == "start"}
+    starts = {run.replicate: read_artefact(folder / "logps.parquet") for _, run, folder in judged if run.method == "start"}
     parts = []
     for run, folder in _compared(judged):
-        own, start = pd.read_parquet(folder / "logps.parquet"), starts[run.replicate]
+        own, start = read_artefact(folder / "logps.parquet"), starts[run.replicate]
         values = {"log_ratio": own.chosen - own.rejected}
         if run.method != "start":
             values |= {name: own[name] - start[name] for name in ("chosen", "rejected")}
@@ -331,7 +333,7 @@ def ablations(profile: Profile, judged: Judged) -> pd.DataFrame:
         if run.method == "start":
             continue
         wins, reward = _against(profile, folder, starts[run.replicate])
-        kl = float(pd.read_parquet(folder / "completions.parquet").log_ratio.mean())
+        kl = float(read_artefact(folder / "completions.parquet").log_ratio.mean())
         of_run = {
             "method": run.method,
             "seed": run.replicate,
@@ -355,7 +357,7 @@ def benchmarks(profile: Profile, judged: Judged) -> pd.DataFrame:
             "metric": f"share of prompts with more {profile.score}",
         }
         row |= {"value": wins.value, "stderr": wins.error, "samples": len(starts[run.replicate])}
-        table = pd.concat([pd.read_csv(folder / "benchmarks.csv"), pd.DataFrame([row])], ignore_index=True)
+        table = pd.concat([read_artefact(folder / "benchmarks.csv"), pd.DataFrame([row])], ignore_index=True)
         parts.append(table.assign(method=run.method, seed=run.replicate))
     return pd.concat(parts, ignore_index=True)
 
@@ -369,7 +371,7 @@ def _starts(profile: Profile, judged: Judged) -> dict[int, np.ndarray]:
 
 
 def _score(profile: Profile, folder: Path) -> np.ndarray:
-    return pd.read_parquet(folder / "scores.parquet")[profile.score].to_numpy()
+    return read_artefact(folder / "scores.parquet")[profile.score].to_numpy()
 
 
 def _against(profile: Profile, folder: Path, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

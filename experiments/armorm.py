@@ -31,7 +31,7 @@ from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.equal_kl import KEYS, matched_table
 from experiments.ranks import rank
-from experiments.stages import Stage, derived_seed, stage
+from experiments.stages import Stage, derived_seed, read_artefact, stage
 from llm.corpus import EMOTIONS
 from llm.evaluate import mean_of
 from theory.shift import mean_interval
@@ -243,8 +243,8 @@ def tables_of(profile: Profile, judged: Sequence[tuple[str, Run, Path]]) -> dict
     both = tuple(dict.fromkeys((*profile.radar, *profile.curves)))
     rows = []
     for pair, run, folder in judged:
-        scores = pd.read_parquet(folder / "scores.parquet")
-        kl = mean_of(pd.read_parquet(folder / "completions.parquet").log_ratio.to_numpy())
+        scores = read_artefact(folder / "scores.parquet")
+        kl = mean_of(read_artefact(folder / "completions.parquet").log_ratio.to_numpy())
         for name in (pair,) if pair else both:
             first, second = parted(name)
             place = {"pair": title(name), "first": first, "second": second, **keys(run)}

@@ -35,7 +35,7 @@ from experiments.methods import METHODS
 from experiments.preference_shift import PreferenceShift
 from experiments.ranks import rank
 from experiments.runner import CellsFailed
-from experiments.store import StoreError
+from experiments.store import StoreError, refuse_folder_of_another
 from experiments.verify import Verify
 from experiments.worst_case import WorstCaseStudy
 from paper_figures import catalogue
@@ -114,6 +114,7 @@ def train(*words: str) -> None:
 
 def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="")]) -> None:
     """Estimation error against sample size, for every estimator, with the bounds of the theorems."""
+    refuse_folder_of_another(config.out, "estimation-error")
     tables = estimation_error.run(config)
     console = Console()
     rates = tables["rates"]
@@ -148,6 +149,7 @@ def run_estimation_error(config: Annotated[EstimationError, tyro.conf.arg(name="
 
 def run_worst_case(config: Annotated[WorstCaseStudy, tyro.conf.arg(name="")]) -> None:
     """Worst-case distributions of every ball at one policy: weights, moves, and the value against the radius."""
+    refuse_folder_of_another(config.out, "worst-case")
     values = worst_case.run(config)["values"]
     exact = values[values.version == "exact"].assign(relative_gap=lambda rows: rows.gap.abs() / rows.value)
     print(exact.groupby("ball").agg(problems=("value", "size"), largest_relative_gap=("relative_gap", "max")).to_string())
@@ -156,6 +158,7 @@ def run_worst_case(config: Annotated[WorstCaseStudy, tyro.conf.arg(name="")]) ->
 
 def run_preference_shift(config: Annotated[PreferenceShift, tyro.conf.arg(name="")]) -> None:
     """Robust against plain policies when the preferences shift, at the same distance from the reference policy."""
+    refuse_folder_of_another(config.out, "preference-shift")
     matched = preference_shift.run(config)["matched"].query("control == 'shrunk' and alpha == 'worst'")
     counts = matched.assign(lower=matched.high < -ROUNDING, higher=matched.low > ROUNDING).groupby("method", sort=False)
     print("worst-alpha regret minus that of DPO at equal KL: comparisons, 95 % intervals below and above 0, mean difference")
@@ -169,6 +172,7 @@ def run_preference_shift(config: Annotated[PreferenceShift, tyro.conf.arg(name="
 
 def run_aot(config: Annotated[AotStudy, tyro.conf.arg(name="")]) -> None:
     """AOT: rates, minibatch bias, soft sorting, choice of h, pairing, local minima, and against DPO, IPO and KTO."""
+    refuse_folder_of_another(config.out, "aot")
     tables = aot.run(config)
     print(tables["rates"].to_string(index=False))
     _say_where(config.out)
@@ -176,6 +180,7 @@ def run_aot(config: Annotated[AotStudy, tyro.conf.arg(name="")]) -> None:
 
 def run_emotion(config: Annotated[Emotion, tyro.conf.arg(name="")]) -> None:
     """Emotion alignment: texts, reward model, preferences, DPO and robust policies, rewards under shift, at equal KL."""
+    refuse_folder_of_another(config.out, "emotion")
     matched = emotion.run(config)["matched"].query("alpha == 'worst'")
     print("worst reward over alpha minus that of DPO at the same KL to the start, mean over seeds and 95 % interval")
     print(matched.to_string(index=False))
@@ -184,6 +189,7 @@ def run_emotion(config: Annotated[Emotion, tyro.conf.arg(name="")]) -> None:
 
 def run_armorm(config: Annotated[ArmoRM, tyro.conf.arg(name="")]) -> None:
     """Policies for mixtures of two objectives, judged by all objectives of a reward model (ArmoRM, or one trained here)."""
+    refuse_folder_of_another(config.out, "armorm")
     tables = armorm.run(config)
     if tables is None:
         return _say_part(config.out)
@@ -195,6 +201,7 @@ def run_armorm(config: Annotated[ArmoRM, tyro.conf.arg(name="")]) -> None:
 
 def run_leaderboard(config: Annotated[Leaderboard, tyro.conf.arg(name="")]) -> None:
     """Policies trained on the best against the worst of several completions, on the benchmarks of lm-evaluation-harness."""
+    refuse_folder_of_another(config.out, "leaderboard")
     tables = leaderboard.run(config)
     if tables is None:
         return _say_part(config.out)
@@ -206,6 +213,7 @@ def run_leaderboard(config: Annotated[Leaderboard, tyro.conf.arg(name="")]) -> N
 
 def run_aot_benchmark(config: Annotated[AotBenchmark, tyro.conf.arg(name="")]) -> None:
     """AOT, DPO, IPO and KTO on language models: quantiles of rewards, beta, batch size, h, sorting, and benchmarks."""
+    refuse_folder_of_another(config.out, "aot-benchmark")
     tables = aot_benchmark.run(config)
     if tables is None:
         return _say_part(config.out)
@@ -245,6 +253,8 @@ def figures(
         if source is not None:
             raise ValueError(f"--all draws from every experiment in --results: leave out --from {source}, or --all.")
         results = results or Path("results")
+        if not results.is_dir():
+            raise ValueError(f"there is no folder {results}. `make reproduce` makes ./results; give another one with --results.")
         return _draw_all(results, out or results / "figures", workers)
     if results is not None or workers is not None:
         raise ValueError("--results and --workers go with --all; --from FOLDER draws the figures of one experiment.")
@@ -252,7 +262,13 @@ def figures(
         raise ValueError("of what? Give --from FOLDER, the folder of an experiment's tables, or --all.")
     # matplotlib is slow to import and only needed here
     modules = [import_module(f"paper_figures.{name}") for name in catalogue.modules_of(_experiment(source))]
-    written = [path for module in modules for path in module.draw(source, out or source / "figures")]
+    try:
+        written = [path for module in modules for path in module.draw(source, out or source / "figures")]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the tables in {source} cannot be drawn ({error!r}): one was truncated, or is of another version. Run the "
+            "experiment again, in the same folder: what is finished is not computed again."
+        ) from error
     print("\n".join(str(path) for path in written))
 
 

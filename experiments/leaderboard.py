@@ -31,7 +31,7 @@ from experiments.alignment.sizes import PAPER, QUICK, SMOKE, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import KNOBS, Run
 from experiments.ranks import rank
-from experiments.stages import Stage, stage
+from experiments.stages import Stage, read_artefact, stage
 from llm.evaluate import mean_of
 from llm.reward_models import ARMORM_SCORE
 
@@ -149,10 +149,10 @@ def tables_of(profile: Profile, judged: Sequence[tuple[str, Run, Path]]) -> dict
     scores, rows = [], []
     for label, run, folder in judged:
         of_run = {"label": label, **keys(run), "epochs": _epochs(profile, run)}
-        table = pd.read_csv(folder / "benchmarks.csv")
+        table = read_artefact(folder / "benchmarks.csv")
         scores.append(table.assign(model=profile.model or "generated GPT-2", **of_run))
-        reward = mean_of(pd.read_parquet(folder / "scores.parquet")[profile.score].to_numpy())
-        kl = mean_of(pd.read_parquet(folder / "completions.parquet").log_ratio.to_numpy())
+        reward = mean_of(read_artefact(folder / "scores.parquet")[profile.score].to_numpy())
+        kl = mean_of(read_artefact(folder / "completions.parquet").log_ratio.to_numpy())
         rows.append({**of_run, "reward": reward.value, "reward_error": reward.error, "kl": kl.value, "kl_error": kl.error})
     return {"scores": pd.concat(scores, ignore_index=True), "policies": pd.DataFrame(rows)}
 

@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from experiments.ranks import from_first, rank, ranks, wait_for_all
 from experiments.runner import progress_of
-from experiments.store import TEMPORARY, write_json, write_table
+from experiments.store import TEMPORARY, storage_error, write_json, write_table
 
 RECORD = "made_from.json"
 
@@ -77,7 +77,10 @@ def _is_of(folder: Path, record: dict[str, Any]) -> bool:
 
 
 def _held(root: Path, name: str) -> AbstractContextManager[Any]:
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(root, error) from error
     return filelock.FileLock(root / f".{name}.lock")
 
 
@@ -104,6 +107,21 @@ def in_parts(folder: Path, name: str, rows: int, size: int, make: Callable[[slic
             path.unlink()
     wait_for_all()
     return whole
+
+
+def read_artefact(path: Path) -> pd.DataFrame:
+    """A table of a finished stage, .parquet or .csv.
+
+    Raises:
+        ValueError: the file is damaged, with what to do.
+    """
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError) as error:  # ArrowInvalid, ParserError and EmptyDataError are ValueErrors
+        raise ValueError(
+            f"{path} is missing or damaged ({error}): delete the folder {path.parent} and give the same command again, which "
+            "makes this stage again, and what depends on it."
+        ) from error
 
 
 def together(tasks: Sequence[Task], workers: int, what: str = "stages") -> list[Any]:

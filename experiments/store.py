@@ -74,7 +74,7 @@ def open_run(out: str | Path, *, wait: bool = False) -> Iterator[Path]:
         lock = filelock.FileLock(folder / ".lock", is_singleton=True)
         _acquire(lock, folder, wait)
     except OSError as error:
-        raise _storage_error(folder, error) from error
+        raise storage_error(folder, error) from error
 
     owner_file = folder / ".owner.json"
     outermost = lock.lock_counter == 1
@@ -217,13 +217,24 @@ def _write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())  # the content must be on the disk before the name says that it is complete
         os.replace(temporary, path)
     except OSError as error:
-        raise _storage_error(path, error) from error
+        raise storage_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()  # there is none after a successful replace
 
 
-def _storage_error(path: Path, error: OSError) -> StoreError:
+def refuse_folder_of_another(out: Path, experiment: str) -> None:
+    """Raise StoreError where `out` holds the results of another experiment, which would be overwritten."""
+    try:
+        other = json.loads((out / "run.json").read_text())["experiment"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other != experiment:
+        raise StoreError(f"{out} holds the results of {other}, which {experiment} would overwrite: choose another --out.")
+
+
+def storage_error(path: Path, error: OSError) -> StoreError:
+    """What to say of a folder or file that cannot be written: cause, space, next step."""
     existing = next(parent for parent in [path, *path.parents] if parent.exists())
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "Free some space, or choose a folder on another disk"

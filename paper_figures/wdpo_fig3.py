@@ -64,7 +64,7 @@ def figure(axes: pd.DataFrame, run: dict[str, Any]) -> Figure:
     notes = [
         f"{policies.scale(run)}. Whiskers: 95 % over seeds. Each spoke runs from its first number, at the "
         f"inner ring, to its second, at the outer one, the same in every radar; beta = {run['beta']:g}.",
-        policies.distances(axes[axes.pair.isin(pairs)], float(run["beta"])),
+        policies.distances(pd.concat([table for lines in shown.values() for _, _, table in lines]), float(run["beta"])),
         f"The paper (Fig. 3): LLaMA-3.2-1B, ArmoRM; {'; '.join(' + '.join(pair) for pair in paper['figure3_pairs'])}; over "
         f"{', '.join(paper['figure3_axes'])}; no numbers of it are at hand.",
     ]

@@ -120,9 +120,12 @@ def suggest_radii(
         seed: of the draws from the limit law of the W2 profile.
 
     Raises:
-        ValueError: data that are not (n, d) finite numbers with n >= 2, or an argument out of its range.
+        ValueError: data that are not (n, d) finite numbers with n >= 2, or an argument out of its range; features that
+            are all 0.
     """
     pairs = _pairs("u", u)
+    if not pairs.any():
+        raise ValueError("all features of u are 0: the two responses of every pair look the same. Build other features.")
     other = None if held_out is None else _pairs("held_out", held_out)
     if other is not None and other.shape[1] != pairs.shape[1]:
         raise ValueError(f"u has {pairs.shape[1]} features and held_out {other.shape[1]}: build both with the same features.")
@@ -355,6 +358,11 @@ def describe(choice: RadiusChoice) -> str:
         cells = [ball.ball, *numbers, shift, f"{ball.collapse:.3g}", f"{ball.cap:.3g}"]
         lines.append("".join(f"{cell:>15}" for cell in cells))
     lines += [f"{ball.ball}: {ball.conflict}." for ball in (choice.kl, choice.w1, choice.w2) if ball.conflict is not None]
+    if math.isinf(choice.kl.collapse):
+        lines.append(
+            "A policy can separate these pairs: without a bound their DPO fit is infinite, and all numbers here rest on the bound. Take "
+            "more pairs, or fewer features, before you believe them."
+        )
     lines += [
         f"{choice.n} pairs, {choice.dimension} features, mean loss of the DPO fit {choice.mean_loss:.4g}.",
         f"tau at the KL radius: {choice.tau:.3g}; it leaves {choice.share:.0%} of the sample.",
@@ -365,7 +373,10 @@ def describe(choice: RadiusChoice) -> str:
 
 # ----------------------------------------------------------------------------------------------------------------- checks
 def _pairs(name: str, u: ArrayLike) -> Array:
-    array = torch.as_tensor(u, dtype=torch.float64).cpu().numpy()
+    try:
+        array = torch.as_tensor(u, dtype=torch.float64).cpu().numpy()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers of shape (n, d), got {type(u).__name__} ({error}).") from error
     if array.ndim != 2 or len(array) < 2 or array.shape[1] < 1 or not np.isfinite(array).all():
         raise ValueError(
             f"{name} must be finite signed feature differences (2y-1)(psi1-psi2) of shape (n, d) with n >= 2, got shape "

@@ -76,11 +76,12 @@ def load_policy(name: str, *, trust_remote_code: bool) -> tuple[nn.Module, Any]:
     Raises:
         ValueError: it cannot be loaded, or needs code of its own that is not trusted.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     tokenizer = pretrained_tokenizer(name, trust_remote_code=trust_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise cannot_load("model", name, error) from error
     return model.to(device()).eval(), tokenizer

@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 
 from experiments.alignment.completions import write_completions
+from experiments.alignment.pairs import count_pairs
 from experiments.alignment.prompts import FILES
 from experiments.alignment.scores import write_scores
 from experiments.alignment.sizes import part_of
 from experiments.alignment.study import Study
 from experiments.alignment.training import Run, more_options, options_of, train_policy
-from experiments.stages import Stage, derived_seed, stage, together
+from experiments.stages import Stage, derived_seed, read_artefact, stage, together
 
 Judge = Callable[..., object]  # (folder, study=, run=, policy=): fills the folder with what the policy is worth
 
@@ -50,7 +51,7 @@ def scores_stage(study: Study, prompts: Stage, completions: Stage, part: str) ->
 def scored(completions: Stage, scores: Stage) -> pd.DataFrame:
     """Completions with their rewards, one row each."""
     return pd.concat(
-        [pd.read_parquet(completions.folder / "completions.parquet"), pd.read_parquet(scores.folder / "scores.parquet")], axis=1
+        [read_artefact(completions.folder / "completions.parquet"), read_artefact(scores.folder / "scores.parquet")], axis=1
     )
 
 
@@ -77,7 +78,10 @@ def _policy(study: Study, run: Run, pairs: Stage | None, more: dict[str, Any], j
         record = {"policy": digest, "replicate": run.replicate, "compared": run.compared, **study.made_from(**judged_by)}
         return stage(study.root, f"judged-{run.name}", record, partial(judge, study=study, run=run, policy=policy))
     except Exception as error:
-        error.add_note(f"(policy {run.name})")
+        error.add_note(
+            f"(Policy {run.name}. Where a file of a finished stage is damaged, delete that stage's folder in {study.root} and "
+            "give the same command again.)"
+        )
         raise
 
 
@@ -87,6 +91,11 @@ def _trained(study: Study, run: Run, pairs: Stage, more: dict[str, Any]) -> tupl
     if study.options.trust_remote_code:
         more = more | {"trust_remote_code": True}
     options = options_of(run, study.sizes, seed=seed, more=more)
+    if (count := count_pairs(pairs.folder)) < options["batch_size"]:
+        raise ValueError(
+            f"{count} preference pairs make no batch of {options['batch_size']}: take more prompts or a smaller batch_size. "
+            "Pairs of equal or empty completions are left out."
+        )
     data = {"pairs": pairs.digest, "code": study.code, **study.models.made_from}
     # the reference depends on neither the objective nor the order, but on how rows are cut and computed; KTO has rows of its own
     of_reference = data | {name: options[name] for name in ("max_length", "bf16")} | {"more": more, "kto": run.method == "kto"}

@@ -479,3 +479,30 @@ def test_two_processes_of_a_launch_give_the_rows_of_one(shared_models: Path, tmp
     keys = ["pair", "method", "radius", "beta", "seed", "objective"]
     pd.testing.assert_frame_equal(one[keys], two[keys])
     assert np.allclose(one.reward, two.reward, atol=1e-5) and np.allclose(one.kl, two.kl, atol=1e-4)
+
+
+def test_a_damaged_artefact_is_named_with_what_to_do(shared_models: Path, tmp_path: Path) -> None:
+    config = ArmoRM(
+        out=tmp_path,
+        shared=shared_models,
+        profile="smoke",
+        radar=("anger+fear",),
+        curves=("anger+fear",),
+        control_betas=(0.3,),
+        workers=1,
+    )
+    armorm.run(config)
+    scores = next((tmp_path / "stages").glob("judged-*wdpo*seed-0/scores.parquet"))
+    scores.write_bytes(scores.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{scores.name} is missing or damaged.*delete the folder .*{scores.parent.name[:10]}"):
+        armorm.run(config)
+    shutil.rmtree(scores.parent)
+    assert armorm.run(config) is not None
+
+
+def test_too_few_pairs_for_a_batch_are_said(shared_models: Path, tmp_path: Path) -> None:
+    config = ArmoRM(
+        out=tmp_path, shared=shared_models, profile="smoke", radar=("anger+fear",), curves=("anger+fear",), prompts=4, workers=1
+    )
+    with pytest.raises(ValueError, match=r"pairs make no batch of 8: take more prompts"):
+        armorm.run(config)

@@ -41,6 +41,9 @@ def test_run_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (("run", "estimation-error", "--no-such-option"), "no-such-option"),
         (("figures", "--from", "no/such/folder"), "no/such/folder"),
         (("figures",), "Give --from FOLDER"),
+        (("figures", "--all", "--results", "nowhere"), "no folder nowhere"),
+        (("run", "armorm", "--profile", "smoke", "--out", "/proc/1/nothing", "--shared", "/proc/1/nothing"), "cannot write"),
+        (("run", "aot-benchmark", "--wdpo", "exact"), "no WDPO is trained here"),
         (("figures", "--all", "--from", "results/aot"), "leave out --from results/aot"),
         (("figures", "--from", "results/aot", "--workers", "2"), "go with --all"),
         (("run", "armorm", "--part", "3/2"), "part must be K/N"),
@@ -56,6 +59,12 @@ def test_what_is_wrong_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *words)
+
+
+def test_the_folder_of_another_experiment_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"experiment": "armorm"}')
+    said = refused(capsys, "run", "leaderboard", "--profile", "smoke", "--out", str(tmp_path))
+    assert "holds the results of armorm" in said and "choose another --out" in said
 
 
 def test_the_installed_command_exits_with_a_status() -> None:

@@ -1,5 +1,6 @@
 """The notebooks: every source runs, and every .ipynb beside it is that source, executed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -53,10 +54,10 @@ def test_the_notebook_is_its_source_executed(source: Path) -> None:
 def test_your_own_pairs_are_read(tmp_path: Path) -> None:
     """With a file of one's own, also as held-out pairs of the same population: those show no shift."""
     rng = np.random.default_rng(0)
-    lines = [
-        f'{{"prompt": "say {k}", "chosen": "{"word " * rng.integers(3, 9)}", "rejected": "{"a " * rng.integers(1, 6)}b?"}}'
-        for k in range(80)
-    ]
+    answers = [("word " * rng.integers(3, 9), "a " * rng.integers(1, 6) + "b?") for _ in range(80)]
+    for k in range(0, 80, 5):  # pairs that no policy can separate
+        answers[k] = answers[k][::-1]
+    lines = [json.dumps({"prompt": f"say {k}", "chosen": a, "rejected": b}) for k, (a, b) in enumerate(answers)]
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(lines))
     done = run(FOLDER / "07_your_data.py", tmp_path, PREFDRO_PAIRS=str(path), PREFDRO_HELD_OUT=str(path))

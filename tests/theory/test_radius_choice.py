@@ -271,7 +271,8 @@ def test_separable_pairs_and_pairs_without_preference() -> None:
     u = sample(40)
     balanced = suggest_radii(np.concatenate([u, -u]), beta=1.0, bound=5.0)
     assert balanced.kl.radius == pytest.approx(0, abs=1e-12) and balanced.w2.radius == pytest.approx(0, abs=1e-12)
-    assert "inf" in describe(separable)
+    assert "inf" in describe(separable) and "rest on the bound" in describe(separable)
+    assert "rest on the bound" not in describe(balanced)
 
 
 @pytest.mark.parametrize(
@@ -289,3 +290,10 @@ def test_unusable_input_is_refused(change: dict, message: str) -> None:
     given = {"u": sample(20), "beta": 1.0, "bound": 5.0} | change
     with pytest.raises(ValueError, match=message):
         suggest_radii(**given)
+
+
+def test_pairs_from_which_no_radius_follows_are_refused() -> None:
+    with pytest.raises(ValueError, match="all features of u are 0"):
+        suggest_radii(np.zeros((80, 3)), beta=1.0, bound=50.0)
+    with pytest.raises(ValueError, match="must be numbers"):
+        suggest_radii(np.array([["a", "b"], ["c", "d"]]), beta=1.0, bound=50.0)

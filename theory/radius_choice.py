@@ -360,8 +360,8 @@ def describe(choice: RadiusChoice) -> str:
     lines += [f"{ball.ball}: {ball.conflict}." for ball in (choice.kl, choice.w1, choice.w2) if ball.conflict is not None]
     if math.isinf(choice.kl.collapse):
         lines.append(
-            "A policy can separate these pairs: without a bound their DPO fit is infinite, and all numbers here rest on the bound. Take "
-            "more pairs, or fewer features, before you believe them."
+            "A policy can separate these pairs: without a bound their DPO fit is infinite, and all numbers here rest on the "
+            "bound. Take more pairs, or fewer features, before you believe them."
         )
     lines += [
         f"{choice.n} pairs, {choice.dimension} features, mean loss of the DPO fit {choice.mean_loss:.4g}.",

@@ -12,7 +12,6 @@ from experiments.store import write_json, write_text
 from llm.generate import bradley_terry
 
 Array = NDArray[np.float64]
-TIES = "pairs of equal or empty completions are left out: they say nothing, or cannot be trained on"
 
 
 def write_pairs(
@@ -36,7 +35,10 @@ def write_pairs(
         chosen, rejected = (a, b) if wins else (b, a)
         lines.append(json.dumps(_row(prompts[number], chosen, rejected), ensure_ascii=False) + "\n")
     if not lines:
-        raise ValueError(f"of {len(first)} pairs of completions none is left ({TIES}). Take more prompts, or longer completions.")
+        raise ValueError(
+            f"of {len(first)} pairs of completions none is left (pairs of equal or empty completions are left out: they say "
+            "nothing, or cannot be trained on). Take more prompts, or longer completions."
+        )
     write_text("".join(lines), folder / "pairs.jsonl")
     write_json({"pairs": len(lines), "of": len(first)}, folder / "count.json")
 

@@ -39,6 +39,20 @@ class DataArguments:
     eval_split: str | None = option(None, "split to evaluate on, of --eval_data or else of --data")
     max_length: int | None = option(1024, "longest prompt with completion, in tokens; longer completions are cut at the end")
     long_prompts: str = option("error", "prompts that leave no room for a completion: error or drop")
+    columns: str | None = option(
+        None,
+        "names of the columns in the data where they are others than ours, as prompt=question,chosen=better; "
+        "system=NAME is put before a conversation",
+    )
+    strings: str | None = option(
+        None,
+        "how strings are read: raw (as they are; not given: the same, with a warning where that is hardly meant), chat "
+        "(messages for the chat template), templated (a template has written them) or json (they spell messages)",
+    )
+    drop_bad_rows: bool = option(
+        False,
+        "leave out rows that cannot be used, instead of an error; numbers and reasons: left-out-rows-train.csv in --output_dir",
+    )
     reference_cache: str | None = option(
         None, "file of the reference log-probabilities; not given: reference-train.safetensors in --output_dir"
     )

@@ -1,5 +1,6 @@
 """Prompts, as strings or as chat messages, and the tokens that a model reads of them."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,3 +69,20 @@ def token_rows(tokenizer: Any, prompts: Sequence[Prompt], completions: Sequence[
     texts = [text(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=not tokenizer.chat_template, verbose=False)["input_ids"]
     return rows
+
+
+# a turn of Anthropic's HH-RLHF, which puts two line breaks before the name of the speaker
+HH_TURN = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def turns(prompt: str) -> list[Message]:
+    """A string as messages: the turns of a dialogue written as in HH-RLHF, or else one message of the user.
+
+    The last turn is the assistant's that is to be written, and is left out where it is empty.
+    """
+    first, *rest = HH_TURN.split(prompt)
+    if not rest or first.strip():
+        return [{"role": "user", "content": prompt.strip()}]
+    messages = [{"role": HH_ROLES[name], "content": said.strip()} for name, said in zip(rest[::2], rest[1::2], strict=True)]
+    return messages[:-1] if messages[-1] == {"role": "assistant", "content": ""} else messages

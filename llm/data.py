@@ -2,47 +2,56 @@
 
 Formats are those of TRL: `prompt, chosen, rejected`; `chosen, rejected` whose common beginning is the prompt; unpaired
 `prompt, completion, label`; each as strings or as conversations (lists of messages with a role and a content). Optional columns:
-`weight` (a number >= 0) and `group` (a whole number >= 0 or a name). Rows are counted from 0, lines of a file from 1.
+`weight` (a number >= 0), `group` (a whole number >= 0 or a name), `tools` and `chat_template_kwargs` for the chat template.
 """
 
-import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, List, Value
+from datasets.utils import tqdm
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llm.data_checks import check_common_beginning, check_not_blank, check_tokenizer, checked_columns, is_text, name_of, which
+from llm import doubts
+from llm.chat import turns
+from llm.data_checks import TEXTS, check_tokenizer, checked_rows, name_of, with_prompts, without_blank
 from llm.data_files import load_rows
+from llm.rows import BadRows, Row, as_rows, column_names, renamed, which
 
-__all__ = ["PreferenceCollator", "group_numbers", "load_rows", "padding_token", "tokenise"]
+__all__ = ["BadRows", "PreferenceCollator", "group_numbers", "load_rows", "padding_token", "preference_texts", "tokenise"]
 
 TOKENS = List(Value("int32"))
 KEPT = {"label": Value("bool"), "weight": Value("float32"), "group": Value("int64"), "index": Value("int64")}
+STRINGS = ("raw", "chat", "templated", "json")
+BATCH = 1000  # rows given to the tokenizer at once
 
 
 def tokenise(
-    rows: Dataset,
+    rows: Sequence[Mapping[str, Any]] | Dataset | pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
     kind: str = "pairs",
     *,
     max_length: int | None = None,
     long_prompts: str = "error",
     groups: dict[str, int] | None = None,
-    num_proc: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    strings: str | None = None,
+    bad: BadRows | None = None,
 ) -> Dataset:
     """Checked token ids, as the DPOTrainer and KTOTrainer of TRL cut them (trl 1.16), in memory.
 
     A prompt ends where its tokens and those of prompt and completion part, which is earlier than its own end where tokens merge
-    across the boundary. A string is given an end-of-sequence token; a conversation has what its chat template writes. Pairs whose
-    chosen and rejected tokens are identical are left out, with a warning.
+    across the boundary. A string is given an end-of-sequence token; a conversation has what its chat template writes. An implicit
+    prompt of strings ends at the last turn's boundary (`llm.implicit_prompts`), where TRL takes the longest common beginning.
+    Blank completions and pairs whose chosen and rejected tokens are identical are left out, with a warning.
 
     Args:
         rows: see the formats above. Pairs may be given where `kind` is unpaired: each becomes two rows.
@@ -50,59 +59,75 @@ def tokenise(
         max_length: tokens of prompt and completion; longer completions are cut at the end, with a warning. None: no limit.
         long_prompts: "error" or "drop", for prompts that fill `max_length`.
         groups: numbers of the groups' names, as `group_numbers` of the training data gives them; None: names in sorted order.
-        num_proc: processes. One is usually enough for strings, which the tokenizer cuts in parallel.
+        columns: our names of the columns -> those of the data; `system` may be named where texts are or become conversations.
+        strings: how strings are read. "raw": as they are, None: the same, with a warning where that is hardly what is meant;
+            "chat": as messages for the chat template, turns marked as in HH-RLHF apart; "templated": a template has written them,
+            so that beginning and end are added only where they are missing; "json": they spell lists of messages.
+        bad: the account of rows that cannot be used, of `load_rows`; not given, a new one for which they are an error.
 
     Returns:
         prompt_ids, chosen_ids, rejected_ids; or prompt_ids, completion_ids, label, kl_completion_ids (the completion of the next
         row of another prompt, cyclic); index, the position in `rows`; weight and group where given.
 
     Raises:
-        ValueError: rows that cannot be used, with their number and the first of them; a tokenizer that lacks what they need.
+        ValueError: rows that cannot be used, all of them with their numbers and reasons; a tokenizer that lacks what they need.
     """
-    if kind not in ("pairs", "unpaired"):
-        raise ValueError(f'kind must be "pairs" or "unpaired", got {kind!r}.')
-    if long_prompts not in ("error", "drop"):
-        raise ValueError(f'long_prompts must be "error" or "drop", got {long_prompts!r}.')
+    for name, value, accepted in (
+        ("kind", kind, ("pairs", "unpaired")),
+        ("long_prompts", long_prompts, ("error", "drop")),
+        ("strings", strings, (*STRINGS, None)),
+    ):
+        if value not in accepted:
+            raise ValueError(f"{name} must be {' or '.join(map(_quoted, accepted))}, got {value!r}.")
     if max_length is not None and max_length < 2:
         raise ValueError(f"max_length must be at least 2 (one token of prompt, one of completion), got {max_length}.")
-    if len(rows) == 0:
+    bad = BadRows() if bad is None else bad
+    given = as_rows(rows)
+    if len(given) == 0:
         raise ValueError("the data set has no rows.")
 
-    table, numbers = checked_columns(rows, kind, groups)
-    check_tokenizer(tokenizer, conversational=not is_text(table[0].type))
-    options = {"keep_in_memory": True, "load_from_cache_file": False, "num_proc": num_proc}
-    texts = Dataset(table)
-    if "prompt" not in texts.column_names:
-        from trl.data_utils import extract_prompt  # slow to import
-
-        check_common_beginning(table)
-        texts = texts.map(extract_prompt, desc="prompts", **options)
-    check_not_blank(texts.with_format("arrow")[:])
-    if kind == "unpaired" and "chosen" in texts.column_names:
-        from trl.data_utils import unpair_preference_dataset  # slow to import
-
-        # in one process, since the order of the rows depends on how they are shared out
-        texts = unpair_preference_dataset(texts, desc="one row for each response", **options | {"num_proc": None})
-
+    texts = _texts(given, kind, groups, columns, strings, bad)
+    conversational = bool(texts.rows) and not isinstance(texts.rows[0]["prompt"], str)
+    if texts.rows:
+        check_tokenizer(tokenizer, conversational)
+    said = doubts.of_columns(texts.names, texts.rows[0] if texts.implicit and texts.rows else None)
+    said += doubts.of_strings(texts.rows, texts.completions, tokenizer, strings) if texts.rows else []
+    left = texts.rows
+    if kind == "unpaired" and "chosen" in texts.completions:
+        left = _unpaired(left)
     completions = ["chosen", "rejected"] if kind == "pairs" else ["completion"]
-    kept = {column: feature for column, feature in KEPT.items() if column in texts.column_names}
-    if numbers:
-        kept["group"] = ClassLabel(names=list(numbers))
-    data = texts.map(
-        _tokenise_batch,
-        batched=True,
-        fn_kwargs={"tokenizer": tokenizer, "completions": completions, "max_length": max_length},
-        remove_columns=[column for column in texts.column_names if column not in kept],
-        features=Features(
-            {f"{column}_ids": TOKENS for column in ["prompt", *completions]}
-            | kept
-            | {flag: Value("bool") for flag in ("cut", "merged", "same")}
-        ),
-        desc="tokens",
-        **options,
-    )
-    data = _usable(data, completions, max_length, long_prompts)
+    data = _tokenised(left, completions, tokenizer, max_length, strings == "templated", texts.groups, bad)
+    data = _usable(data, completions, max_length, long_prompts, bad)
+    bad.settle(len(given))
+    if len(data) == 0:
+        raise ValueError(f"no row is left to learn from. {bad.summary(len(given))} Check how the data were made.")
+    said += doubts.of_tokens(data, completions, tokenizer, conversational)
+    if left_out := bad.summary(len(given)):
+        said.append(left_out)
+    for warning in said:
+        warnings.warn(warning, stacklevel=2)
     return data if kind == "pairs" else _with_next_completion(data, max_length)
+
+
+def preference_texts(
+    rows: Sequence[Mapping[str, Any]] | Dataset | pd.DataFrame,
+    *,
+    columns: Mapping[str, str] | None = None,
+    strings: str | None = None,
+    bad: BadRows | None = None,
+) -> pd.DataFrame:
+    """Pairs as the trainer reads them, for analyses of the text: prompt, chosen, rejected as strings; index, their position.
+
+    Messages of a conversation are joined by empty lines. Arguments and errors as of `tokenise`; blank answers are left out.
+    """
+    bad = BadRows() if bad is None else bad
+    given = as_rows(rows)
+    texts = _texts(given, "pairs", None, columns, strings, bad)
+    bad.settle(len(given))
+    if left_out := bad.summary(len(given)):
+        warnings.warn(left_out, stacklevel=2)
+    named = ("prompt", "chosen", "rejected")
+    return pd.DataFrame([{name: _joined(row[name]) for name in named} | {"index": row["index"]} for row in texts.rows])
 
 
 def group_numbers(data: Dataset) -> dict[str, int]:
@@ -177,70 +202,157 @@ class PreferenceCollator:
         return batch
 
 
-def _tokenise_batch(
-    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, completions: list[str], max_length: int | None
-) -> dict[str, list[Any]]:
-    prompts = batch["prompt"]
-    if isinstance(prompts[0], str):
-        encode = _encoder(tokenizer, special=True)
-        eos = tokenizer.eos_token
-        prompt_ids = encode(prompts)
-        ended = {column: [text if text.endswith(eos) else text + eos for text in batch[column]] for column in completions}
-        whole = {column: encode([p + y for p, y in zip(prompts, ended[column], strict=True)]) for column in completions}
-    else:
-        encode = _encoder(tokenizer, special=False)  # the template writes them
-        prompt_ids = encode(_render(tokenizer, batch, prompts, add_generation_prompt=True))
-        dialogues = {column: [p + y for p, y in zip(prompts, batch[column], strict=True)] for column in completions}
-        whole = {column: encode(_render(tokenizer, batch, dialogues[column])) for column in completions}
+@dataclass
+class _Texts:
+    """Usable rows with a prompt, what they are made of, and the names of all columns of the data."""
 
-    names = [*(f"{column}_ids" for column in ["prompt", *completions]), "cut", "merged", "same"]
-    tokens: dict[str, list[Any]] = {name: [] for name in names}
-    for i, prompt in enumerate(prompt_ids):
-        full = [whole[column][i] for column in completions]
-        start = min(_common_length(prompt, ids) for ids in full)
-        parts = [ids[start:max_length] for ids in full]
-        tokens["prompt_ids"].append(prompt[:start])
-        for column, part in zip(completions, parts, strict=True):
-            tokens[f"{column}_ids"].append(part)
-        tokens["cut"].append(max_length is not None and any(len(ids) > max_length for ids in full))
-        tokens["merged"].append(start < len(prompt))
-        tokens["same"].append(len(parts) == 2 and parts[0] == parts[1])
-    return tokens
+    rows: list[Row]
+    completions: list[str]
+    groups: dict[str, int]
+    implicit: bool
+    names: list[str]
 
 
-def _encoder(tokenizer: PreTrainedTokenizerBase, special: bool) -> Callable[[list[str]], list[list[int]]]:
-    def encode(texts: list[str]) -> list[list[int]]:
-        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        return tokenizer(texts, add_special_tokens=special, **options)["input_ids"]
+def _texts(
+    given: list[Row],
+    kind: str,
+    groups: dict[str, int] | None,
+    columns: Mapping[str, str] | None,
+    strings: str | None,
+    bad: BadRows,
+) -> _Texts:
+    """From rows as they stand to prompts and completions, as strings or messages."""
+    given = renamed(given, columns) if columns else given
+    rows, texts, numbers = checked_rows(given, kind, groups, bad, serialised=strings == "json")
+    implicit = "prompt" not in texts
+    if implicit:
+        rows = with_prompts(rows, bad)
+    completions = [name for name in texts if name != "prompt"]
+    if strings == "chat":
+        rows = [_as_messages(row, completions) for row in rows]
+    if columns and "system" in columns:
+        rows = _with_system(rows, given, bad)
+    rows = without_blank(rows, completions, bad)
+    names = [name for name in column_names(given) if not (name == "system" and columns and "system" in columns)]
+    return _Texts(rows, completions, numbers, implicit, names)
 
-    return encode
+
+def _as_messages(row: Row, completions: list[str]) -> Row:
+    if not isinstance(row["prompt"], str):
+        return row
+    answers = {name: [{"role": "assistant", "content": row[name].strip()}] for name in completions}
+    return row | {"prompt": turns(row["prompt"])} | answers
 
 
-def _render(
+def _with_system(rows: list[Row], given: list[Row], bad: BadRows) -> list[Row]:
+    if rows and isinstance(rows[0]["prompt"], str):
+        raise ValueError("--columns system=... is a message of a conversation, but the texts are strings: give --strings chat.")
+    found = []
+    for row in rows:
+        system = given[row["index"]].get("system")
+        if isinstance(system, str | None):
+            found.append(row | {"prompt": [{"role": "system", "content": system}, *row["prompt"]]} if system else row)
+        else:
+            bad.add([row["index"]], "with something else than a string for the system message", repr(system)[:60])
+    return found
+
+
+def _unpaired(rows: list[Row]) -> list[Row]:
+    """One row for each response, in the order of TRL: of each thousand rows first all that are chosen."""
+    found: list[Row] = []
+    for start in range(0, len(rows), BATCH):
+        for name, label in (("chosen", True), ("rejected", False)):
+            for row in rows[start : start + BATCH]:
+                rest = {k: v for k, v in row.items() if k not in TEXTS}
+                found.append(rest | {"prompt": row["prompt"], "completion": row[name], "label": label})
+    return found
+
+
+def _tokenised(
+    rows: list[Row],
+    completions: list[str],
     tokenizer: PreTrainedTokenizerBase,
-    batch: dict[str, list[Any]],
-    conversations: Iterable[Any],
-    add_generation_prompt: bool = False,
-) -> list[str]:
-    texts = []
-    for i, conversation in enumerate(conversations):
-        tools = batch["tools"][i] if "tools" in batch else None
-        more = (batch["chat_template_kwargs"][i] or {}) if "chat_template_kwargs" in batch else {}
+    max_length: int | None,
+    templated: bool,
+    groups: dict[str, int],
+    bad: BadRows,
+) -> Dataset:
+    """Token ids of the rows that the chat template does not refuse, with the flags that `_usable` looks at."""
+    names = [f"{name}_ids" for name in ["prompt", *completions]]
+    flags = ("cut", "merged", "same")
+    tokens: dict[str, list[Any]] = {name: [] for name in (*names, *flags)}
+    rendered = list(_rendered(tqdm(rows, desc="chat template", unit="row", delay=2), completions, tokenizer, templated, bad))
+    for start in tqdm(range(0, len(rendered), BATCH), desc="tokens", unit="batch", delay=2):
+        part = rendered[start : start + BATCH]
+        # text by text with or without the tokenizer's own special tokens, but the tokenizer takes many at once
+        encoded: dict[tuple[int, str], list[int]] = {}
+        for special in (False, True):
+            of_kind = [(i, name) for i, (_, texts, own) in enumerate(part) if own == special for name in texts]
+            if of_kind:
+                of_texts = _encode(tokenizer, [part[i][1][name] for i, name in of_kind], special)
+                encoded |= dict(zip(of_kind, of_texts, strict=True))
+        for i in range(len(part)):
+            prompt, full = encoded[i, "prompt"], [encoded[i, name] for name in completions]
+            start_of_completion = min(_common_length(prompt, ids) for ids in full)
+            parts = [ids[start_of_completion:max_length] for ids in full]
+            tokens["prompt_ids"].append(prompt[:start_of_completion])
+            for name, ids in zip(completions, parts, strict=True):
+                tokens[f"{name}_ids"].append(ids)
+            tokens["cut"].append(max_length is not None and any(len(ids) > max_length for ids in full))
+            tokens["merged"].append(start_of_completion < len(prompt))
+            tokens["same"].append(len(parts) == 2 and parts[0] == parts[1])
+    used = [row for row, _, _ in rendered]
+    kept = {name: feature for name, feature in KEPT.items() if used and name in used[0]}
+    if groups and "group" in kept:
+        kept["group"] = ClassLabel(names=list(groups))
+    features = Features(dict.fromkeys(names, TOKENS) | kept | {flag: Value("bool") for flag in flags})
+    return Dataset.from_dict(tokens | {name: [row[name] for row in used] for name in kept}, features=features)
+
+
+def _rendered(
+    rows: Iterable[Row], completions: list[str], tokenizer: PreTrainedTokenizerBase, templated: bool, bad: BadRows
+) -> Iterator[tuple[Row, dict[str, str], bool]]:
+    """Each row with the texts to be cut, prompt and prompt with each completion, and whether special tokens are added to them."""
+    eos, bos = tokenizer.eos_token, tokenizer.bos_token
+    ends = tuple({eos, *tokenizer.all_special_tokens} - {None, bos, tokenizer.pad_token} | {eos})
+    for row in rows:
+        prompt = row["prompt"]
         try:
-            text: Any = tokenizer.apply_chat_template(
-                conversation,
-                tools=json.loads(tools) if isinstance(tools, str) else tools,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **more,
-            )
+            if not isinstance(prompt, str):
+                texts = {"prompt": _render(tokenizer, row, prompt, add_generation_prompt=True)}
+                texts |= {name: _render(tokenizer, row, prompt + row[name]) for name in completions}
+                own = False  # the template writes them
+            elif templated:
+                ended = {name: row[name] if row[name].rstrip().endswith(ends) else row[name] + eos for name in completions}
+                texts = {"prompt": prompt} | {name: prompt + text for name, text in ended.items()}
+                own = bos is None or not prompt.startswith(bos)
+            else:
+                ended = {name: row[name] if row[name].endswith(eos) else row[name] + eos for name in completions}
+                texts = {"prompt": prompt} | {name: prompt + text for name, text in ended.items()}
+                own = True
         except Exception as error:  # templates raise what they like
-            raise ValueError(
-                f"row {batch['index'][i]}: the chat template of {name_of(tokenizer)} refuses the conversation ({error}). Correct "
-                "or remove the row, or use another template."
-            ) from error
-        texts.append(text)
-    return texts
+            if isinstance(prompt, str):
+                raise
+            reason = f"that the chat template of {name_of(tokenizer)} refuses: correct them or use another template"
+            bad.add([row["index"]], reason, str(error))
+            continue
+        yield row, texts, own
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool) -> list[list[int]]:
+    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    return tokenizer(texts, add_special_tokens=special, **options)["input_ids"]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, row: Row, conversation: Any, add_generation_prompt: bool = False) -> str:
+    text: Any = tokenizer.apply_chat_template(
+        conversation,
+        tools=row.get("tools"),
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        **row.get("chat_template_kwargs", {}),
+    )
+    return str(text)
 
 
 def _common_length(prompt: list[int], whole: list[int]) -> int:
@@ -249,52 +361,43 @@ def _common_length(prompt: list[int], whole: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole)))
 
 
-def _usable(data: Dataset, completions: list[str], max_length: int | None, long_prompts: str) -> Dataset:
-    """The rows that can be learnt from, without the flags; what is dropped or changed is counted in a warning."""
+def _usable(data: Dataset, completions: list[str], max_length: int | None, long_prompts: str, bad: BadRows) -> Dataset:
+    """The rows that can be learnt from, without the flags; what is changed is counted in a warning, what is dropped in `bad`."""
     table = data.with_format("arrow")[:]
     index = table["index"].to_numpy()
-    lengths = {column: pc.list_value_length(table[f"{column}_ids"]).to_numpy() for column in ["prompt", *completions]}
+    lengths = {name: pc.list_value_length(table[f"{name}_ids"]).to_numpy() for name in ["prompt", *completions]}
     cut, merged, same = (table[flag].to_numpy() for flag in ("cut", "merged", "same"))
     within = "" if max_length is None else f" within {max_length} tokens"
 
-    bad = lengths["prompt"] == 0
-    if bad.any():
-        raise ValueError(
-            f"{which(index[bad])} without a token of prompt, so that the first token of the completion has no probability. Give "
-            "a prompt, or use a tokenizer that begins every text with a token of its own."
-        )
+    bad.add(
+        index[lengths["prompt"] == 0],
+        "without a token of prompt, so that the first token of the completion has no probability (give a prompt, or use a "
+        "tokenizer that begins every text with a token of its own)",
+    )
     long = np.zeros(len(table), dtype=bool) if max_length is None else lengths["prompt"] >= max_length
-    if long.any() and (long_prompts == "error" or long.all()):
+    if long.any() and not bad.drop and (long_prompts == "error" or long.all()):
         raise ValueError(
             f"{which(index[long])} with a prompt that leaves no room for a completion within max_length = {max_length} tokens "
             f"(the longest prompt has {lengths['prompt'].max()}). Raise max_length, shorten the prompts, or give "
             "--long_prompts drop to leave such rows out, if there are others."
         )
-    same &= ~long
-    for column in completions:
-        bad = (lengths[column] == 0) & ~long
-        if bad.any():
-            raise ValueError(f"column `{column}`: {which(index[bad])} without a token of completion. Remove them.")
-    if (same | long).all():
-        raise ValueError(
-            f"chosen and rejected are identical{within} in all {same.sum()} rows: there is nothing to prefer. Check how the "
-            "pairs were made."
-        )
-    keep = ~(long | same)
-    if "weight" in table.column_names and not (table["weight"].to_numpy()[keep] > 0).any():
+    bad.leave_out(index[long], f"with a prompt that leaves no room for a completion{within}")
+    for name in completions:
+        bad.add(index[(lengths[name] == 0) & ~long], f"without a token of completion in `{name}`")
+    bad.leave_out(index[same & ~long], f"with identical chosen and rejected{within}")
+    keep = np.array([row not in bad for row in index], dtype=bool)
+    if keep.any() and "weight" in table.column_names and not (table["weight"].to_numpy()[keep] > 0).any():
         raise ValueError("column `weight` is zero in every row: there is nothing to learn from.")
     for flag, what in (
-        (long, f"dropped: the prompt leaves no room for a completion{within}"),
-        (same, f"dropped: chosen and rejected are identical{within}"),
-        (cut & keep, f"cut at the end of the completion: longer than max_length = {max_length} tokens"),
+        (cut, f"cut at the end of the completion: longer than max_length = {max_length} tokens"),
         (
-            merged & keep,
+            merged,
             "with a prompt whose tokens are not the first of prompt and completion: tokens merge across the boundary, or the "
             "chat template writes the prompt differently. The completion starts where they part",
         ),
     ):
-        if flag.any():
-            warnings.warn(f"{which(index[flag])} {what}.", stacklevel=3)
+        if (flag & keep).any():
+            warnings.warn(f"{which(index[flag & keep])} {what}.", stacklevel=3)
     data = data.remove_columns(["cut", "merged", "same"])
     return data if keep.all() else _rebuilt(data, data.with_format("arrow")[:].filter(pa.array(keep)), {})
 
@@ -326,3 +429,11 @@ def _next_other(prompts: Iterable[Sequence[int]]) -> np.ndarray:
 
 def _rebuilt(data: Dataset, table: pa.Table, more: dict[str, Any]) -> Dataset:
     return Dataset(table.replace_schema_metadata(None), info=DatasetInfo(features=Features({**data.features, **more})))
+
+
+def _joined(text: Any) -> str:
+    return text if isinstance(text, str) else "\n\n".join(str(message.get("content") or "") for message in text)
+
+
+def _quoted(value: str | None) -> str:
+    return "None" if value is None else f'"{value}"'

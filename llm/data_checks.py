@@ -1,15 +1,18 @@
-"""Which columns preference data may have, and what is wrong with those at hand: every offending row counted, the first named."""
+"""Which columns preference data may have, and which rows cannot be used: all of them are taken down, with the reason of each."""
 
+import ast
+import json
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+
+from llm.implicit_prompts import split
+from llm.rows import BadRows, Row, column_names
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 TEMPLATE_INPUTS = ("tools", "chat_template_kwargs")  # per row, handed to the chat template
@@ -18,69 +21,68 @@ FORMATS = (
     "`prompt, chosen, rejected`; `chosen, rejected` that begin with the same prompt; or, for unpaired objectives, "
     "`prompt, completion, label`"
 )
-NAMED = 5  # offending rows that an error names
+STRING, MESSAGES = "a string", "a list of messages"
 
 
-def checked_columns(rows: Dataset, kind: str, groups: dict[str, int] | None) -> tuple[pa.Table, dict[str, int]]:
-    """The columns that are used, their types checked, with label, weight and group converted and the row's `index` added.
+def checked_rows(
+    rows: Sequence[Row], kind: str, groups: dict[str, int] | None, bad: BadRows, *, serialised: bool = False
+) -> tuple[list[Row], list[str], dict[str, int]]:
+    """The usable rows with what is read of them and their position `index`; label, weight, group and tools converted.
 
-    Second: the number of each group's name, in the order of the numbers; empty where groups are numbers or there are none.
+    serialised: the texts are JSON, or Python's way to write it, inside strings.
+
+    Returns the rows, their text columns, and the number of each group's name in the order of the numbers (empty where groups are
+    numbers or there are none).
 
     Raises:
-        ValueError: columns are missing or of the wrong type, or some of their values cannot be used.
+        ValueError: columns are missing, or strings and conversations are mixed.
     """
-    texts = _text_columns(rows.column_names, kind)
-    table = rows.with_format("arrow")[:].replace_schema_metadata(None)
-    if texts == ["prompt", "chosen", "rejected"] and is_text(table["prompt"].type) and not is_text(table["chosen"].type):
-        texts = texts[1:]  # as in UltraFeedback: the conversations begin with the prompt, which is given once more as a string
-    for column in texts:
-        _check_text(column, table[column])
-    if len({is_text(table[column].type) for column in texts}) > 1:
-        shapes = ", ".join(f"`{column}` has {'strings' if is_text(table[column].type) else 'conversations'}" for column in texts)
-        raise ValueError(f"strings and conversations are mixed: {shapes}. Give all as strings, or all as lists of messages.")
-    given = sorted(column for column in table.column_names if column.startswith("ref_") and column.endswith("logps"))
+    names = column_names(rows)
+    texts = _text_columns(names, kind)
+    given = sorted(name for name in names if name.startswith("ref_") and name.endswith("logps"))
     if given:
         warnings.warn(f"{', '.join(given)} in the data are not used: the reference is computed from the model.", stacklevel=3)
 
-    columns = {column: table[column] for column in (*texts, *TEMPLATE_INPUTS) if column in table.column_names}
-    numbers: dict[str, int] = {}
-    if "completion" in texts:
-        columns["label"] = _labels(table["label"])
-    if "weight" in table.column_names:
-        columns["weight"] = _weights(table["weight"])
-    if "group" in table.column_names:
-        columns["group"], numbers = _groups(table["group"], groups)
-    columns["index"] = pa.array(np.arange(len(table)))
-    return pa.table(columns), numbers
+    left = [Row(row, index=i) for i, row in enumerate(rows) if i not in bad]
+    if serialised:
+        left = _parsed(left, texts, bad)
+    shapes = {name: _common_shape(row.get(name) for row in left) for name in texts}
+    if texts == ["prompt", "chosen", "rejected"] and shapes["prompt"] == STRING and shapes["chosen"] == MESSAGES:
+        texts = texts[1:]  # as in UltraFeedback: the conversations begin with the prompt, which is given once more as a string
+    if len({shapes[name] for name in texts}) > 1:
+        listed = ", ".join(f"`{name}` has {'strings' if shapes[name] == STRING else 'conversations'}" for name in texts)
+        raise ValueError(f"strings and conversations are mixed: {listed}. Give all as strings, or all as lists of messages.")
+    for name in texts:
+        _check_shape(left, name, shapes[name], bad)
+    numbers = _check_numbers(left, names, "completion" in texts, groups, bad)
+    for name in TEMPLATE_INPUTS:
+        if name in names:
+            _check_template_input(left, name, bad)
+    kept = (*texts, *TEMPLATE_INPUTS, "label", "weight", "group", "index")
+    return [{k: row[k] for k in kept if k in row} for row in left if row["index"] not in bad], texts, numbers
 
 
-def check_common_beginning(table: pa.Table) -> None:
-    """Chosen and rejected begin alike, so that their prompt can be taken from them."""
-    if is_text(table["chosen"].type):
-        first = [pc.utf8_slice_codeunits(table[column], 0, 1) for column in ("chosen", "rejected")]
-        bad = _where(pc.or_(pc.not_equal(*first), pc.equal(first[0], "")))
-    else:
-        pairs = zip(table["chosen"].to_pylist(), table["rejected"].to_pylist(), strict=True)
-        bad = [i for i, (chosen, rejected) in enumerate(pairs) if chosen[0] != rejected[0]]
-    if bad:
-        raise ValueError(
-            f"there is no column `prompt`, and {which(bad)} without a common beginning of chosen and rejected that could be the "
-            "prompt. Add the column, or remove them."
-        )
-
-
-def check_not_blank(table: pa.Table) -> None:
-    """Completions (without the prompt) that say something."""
-    for column in ("chosen", "rejected", "completion"):
-        if column not in table.column_names:
-            continue
-        values = table[column]
-        if is_text(values.type):
-            bad = _where(pc.equal(pc.utf8_trim_whitespace(values), ""))
+def with_prompts(rows: list[Row], bad: BadRows) -> list[Row]:
+    """Rows of chosen and rejected, with the prompt that they begin with as a column of its own."""
+    found = []
+    for row in rows:
+        parts = split(row["chosen"], row["rejected"])
+        if parts is None:
+            bad.add(
+                [row["index"]],
+                "without a column `prompt`, and without a common beginning of chosen and rejected that could be the prompt",
+            )
         else:
-            bad = [i for i, value in enumerate(values.to_pylist()) if not value or any(_is_blank(message) for message in value)]
-        if bad:
-            raise ValueError(f"column `{column}`: {which(bad)} empty or blank after the prompt. Remove them.")
+            found.append(row | dict(zip(("prompt", "chosen", "rejected"), parts, strict=True)))
+    return found
+
+
+def without_blank(rows: list[Row], completions: Sequence[str], bad: BadRows) -> list[Row]:
+    """The rows whose completions say something; the others teach nothing and are left out."""
+    for name in completions:
+        blank = [row["index"] for row in rows if _says_nothing(row[name])]
+        bad.leave_out(blank, f"empty or blank after the prompt in `{name}`")
+    return [row for row in rows if row["index"] not in bad]
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) -> None:
@@ -97,25 +99,25 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, conversational: bool) ->
         )
 
 
-def which(rows: Sequence[int] | np.ndarray) -> str:
-    """`3 rows (0, 4, 9) are`, `1 row (7) is`: how many, the first of them, and the verb of the sentence."""
-    named = ", ".join(str(int(row)) for row in rows[:NAMED]) + (", ..." if len(rows) > NAMED else "")
-    return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({named}) {'are' if len(rows) > 1 else 'is'}"
-
-
-def is_text(type_: pa.DataType) -> bool:
-    """Whether an Arrow type is one of strings."""
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_)
-
-
 def name_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """What to call a tokenizer in an error."""
     return f"the tokenizer {os.path.basename(str(tokenizer.name_or_path)) or type(tokenizer).__name__}"
 
 
+def parse_json(text: str) -> Any:
+    """What a string spells as JSON, or as Python writes lists and dicts (pandas does into CSV); ValueError for anything else."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise error from None
+
+
 def _text_columns(there: list[str], kind: str) -> list[str]:
     if {"chosen", "rejected"} <= set(there):
-        return [column for column in ("prompt", "chosen", "rejected") if column in there]
+        return [name for name in ("prompt", "chosen", "rejected") if name in there]
     if {"prompt", "completion", "label"} <= set(there):
         if kind == "unpaired":
             return ["prompt", "completion"]
@@ -123,84 +125,161 @@ def _text_columns(there: list[str], kind: str) -> list[str]:
             "the data are unpaired (prompt, completion, label), but the objective compares pairs. Give `prompt, chosen, "
             "rejected`, or choose an objective for unpaired data."
         )
-    raise ValueError(f"columns are missing. The data have {', '.join(there) or 'none'}; accepted are {FORMATS}.")
+    raise ValueError(
+        f"columns are missing. The data have {', '.join(f'`{name}`' for name in there) or 'none'}; accepted are {FORMATS}. "
+        "Columns of other names are named by --columns, as in --columns prompt=question,chosen=better,rejected=worse."
+    )
 
 
-def _check_text(column: str, values: pa.ChunkedArray) -> None:
-    if is_text(values.type):
-        bad = _where(pc.is_null(values))
-    elif pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        bad = [i for i, value in enumerate(values.to_pylist()) if not _is_conversation(value)]
-    else:
-        bad = list(range(len(values)))
-    if bad:
-        raise ValueError(
-            f"column `{column}` (of type {_short(values.type)}): {which(bad)} neither a string nor a list of messages with a "
-            "role and a content, both strings. Correct or remove them."
-        )
+# ---------------------------------------------------------------------------------------------------------------------- texts
+def _parsed(rows: list[Row], texts: list[str], bad: BadRows) -> list[Row]:
+    found = []
+    for row in rows:
+        try:
+            found.append(row | {name: parse_json(row[name]) for name in texts if isinstance(row.get(name), str)})
+        except ValueError as error:
+            bad.add([row["index"]], "not the JSON that --strings json expects", str(error))
+    return found
 
 
-def _is_conversation(value: Any) -> bool:
-    return bool(value) and all(isinstance(message, dict) and _is_message(message) for message in value)
+def _common_shape(cells: Iterator[Any]) -> str:
+    counts = Counter(isinstance(cell, str) for cell in cells if isinstance(cell, str | list))
+    return STRING if counts[True] >= counts[False] else MESSAGES
 
 
-def _is_message(message: dict[str, Any]) -> bool:
-    return isinstance(message.get("role"), str) and (isinstance(message.get("content"), str) or bool(message.get("tool_calls")))
+def _check_shape(rows: list[Row], name: str, shape: str, bad: BadRows) -> None:
+    for row in rows:
+        cell, found = row.get(name), None
+        if cell is None:
+            found = f"without `{name}`", ""
+        elif shape == STRING and not isinstance(cell, str):
+            found = f"with {_kind(cell)} in `{name}`, where the others have a string", _short(cell)
+        elif shape == MESSAGES and (problem := _of_messages(cell)):
+            found = (
+                f"with {problem} in `{name}`, which needs a list of messages with a role and a content, both strings",
+                _short(cell),
+            )
+        elif not _can_be_written(cell):
+            found = f"with half an emoji (a lone surrogate, which no UTF-8 text can hold) in `{name}`", _short(cell)
+        if found:
+            bad.add([row["index"]], *found)
 
 
-def _is_blank(message: dict[str, Any]) -> bool:
-    return not (message["content"] or "").strip() and not message.get("tool_calls")
+def _of_messages(cell: Any) -> str | None:
+    """What is wrong with a conversation."""
+    if not isinstance(cell, list):
+        return _kind(cell)
+    if not cell:
+        return "an empty list"
+    for message in cell:
+        if not isinstance(message, dict):
+            return f"{_kind(message)} for a message"
+        if not isinstance(message.get("role"), str):
+            return "a message without a role"
+        if not isinstance(message.get("content"), str) and not (message.get("content") is None and message.get("tool_calls")):
+            return f"a message whose content is {_kind(message.get('content'))}"
+    return None
 
 
-def _labels(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not (pa.types.is_boolean(values.type) or pa.types.is_integer(values.type)):
-        raise ValueError(f"column `label` must be true or false (or 1 and 0), got {_short(values.type)}.")
-    numbers = values.cast(pa.int64())
-    bad = _where(pc.invert(pc.is_in(numbers, pa.array([0, 1]))))
-    if bad:
-        raise ValueError(f"column `label`: {which(bad)} neither true nor false (nor 1 or 0). True marks a desirable completion.")
-    return numbers.cast(pa.bool_())
+def _can_be_written(cell: Any) -> bool:
+    if isinstance(cell, str):
+        try:
+            return cell.isascii() or bool(cell.encode()) or True
+        except UnicodeEncodeError:
+            return False
+    if isinstance(cell, dict):
+        return all(_can_be_written(part) for pair in cell.items() for part in pair)
+    return not isinstance(cell, list) or all(map(_can_be_written, cell))
 
 
-def _weights(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        raise ValueError(f"column `weight` must hold numbers, got {_short(values.type)}.")
-    weights = values.cast(pa.float64()).to_numpy()  # null becomes NaN
-    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
-    if len(bad):
-        raise ValueError(f"column `weight`: {which(bad)} missing, negative or not finite (the first is {weights[bad[0]]}).")
-    return pa.chunked_array([pa.array(weights.astype(np.float32))])
+def _says_nothing(completion: Any) -> bool:
+    if isinstance(completion, str):
+        return not completion.strip()
+    return any(not (message.get("content") or "").strip() and not message.get("tool_calls") for message in completion)
 
 
-def _groups(values: pa.ChunkedArray, known: dict[str, int] | None) -> tuple[pa.ChunkedArray, dict[str, int]]:
-    bad = _where(pc.is_null(values))
-    if bad:
-        raise ValueError(f"column `group`: {which(bad)} missing. Give every row a group, or remove the column.")
-    if pa.types.is_integer(values.type):
-        bad = _where(pc.less(values, 0))
-        if bad:
-            raise ValueError(f"column `group`: {which(bad)} negative. Number the groups from 0, or give them names.")
-        if known:
-            raise ValueError(f"column `group` holds numbers, but in the training data names ({', '.join(known)}). Use the same.")
-        return values.cast(pa.int64()), {}
-    if not is_text(values.type):
-        raise ValueError(f"column `group` must hold whole numbers or names, got {_short(values.type)}.")
+def _check_template_input(rows: list[Row], name: str, bad: BadRows) -> None:
+    """Tools and arguments of the template: as they stand, or as JSON in a string, which is empty where there are none."""
+    wanted = list if name == "tools" else dict
+    for row in rows:
+        cell = row.pop(name, None)
+        try:
+            value = json.loads(cell) if isinstance(cell, str) and cell.strip() else cell
+        except ValueError as error:
+            bad.add([row["index"]], f"with something in `{name}` that is no JSON", f"{_short(cell)}: {error}")
+            continue
+        if value in (None, "", [], {}) or (isinstance(value, str) and not value.strip()):
+            continue
+        if isinstance(value, wanted) and _can_be_written(value):
+            row[name] = value
+        else:
+            bad.add([row["index"]], f"with {_kind(value)} in `{name}`, which needs {_kind(wanted())}", _short(cell))
+
+
+# ----------------------------------------------------------------------------------------------------- labels, weights, groups
+def _check_numbers(
+    rows: list[Row], names: list[str], labelled: bool, known: dict[str, int] | None, bad: BadRows
+) -> dict[str, int]:
+    for row in rows:
+        if labelled:
+            label = row.get("label")
+            if not isinstance(label, int | float) or label not in (0, 1):
+                bad.add(
+                    [row["index"]], "with a `label` that is neither true nor false (nor 1 or 0); true is desirable", repr(label)
+                )
+                continue
+            row["label"] = bool(label)
+        if "weight" in names:
+            weight = row.get("weight")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                bad.add([row["index"]], "with a `weight` that is missing, negative or not a finite number", _short(weight))
+    return _check_groups(rows, known, bad) if "group" in names else {}
+
+
+def _check_groups(rows: list[Row], known: dict[str, int] | None, bad: BadRows) -> dict[str, int]:
+    cells = [row.get("group") for row in rows]
+    numbered = sum(_is_number(cell) for cell in cells) > sum(isinstance(cell, str) for cell in cells)
+    if numbered and known:
+        raise ValueError(f"column `group` holds numbers, but in the training data names ({', '.join(known)}). Use the same.")
+    for row, cell in zip(rows, cells, strict=True):
+        if cell is None:
+            bad.add([row["index"]], "without a `group`, which other rows have")
+        elif numbered and not (_is_number(cell) and cell >= 0):
+            bad.add([row["index"]], "with a `group` that is no whole number >= 0", _short(cell))
+        elif not numbered and not isinstance(cell, str):
+            bad.add([row["index"]], "with a `group` that is neither a name nor, as in all rows, a whole number", _short(cell))
+    if numbered:
+        return {}
     if known is None:
-        known = {name: number for number, name in enumerate(sorted(pc.unique(values).to_pylist()))}
-    numbers = pc.index_in(values, pa.array(sorted(known, key=known.__getitem__), type=values.type))
-    bad = _where(pc.is_null(numbers))
-    if bad:
-        raise ValueError(
-            f"column `group`: {which(bad)} of a group unknown to the training data (the first is {values[bad[0]].as_py()!r}), "
-            f"whose groups are {', '.join(known) or 'numbers'}."
-        )
-    return numbers.cast(pa.int64()), known
+        names = sorted({row["group"] for row in rows if isinstance(row.get("group"), str)})
+        known = {name: number for number, name in enumerate(names)}
+    for row in rows:
+        cell = row.get("group")
+        if isinstance(cell, str) and cell not in known:
+            listed = ", ".join(known) or "numbers"
+            bad.add([row["index"]], f"of a group unknown to the training data, whose groups are {listed}", repr(cell))
+        elif isinstance(cell, str):
+            row["group"] = known[cell]
+    return known
 
 
-def _where(mask: pa.ChunkedArray) -> list[int]:
-    return np.flatnonzero(mask.to_numpy()).tolist()
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int) and not isinstance(cell, bool)
 
 
-def _short(type_: pa.DataType) -> str:
-    text = str(type_)
+def _kind(cell: Any) -> str:
+    names = {
+        type(None): "nothing",
+        str: STRING,
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(cell), f"a {type(cell).__name__}")
+
+
+def _short(cell: Any) -> str:
+    text = repr(cell)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,56 +1,81 @@
-"""Preference data as they are stored: a file, a folder or a data set on the hub -> rows, not yet checked."""
+"""Preference data as they are stored: a file, a folder or a data set on the hub -> rows, exactly as they stand, not yet checked.
 
+JSON and CSV are read without Arrow, whose columns have one type each: it would give every object the keys of all others, make
+dates of strings and refuse what is a number in one row and a string in another.
+"""
+
+import csv
 import gzip
 import io
 import json
 import re
 import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
-from llm.data_checks import FORMATS, READ, TEMPLATE_INPUTS, TEXTS, which
+from llm.rows import BadRows, Row, as_rows, of_arrow
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
-JSON_BLOCK = 2**24  # bytes; a row may not be longer, so it is doubled until all fit
+ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
+GZIP = b"\x1f\x8b"
+# UTF-32 first: its mark begins with that of UTF-16
+MARKS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"\xef\xbb\xbf": "utf-8-sig",
+}
 REWRITE = "Write or download it again"
 
 
-def load_rows(source: str | Path, split: str = "train", name: str | None = None, revision: str | None = None) -> Dataset:
+def load_rows(
+    source: str | Path,
+    split: str = "train",
+    name: str | None = None,
+    revision: str | None = None,
+    bad: BadRows | None = None,
+) -> list[Row]:
     """The rows of a data set, as they are: `llm.data.tokenise` checks them.
 
     Args:
-        source: a .jsonl, .json, .parquet or .csv file (JSON also as .gz); a folder written by `Dataset.save_to_disk`; a folder
-            with the hub's layout; or the name of a data set on the hub.
-        split: which split of a folder or of a data set on the hub. A file has only `train`.
+        source: a .jsonl, .json, .parquet or .csv file (JSON and CSV also as .gz; in UTF-8, or UTF-16 and 32 with their mark); a
+            folder written by `Dataset.save_to_disk`; a folder with the hub's layout; or the name of a data set on the hub.
+        split: which split of a folder or of a data set on the hub, also as train[:1000]. A file has only `train`.
         name: configuration of a folder with the hub's layout, or of a data set on the hub.
         revision: revision of a data set on the hub.
+        bad: takes down lines that are no JSON, whose rows are then empty dicts; not given, they are an error.
 
     Raises:
         FileNotFoundError: there is no such file or folder, and no data set of that name can be had from the hub.
-        ValueError: the file is truncated or malformed (with its line), mixes types or is empty; the split does not exist; an
-            argument has no meaning for the source.
+        ValueError: the file is damaged or malformed (with its lines), or empty; the split does not exist; an argument has no
+            meaning for the source.
     """
+    account = BadRows() if bad is None else bad
+    account.source = str(source)
     path = Path(source).expanduser()
     if path.is_dir():
         saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
         _refuse(path, revision=revision, name=name if saved else None)
-        rows = _load_saved(path, split) if saved else _load_folder(path, split, name)
+        rows = _load_saved(path, split) if saved else _load_layout(str(path), split, name, None, account)
     elif path.is_file():
         _refuse(path, revision=revision, name=name, split=None if split == "train" else split)
-        rows = _load_file(path)
+        rows = _load_file(path, account)
     elif _looks_like_path(str(source)):
         raise FileNotFoundError(f"there is no file or folder {source} (looked for {path.absolute()}). Check the path.")
     else:
-        rows = _load_hub(str(source), split, name, revision)
+        rows = _load_hub(str(source), split, name, revision, account)
     if len(rows) == 0:
         raise ValueError(f"{source} has no rows.")
+    if bad is None:
+        account.settle(len(rows))
     return rows
 
 
@@ -67,32 +92,18 @@ def _looks_like_path(source: str) -> bool:
     return not hub_name or source.lower().endswith(ENDINGS)
 
 
-def _load_saved(path: Path, split: str) -> Dataset:
+# ------------------------------------------------------------------------------------------------------------ folders and hub
+def _load_saved(path: Path, split: str) -> list[Row]:
     saved = datasets.load_from_disk(str(path))
     if not isinstance(saved, DatasetDict):
         _refuse(path, split=None if split == "train" else split)
-        return saved
-    if split not in saved:
-        raise ValueError(f"{path} has no split {split!r}; it has {', '.join(saved)}.")
-    return saved[split]
+        return as_rows(saved)
+    return _of_splits(path, split, {name: partial(as_rows, part) for name, part in saved.items()})
 
 
-def _load_folder(path: Path, split: str, name: str | None) -> Dataset:
-    with tempfile.TemporaryDirectory() as cache:  # converted files must not fill the user's cache
-        try:
-            return datasets.load_dataset(str(path), name, split=split, cache_dir=cache, keep_in_memory=True)
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ValueError(f"{path} cannot be read: {error.__cause__ or error}. {REWRITE}.") from error
-        except FileNotFoundError as error:  # also DataFilesNotFoundError, EmptyDatasetError
-            raise ValueError(
-                f"{path} holds no data: neither the files of `Dataset.save_to_disk` nor a folder with the hub's layout "
-                "(README.md, data/*.parquet or *.jsonl). For a single file, give its own path."
-            ) from error
-
-
-def _load_hub(source: str, split: str, name: str | None, revision: str | None) -> Dataset:
+def _load_hub(source: str, split: str, name: str | None, revision: str | None, bad: BadRows) -> list[Row]:
     try:
-        return datasets.load_dataset(source, name, split=split, revision=revision)
+        return _load_layout(source, split, name, revision, bad)
     except OSError as error:  # no such data set, no connection, offline mode
         raise FileNotFoundError(
             f"{source} is no file or folder here, and could not be had from the hub ({error}). For local data check the path; "
@@ -100,125 +111,223 @@ def _load_hub(source: str, split: str, name: str | None, revision: str | None) -
         ) from error
 
 
-def _load_file(path: Path) -> Dataset:
+def _load_layout(source: str, split: str, name: str | None, revision: str | None, bad: BadRows) -> list[Row]:
+    """A folder or data set of the hub: its files are found by `datasets` and, where they are JSON, CSV or Parquet, read here."""
+    local = Path(source).is_dir()
+    with tempfile.TemporaryDirectory() as cache:  # converted files must not fill the user's cache
+        try:
+            builder = datasets.load_dataset_builder(source, name, revision=revision, cache_dir=cache if local else None)
+        except FileNotFoundError as error:  # also DataFilesNotFoundError, EmptyDatasetError
+            if not local:
+                raise
+            raise ValueError(
+                f"{source} holds no data: neither the files of `Dataset.save_to_disk` nor a folder with the hub's layout "
+                "(README.md, data/*.parquet or *.jsonl). For a single file, give its own path."
+            ) from error
+        kind = {"json": "jsonl"}.get(builder.name, builder.name)
+        if kind not in ("jsonl", "csv", "parquet") or getattr(builder.config, "field", None):
+            return as_rows(datasets.load_dataset(source, name, split=split, revision=revision, keep_in_memory=local))
+        parts = {
+            str(part): partial(_load_files, list(map(str, files)), kind, local, bad)
+            for part, files in (builder.config.data_files or {}).items()
+        }
+        return _of_splits(Path(source), split, parts)
+
+
+def _load_files(files: list[str], kind: str, local: bool, bad: BadRows) -> list[Row]:
+    rows: list[Row] = []
+    for file in files if local else datasets.DownloadManager().download(files):
+        rows += _read(Path(file), kind, bad, len(rows))
+    return rows
+
+
+def _of_splits(path: Path, split: str, parts: Mapping[str, Callable[[], list[Row]]]) -> list[Row]:
+    """One split, or what `datasets` writes as train[:10%]+test."""
+    wanted = [re.sub(r"\[.*", "", part) for part in split.split("+")]
+    for one in wanted:
+        if one not in parts:
+            raise ValueError(f"{path} has no split {one!r}; it has {', '.join(parts)}.")
+    read = {one: parts[one]() for one in wanted}
+    if split in read:
+        return read[split]
+    pieces = datasets.ReadInstruction.from_spec(split).to_absolute({one: len(rows) for one, rows in read.items()})
+    return [row for piece in pieces for row in read[piece.splitname][piece.from_ : piece.to]]
+
+
+# -------------------------------------------------------------------------------------------------------------------- files
+def _load_file(path: Path, bad: BadRows) -> list[Row]:
     if not path.name.lower().endswith(ENDINGS):
         raise ValueError(f"{path}: unknown kind of file. Known endings: {', '.join(ENDINGS)}.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): it was not written, or its download failed.")
-    kind = path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
+    return _read(path, path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1], bad, 0)
+
+
+def _read(path: Path, kind: str, bad: BadRows, before: int) -> list[Row]:
+    """The rows of one file, of which `before` rows of other files come first."""
     try:
         if kind == "parquet":
             table = pa.parquet.read_table(path, memory_map=True)
-        elif kind == "csv":
-            table = _read_csv(path)
-        else:
-            table = _read_json(path)
-    except (pa.ArrowException, OSError, EOFError) as error:
+            _refuse_twice(path, table.column_names)
+            return of_arrow(table)
+        content = path.read_bytes()
+        content = gzip.decompress(content) if content.startswith(GZIP) else content
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path} cannot be read as {kind} ({error}): truncated, damaged or something else. {REWRITE}."
         ) from error
-    twice = sorted({column for column in table.column_names if table.column_names.count(column) > 1})
-    if twice:
-        raise ValueError(f"{path} has more than one column {', '.join(f'`{name}`' for name in twice)}. Keep one of each name.")
-    for i, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):  # pandas categories, which `datasets` cannot hold
-            table = table.set_column(i, field.name, table[i].cast(field.type.value_type))
-    return Dataset(table.replace_schema_metadata(None))
+    text = _text(path, content)
+    if kind == "csv":
+        return _read_csv(path, text)
+    if text.lstrip().startswith("["):
+        return _read_json(path, text, bad, before)
+    return _read_json_lines(path, text, bad, before)
 
 
-def _read_csv(path: Path) -> pa.Table:
-    return pa.csv.read_csv(
-        path,
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(column_types={column: pa.string() for column in TEXTS}, strings_can_be_null=False),
-    )
-
-
-def _read_json(path: Path) -> pa.Table:
-    with _open(path) as file:
-        beginning = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if beginning.startswith(b"["):
+def _text(path: Path, content: bytes) -> str:
+    """Raises ValueError for a text that is neither UTF-8 nor says by its mark what else it is."""
+    encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in content[:1000]:
+        raise ValueError(
+            f"{path} holds zero bytes, as UTF-16 without a mark, or something that is no text at all. For UTF-16: "
+            f"iconv -f UTF-16LE -t UTF-8 {path.name} > utf8-{path.name}"
+        )
+    if encoding.startswith(("utf-16", "utf-32")):
         try:
-            with _open(path) as file:
-                values = json.load(file)
-        except ValueError as error:
-            raise _damaged(path, getattr(error, "lineno", None), error) from error
-        return _table(path, values)
+            content = content.decode(encoding).encode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} begins as {encoding.upper()} and is not ({error}): truncated or damaged. {REWRITE}."
+            ) from error
+    content = content.removeprefix(b"\xef\xbb\xbf")
     try:
-        table = _read_json_lines(path, None)
-        dates = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
-        if dates:  # Arrow takes strings for dates where all of them are
-            table = _read_json_lines(path, pa.schema([(column, pa.string()) for column in dates]))
-        table.validate(full=True)  # UTF-8
-        return table
-    except pa.ArrowInvalid:
-        return _table(path, _parse_lines(path))
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        seen = content[content.rfind(b"\n", 0, error.start) + 1 :][:400].split(b"\n")[0]
+        around = seen[max(0, error.start - content.rfind(b"\n", 0, error.start) - 13) :][:24].decode("cp1252", "replace")
+        raise ValueError(
+            f"{path}, line {line}: the byte 0x{content[error.start]:02x} is not UTF-8 (read as Windows-1252 the text there is "
+            f"{around!r}). If that looks right: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}. "
+            f"If not, the file is truncated or damaged. {REWRITE}."
+        ) from error
 
 
-def _read_json_lines(path: Path, schema: pa.Schema | None) -> pa.Table:
-    options = pa.json.ParseOptions(explicit_schema=schema)
-    block = JSON_BLOCK
-    while True:
+def _read_json(path: Path, text: str, bad: BadRows, before: int) -> list[Row]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, getattr(error, "lineno", None), error) from error
+    return [_object(value, before + i, path.name, bad) for i, value in enumerate(values)]
+
+
+def _read_json_lines(path: Path, text: str, bad: BadRows, before: int) -> list[Row]:
+    lines = re.split(r"\r\n|\n|\r", text)  # not splitlines: U+2028 and others may stand inside a string
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    rows: list[Row] = []
+    for number, line in numbered:
+        position, last = before + len(rows), " (the last)" if number == numbered[-1][0] else ""
         try:
-            with pa.input_stream(path) as file:
-                return pa.json.read_json(file, pa.json.ReadOptions(block_size=block), options)
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error) or block >= 2**30:
-                raise
-            block *= 2
+            value = json.loads(line)
+        except ValueError as error:
+            if len(rows) == 0:
+                _explain_object(path, text)
+            bad.add([position], "not valid JSON, as of a file that is truncated", f"{path.name}, line {number}{last}: {error}")
+            value = {}
+        if len(numbered) == 1:
+            _explain_object(path, text)
+        rows.append(_object(value, position, f"{path.name}, line {number}", bad))
+    return rows
 
 
-def _parse_lines(path: Path) -> list[Any]:
-    """The slow way, for a file that Arrow refuses: says which line is damaged, or returns the rows for a look at their types."""
-    values = []
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                values.append(json.loads(line))
-            except ValueError as error:
-                raise _damaged(path, number, error, last=not file.read().strip()) from error
-    return values
+def _object(value: Any, position: int, where: str, bad: BadRows) -> Row:
+    if isinstance(value, dict):
+        return value
+    bad.add([position], 'not an object with named columns, as {"prompt": ...}', f"{where}: {_short(value)}")
+    return {}
 
 
-def _damaged(path: Path, line: int | None, error: Exception, last: bool = False) -> ValueError:
-    place = f", line {line}" + (" (the last)" if last else "") if line else ""
+def _explain_object(path: Path, text: str) -> None:
+    """Raise ValueError where the whole file is one object, such as {"data": [...]} or what pandas writes by default."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return
+    if not isinstance(whole, dict) or not whole:
+        return
+    lists = [key for key, cell in whole.items() if isinstance(cell, list) and cell and all(isinstance(x, dict) for x in cell)]
+    if any("role" in whole[key][0] for key in lists):
+        messages_in_lines = "\n" in text.strip()
+        lists = []
+    else:
+        messages_in_lines = "\n" in text.strip() and not any(isinstance(cell, list | dict) for cell in whole.values())
+    same_size = len({len(cell) if isinstance(cell, list | dict) else -1 for cell in whole.values()}) == 1
+    if lists:
+        what = f"its rows are under {', '.join(map(repr, lists))}. Write that list alone"
+    elif messages_in_lines:
+        what = "it is a single row over several lines. Write one row a line, or a list of rows"
+    elif len(whole) > 1 and same_size and all(isinstance(cell, dict) for cell in whole.values()):
+        what = "it holds columns. Write rows, in pandas by to_json(..., orient='records', lines=True)"
+    else:
+        return
+    raise ValueError(f"{path} is one JSON object with {', '.join(map(repr, list(whole)[:8]))}; {what}.")
+
+
+def _damaged(path: Path, line: int | None, error: Exception) -> ValueError:
+    place = f", line {line}" if line else ""
     return ValueError(
         f"{path}{place}: not valid JSON ({error}). The file is probably truncated, or its writing was interrupted. {REWRITE}, or "
         "delete what is incomplete."
     )
 
 
-def _table(path: Path, values: list[Any]) -> pa.Table:
-    """A table of the columns that we read; other columns may hold anything."""
-    bad = [i for i, value in enumerate(values) if not isinstance(value, dict)]
-    if bad:
-        raise ValueError(f'{path}: {which(bad)} not an object with named columns, as {{"prompt": ...}}. {REWRITE}.')
-    columns = {column: [row.get(column) for row in values] for column in READ if any(column in row for row in values)}
-    if values and not columns:
-        there = ", ".join(values[0]) or "nothing"
-        raise ValueError(f"{path} has none of the columns that are read; its first row has {there}. Accepted are {FORMATS}.")
-    for column, cells in columns.items():
-        kinds = [_kind(cell) for cell in cells]
-        common = max(sorted(set(kinds) - {"null"}), key=kinds.count, default="null")
-        bad = [i for i, kind in enumerate(kinds) if kind not in (common, "null")]
-        if bad and column not in TEMPLATE_INPUTS:
-            others = ", ".join(sorted({kinds[i] for i in bad}))
-            raise ValueError(
-                f"{path}: column `{column}` is {common} in most rows, but {which(bad)} {others}. Correct or remove them."
-            )
-    return pa.table({column: pa.array(cells) for column, cells in columns.items()})
+def _read_csv(path: Path, text: str) -> list[Row]:
+    """Text columns as they stand; label, weight and group as the truth values and numbers that they spell."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[Row] = []
+    try:
+        header = next(reader, [])
+        _refuse_twice(path, header)
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: expected {len(header)} cells ({', '.join(header)}), got {len(cells)}. A "
+                    "cell with commas, quotes or line breaks stands in double quotes; the separator is a comma."
+                )
+            rows.append({name: _spelled(name, cell) for name, cell in zip(header, cells, strict=True)})
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not valid CSV ({error}). {REWRITE}.") from error
+    for name, kind in (("weight", float), ("group", int)):
+        _numbers(rows, name, kind)
+    return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
-def _kind(cell: Any) -> str:
-    if isinstance(cell, list):
-        messages = all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in cell)
-        contents = messages and all(isinstance(m.get("content"), str | None) for m in cell)
-        return "a list of messages" if contents else "another list"
-    names = {type(None): "null", str: "a string", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(cell), "an object")
+def _spelled(name: str, cell: str) -> Any:
+    if name == "label":
+        return {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(cell.strip().lower(), cell or None)
+    return None if cell == "" and name in ("weight", "group") else cell
 
 
-def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
+def _numbers(rows: list[Row], name: str, kind: Callable[[str], Any]) -> None:
+    """A column in which every cell spells a number holds numbers."""
+    try:
+        values = [None if row.get(name) is None else kind(row[name]) for row in rows]
+    except ValueError:
+        return
+    for row, value in zip(rows, values, strict=True):
+        if name in row:
+            row[name] = value
+
+
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} has more than one column {', '.join(f'`{name}`' for name in twice)}. Keep one of each name.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

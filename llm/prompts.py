@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from llm.chat import Message, Prompt, as_messages, token_rows
-from llm.data_checks import which
 from llm.data_files import load_rows
+from llm.rows import column_names, which
 
 # how HelpSteer2 writes the turns after the first into a prompt (NVIDIA NeMo-Aligner, examples/nlp/data/steerlm/common.py)
 TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
@@ -49,9 +49,9 @@ def load_prompts(
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}.")
     rows = load_rows(source, split, name, revision)
-    if "prompt" not in rows.column_names:
-        raise ValueError(f"{source} has no column `prompt`; it has {', '.join(rows.column_names)}.")
-    prompts = _distinct(rows["prompt"])
+    if "prompt" not in (names := column_names(rows)):
+        raise ValueError(f"{source} has no column `prompt`; it has {', '.join(names)}.")
+    prompts = _distinct(row.get("prompt") for row in rows)
     chosen: list[Prompt] = []
     cut = dropped = 0
     for k in np.random.default_rng(seed).permutation(len(prompts)):
@@ -110,7 +110,8 @@ def _distinct(cells: Any) -> list[Prompt]:
         found.setdefault(key, prompt)
     if bad:
         raise ValueError(
-            f"column `prompt`: {which(bad)} blank, or a conversation that ends with an answer. Correct or remove them."
+            f"{which(bad)} with a `prompt` that is blank or no text, or a conversation that ends with an answer. Correct or "
+            "remove them."
         )
     return list(found.values())
 

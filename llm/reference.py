@@ -177,8 +177,9 @@ def _compute(
     bad = (~torch.isfinite(values)).any(0).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
+        number = (int(dataset[row]["index"]) if "index" in dataset.column_names else row) + 1
         raise ValueError(
-            f"the reference gives {len(bad)} of {count} rows a log-probability that is not finite; the first is row {row} "
+            f"the reference gives {len(bad)} of {count} rows a log-probability that is not finite; the first is row {number} "
             f"({values[:, row].tolist()}). Check the model's weights, its dtype, and that no row is longer than its positions."
         )
     return dict(zip(columns, values, strict=True))

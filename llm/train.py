@@ -26,7 +26,9 @@ from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
 from llm.chat import without_the_date
 from llm.compatibility import refuse_rows_beyond
-from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
+from llm.data import BadRows, PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
+from llm.data_checks import READ
+from llm.doubts import first_example
 from llm.models import cannot_load, check_length
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.resume import RECORD, last_checkpoint, rows_fingerprint, stored_metrics
@@ -59,7 +61,9 @@ def train(
     out = Path(str(args.output_dir))
     configuration = _configuration(model_arguments, data, objective, args)  # the trainer changes some of the arguments
     tokenizer = load_tokenizer(model_arguments)
-    train_data, eval_data = _datasets(data, tokenizer, kinds)
+    train_data, eval_data, left_out = _datasets(data, tokenizer, kinds)
+    if args.process_index == 0:
+        print(first_example(train_data, tokenizer), file=sys.stderr)
     configuration["rows"] = rows_fingerprint(train_data)
     if (done := stored_metrics(out, configuration)) is not None:
         print(f"this run has finished before: its model is in {out}. For another one choose another --output_dir.")
@@ -86,6 +90,10 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         record = configuration | {"reference": trainer.reference_identity}
         _write_record(out, record)
+        for part, bad in left_out.items():
+            bad.write(path := out / f"left-out-rows-{part}.csv")
+            if len(bad):
+                print(f"{len(bad)} rows of the {part} data are left out; their numbers and reasons: {path}", file=sys.stderr)
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"resuming from {checkpoint}", file=sys.stderr)
 
@@ -162,18 +170,42 @@ def _refuse_ignored(model: ModelArguments, data: DataArguments, args: Preference
         )
 
 
-def _datasets(data: DataArguments, tokenizer: PreTrainedTokenizerBase, kinds: tuple[str, ...]) -> tuple[Dataset, Dataset | None]:
-    rows = load_rows(data.data, data.split, data.data_name)
-    kind = "unpaired" if "unpaired" in kinds and ("pairs" not in kinds or "label" in rows.column_names) else "pairs"
-    cut: dict[str, Any] = {"max_length": data.max_length, "long_prompts": data.long_prompts}
-    train_data = tokenise(rows, tokenizer, kind, **cut)
+def _datasets(
+    data: DataArguments, tokenizer: PreTrainedTokenizerBase, kinds: tuple[str, ...]
+) -> tuple[Dataset, Dataset | None, dict[str, BadRows]]:
+    """Training and evaluation data, and the rows of each that were left out."""
+    columns = _columns(data.columns)
+    train_bad, eval_bad = BadRows(data.drop_bad_rows), BadRows(data.drop_bad_rows)
+    cut: dict[str, Any] = {"max_length": data.max_length, "long_prompts": data.long_prompts, "strings": data.strings}
+    rows = load_rows(data.data, data.split, data.data_name, bad=train_bad)
+    labelled = "label" in columns or any("label" in row for row in rows)
+    kind = "unpaired" if "unpaired" in kinds and ("pairs" not in kinds or labelled) else "pairs"
+    train_data = tokenise(rows, tokenizer, kind, **cut, columns=columns, bad=train_bad)
+    accounts = {"train": train_bad, "eval": eval_bad}
     if data.eval_data is not None:
-        held_out = load_rows(data.eval_data, data.eval_split or "train")
+        held_out = load_rows(data.eval_data, data.eval_split or "train", bad=eval_bad)
     elif data.eval_split is not None:
-        held_out = load_rows(data.data, data.eval_split, data.data_name)
+        held_out = load_rows(data.data, data.eval_split, data.data_name, bad=eval_bad)
     else:
-        return train_data, None
-    return train_data, tokenise(held_out, tokenizer, kind, **cut, groups=group_numbers(train_data) or None)
+        return train_data, None, accounts
+    known = group_numbers(train_data) or None
+    return train_data, tokenise(held_out, tokenizer, kind, **cut, columns=columns, bad=eval_bad, groups=known), accounts
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    """`prompt=question,chosen=better` as a dict."""
+    columns: dict[str, str] = {}
+    for part in (text or "").split(","):
+        ours, equals, theirs = (word.strip() for word in part.partition("="))
+        if not part.strip():
+            continue
+        if not equals or not theirs or ours not in (*READ, "system") or ours in columns:
+            raise ValueError(
+                f"--columns {text!r}: {part.strip()!r} is not of the form ours=theirs, with each of ours once and one of "
+                f"{', '.join((*READ, 'system'))}."
+            )
+        columns[ours] = theirs
+    return columns
 
 
 def _write_record(out: Path, record: dict[str, Any]) -> None:

@@ -78,7 +78,8 @@ def take_pairs(folder: Path, source: str, split: str, count: int, seed: int) -> 
     from llm.data import load_rows
 
     rows = load_rows(source, split)
-    columns = [name for name in ("prompt", "chosen", "rejected") if name in rows.column_names]
-    rows = rows.select_columns(columns).shuffle(seed=seed, keep_in_memory=True).select(range(min(count, len(rows))))
+    columns = ("prompt", "chosen", "rejected")
+    order = np.random.default_rng(seed).permutation(len(rows))[:count]
+    rows = [{name: rows[i][name] for name in columns if name in rows[i]} for i in order]
     write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder / "pairs.jsonl")
     write_json({"pairs": len(rows), "of": len(rows)}, folder / "count.json")

@@ -291,8 +291,9 @@ class GradientPenalisedLoss:
             norm, slope, bend = _norm(v)
             N, N1, N2 = beta * norm, beta * slope, beta * bend
             T = S.sqrt()
-            T1 = S1 / (2 * T[:, None])
-            T2 = S2 / (2 * T[:, None, None]) - _outer(S1) / (4 * T**3)[:, None, None]
+            safe = T.clamp(min=1e-100)  # with very large margins S vanishes, and its derivatives with it
+            T1 = S1 / (2 * safe[:, None])
+            T2 = S2 / (2 * safe[:, None, None]) - _outer(S1) / (4 * safe**3)[:, None, None]
         cross = N1[:, :, None] * T1[:, None, :]
         penalty = N2 * T[:, None, None] + cross + cross.mT + N[:, None, None] * T2
         c = self.strength

@@ -6,9 +6,9 @@ constant, so that integrals over the levels t in [0, 1] are finite sums. Values 
 float64. Gradients reach the samples, with the coupling frozen (envelope theorem), but not the weights.
 
 What is called from outside takes arrays as well, and refuses weights that are negative, not finite or all zero, and samples with
-NaN or infinite entries: a distance to infinity says nothing, and NaN would be sorted to an end. Weights need not sum to one
-here; they are divided by their sum. `transport_of` and `integrated_transport_of` are the same without the checks, for training
-loops: there NaN stays NaN, and on an accelerator a look at the numbers would stall it.
+NaN entries, or infinite ones with weight: a distance to infinity says nothing, and NaN would be sorted to an end. Weights need
+not sum to one here; they are divided by their sum. `transport_of` and `integrated_transport_of` are the same without the checks,
+for training loops: there NaN stays NaN, and on an accelerator a look at the numbers would stall it.
 
 Sources: Santambrogio, Optimal Transport for Applied Mathematicians (2015), section 2.2 (sorting); Melnyk et al.,
 arXiv:2406.05882 (AOT, first-order dominance); Ogryczak and Ruszczynski, SIAM J. Optim. 13 (2002) (integrated quantiles);
@@ -205,17 +205,17 @@ def _block_mean(x: Tensor, block: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------------ helpers
 def _checked(name: str, sample: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Finite numbers, with one non-negative finite weight each, not all zero."""
+    """Numbers, finite where they have weight, with one non-negative finite weight each, not all zero."""
     sample = _tensor(name, sample)
-    finite = torch.isfinite(sample)
-    if not bool(finite.all()):
-        raise ValueError(
-            f"{name} holds {int((~finite).sum())} entries that are NaN or infinite among {sample.numel()}. Leave them out, with "
-            "their weights, or look at what computed them."
-        )
     if weights is not None:
         weights = _tensor(f"the weights of {name}", weights).to(sample.device)
         check_weights(weights, sample.shape[-1] if sample.ndim else 0, f"the weights of {name}")
+    bad = torch.isnan(sample) | (torch.isinf(sample) if weights is None else torch.isinf(sample) & (weights > 0))
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name} holds {int(bad.sum())} entries that are NaN or infinite among {sample.numel()}. Leave them out, with their "
+            "weights, or look at what computed them."
+        )
     return sample, weights
 
 

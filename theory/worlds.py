@@ -200,7 +200,10 @@ def from_rewards(
     reward1, reward2 = as_array(reward1, "reward1"), as_array(reward2, "reward2")
     for name, reward in (("reward1", reward1), ("reward2", reward2)):
         if not np.isfinite(reward).all():
-            raise ValueError(f"{name} holds {int((~np.isfinite(reward)).sum())} non-finite entries. Drop those pairs first.")
+            bad = np.argwhere(~np.isfinite(reward))[0]
+            raise ValueError(
+                f"{name} must be finite, but that of pair {bad[0] + 1} is {reward[tuple(bad)]:g}. Drop such pairs first."
+            )
         if np.shape(reward) != (len(psi1),):
             raise ValueError(f"{name} must have shape ({len(psi1)},), one number for each pair, got {np.shape(reward)}.")
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
-from theory import estimators
+from theory import estimators, programs
 
 Array = NDArray[np.float64]
 NAMES = ("dpo", "tilt", "kl", "w1-finite", "w2-finite", "w1-free", "w2-free", "w1-label", "penalty", "squared")
@@ -197,8 +197,8 @@ def project(q: Problem, theta: Array) -> Array:
     return theta if norm <= q.bound else theta * (q.bound / norm)
 
 
-def lowest(q: Problem, theta: Array, rng: np.random.Generator) -> float:
-    """The least value found: random points of the ball, the reference, and a pattern search from theta."""
+def lowest(q: Problem, theta: Array, rng: np.random.Generator) -> tuple[float, Array]:
+    """The least value found, and where: random points of the ball, the reference, and a pattern search from theta."""
     best, at = objective(q, theta), theta
     d = len(theta)
     candidates = [q.ref, np.zeros(d)]
@@ -216,7 +216,7 @@ def lowest(q: Problem, theta: Array, rng: np.random.Generator) -> float:
             value = objective(q, point)
             if value < best:
                 best, at = value, point
-    return best
+    return best, at
 
 
 def judge(seed: int, count: int = 10) -> list[str]:
@@ -242,7 +242,11 @@ def judge_one(seed: int, q: Problem, rng: np.random.Generator, found: estimators
     if q.name not in ("kl", "w2-free"):  # those are from above here
         assert objective(q, theta) <= value + gap + rounding, (seed, r, q)
     if q.name not in ("penalty", "squared"):  # not convex: a stationary point is all that is claimed
-        least = lowest(q, theta, rng)
+        least, at = lowest(q, theta, rng)
+        if least < value - gap - rounding and q.name == "w2-free":
+            # the iteration for the wells is from below where it is slow: the program decides, which is exact
+            w = at - q.ref
+            least = programs.free_quadratic_worst_case(q.beta * (q.u @ w), q.p, q.beta * float(np.linalg.norm(w)), q.knob)[1]
         assert least >= value - gap - rounding, (seed, r, q.name, value, gap, least, rounding)
     return "converged"
 

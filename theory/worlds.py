@@ -262,8 +262,8 @@ def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
     if (spread == 0).any():
         flat = np.flatnonzero(spread == 0)
         raise ValueError(
-            f"feature column(s) number {(flat + 1).tolist()}, as Python counts {flat.tolist()} are constant and carry no preference. "
-            "Leave them out."
+            f"feature column(s) number {(flat + 1).tolist()}, as Python counts {flat.tolist()} are constant and carry no "
+            "preference. Leave them out."
         )
     z = (both - both.mean(axis=0)) / spread
     z /= np.linalg.norm(z, axis=1).max()

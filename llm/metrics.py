@@ -37,10 +37,14 @@ def reward_metrics(scores: Scores, beta: float) -> dict[str, float]:
         if len(reward):
             found[f"rewards/{name}"] = reward.mean()
             levels = torch.tensor(QUANTILES, dtype=torch.float64, device=reward.device)
-            for level, value in zip(QUANTILES, quantile(reward, levels), strict=True):
+            # a step that overflowed is logged as such, not refused
+            finite = bool(torch.isfinite(reward).all())
+            values = quantile(reward, levels) if finite else torch.full_like(levels, torch.nan)
+            for level, value in zip(QUANTILES, values, strict=True):
                 found[f"rewards/{name}_q{round(100 * level)}"] = value
     if len(chosen) and len(rejected):
-        found["dominance_violation"] = first_order_violation(chosen, rejected)
+        finite = bool(torch.isfinite(chosen).all() & torch.isfinite(rejected).all())
+        found["dominance_violation"] = first_order_violation(chosen, rejected) if finite else chosen.new_tensor(torch.nan)
     return {name: float(value) for name, value in found.items()}
 
 

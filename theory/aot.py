@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theory.batch import ArrayLike, PairBatch
-from theory.checks import check_positive
+from theory.batch import ArrayLike, PairBatch, as_float64, check_magnitudes
+from theory.checks import as_array, check_scale
 from theory.newton import Ball, minimise
 from theory.objectives import aot_unpaired
 from theory.policy import Array
-from theory.transport import coupling
+from theory.transport import check_weights, coupling
 
 _MAX_ROUNDS = 100
 
@@ -64,9 +64,20 @@ def minimise_aot(
         h: convex with two derivatives, called as h(t, beta).
         bound: B in ||theta|| <= B.
     """
-    a, b, start = (torch.as_tensor(x, dtype=torch.float64) for x in (chosen, rejected, starts))
-    p, q = (None if x is None else torch.as_tensor(x, dtype=torch.float64) for x in (chosen_weights, rejected_weights))
-    bound = check_positive("bound", bound, "It is B in ||theta|| <= B.")
+    a, b, start = (as_float64(x, name) for x, name in ((chosen, "chosen"), (rejected, "rejected"), (starts, "starts")))
+    p = None if chosen_weights is None else as_float64(chosen_weights, "chosen_weights")
+    q = None if rejected_weights is None else as_float64(rejected_weights, "rejected_weights")
+    bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
+    for name, x in (("chosen", a), ("rejected", b), ("starts", start)):
+        if x.ndim not in (2, 3) or 0 in x.shape:
+            raise ValueError(f"{name} must have shape (n, d) or (R, n, d) with n >= 1 and d >= 1, got {tuple(x.shape)}.")
+        bad = int((~torch.isfinite(x)).sum())
+        if bad:
+            raise ValueError(f"{name} holds {bad} non-finite entries (NaN or inf). Leave those rows out first.")
+        check_magnitudes(name, x)
+    for name, mass, x in (("chosen_weights", p, a), ("rejected_weights", q, b)):
+        if mass is not None:
+            check_weights(mass, x.shape[-2], name)
     if a.shape[-1] != b.shape[-1] or start.shape[-1] != a.shape[-1]:
         raise ValueError(
             f"chosen, rejected and starts must share their last axis d, got {tuple(a.shape)}, {tuple(b.shape)} and "
@@ -129,6 +140,7 @@ def potentials(u: Array, v: Array, h: Cost, beta: float, p: Array, q: Array) -> 
     phi_i + psi_j <= h(u_i - v_j), with equality along the monotone coupling, so that p.phi + q.psi = OT_h. Every chance must be
     positive: an atom that the coupling does not visit has no price.
     """
+    u, v, p, q = (as_array(x, name) for x, name in ((u, "u"), (v, "v"), (p, "p"), (q, "q")))
     if not ((p > 0).all() and (q > 0).all()):
         raise ValueError(f"every atom needs a positive chance, got {min(p.min(), q.min()):g}. Leave atoms without one out.")
     values = torch.from_numpy(u), torch.from_numpy(v)

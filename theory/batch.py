@@ -1,12 +1,25 @@
 """A batch of weighted samples of preference pairs, and the three contractions every estimator needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-ArrayLike = Tensor | np.ndarray | float | list
+SMALLEST, LARGEST = 1e-50, 1e50  # magnitudes whose squares, and the products of two squares, neither vanish nor overflow
+_REACH = 1e15  # beta B max|u| beyond which a margin at the boundary of the ball has no digit after the point
+
+
+class SupportsArray(Protocol):
+    """What numpy can convert, such as a pandas DataFrame."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray: ...
+
+
+# anything that numpy makes an array of numbers of: also a pandas DataFrame or Series
+ArrayLike = Tensor | np.ndarray | float | Sequence[Any] | SupportsArray
 
 _CHUNK_ELEMENTS = 1 << 16  # doubles in one chunk's (replicates x pairs) array: a few arrays of it fit in the L2 cache
 
@@ -60,12 +73,60 @@ class PairBatch:
         return [slice(start, min(start + step, self.replicates)) for start in range(0, self.replicates, step)]
 
 
+def as_float64(x: ArrayLike, name: str, device: torch.device | None = None) -> Tensor:
+    """What a user passed as a float64 tensor: tensors, arrays of any layout, DataFrames and Series, lists, numbers.
+
+    A masked array or a missing value becomes NaN, for the caller's check to find. Raises ValueError for what is not numbers.
+    """
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise ValueError(
+                f"{name} must be real numbers, got a tensor of {x.dtype}. Pass its real part if that is what is meant."
+            )
+        return x.detach().to(device=device, dtype=torch.float64)
+    try:
+        array = np.asarray(np.ma.filled(x.astype(float), np.nan) if isinstance(x, np.ma.MaskedArray) else x)
+        if array.dtype.kind == "O" and any(isinstance(entry, (str, bytes, complex)) for entry in array.flat):
+            raise TypeError("some entries are text or complex numbers")
+        if array.dtype.kind not in "biufO":
+            raise TypeError(f"its entries have the type {array.dtype}")
+        # torch takes neither negative strides nor a read-only array
+        array = np.require(array, dtype=np.float64, requirements=["C", "W"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} must be an array of numbers, got {type(x).__name__} ({error}). Convert it first, "
+            "from a table by table[columns].to_numpy(float), and give all rows the same length."
+        ) from error
+    return torch.from_numpy(array).to(device)
+
+
+def check_magnitudes(name: str, x: Tensor) -> None:
+    """The entry of largest magnitude lies between SMALLEST and LARGEST, or all entries are 0."""
+    top = x.abs().max().item()
+    if top != 0 and not SMALLEST <= top <= LARGEST:
+        raise ValueError(
+            f"{name} has entries of magnitude up to {top:g}; from {SMALLEST:g} to {LARGEST:g} is accepted, so that squares and "
+            "their products neither vanish nor overflow. Divide by a common factor: it is a matter of the unit."
+        )
+
+
+def check_reach(pairs: "PairBatch", beta: float, bound: float) -> None:
+    """Margins anywhere in the parameter ball have digits that count."""
+    reach = beta * bound * pairs.ut.abs().max().item()
+    if reach > _REACH:
+        raise ValueError(
+            f"beta * bound * max|u| = {reach:.3g} is above {_REACH:g}: at that distance a margin has no digit after the point, "
+            "and no fit could be certified. Take a smaller bound, or features in another unit."
+        )
+
+
 def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
     """Check and arrange samples: u (n, d) or (R, n, d), weights None (uniform), (n,) or (R, n).
 
-    Raises ValueError for an empty sample, non-finite features, or weights that are negative or do not sum to one.
+    Raises ValueError for an empty sample, features that are not finite or have magnitudes outside of SMALLEST to LARGEST, or
+    weights that are negative or do not sum to one.
     """
-    features = torch.as_tensor(u, dtype=torch.float64)
+    features = as_float64(u, "u")
     if features.ndim not in (2, 3) or 0 in features.shape:
         raise ValueError(
             f"u must have shape (n, d) or (R, n, d) with n >= 1 and d >= 1, got {tuple(features.shape)}. "
@@ -74,11 +135,12 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
     bad = int((~torch.isfinite(features)).sum())
     if bad:
         raise ValueError(f"u holds {bad} non-finite entries (NaN or inf). Remove those pairs or impute their features first.")
+    check_magnitudes("u", features)
     n = features.shape[-2]
     if weights is None:
         p = torch.full((1, n), 1.0 / n, dtype=torch.float64, device=features.device)
     else:
-        p = torch.as_tensor(weights, dtype=torch.float64, device=features.device)
+        p = as_float64(weights, "weights", features.device)
         p = p[None] if p.ndim == 1 else p
         if p.ndim != 2 or p.shape[1] != n:
             raise ValueError(f"weights must have shape ({n},) or (R, {n}) to match u, got {tuple(p.shape)}.")

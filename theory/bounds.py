@@ -6,24 +6,41 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from theory.checks import as_array, check_metric, check_positive, check_probability, check_radius
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array
 
 
+def check_constants(
+    n: float | None = None, *, beta: float | None = None, bound: float | None = None, delta: float | None = None
+) -> None:
+    """What all the bounds are made of: a sample size of at least 1, positive beta and B, and delta between 0 and 1."""
+    if n is not None and not n >= 1:
+        raise ValueError(f"the sample size n must be at least 1, got {n}. It counts preference pairs.")
+    if delta is not None and not 0 < delta < 1:
+        raise ValueError(f"delta must lie strictly between 0 and 1, got {delta}: the probability with which the bound may fail.")
+    for name, value in (("beta", beta), ("bound", bound)):
+        if value is not None:
+            check_positive(name, value, "The bounds of the paper hold for positive constants only.")
+
+
 def curvature(beta: float, bound: float) -> float:
     """gamma = beta² e^{4 beta B}/(1+e^{4 beta B})², the strong convexity constant of Lemma 10."""
+    check_constants(beta=beta, bound=bound)
     t = math.exp(-4 * beta * bound)  # sigma(m) sigma(-m) at m = 4 beta B, written without overflow
     return beta**2 * t / (1 + t) ** 2
 
 
 def largest_loss(beta: float, bound: float) -> float:
     """K = |log sigma(-4 beta B)|, the bound of the loss in Theorem 1."""
+    check_constants(beta=beta, bound=bound)
     m = 4 * beta * bound
     return m + math.log1p(math.exp(-m))
 
 
 def proposition_1(n: float, d: int, *, beta: float, bound: float, delta: float, c: float = 0.0) -> float:
     """||theta_n - theta*|| in the norm of Sigma_D + c I, for DPO; rate n^-1/2. Prop. 1."""
+    check_constants(n, delta=delta)
     gamma = curvature(beta, bound)
     if gamma == 0:  # e^{-4 beta B} has underflowed
         return math.inf
@@ -35,6 +52,7 @@ def theorem_1(n: float, *, beta: float, bound: float, regularity: float, delta: 
 
     Infinite where `regularity` (lambda of Assumption 2) is zero.
     """
+    check_constants(n, delta=delta)
     K, gamma = largest_loss(beta, bound), curvature(beta, bound)
     if regularity * gamma <= 0:
         return math.inf
@@ -49,6 +67,7 @@ def theorem_2(
     As printed, the bounds must hold over all of Theta; the reference policy has lambda = 0, so that dual_low = 0 and the bound
     is infinite whenever theta_ref is in Theta. With the range met at the two minimisers it is finite.
     """
+    check_constants(n, delta=delta)
     gamma = curvature(beta, bound)
     if regularity * gamma <= 0 or dual_low <= 0:
         return math.inf
@@ -60,6 +79,8 @@ def theorem_2(
 # ------------------------------------------------------------------------------------- lambda of Assumption 2, over the ball
 def regularity_kl(x: Array, p: Array, radius: float, *, seed: int = 0) -> float:
     """lambda = min {lambda_min(E_Q x x') : KL(Q||P) <= radius}; x (K, d), p (K,)."""
+    x, p = _atoms(x, p)
+    radius = _radius("radius", radius)
     weights = torch.from_numpy(p)
 
     def worst(v: Array) -> Array:
@@ -74,6 +95,8 @@ def regularity_kl(x: Array, p: Array, radius: float, *, seed: int = 0) -> float:
 
 def regularity_finite(x: Array, p: Array, cost: Array, budget: float, *, seed: int = 0) -> float:
     """lambda over the plans with rows p and transport cost at most `budget` = radius**power; cost (K, K)."""
+    x, p = _atoms(x, p)
+    cost, budget = check_metric(cost, len(x)).numpy(), _radius("budget", budget)
     price, rows = torch.from_numpy(cost), torch.from_numpy(p)
 
     def worst(v: Array) -> Array:
@@ -90,6 +113,10 @@ def regularity_free(x: Array, p: Array, radius: float, power: int, *, seed: int 
 
     p = 2: ((lambda_min(E x x'))^(1/2) - radius)_+². p = 1: projections are cut at the level whose excess is the radius.
     """
+    if power not in (1, 2):
+        raise ValueError(f"power must be 1 or 2, got {power}.")
+    x, p = _atoms(x, p)
+    radius = _radius("radius", radius)
     if power == 2:
         least = np.linalg.eigvalsh(_moments(x, p[None])[0])[0]
         return float(max(np.sqrt(max(least, 0.0)) - radius, 0.0) ** 2)
@@ -107,6 +134,17 @@ def regularity_free(x: Array, p: Array, radius: float, power: int, *, seed: int 
         return np.einsum("k,rki,rkj->rij", p, moved, moved)
 
     return _least_eigenvalue(x, worst, seed)
+
+
+def _atoms(x: Array, p: Array) -> tuple[Array, Array]:
+    atoms = as_array(x, "x")
+    if atoms.ndim != 2 or 0 in atoms.shape or not np.isfinite(atoms).all():
+        raise ValueError(f"x must be finite numbers of shape (K, d) with K, d >= 1, got shape {atoms.shape}. One row an atom.")
+    return atoms, check_probability("p", p, len(atoms))
+
+
+def _radius(name: str, value: float) -> float:
+    return check_radius(name, value, 1, torch.zeros(1, dtype=torch.float64))[0].item()
 
 
 def _moments(x: Array, q: Array) -> Array:

@@ -4,16 +4,19 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from theory.batch import ArrayLike
+from theory.batch import LARGEST, SMALLEST, ArrayLike, as_float64
+
+Array = NDArray[np.float64]
 
 
 def check_metric(distance: ArrayLike | None, n: int) -> Tensor:
     """An (n, n) matrix of distances: finite, non-negative, symmetric, with a zero diagonal."""
     if distance is None:
         raise ValueError(f"distance is missing: a Wasserstein ball on {n} atoms needs their ({n}, {n}) distances.")
-    matrix = torch.as_tensor(distance, dtype=torch.float64)
+    matrix = as_float64(distance, "distance")
     if matrix.shape != (n, n):
         raise ValueError(f"distance must have shape ({n}, {n}) to match the {n} atoms, got {tuple(matrix.shape)}.")
     if not bool(torch.isfinite(matrix).all()):
@@ -21,6 +24,12 @@ def check_metric(distance: ArrayLike | None, n: int) -> Tensor:
     if bool((matrix < 0).any()):
         raise ValueError(
             f"distance has the negative entry {matrix.min().item():g}: not a metric. Check its sign or its square root."
+        )
+    positive = matrix[matrix > 0]
+    if positive.numel() and not SMALLEST <= positive.min().item() <= positive.max().item() <= LARGEST:
+        raise ValueError(
+            f"distance has positive entries from {positive.min().item():g} to {positive.max().item():g}; from {SMALLEST:g} to "
+            f"{LARGEST:g} is accepted, so that their squares count. Take another unit, and 0 for what is as good as equal."
         )
     diagonal = matrix.diagonal().abs().max().item()
     if diagonal > 0:
@@ -33,14 +42,14 @@ def check_metric(distance: ArrayLike | None, n: int) -> Tensor:
 
 def check_label_cost(kappa: float | None) -> float:
     """A label cost kappa > 0."""
-    if kappa is None or not kappa > 0 or math.isinf(kappa):
-        raise ValueError(f"label_cost must be a positive finite number, got {kappa}. Pass None where labels cannot move.")
-    return float(kappa)
+    if kappa is None:
+        raise ValueError("label_cost must be a positive finite number, got None. Give the cost of flipping a label.")
+    return check_scale("label_cost", kappa, "Pass None where labels cannot move.")
 
 
 def check_radius(name: str, value: ArrayLike, replicates: int, like: Tensor) -> Tensor:
     """A non-negative finite number, or one for each replicate."""
-    radius = torch.as_tensor(value, dtype=torch.float64, device=like.device)
+    radius = as_float64(value, name, like.device)
     if radius.ndim > 1 or (radius.ndim == 1 and radius.shape[0] not in (1, replicates)):
         raise ValueError(f"{name} must be a number or have shape ({replicates},), got shape {tuple(radius.shape)}.")
     bad = ~(torch.isfinite(radius) & (radius >= 0))
@@ -48,21 +57,46 @@ def check_radius(name: str, value: ArrayLike, replicates: int, like: Tensor) -> 
         raise ValueError(
             f"{name} must be finite and not negative, got {radius[bad].reshape(-1)[0].item():g}. Use 0 for the plain mean."
         )
+    odd = (radius > 0) & ~((radius >= SMALLEST) & (radius <= LARGEST))
+    if bool(odd.any()):
+        raise ValueError(
+            f"{name} must be 0 or between {SMALLEST:g} and {LARGEST:g}, got {radius[odd].reshape(-1)[0].item():g}: its square "
+            "would vanish or overflow. Use 0 for the plain mean; beyond the collapse radius larger ones change nothing."
+        )
     return radius.expand(replicates) if radius.ndim == 0 else radius.expand(replicates).clone()
 
 
 def check_positive(name: str, value: float, remedy: str) -> float:
     """A positive finite number."""
-    if not (value > 0 and math.isfinite(value)):
+    number = check_number(name, value)
+    if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{name} must be a positive finite number, got {value}. {remedy}")
-    return float(value)
+    return number
+
+
+def check_scale(name: str, value: float, remedy: str) -> float:
+    """A positive number between SMALLEST and LARGEST."""
+    number = check_positive(name, value, remedy)
+    if not SMALLEST <= number <= LARGEST:
+        raise ValueError(
+            f"{name} must lie between {SMALLEST:g} and {LARGEST:g}, got {number:g}: its square would vanish or overflow. {remedy}"
+        )
+    return number
+
+
+def check_number(name: str, value: float) -> float:
+    """One number: a float, an integer, or an array or tensor that holds a single one."""
+    number = as_float64(value, name)
+    if number.numel() != 1:
+        raise ValueError(f"{name} must be a single number, got shape {tuple(number.shape)}. Pass one of them.")
+    return float(number)
 
 
 def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Tensor) -> Tensor:
     """theta_ref (d,) inside the parameter ball; None is 0, the uniform policy."""
     if theta_ref is None:
         return torch.zeros(d, dtype=torch.float64, device=like.device)
-    theta = torch.as_tensor(theta_ref, dtype=torch.float64, device=like.device)
+    theta = as_float64(theta_ref, "theta_ref", like.device)
     if theta.shape != (d,) or not bool(torch.isfinite(theta).all()):
         raise ValueError(
             f"theta_ref must be {d} finite numbers, got {theta.tolist()} of shape {tuple(theta.shape)}. "
@@ -75,9 +109,14 @@ def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Ten
     return theta
 
 
-def check_probability(name: str, p: np.ndarray, n: int) -> np.ndarray:
+def as_array(x: ArrayLike, name: str) -> Array:
+    """`as_float64` as a numpy array."""
+    return as_float64(x, name).cpu().numpy()
+
+
+def check_probability(name: str, p: ArrayLike, n: int) -> Array:
     """n finite non-negative numbers that sum to one."""
-    p = np.asarray(p, dtype=float)
+    p = as_array(p, name)
     if p.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), got {p.shape}: one number for each pair or context.")
     if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-9:

@@ -1,13 +1,16 @@
 """Worst expected loss over a ball of distributions at fixed losses: one-dimensional dual problems, solved exactly.
 
 Every function is batched over the leading axis R, works in float64 on any device and returns a `BallDual`, whose worst case
-is feasible, so that `gap = dual value - primal value` is a certificate.
+is feasible, so that `gap = dual value - primal value` is a certificate. Probabilities that are negative, not finite or all zero,
+and negative or missing radii, are refused; a loss with weight that is not finite gives NaN, and never `converged`.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from theory.transport import check_weights
 
 _MAX_STEPS = 200
 
@@ -39,6 +42,7 @@ def kl_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
 
     Args: losses, p: (R, n); radius: (R,) in nats.
     """
+    _check(p, losses, radius)
     support, top, span = _range(losses, p)
     scale = torch.where(span > 0, span, 1.0)
     z = (losses - top[:, None]) / scale[:, None]  # in [-1, 0] on the support: the problem is scale free from here on
@@ -107,6 +111,7 @@ def chi2_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
 
     Args: losses, p: (R, n); radius: (R,), without unit.
     """
+    _check(p, losses, radius)
     support, top, span = _range(losses, p)
     scale = torch.where(span > 0, span, 1.0)
     # in [-1, 0], where the support is; an atom without mass may stand anywhere
@@ -163,6 +168,7 @@ def cvar_dual(losses: Tensor, p: Tensor, alpha: Tensor) -> BallDual:
     """
     if not bool(((alpha > 0) & (alpha <= 1)).all()):
         raise ValueError(f"alpha must be in (0, 1], got {alpha.tolist()}: the worst share of the pairs; 1 is the plain mean.")
+    _check(p, losses, alpha)
     support, top, span = _range(losses, p)
     order = losses.masked_fill(~support, -torch.inf).argsort(-1, descending=True)
     covered = p.gather(-1, order).cumsum(-1) < alpha[:, None]  # the losses before the threshold
@@ -188,6 +194,7 @@ def total_variation_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
 
     Args: losses, p: (R, n); radius: (R,) in [0, 1]; more is as good as 1.
     """
+    _check(p, losses, radius)
     support, top, span = _range(losses, p)
     at_top = support & (losses == top[:, None])
     top_mass = (p * at_top).sum(-1)
@@ -206,6 +213,13 @@ def total_variation_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
     gap = value - (q * losses.masked_fill(~support, 0.0)).sum(-1)
     used = (q - p).abs().sum(-1) / 2
     return BallDual(value, eta, q, gap, used, _closed(gap, top, span))
+
+
+def _check(p: Tensor, losses: Tensor, radius: Tensor) -> None:
+    """Probabilities that are some, and radii that are not negative."""
+    check_weights(p, losses.shape[-1], "p")
+    if not bool((radius >= 0).all()):
+        raise ValueError(f"the radius must not be negative or NaN, got {radius.min().item():g}. Use 0 for the plain mean.")
 
 
 def _range(losses: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,6 +247,7 @@ def transport_dual(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> B
 
 def transport_plan(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> tuple[BallDual, Tensor, Tensor, Tensor]:
     """`transport_dual` with its plan: two targets (R, n) of each atom, and the share (R,) of the mass that goes to the first."""
+    _check(p, losses, budget)
     rows = torch.arange(losses.shape[0], device=losses.device)[:, None]
 
     def line(eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,9 @@
     fit = kldpo(u, weights, radius=0.05, beta=1.0, bound=4.0)
 
 u (n, d) or (R, n, d) holds signed feature differences (2y-1)(psi1-psi2), weights (n,) or (R, n) their probabilities (None:
-1/n each); numpy arrays or tensors, on any device, computed in float64. All estimators minimise over ||theta|| <= bound with
-w = theta - theta_ref and m = beta w.u. Radii, temperatures and strengths may differ between replicates.
+1/n each); arrays, tensors on any device, DataFrames or lists, computed in float64. All estimators minimise over
+||theta|| <= bound with w = theta - theta_ref and m = beta w.u. Radii, temperatures and strengths may differ between replicates.
+Magnitudes from 1e-50 to 1e50 of u, beta, bound, distances and positive radii are accepted, and beta * bound * max|u| up to 1e15.
 
 Each fit carries a certificate. For any theta' in the ball and any distribution Q in the ambiguity set,
 value(theta') >= E_Q l(theta') >= E_Q l(theta) + g_Q.(theta' - theta); minimising the right side over the ball is closed form,
@@ -17,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from theory.batch import ArrayLike, PairBatch, pair_batch
-from theory.checks import check_label_cost, check_metric, check_positive, check_radius, check_reference
+from theory.batch import ArrayLike, PairBatch, as_float64, check_reach, pair_batch
+from theory.checks import check_label_cost, check_metric, check_positive, check_radius, check_reference, check_scale
 from theory.kl_solvers import solve_kl, solve_mean, solve_tilt
 from theory.newton import Ball
 from theory.points import Point, join
@@ -84,12 +85,12 @@ def kldpo_tilt(
     tolerance: float = 1e-10,
 ) -> Fit:
     """min tau log E exp(l/tau), practical KLDPO with temperature tau > 0. Algorithm 2, arXiv:2502.01930."""
-    tau = torch.as_tensor(temperature, dtype=torch.float64)
+    tau = as_float64(temperature, "temperature")
     if not bool(((tau > 0) & torch.isfinite(tau)).all()):
         raise ValueError(
             f"temperature must be positive and finite, got {temperature}. For the mean use dpo, for the worst pair a small value."
         )
-    return _fit(solve_tilt, u, weights, beta, bound, theta_ref, tolerance, temperature=temperature)
+    return _fit(solve_tilt, u, weights, beta, bound, theta_ref, tolerance, temperature=tau)
 
 
 def wdpo_finite(
@@ -186,8 +187,10 @@ def _fit(
 ) -> Fit:
     """Check the input, solve chunk by chunk, and wrap up the certificate. `knob` is the one parameter of the method, if any."""
     pairs = pair_batch(u, weights)
-    beta = check_positive("beta", beta, "It scales the log-ratio in the margin; the papers use 0.01 to 1.")
-    bound = check_positive("bound", bound, "It is B in ||theta|| <= B; where no bound is wanted take one that is not reached.")
+    beta = check_scale("beta", beta, "It scales the log-ratio in the margin; the papers use 0.01 to 1.")
+    bound = check_scale("bound", bound, "It is B in ||theta|| <= B; where no bound is wanted take one that is not reached.")
+    tolerance = check_positive("tolerance", tolerance, "It is how large a certified gap may be; 1e-10 is the default.")
+    check_reach(pairs, beta, bound)
     ball = Ball(check_reference(theta_ref, pairs.dimension, bound, pairs.p), bound)
     values = [check_radius(name, value, pairs.replicates, pairs.p) for name, value in knob.items()]
     points = []

@@ -7,8 +7,13 @@ where Newton's method stops working; here s_i >= f_ij are constraints whose mult
 are eliminated by hand, so that each step solves a (d+1)-dimensional system whatever the number of atoms.
 
 The direction is Mehrotra's predictor and corrector: Nocedal and Wright, Numerical Optimization, sections 14.2 and 19.3.
+
+Near the end z/t is some 1e12, and the last digits of f decide how an atom is split: the forces on v then balance to 1e-10 only,
+and differently on every processor, above all where a tied piece holds no mass (no strict complementarity). `_settle` finishes in
+a form without stiffness: which pieces are tied is known by then, and Newton's method on these ties is well conditioned.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -18,6 +23,8 @@ from torch import Tensor
 from theory.newton import Ball, Smooth
 
 _TINY = 1e-300
+_LAST_STEPS = 8  # of `_settle`: Newton's method from this near
+_RANK = 1e-12  # of the scaled equations of the ties: below it ties repeat each other
 NOTHING = 1e-30  # weight of an atom that has none
 
 
@@ -71,26 +78,32 @@ def solve(
     pinned: bool = False,
     tolerance: float = 1e-13,
     max_steps: int = 100,
+    settled: bool = False,
 ) -> Interior:
     """Minimise eta*price + sum_i p_i max_j f_ij from w = 0 and the given eta > 0, until the mean complementarity is `tolerance`.
 
-    price, eta: (R,); `smooth` is a smooth convex function of v to add; `pinned` holds eta where it starts. The central path is
-    weighted, z_ij t_ij = mu p_i, so that neither the number of atoms nor small weights change its course. The caller turns
-    the point and the plan into a certificate of its own.
+    price, eta: (R,); `smooth` is a smooth convex function of v to add; `pinned` holds eta where it starts; `settled` finishes by
+    `_settle`, one problem after the other: for the few that need it, without `smooth`. The central path is weighted,
+    z_ij t_ij = mu p_i, so that neither the number of atoms nor small weights change its course. The caller turns the point and
+    the plan into a certificate of its own.
     """
     state = _start(pieces, eta, ball)
-    out_v, out_z = state.v.clone(), state.z.clone()
+    every, every_price = pieces, price
+    out = _State(*(getattr(state, item.name).clone() for item in fields(state)))
     steps = torch.zeros(price.shape[0], dtype=torch.int64, device=price.device)
     active = torch.arange(price.shape[0], device=price.device)
     best, stalled = torch.full_like(price, torch.inf), torch.zeros_like(steps)
+    lowest = best.clone()
     f = pieces.move(state.v)
     for _ in range(max_steps + 1):
         system = _System(pieces, state, f, price, ball, smooth, pinned)
         worst = system.imbalance()
         improved = worst < best
-        out_v[active[improved]], out_z[active[improved]] = state.v[improved], state.z[improved]
+        for name in _KEPT if settled else ("v", "z"):
+            getattr(out, name)[active[improved]] = getattr(state, name)[improved]
         stalled = torch.where(worst < 0.9 * best, 0, stalled + 1)
         best = torch.minimum(best, worst)
+        lowest[active] = best
         keep = (worst > tolerance) & ((stalled < 4) | ((best > 1e-9) & (stalled < 40)))
         if not keep.any():
             break
@@ -115,7 +128,13 @@ def solve(
         )
         state, f = _move(system, step, worst, ball)
         steps[active] += 1
-    return Interior(out_v, out_z, steps)
+    if settled:
+        for index in torch.arange(len(steps), device=steps.device)[:, None]:
+            at, reached = out.select(index), float(lowest[index])
+            v, z, extra = _settle(every.select(index), at, every_price[index], ball, pinned, reached)
+            out.v[index], out.z[index] = v, z
+            steps[index] += extra
+    return Interior(out.v, out.z, steps)
 
 
 def _move(system: "_System", step: "_Direction", worst: Tensor, ball: Ball) -> tuple["_State", Tensor]:
@@ -177,6 +196,9 @@ class _State:
             t_ball=torch.where(-ball > 0.5 * self.t_ball, -ball, self.t_ball),
             t_cone=torch.where(-cone > 0.5 * self.t_cone, -cone, self.t_cone),
         )
+
+
+_KEPT = ("v", "z", "t", "z_ball", "t_ball", "z_cone", "t_cone")  # of the best state, where it is to be settled
 
 
 @dataclass(frozen=True)
@@ -274,6 +296,85 @@ class _System:
         for name in ("t_ball", "z_ball", "t_cone", "z_cone"):
             reach = reach.minimum(_reach(getattr(at, name), getattr(change, name)))
         return _Direction(change, reach)
+
+
+def _settle(pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool, worst: float) -> tuple[Tensor, Tensor, int]:
+    """v, z of one problem from Newton's method on its ties, with the steps; the state's own where its imbalance `worst` is less.
+
+    A piece is tied if its share z/p of the mass exceeds its slack, in units of the largest; and so for the ball and the cone.
+    With G the gradients of the ties (each minus that of the atom's heaviest piece) and H the Hessian of the Lagrangian, a step
+    solves
+
+        [H  G'] [dv]     [forces]
+        [G  0 ] [dz] = - [ties  ]
+
+    by least squares: where ties repeat each other the shortest dz leaves the multipliers near those of the central path, which
+    are positive. A piece whose multiplier wants to be negative is let go.
+    """
+    p, d = pieces.p[0], ball.dimension
+    held = at.z[0] / at.z[0].sum(0).clamp(min=_TINY)
+    atoms, base = torch.arange(len(p), device=p.device), held.argmax(0)  # base: the heaviest piece of each atom
+    largest = at.t[0][:, p > 2 * NOTHING].amax().clamp(max=1.0)  # near collapse all slacks are as small as w
+    tied = (held > at.t[0] / largest) & (torch.arange(len(held), device=p.device)[:, None] != base)
+    on_ball, on_cone = bool(at.z_ball[0] > at.t_ball[0]), bool(at.z_cone[0] > at.t_cone[0])
+    v, z, z_ball, z_cone = at.v, held * p, at.z_ball * on_ball, at.z_cone * on_cone
+    best_v, best_z, steps = at.v, at.z, 0
+    for _ in range(2 * _LAST_STEPS + int(tied.sum())):
+        j, i = tied.nonzero(as_tuple=True)
+        m = len(i)
+        z = torch.where(tied, z, 0.0)
+        z[base, atoms] = (p - z.sum(0)).clamp(min=0)  # the mass of what is not tied goes to the heaviest
+        f = pieces.move(v)[0]
+        ball_value, ball_slope = _ball(v, ball)
+        cone_value, cone_slope, cone_bend = pieces.cone(v)
+        forces = (pieces.gradient(z[None]) + z_ball[:, None] * ball_slope + z_cone[:, None] * cone_slope)[0]
+        forces[-1] += price[0]
+        hessian = (pieces.curvature(z[None], torch.zeros_like(at.z)) + z_cone[:, None, None] * cone_bend)[0]
+        hessian[range(d), range(d)] += 2 * z_ball
+        rows = torch.zeros(m, *held.shape, dtype=v.dtype, device=v.device)
+        rows[range(m), j, i], rows[range(m), base[i], i] = 1.0, -1.0
+        many = pieces.select(torch.zeros(m, dtype=torch.int64, device=v.device))
+        many.move(v.expand(m, -1))
+        gradients = torch.cat([many.gradient(rows), ball_slope[:on_ball], cone_slope[:on_cone]])
+        ties = torch.cat([f[j, i] - f[base[i], i], ball_value[:on_ball], cone_value[:on_cone]])
+        if pinned:
+            forces[-1], gradients[:, -1], hessian[-1], hessian[:, -1] = 0, 0, 0, 0
+        above = (p * (f.amax(0) - f[base, atoms])).amax()
+        misfit = max(forces.abs().amax().item(), above.item(), ball_value.item() * on_ball, cone_value.item() * on_cone)
+        if misfit < worst:
+            best_v, best_z, worst = v, z[None], misfit
+        if not math.isfinite(misfit) or steps == _LAST_STEPS:
+            break
+        dv, dz = _tie_step(hessian, gradients, forces, ties)
+        sizes = torch.cat([z[j, i], z_ball[:on_ball], z_cone[:on_cone]])
+        if m + on_ball + on_cone and bool((sizes + dz < 0).any()):
+            out = int((dz / sizes.clamp(min=_TINY)).argmin())
+            if out < m:
+                tied[j[out], i[out]] = False
+            elif on_ball and out == m:
+                on_ball, z_ball = False, torch.zeros_like(z_ball)
+            else:
+                on_cone, z_cone = False, torch.zeros_like(z_cone)
+            continue
+        steps += 1
+        v = v + dv
+        if not bool(v[0, -1] > 0):
+            break
+        z[j, i] += dz[:m]
+        z_ball = z_ball + dz[m : m + 1] if on_ball else z_ball
+        z_cone = z_cone + dz[-1:] if on_cone else z_cone
+    return best_v, best_z, steps
+
+
+def _tie_step(hessian: Tensor, gradients: Tensor, forces: Tensor, ties: Tensor) -> tuple[Tensor, Tensor]:
+    """The step of `_settle` in v and in the multipliers, v measured in units that give each coordinate a matrix of size one."""
+    unit = (torch.diagonal(hessian).abs() + (gradients**2).sum(0)).clamp(min=_TINY).rsqrt()
+    size = (gradients * unit).norm(dim=1).clamp(min=_TINY)
+    g = gradients * unit / size[:, None]
+    zero = torch.zeros(len(g), len(g), dtype=g.dtype, device=g.device)
+    matrix = torch.cat([torch.cat([hessian * unit[:, None] * unit, g.T], 1), torch.cat([g, zero], 1)])
+    solution = torch.linalg.pinv(matrix, rtol=_RANK, hermitian=True) @ -torch.cat([forces * unit, ties / size])
+    return solution[: len(unit)] * unit, solution[len(unit) :] / size
 
 
 def _smooth_part(smooth: Smooth | None, v: Tensor) -> tuple[Tensor, Tensor]:

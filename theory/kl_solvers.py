@@ -6,9 +6,22 @@ from torch import Tensor
 from theory.batch import PairBatch
 from theory.collapse import kl_collapse
 from theory.duals import kl_ball_dual
+from theory.interior import solve
+from theory.moves import LargestLoss
 from theory.newton import Ball, minimise
-from theory.points import Point, collapsed_point, keep_better, linear_start, lower_gap, scatter, smooth_point, take
-from theory.smooth import KlBallLoss, KlBallProfile, MeanLoss, TiltedLoss, loss_and_slope
+from theory.points import (
+    DOUBTFUL,
+    LOG2,
+    Point,
+    collapsed_point,
+    keep_better,
+    linear_start,
+    lower_gap,
+    scatter,
+    smooth_point,
+    take,
+)
+from theory.smooth import KlBallLoss, KlBallProfile, MeanLoss, TiltedLoss, excess_loss, loss_and_slope
 
 
 def solve_mean(pairs: PairBatch, beta: float, ball: Ball) -> Point:
@@ -75,7 +88,7 @@ def _kldpo_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -
     )
     point = _kl_point(pairs, beta, ball, radius, v[:, :-1], steps)
     # what is left: collapse, or nearly so (w and lambda go to zero together), and separable samples (lambda alone does)
-    doubt = (~settled | (point.gap > 1e-11) | (v[:, :-1].norm(dim=-1) * beta < 1e-3)).nonzero()[:, 0]
+    doubt = (~settled | (point.gap > DOUBTFUL) | (v[:, :-1].norm(dim=-1) * beta < 1e-3)).nonzero()[:, 0]
     if doubt.numel():
         point = scatter([(doubt, _kl_hard(pairs.select(doubt), beta, ball, radius[doubt]))], point)
     return point
@@ -85,26 +98,48 @@ def _kl_hard(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
     """Decide collapse by its radius; else leave w = 0 in the direction of the collapse dual, lambda minimised out."""
     threshold, nu = kl_collapse(pairs)
     point = collapsed_point(pairs)
-    out = (radius < threshold * (1 - 1e-12)).nonzero()[:, 0]
+    # within 1e-9 of it w is of that order and the value of its square: both are zero to the digits that a certificate has
+    out = (radius < threshold * (1 - 1e-9)).nonzero()[:, 0]
     if out.numel():
         part, r = pairs.select(out), radius[out]
         room = (ball.bound - ball.theta_ref.norm()).clamp(max=1e-2 / beta)
         start = -nu[out] / nu[out].norm(dim=-1, keepdim=True).clamp(min=1e-300) * room
         w, _, steps = minimise(KlBallProfile(part, beta, r), start, ball)
         solved = _kl_point(part, beta, ball, r, w, steps)
-        again = (solved.gap > 1e-11).nonzero()[:, 0]
+        again = (solved.gap > DOUBTFUL).nonzero()[:, 0]
         if again.numel():
             better = _kl_path(part.select(again), beta, ball, r[again])
             solved = keep_better(solved, again, better)
+            tied = again[solved.gap[again] > DOUBTFUL]
+            if tied.numel():
+                solved = keep_better(solved, tied, _kl_largest(part.select(tied), beta, ball, r[tied]))
         point = scatter([(out, solved)], point)
     return point
 
 
 def _kl_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, w: Tensor, steps: Tensor) -> Point:
+    margin = beta * pairs.project(w)
+    worst = kl_ball_dual(excess_loss(margin), pairs.p, radius)
+    gap = worst.gap + lower_gap(pairs, worst.weights, loss_and_slope(margin)[1], w, beta, ball)
+    return Point(w, LOG2 + worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
+
+
+def _kl_largest(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
+    """Minimise the largest loss, which is the solution where lambda = 0; certified where the weights of the ties are in the ball.
+
+    The path ends short of it, some 1e-11 above: at lambda the exponents l/lambda have lost the digits that divide the ties.
+    """
+    one = torch.ones_like(radius)
+    pieces = LargestLoss(pairs, torch.zeros_like(pairs.p[:1, :1]), beta)
+    found = solve(pieces, 0 * one, one, ball, pinned=True, settled=True)
+    w, q = ball.project(found.v[:, :-1]), found.z[:, :, 0] * (pairs.p > 0)
+    q = q / q.sum(-1, keepdim=True)
     loss, slope = loss_and_slope(beta * pairs.project(w))
+    kl = torch.where(q > 0, q * (q.clamp(min=1e-300) / pairs.p.clamp(min=1e-300)).log(), 0.0).sum(-1)
     worst = kl_ball_dual(loss, pairs.p, radius)
-    gap = worst.gap + lower_gap(pairs, worst.weights, slope, w, beta, ball)
-    return Point(w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
+    gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, ball)
+    gap = torch.where(kl <= radius, gap, torch.inf)
+    return Point(w, worst.value, gap, worst.dual.clone(), found.steps, torch.zeros_like(found.steps, dtype=torch.bool))
 
 
 def _kl_path(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:

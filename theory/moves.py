@@ -114,6 +114,23 @@ class FiniteMoves:
 
 
 @dataclass
+class LargestLoss(FiniteMoves):
+    """max_j l(m_j) over the pairs with weight: one atom whose mass may go to any of them. `cost` and `targets` are not used."""
+
+    def __post_init__(self) -> None:
+        replicates, n = self.pairs.p.shape
+        self.p = torch.ones_like(self.pairs.p[:, :1])
+        self.targets = torch.arange(n, device=self.p.device)[None, :, None].expand(replicates, -1, -1)
+        self.price = torch.where(self.pairs.p > 0, 0.0, 1e6)[:, :, None]  # out of reach
+
+    def _arriving(self, c: Tensor) -> Tensor:
+        return c[:, :, 0]
+
+    def select(self, index: Tensor) -> "LargestLoss":
+        return LargestLoss(self.pairs.select(index), self.cost, self.beta)
+
+
+@dataclass
 class _TwoMoves:
     """Two pieces an atom, whose gradients are combinations of u_i and of one vector common to all atoms:
     G_ji = along_ji (beta u_i, 0) + common_ji e."""

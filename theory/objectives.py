@@ -5,7 +5,8 @@ weights, to one number. Both work on any float dtype and device, are differentia
 estimators call them on features, a trainer calls them on log-probabilities.
 
 Losses have shape (..., n); weights broadcast against them, are non-negative and sum to one along the last axis (None means
-1/n each). A functional reduces the last axis.
+1/n each). A functional reduces the last axis. Weights on the CPU are looked at, and refused where negative, not finite or all
+zero; on an accelerator that would stall the training, and the caller answers for them. A NaN among the losses stays a NaN.
 
 Sources: Xu et al., arXiv:2502.01930 (WDPO, KLDPO); Wu et al., arXiv:2407.07880 (Dr. DPO); Melnyk et al., arXiv:2406.05882 (AOT);
 Sagawa et al., arXiv:1911.08731 (group DRO). Other losses of a pair are in `theory.pair_losses`.
@@ -18,7 +19,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
-from theory.transport import gauss_mean, integrated_transport, positive_power_mean, power_mean, soft_sort, transport
+from theory.transport import (
+    check_weights,
+    gauss_mean,
+    integrated_transport_of,
+    positive_power_mean,
+    power_mean,
+    soft_sort,
+    transport_of,
+)
 
 RELEASED_CLAMP = 10.0  # largest weight in the authors' released KLDPO code
 
@@ -36,6 +45,7 @@ def dpo_loss(margin: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------- functionals
 def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     """Expected loss, sum_i p_i l_i."""
+    _look_at(losses, weights)
     return losses.mean(-1) if weights is None else (weights * losses).sum(-1)
 
 
@@ -54,6 +64,7 @@ def kl_tilt(losses: Tensor, tau: float, weights: Tensor | None = None, *, releas
             the learning rate and the clamp hides all differences among large losses.
     """
     _require_positive("tau", tau)
+    _look_at(losses, weights)
     if released:
         with torch.no_grad():
             factor = torch.exp((losses - mean(losses, weights).unsqueeze(-1)) / tau).clamp(max=RELEASED_CLAMP)
@@ -65,6 +76,7 @@ def kl_tilt(losses: Tensor, tau: float, weights: Tensor | None = None, *, releas
 def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> Tensor:
     """Worst-case weights q_i proportional to p_i exp(l_i / tau), normalised and detached. Algorithm 2, arXiv:2502.01930."""
     _require_positive("tau", tau)
+    _look_at(losses, weights)
     with torch.no_grad():
         exponent = (losses - _on_support(losses, weights, -torch.inf).amax(-1, keepdim=True)) / tau
         return torch.softmax(exponent if weights is None else exponent + weights.log(), -1)
@@ -175,8 +187,10 @@ def aot_unpaired(
         chosen_weights, rejected_weights: probabilities, or None.
         softness: None sorts exactly; a positive number, in units of 1/log-ratio, sorts softly (`theory.transport.soft_sort`).
     """
+    _look_at(chosen, chosen_weights)
+    _look_at(rejected, rejected_weights)
     u, v = _softly(chosen, chosen_weights, softness), _softly(rejected, rejected_weights, softness)
-    return transport(u, v, lambda t: h(t, beta), chosen_weights, rejected_weights)
+    return transport_of(u, v, lambda t: h(t, beta), chosen_weights, rejected_weights)
 
 
 def aot_paired(
@@ -217,8 +231,10 @@ def aot_second_order(
             return power_mean(beta - start, beta - end, 2)
         return gauss_mean(lambda t: h(t, beta), start, end)
 
+    _look_at(chosen, chosen_weights)
+    _look_at(rejected, rejected_weights)
     u, v = _softly(chosen, chosen_weights, softness), _softly(rejected, rejected_weights, softness)
-    return integrated_transport(u, v, piece_mean, chosen_weights, rejected_weights)
+    return integrated_transport_of(u, v, piece_mean, chosen_weights, rejected_weights)
 
 
 # ----------------------------------------------------------------------------- gradient norm, opposite tilt
@@ -239,6 +255,7 @@ def gradient_norm(squared_norms: Tensor, weights: Tensor | None = None, *, squar
 def dr_dpo(losses: Tensor, b: float, weights: Tensor | None = None) -> Tensor:
     """Dr. DPO, -b log sum_i p_i exp(-l_i / b): the opposite tilt, which trusts pairs of low loss. Eq. (12), arXiv:2407.07880."""
     _require_positive("b", b)
+    _look_at(losses, weights)
     low = _on_support(losses, weights, torch.inf).amin(-1, keepdim=True)
     return low.squeeze(-1) - b * _log_mean_exp((low - losses) / b, weights)
 
@@ -251,6 +268,7 @@ def _at_worst_case(
     weights: Tensor | None,
 ) -> Tensor:
     """E_q l with the worst case q of a ball, found in float64 and held constant: the envelope theorem makes its gradient q."""
+    _look_at(losses, weights)
     with torch.no_grad():
         flat = losses.detach().double().reshape(-1, losses.shape[-1])
         p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else weights.double().expand(losses.shape)
@@ -263,11 +281,18 @@ def _at_worst_case(
 
 def _group_means(losses: Tensor, groups: Tensor, count: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mean loss of each group (..., count), 0 where a group does not occur, and which do."""
+    _look_at(losses, weights)
     member = (groups.unsqueeze(-1) == torch.arange(count, device=losses.device)).to(losses.dtype)  # (..., n, count)
     share = member if weights is None else member * weights.unsqueeze(-1)
     mass = share.sum(-2)
     total = (share * losses.unsqueeze(-1)).sum(-2)
     return total / torch.where(mass > 0, mass, 1), mass > 0
+
+
+def _look_at(losses: Tensor, weights: Tensor | None) -> None:
+    """Refuse weights that are none, where a look at them costs next to nothing."""
+    if weights is not None and weights.device.type == "cpu":
+        check_weights(weights, losses.shape[-1] if losses.ndim else 0)
 
 
 def _softly(sample: Tensor, weights: Tensor | None, softness: float | None) -> Tensor:

@@ -9,6 +9,7 @@ from theory.batch import PairBatch
 from theory.newton import Ball, Smooth
 
 LOG2 = 0.6931471805599453  # the loss of every pair at the reference policy
+DOUBTFUL = 5e-12  # a gap from which on a solver tries its slower way: well below the estimators' tolerance of 1e-10
 
 
 @dataclass

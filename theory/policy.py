@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from theory.batch import as_float64
+
 Array = NDArray[np.float64]
 
 
@@ -36,8 +38,8 @@ def geometric_mixture(rewards: Array, alpha: Array) -> Array:
 
 
 def _simplex(alpha: Array, m: int) -> Array:
-    alpha = np.asarray(alpha, dtype=float)
-    if alpha.shape != (m,) or (alpha < 0).any() or abs(alpha.sum() - 1) > 1e-9:
+    alpha = as_float64(alpha, "alpha").cpu().numpy()
+    if alpha.shape != (m,) or not (alpha >= 0).all() or not abs(alpha.sum() - 1) <= 1e-9:
         raise ValueError(
             f"alpha must be {m} non-negative numbers that sum to one, got {alpha.tolist()}. Divide them by their sum."
         )

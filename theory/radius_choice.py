@@ -31,8 +31,8 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit
 from scipy.stats import chi2, norm
 
-from theory.batch import ArrayLike
-from theory.checks import check_positive
+from theory.batch import ArrayLike, check_magnitudes
+from theory.checks import as_array, check_scale
 from theory.collapse import collapse_radius
 from theory.estimators import dpo, kldpo
 from theory.policy import Array
@@ -204,7 +204,7 @@ def value_coverage(ball: str, u: ArrayLike, w: ArrayLike, *, beta: float, delta:
     For the KL ball this agrees with `kl_coverage(n, delta)` to first order. For W1 it is z sd(l)/(sqrt(n) beta ||w||), for W2
     nearly the same with ||w|| (E sigma(-m)²)^(1/2) for ||w||. Infinite where w = 0, since then no move of a feature matters.
     """
-    pairs, direction = _pairs("u", u), np.asarray(w, dtype=float)
+    pairs, direction = _pairs("u", u), _direction(w)
     losses = _losses(pairs, direction, beta)
     z = math.sqrt(chi2.ppf(1 - delta, 1))
     return radius_for_value(ball, pairs, direction, losses.mean() + z * losses.std(ddof=1) / math.sqrt(len(losses)), beta=beta)
@@ -218,7 +218,7 @@ def profile_coverage(u: ArrayLike, w: ArrayLike, *, beta: float, delta: float, s
     Thm. 3 with rho = 2. The law is taken at w and sampled. The radius is of order n^-1/2. It covers for W1 as well, W1 being
     at most W2: there it is an upper bound of the smallest radius.
     """
-    pairs, direction = _pairs("u", u), np.asarray(w, dtype=float)
+    pairs, direction = _pairs("u", u), _direction(w)
     _open_unit("delta", delta)
     n, d = pairs.shape
     down = expit(-beta * pairs @ direction)
@@ -243,7 +243,12 @@ def temperature_for_share(losses: ArrayLike, share: float) -> tuple[float, float
     and KL 0 where all losses are equal; tau = 0 with the KL of the tilt towards the largest losses where these alone are more
     than the share.
     """
-    l = np.asarray(losses, dtype=float)
+    l = as_array(losses, "losses")
+    if l.ndim != 1 or l.size == 0 or not np.isfinite(l).all():
+        raise ValueError(
+            f"losses must be n >= 1 finite numbers, got shape {l.shape} with {int((~np.isfinite(l)).sum())} non-finite entries. "
+            "Remove those pairs first."
+        )
     _open_unit("share", share)
     span, p = float(np.ptp(l)), np.full(len(l), 1 / len(l))
     if span == 0:
@@ -277,7 +282,7 @@ def shift_radius(ball: str, u: ArrayLike, held_out: ArrayLike, w: ArrayLike, *, 
     the normal law, standard errors of both samples counted. w is taken as given; fitted to u it makes the held-out loss a little
     higher (by about d/n) even without a shift. A shift that raises the variance of the loss but not its mean is not seen.
     """
-    pairs, direction = _pairs("u", u), np.asarray(w, dtype=float)
+    pairs, direction = _pairs("u", u), _direction(w)
     before, after = (_losses(x, direction, beta) for x in (pairs, _pairs("held_out", held_out)))
     z = float(norm.ppf(1 - delta))
     error = after.std(ddof=1) / math.sqrt(len(after))
@@ -293,9 +298,11 @@ def radius_for_value(ball: str, u: ArrayLike, w: ArrayLike, target: float, *, be
     """
     if ball not in BALLS:
         raise ValueError(f"unknown ball {ball!r}; choose one of {', '.join(BALLS)}.")
-    beta = check_positive("beta", beta, "It scales the log-ratio in the margin.")
-    pairs, direction = _pairs("u", u), np.asarray(w, dtype=float)
+    beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
+    pairs, direction = _pairs("u", u), _direction(w)
     losses = _losses(pairs, direction, beta)
+    if not math.isfinite(target):
+        raise ValueError(f"target must be a finite loss, got {target}. Look at what computed it.")
     missing = target - float(losses.mean())
     if missing <= 0:
         return 0.0
@@ -373,19 +380,28 @@ def describe(choice: RadiusChoice) -> str:
 
 # ----------------------------------------------------------------------------------------------------------------- checks
 def _pairs(name: str, u: ArrayLike) -> Array:
-    try:
-        array = torch.as_tensor(u, dtype=torch.float64).cpu().numpy()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers of shape (n, d), got {type(u).__name__} ({error}).") from error
+    array = as_array(u, name)
     if array.ndim != 2 or len(array) < 2 or array.shape[1] < 1 or not np.isfinite(array).all():
         raise ValueError(
             f"{name} must be finite signed feature differences (2y-1)(psi1-psi2) of shape (n, d) with n >= 2, got shape "
             f"{array.shape} with {int((~np.isfinite(array)).sum())} non-finite entries. Drop those pairs, or pass one row a pair."
         )
+    check_magnitudes(name, torch.from_numpy(array))
     return array
 
 
+def _direction(w: ArrayLike) -> Array:
+    direction = as_array(w, "w")
+    if direction.ndim != 1 or not np.isfinite(direction).all():
+        raise ValueError(f"w must be d finite numbers, got {direction.tolist()}. Look at the fit that gave it.")
+    check_magnitudes("w", torch.from_numpy(direction))
+    return direction
+
+
 def _losses(u: Array, w: Array, beta: float) -> Array:
+    if w.shape != u.shape[1:]:
+        raise ValueError(f"w must have shape {u.shape[1:]}, one number for each feature of u, got {w.shape}.")
+    beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
     return np.logaddexp(0, -beta * u @ w)
 
 

@@ -19,6 +19,7 @@ import torch
 from scipy.optimize import brentq, linprog
 from scipy.special import expit
 
+from theory.bounds import check_constants
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array
 
@@ -35,6 +36,9 @@ class Size:
     beta: float
     bound: float
     theta_ref: Array | None = None
+
+    def __post_init__(self) -> None:
+        check_constants(self.n, beta=self.beta, bound=self.bound, delta=self.delta)
 
 
 @dataclass(frozen=True)

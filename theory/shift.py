@@ -18,6 +18,7 @@ from scipy.special import expit, logit
 from scipy.stats import t as student
 
 from theory.batch import PairBatch
+from theory.checks import check_probability
 from theory.newton import Ball
 from theory.policy import Array, convex_mixture, geometric_mixture, log_policy
 from theory.smooth import MeanLoss
@@ -53,6 +54,11 @@ class Shift:
                 f"{G} values of alpha over {S} contexts and {A} actions need rewards {(G, S, A)} and contexts {(G, S)}, "
                 f"got {self.rewards.shape} and {self.contexts.shape}."
             )
+        if not np.isfinite(self.rewards).all():
+            bad = sorted({int(g) + 1 for g in np.nonzero(~np.isfinite(self.rewards))[0]})
+            raise ValueError(f"the rewards at the values of alpha {bad} (the first is 1) hold NaN or infinite entries.")
+        for g, context in enumerate(self.contexts):
+            check_probability(f"contexts at value {g + 1} of alpha", context, S)
         flat = np.flatnonzero(np.ptp(self.rewards, axis=2).max(1) == 0)
         if flat.size:
             raise ValueError(

@@ -25,6 +25,11 @@ def loss_and_slope(margin: Tensor) -> tuple[Tensor, Tensor]:
     return loss, torch.where(margin >= 0, tail, 1.0) / (1 + tail)
 
 
+def excess_loss(margin: Tensor) -> Tensor:
+    """l(m) - log 2 to its own last digits: near the reference policy lambda is as small as the differences of the losses."""
+    return torch.log1p(torch.expm1(-margin.abs()) / 2) - margin.clamp(max=0)
+
+
 @dataclass(frozen=True)
 class MeanLoss:
     """DPO, E l."""
@@ -66,15 +71,22 @@ class TiltedLoss:
 
 @dataclass(frozen=True)
 class KlBallLoss:
-    """lambda rho + lambda log E exp(l/lambda), jointly convex in v = (w, lambda). Eq. (9), arXiv:2502.01930."""
+    """lambda rho + lambda log E exp(l/lambda), jointly convex in v = (w, lambda). Eq. (9), arXiv:2502.01930.
+
+    With `excess` the value is less log 2, from losses less log 2, which keeps the digits that count near the reference policy.
+    """
 
     pairs: PairBatch
     beta: float
     radius: Tensor
+    excess: bool = False
 
     def derivatives(self, v: Tensor) -> Derivatives:
         w, lam = v[:, :-1], v[:, -1:]
-        loss, s = loss_and_slope(self.beta * self.pairs.project(w))
+        margin = self.beta * self.pairs.project(w)
+        loss, s = loss_and_slope(margin)
+        if self.excess:
+            loss = excess_loss(margin)
         centre = (self.pairs.p * loss).sum(-1, keepdim=True)  # keeps log E exp accurate when the exponents are small
         z = (loss - centre) / lam
         exponent = z + self.pairs.p.log()
@@ -102,17 +114,17 @@ class KlBallLoss:
 
 @dataclass(frozen=True)
 class KlBallProfile:
-    """The same with lambda minimised out, a function of w alone: slower, but it does not jam where lambda is nearly zero."""
+    """The same less log 2 with lambda minimised out, a function of w: slower, but it does not jam where lambda is nearly zero."""
 
     pairs: PairBatch
     beta: float
     radius: Tensor
 
     def derivatives(self, v: Tensor) -> Derivatives:
-        loss, _ = loss_and_slope(self.beta * self.pairs.project(v))
+        loss = excess_loss(self.beta * self.pairs.project(v))
         span = loss.amax(-1) - loss.amin(-1)
         lam = kl_ball_dual(loss, self.pairs.p, self.radius).dual.maximum(1e-9 * span).clamp(min=1e-150)
-        joint = KlBallLoss(self.pairs, self.beta, self.radius)
+        joint = KlBallLoss(self.pairs, self.beta, self.radius, excess=True)
         value, gradient, hessian = joint.derivatives(torch.cat([v, lam[:, None]], -1))
         cross, corner = hessian[:, :-1, -1], hessian[:, -1, -1].clamp(min=1e-300)
         return value, gradient[:, :-1], hessian[:, :-1, :-1] - _outer(cross) / corner[:, None, None]
@@ -279,8 +291,9 @@ class GradientPenalisedLoss:
             norm, slope, bend = _norm(v)
             N, N1, N2 = beta * norm, beta * slope, beta * bend
             T = S.sqrt()
-            T1 = S1 / (2 * T[:, None])
-            T2 = S2 / (2 * T[:, None, None]) - _outer(S1) / (4 * T**3)[:, None, None]
+            safe = T.clamp(min=1e-100)  # with very large margins S vanishes, and its derivatives with it
+            T1 = S1 / (2 * safe[:, None])
+            T2 = S2 / (2 * safe[:, None, None]) - _outer(S1) / (4 * safe**3)[:, None, None]
         cross = N1[:, :, None] * T1[:, None, :]
         penalty = N2 * T[:, None, None] + cross + cross.mT + N[:, None, None] * T2
         c = self.strength

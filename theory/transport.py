@@ -1,9 +1,14 @@
 """One-dimensional optimal transport and stochastic dominance between two weighted samples.
 
-Samples have shape (..., n) and (..., m), their weights the same shape (or (n,), (m,)), non-negative with sum one; None means
+Samples have shape (..., n) and (..., m), their weights the same shape (or (n,), (m,)), non-negative; None means
 equal weights. Leading axes are batch axes. Everything is exact: on the merged breakpoints of the two quantile functions both are
 constant, so that integrals over the levels t in [0, 1] are finite sums. Values keep dtype and device; levels are computed in
 float64. Gradients reach the samples, with the coupling frozen (envelope theorem), but not the weights.
+
+What is called from outside takes arrays as well, and refuses weights that are negative, not finite or all zero, and samples with
+NaN entries, or infinite ones with weight: a distance to infinity says nothing, and NaN would be sorted to an end. Weights need
+not sum to one here; they are divided by their sum. `transport_of` and `integrated_transport_of` are the same without the checks,
+for training loops: there NaN stays NaN, and on an accelerator a look at the numbers would stall it.
 
 Sources: Santambrogio, Optimal Transport for Applied Mathematicians (2015), section 2.2 (sorting); Melnyk et al.,
 arXiv:2406.05882 (AOT, first-order dominance); Ogryczak and Ruszczynski, SIAM J. Optim. 13 (2002) (integrated quantiles);
@@ -17,6 +22,8 @@ from functools import lru_cache
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
+
+from theory.batch import as_float64
 
 Cost = Callable[[Tensor], Tensor]  # h, elementwise
 PieceMean = Callable[[Tensor, Tensor], Tensor]  # mean of h over the segment between two numbers, elementwise
@@ -41,6 +48,12 @@ class Coupling:
 # ------------------------------------------------------------------------------------------------------- first order
 def coupling(u: Tensor, v: Tensor, u_weights: Tensor | None = None, v_weights: Tensor | None = None) -> Coupling:
     """The coupling of u (..., n) and v (..., m) that sends quantile to quantile: optimal for h(u - v) with every convex h."""
+    u, u_weights = _checked("u", u, u_weights)
+    v, v_weights = _checked("v", v, v_weights)
+    return _coupling(u, v, u_weights, v_weights)
+
+
+def _coupling(u: Tensor, v: Tensor, u_weights: Tensor | None, v_weights: Tensor | None) -> Coupling:
     with torch.no_grad():
         u, v = _batched(u, v)
         order_u, order_v = u.argsort(dim=-1, stable=True), v.argsort(dim=-1, stable=True)
@@ -56,12 +69,21 @@ def coupling(u: Tensor, v: Tensor, u_weights: Tensor | None = None, v_weights: T
 
 def transport(u: Tensor, v: Tensor, h: Cost, u_weights: Tensor | None = None, v_weights: Tensor | None = None) -> Tensor:
     """OT_h(u, v) = ∫ h(Q_u(t) - Q_v(t)) dt, the least mean of h(u - v) over couplings if h is convex; shape (...)."""
+    u, u_weights = _checked("u", u, u_weights)
+    v, v_weights = _checked("v", v, v_weights)
+    return transport_of(u, v, h, u_weights, v_weights)
+
+
+def transport_of(u: Tensor, v: Tensor, h: Cost, u_weights: Tensor | None = None, v_weights: Tensor | None = None) -> Tensor:
+    """`transport` without a look at the numbers."""
     gap, mass = _gaps(u, v, u_weights, v_weights)
     return (mass.to(gap.dtype) * h(gap)).sum(-1)
 
 
 def quantile(values: Tensor, levels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Q(t) = inf {x : F(x) >= t} at the levels (..., k) in [0, 1]; Q(0) is the smallest atom with weight."""
+    values, weights = _checked("values", values, weights)
+    levels = _tensor("levels", levels)
     if not bool(((levels >= 0) & (levels <= 1)).all()):
         raise ValueError(f"levels must lie in [0, 1], got {levels.min().item():g} to {levels.max().item():g}.")
     order = values.detach().argsort(dim=-1, stable=True)
@@ -86,6 +108,15 @@ def integrated_transport(
     D is piecewise linear with D(0) = 0, so that the integral is the sum of the pieces' masses times `piece_mean(a, b)`, the mean
     of h on the segment from a to b: `power_mean`, `positive_power_mean`, or `gauss_mean` for any other h.
     """
+    u, u_weights = _checked("u", u, u_weights)
+    v, v_weights = _checked("v", v, v_weights)
+    return integrated_transport_of(u, v, piece_mean, u_weights, v_weights)
+
+
+def integrated_transport_of(
+    u: Tensor, v: Tensor, piece_mean: PieceMean, u_weights: Tensor | None = None, v_weights: Tensor | None = None
+) -> Tensor:
+    """`integrated_transport` without a look at the numbers."""
     gap, mass = _gaps(u, v, u_weights, v_weights)
     mass = mass.to(gap.dtype)
     end = (mass * gap).cumsum(-1)
@@ -139,6 +170,8 @@ def soft_sort(values: Tensor, softness: float) -> Tensor:
     """
     if not 0 < softness < float("inf"):
         raise ValueError(f"softness must be positive and finite, got {softness}. Pass None for hard sorting.")
+    if values.ndim == 0 or values.shape[-1] == 0:
+        raise ValueError(f"a soft sort needs at least one number on the last axis, got shape {tuple(values.shape)}.")
     ordered = values.double().sort(dim=-1).values
     rank = torch.arange(1, values.shape[-1] + 1, dtype=torch.float64, device=values.device).expand(values.shape)
     with torch.no_grad():
@@ -171,6 +204,41 @@ def _block_mean(x: Tensor, block: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
+def _checked(name: str, sample: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Numbers, finite where they have weight, with one non-negative finite weight each, not all zero."""
+    sample = _tensor(name, sample)
+    if weights is not None:
+        weights = _tensor(f"the weights of {name}", weights).to(sample.device)
+        check_weights(weights, sample.shape[-1] if sample.ndim else 0, f"the weights of {name}")
+    bad = torch.isnan(sample) | (torch.isinf(sample) if weights is None else torch.isinf(sample) & (weights > 0))
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name} holds {int(bad.sum())} entries that are NaN or infinite among {sample.numel()}. Leave them out, with their "
+            "weights, or look at what computed them."
+        )
+    return sample, weights
+
+
+def _tensor(name: str, x: Tensor) -> Tensor:
+    """Tensors as they are, with dtype and gradient; what else holds numbers in float64."""
+    return x if isinstance(x, Tensor) and not x.is_complex() else as_float64(x, name)
+
+
+def check_weights(weights: Tensor, n: int, name: str = "weights") -> None:
+    """One non-negative finite number for each of n atoms on the last axis, in no row all zero."""
+    if weights.ndim == 0 or weights.shape[-1] != n:
+        raise ValueError(f"{name} must have one number for each of the {n} atoms, got shape {tuple(weights.shape)}.")
+    bad = ~(torch.isfinite(weights) & (weights >= 0))
+    if bool(bad.any()):
+        place = bad.nonzero()[0, -1].item()
+        raise ValueError(
+            f"{name} must be finite and not negative, but weight {place + 1} of {n} is {weights[bad][0].item():g}. "
+            "Probabilities, or counts, are wanted; use 0 to leave an atom out."
+        )
+    if not bool((weights.sum(-1) > 0).all()):
+        raise ValueError(f"{name} are all zero, for {n} atoms: nothing is left. Give at least one of them weight.")
+
+
 def _batched(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Both samples with the same leading shape."""
     if u.ndim == 0 or v.ndim == 0 or 0 in (u.shape[-1], v.shape[-1]):
@@ -181,7 +249,7 @@ def _batched(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _gaps(u: Tensor, v: Tensor, u_weights: Tensor | None, v_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Q_u - Q_v on the pieces of the coupling, and their masses."""
-    plan = coupling(u, v, u_weights, v_weights)
+    plan = _coupling(u, v, u_weights, v_weights)
     u, v = _batched(u, v)
     return u.gather(-1, plan.row) - v.gather(-1, plan.column), plan.mass
 

@@ -10,16 +10,18 @@ from collections.abc import Callable
 
 from scipy.optimize import minimize_scalar
 
-from theory.bounds import largest_loss
+from theory.bounds import check_constants, largest_loss
 
 
 def pointwise_wasserstein(n: float, *, beta: float, bound: float, delta: float) -> float:
     """K sqrt(log(2/delta)/2n) of Lemma 9: |L_n(theta) - L(theta)| for WDPO at one theta fixed before the sample."""
+    check_constants(n, beta=beta, bound=bound, delta=delta)
     return largest_loss(beta, bound) * math.sqrt(math.log(2 / delta) / (2 * n))
 
 
 def pointwise_kl(n: float, *, beta: float, bound: float, dual_low: float, dual_high: float, delta: float) -> float:
     """lamU e^{L/lamL} sqrt(log(2/delta)/2n) of Lemma 13, the same for KLDPO; dual_low <= lambda <= dual_high."""
+    check_constants(n, beta=beta, bound=bound, delta=delta)
     exponent = largest_loss(beta, bound) / dual_low if dual_low > 0 else math.inf
     return dual_high * math.exp(exponent) * math.sqrt(math.log(2 / delta) / (2 * n)) if exponent < 700 else math.inf
 
@@ -32,6 +34,7 @@ def uniform_wasserstein(
     |min_eta a - min_eta b| <= sup_eta |a - b|, and psi(z; theta, eta) = max_z' l(z') - eta d(z, z')^p lies in [0, K], is
     2 beta-Lipschitz in theta and diameter^p-Lipschitz in eta, whose optimum is at most K/radius^p.
     """
+    check_constants(n, beta=beta, bound=bound, delta=delta)
     K = largest_loss(beta, bound)
     reach = K / radius**power
 
@@ -48,6 +51,7 @@ def uniform_kl(n: float, d: int, *, beta: float, bound: float, radius: float, du
     Cutting the dual variable off at dual_low costs at most dual_low radius, since lam log E e^{l/lam} falls in lam; above it,
     lam log E e^{l/lam} differs by at most lam |E_n - E| e^{l/lam}, which has the range lam (e^{K/lam} - 1), largest at dual_low.
     """
+    check_constants(n, beta=beta, bound=bound, delta=delta)
     K = largest_loss(beta, bound)
     if K / dual_low > 700:
         return math.inf

@@ -13,6 +13,7 @@ from theory.kl_solvers import solve_point_ball
 from theory.moves import FiniteMoves, LabelMoves, QuadraticMoves, SmoothedTransportLoss
 from theory.newton import Ball, minimise
 from theory.points import (
+    DOUBTFUL,
     LOG2,
     Point,
     collapsed_point,
@@ -46,12 +47,24 @@ def solve_w1(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
     point.dual = beta * point.w.norm(dim=-1)
     if outside.any():
         part, r = pairs.select(outside), radius[outside]
-        function = NormPenalisedLoss(part, beta, r)
-        w, _, steps = minimise(function, radial_start(part, beta, ball, beta * r), ball)
-        solved = smooth_point(function, w, steps, ball)
-        solved.gap = norm_gap(w, MeanLoss(part, beta).derivatives(w)[1], beta * r, ball)
-        solved.dual = beta * w.norm(dim=-1)
+        solved = _w1_from(part, beta, ball, r, radial_start(part, beta, ball, beta * r))
+        # near collapse Newton's decrement is small with ||w||, however far w still has to turn: step until the certificate is
+        for _ in range(3):
+            hard = (solved.gap > 1e-12).nonzero()[:, 0]
+            if not hard.numel():
+                break
+            better = _w1_from(part.select(hard), beta, ball, r[hard], solved.w[hard])
+            solved = keep_better(solved, hard, better)
         point = scatter([(outside, solved)], point)
+    return point
+
+
+def _w1_from(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, start: Tensor) -> Point:
+    function = NormPenalisedLoss(pairs, beta, radius)
+    w, _, steps = minimise(function, start, ball)
+    point = smooth_point(function, w, steps, ball)
+    point.gap = norm_gap(w, MeanLoss(pairs, beta).derivatives(w)[1], beta * radius, ball)
+    point.dual = beta * w.norm(dim=-1)
     return point
 
 
@@ -74,17 +87,21 @@ def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> P
     eta0 = beta * w0.norm(dim=-1) / (4 * radius)  # optimal for small margins
     v, settled, steps = minimise(QuadraticTransportLoss(pairs, beta, radius), torch.cat([w0, eta0[:, None]], -1), ball)
     point = _w2_point(pairs, beta, ball, radius, v, None, steps)
-    hard = (~settled | (point.gap > 1e-11)).nonzero()[:, 0]
+    hard = (~settled | (point.gap > DOUBTFUL)).nonzero()[:, 0]
     if hard.numel():  # an atom sits between the two wells
         part = pairs.select(hard)
-        interior = solve(QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball)
+        interior = solve(QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball, settled=True)
         split = _w2_point(part, beta, ball, radius[hard], interior.v, interior.z, interior.steps)
         point = keep_better(point, hard, split)
     return point
 
 
 def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tensor, z: Tensor | None, steps: Tensor) -> Point:
-    """Upper bound: the dual value at (w, eta). Lower bound: each atom moved along w, shrunk to meet the radius."""
+    """Upper bound: the dual value at (w, eta). Lower bound: each atom moved along w, shrunk to meet the radius.
+
+    Near collapse w/||w|| turns with the last digits of w, and with it the gradient under moves along w, as in `norm_gap`. Moves
+    along the direction that balances the gradient lose b (1 - cos) only, of second order in that turn; the better bound counts.
+    """
     w, eta = ball.project(v[:, :-1]), v[:, -1]
     b = beta * w.norm(dim=-1)
     a = b**2 / (2 * eta)
@@ -101,13 +118,17 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
     shift = a[:, None, None] * q / b.clamp(min=1e-300)[:, None, None]  # distance moved against w: k/b with k = a q
     used = (mass * shift**2).sum((1, 2)).sqrt()
     shift = shift * (radius / used.clamp(min=1e-300)).clamp(max=1.0)[:, None, None]
-    moved = margin[:, None, :] - b[:, None, None] * shift
-    loss, slope = loss_and_slope(moved)
-    expected = (mass * loss).sum((1, 2))
-    pull = mass * slope
-    unit = w / w.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-    gradient = -beta * (pairs.pull(pull.sum(1)) - (pull * shift).sum((1, 2))[:, None] * unit)
-    gap = value - expected + ball.linear_gap(w, gradient)
+    direction = w / w.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    gaps = []
+    for _ in range(2):
+        loss, slope = loss_and_slope(margin[:, None, :] - beta * (w * direction).sum(-1)[:, None, None] * shift)
+        pull = mass * slope
+        towards, pushed = pairs.pull(pull.sum(1)), (pull * shift).sum((1, 2))[:, None]
+        gradient = -beta * (towards - pushed * direction)
+        gaps.append(value - (mass * loss).sum((1, 2)) + ball.linear_gap(w, gradient))
+        direction = towards / pushed.clamp(min=1e-300)
+        direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    gap = gaps[0].minimum(gaps[1])
     return Point(w, value, gap, eta.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
 
 
@@ -133,16 +154,18 @@ def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, 
         point = _w1_label_interior(pairs, beta, ball, radius, kappa, 1e-13)
     else:
         point = _w1_label_screened(pairs, beta, ball, radius, kappa)
-    hard = (point.gap > 1e-11).nonzero()[:, 0]
+    hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
     if hard.numel():
-        better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16)
+        better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16, settled=True)
         point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
 
 
-def _w1_label_interior(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, tolerance: float) -> Point:
+def _w1_label_interior(
+    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, tolerance: float, settled: bool = False
+) -> Point:
     eta0 = torch.full_like(radius, beta * ball.bound)
-    interior = solve(LabelMoves(pairs, beta, kappa), radius, eta0, ball, tolerance=tolerance)
+    interior = solve(LabelMoves(pairs, beta, kappa), radius, eta0, ball, tolerance=tolerance, settled=settled)
     flip = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, interior.steps)
 
@@ -231,18 +254,18 @@ def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, bu
     else:
         point = _finite_screened(pairs, beta, ball, cost, budget, eta0, scale)
     for tolerance in (1e-13, 1e-16):  # near collapse the smaller one is needed
-        hard = (point.gap > 1e-11).nonzero()[:, 0]
+        hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
         if hard.numel():
             every = FiniteMoves(pairs.select(hard), cost, beta, everywhere.expand(len(hard), -1, -1))
-            better = _finite_interior(every, ball, cost, budget[hard], eta0[hard], tolerance)
+            better = _finite_interior(every, ball, cost, budget[hard], eta0[hard], tolerance, settled=True)
             point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
 
 
 def _finite_interior(
-    pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor, tolerance: float = 1e-13
+    pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor, tolerance: float = 1e-13, settled: bool = False
 ) -> Point:
-    interior = solve(pieces, budget, eta0, ball, tolerance=tolerance)
+    interior = solve(pieces, budget, eta0, ball, tolerance=tolerance, settled=settled)
     pairs = pieces.pairs
     plan = interior.z / interior.z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
     arriving, spent = pieces.arrivals(plan)
@@ -293,7 +316,7 @@ def _collapse_where_certified(point: Point, gap_at_rest: Tensor, beta: float) ->
 
     Short of collapse by one part in a million E_Q u is of order 1e-6, so that this does not mistake a small w for none.
     """
-    rest = (gap_at_rest <= 1e-11 * beta) & (point.w.norm(dim=-1) * beta < 1e-3)
+    rest = (gap_at_rest <= 1e-11 * min(beta, 1.0)) & (point.w.norm(dim=-1) * beta < 1e-3)
     point.w = torch.where(rest[:, None], 0.0, point.w)
     point.value = torch.where(rest, LOG2, point.value)
     point.gap = torch.where(rest, gap_at_rest, point.gap)

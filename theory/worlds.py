@@ -17,7 +17,7 @@ from scipy.special import expit, roots_gegenbauer
 from torch import Tensor
 
 from theory.batch import PairBatch, pair_batch
-from theory.checks import check_positive, check_probability, check_reference
+from theory.checks import as_array, check_probability, check_reference, check_scale
 from theory.policy import Array, kl_to_reference, log_policy
 
 _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
@@ -45,8 +45,13 @@ class FiniteWorld:
     context_probability: Array | None = None
 
     def __post_init__(self) -> None:
-        check_positive("beta", self.beta, "It scales the log-ratio in the margin.")
-        check_positive("bound", self.bound, "It is B in ||theta|| <= B.")
+        for name in ("psi1", "psi2", "label", "probability", "theta_ref", "theta_star", "policy_features", "context_probability"):
+            given = getattr(self, name)
+            kept = isinstance(given, np.ndarray) and (given.dtype == np.float64 or (name == "label" and given.dtype.kind in "iu"))
+            if given is not None and not kept:  # unsigned features would wrap round where they are subtracted
+                object.__setattr__(self, name, as_array(given, name))
+        check_scale("beta", self.beta, "It scales the log-ratio in the margin.")
+        check_scale("bound", self.bound, "It is B in ||theta|| <= B.")
         if self.psi1.size == 0 or self.psi1.shape != self.psi2.shape or self.psi1.ndim != 2:
             raise ValueError(
                 f"a world needs at least one pair of features of equal shape (K, d), got {self.psi1.shape} and {self.psi2.shape}."
@@ -113,6 +118,9 @@ class FiniteWorld:
 
     def with_rewards(self, reward1: Array, reward2: Array) -> "FiniteWorld":
         """The same pairs, labelled by other rewards (K,): preference shift. Every pair must be there with both labels."""
+        reward1, reward2 = as_array(reward1, "reward1"), as_array(reward2, "reward2")
+        if not (np.isfinite(reward1).all() and np.isfinite(reward2).all()):
+            raise ValueError("reward1 or reward2 holds NaN or infinite entries. Every pair needs two finite rewards.")
         chance = np.where(self.label == 1, expit(reward1 - reward2), expit(reward2 - reward1))
         pairs, index = np.unique(np.concatenate([self.psi1, self.psi2], axis=1), axis=0, return_inverse=True)
         mass = np.bincount(index, weights=self.probability, minlength=len(pairs))[index]
@@ -134,12 +142,13 @@ def from_policy(
     context_probability: Array | None = None,
 ) -> FiniteWorld:
     """All (s, a1, a2, y) with s ~ mu, a1, a2 iid ~ pi_ref(.|s) and Bradley–Terry labels; features (S, A, d)."""
+    features = as_array(features, "features")
     if features.ndim != 3 or 0 in features.shape:
         raise ValueError(f"features must have shape (S, A, d) with at least one context and action, got {features.shape}.")
     S, A, d = features.shape
-    ref = np.zeros(d) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+    ref = np.zeros(d) if theta_ref is None else as_array(theta_ref, "theta_ref")
     mu = np.full(S, 1 / S) if context_probability is None else check_probability("context_probability", context_probability, S)
-    star = np.asarray(theta_star, dtype=float)
+    star = as_array(theta_star, "theta_star")
     if star.shape != (d,) or not np.linalg.norm(star) <= bound:
         raise ValueError(
             f"theta_star must have shape ({d},) and a norm of at most B = {bound:g}, got {star.tolist()} "
@@ -170,10 +179,10 @@ def from_labels(
     psi1: Array, psi2: Array, label: Array, *, beta: float, bound: float, theta_ref: Array | None = None
 ) -> FiniteWorld:
     """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff the first was preferred."""
-    psi1, psi2 = np.asarray(psi1, dtype=float), np.asarray(psi2, dtype=float)
-    ref = np.zeros(psi1.shape[-1]) if theta_ref is None else np.asarray(theta_ref, dtype=float)
+    psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
+    ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
     n = len(psi1)
-    return FiniteWorld(psi1, psi2, np.asarray(label), np.full(n, 1 / max(n, 1)), beta, bound, ref)
+    return FiniteWorld(psi1, psi2, as_array(label, "label"), np.full(n, 1 / max(n, 1)), beta, bound, ref)
 
 
 def from_rewards(
@@ -187,12 +196,18 @@ def from_rewards(
     theta_ref: Array | None = None,
 ) -> FiniteWorld:
     """Pairs (N, d) whose labels are Bradley–Terry in the given rewards (N,): each pair stands with both labels."""
-    psi1, psi2 = np.asarray(psi1, dtype=float), np.asarray(psi2, dtype=float)
+    psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
+    reward1, reward2 = as_array(reward1, "reward1"), as_array(reward2, "reward2")
     for name, reward in (("reward1", reward1), ("reward2", reward2)):
+        if not np.isfinite(reward).all():
+            bad = np.argwhere(~np.isfinite(reward))[0]
+            raise ValueError(
+                f"{name} must be finite, but that of pair {bad[0] + 1} is {reward[tuple(bad)]:g}. Drop such pairs first."
+            )
         if np.shape(reward) != (len(psi1),):
             raise ValueError(f"{name} must have shape ({len(psi1)},), one number for each pair, got {np.shape(reward)}.")
-    ref = np.zeros(psi1.shape[-1]) if theta_ref is None else np.asarray(theta_ref, dtype=float)
-    chance = expit(np.asarray(reward1, dtype=float) - np.asarray(reward2, dtype=float)) / max(len(psi1), 1)
+    ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
+    chance = expit(reward1 - reward2) / max(len(psi1), 1)
     label = np.repeat([1, 0], len(psi1))
     probability = np.concatenate([chance, 1 / max(len(psi1), 1) - chance])
     return FiniteWorld(np.tile(psi1, (2, 1)), np.tile(psi2, (2, 1)), label, probability, beta, bound, ref)
@@ -231,17 +246,24 @@ def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
 
 def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
     """Standardise both responses' columns together and divide by the largest norm, so that ||psi|| <= 1."""
+    psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
+    if psi1.ndim != 2 or psi1.shape != psi2.shape or 0 in psi1.shape:
+        raise ValueError(f"both responses need features of equal shape (N, d), got {psi1.shape} and {psi2.shape}.")
     both = np.concatenate([psi1, psi2])
     holes = ~np.isfinite(both)
     if holes.any():
-        rows = sorted({int(row) % len(psi1) for row in np.flatnonzero(holes.any(axis=1))})
+        pairs = sorted({int(row) % len(psi1) + 1 for row in np.flatnonzero(holes.any(axis=1))})
+        more = " and more" if len(pairs) > 5 else ""
         raise ValueError(
-            f"{int(holes.sum())} features are not finite, in the pairs {rows[:5]} and on. Drop or impute those pairs first."
+            f"{int(holes.sum())} features are not finite, in the pairs {pairs[:5]}{more} (the first pair is 1). Drop or impute "
+            "those pairs first."
         )
     spread = both.std(axis=0)
     if (spread == 0).any():
+        flat = np.flatnonzero(spread == 0)
         raise ValueError(
-            f"feature column(s) {np.flatnonzero(spread == 0).tolist()} are constant and carry no preference. Leave them out."
+            f"feature column(s) number {(flat + 1).tolist()}, as Python counts {flat.tolist()} are constant and carry no "
+            "preference. Leave them out."
         )
     z = (both - both.mean(axis=0)) / spread
     z /= np.linalg.norm(z, axis=1).max()
@@ -266,8 +288,9 @@ class ContinuousWorld:
     bound: float
 
     def __post_init__(self) -> None:
-        check_positive("beta", self.beta, "It scales the log-ratio in the margin.")
-        check_positive("bound", self.bound, "It is B in ||theta|| <= B.")
+        object.__setattr__(self, "theta_star", as_array(self.theta_star, "theta_star"))
+        check_scale("beta", self.beta, "It scales the log-ratio in the margin.")
+        check_scale("bound", self.bound, "It is B in ||theta|| <= B.")
         if self.features not in ("sphere", "gaussian"):
             raise ValueError(f"features must be 'sphere' or 'gaussian', got {self.features!r}.")
         if self.dimension < 2:

@@ -19,8 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from theory.batch import ArrayLike
-from theory.checks import check_label_cost, check_metric, check_positive, check_probability
+from theory.batch import ArrayLike, as_float64, check_magnitudes
+from theory.checks import (
+    as_array,
+    check_label_cost,
+    check_metric,
+    check_number,
+    check_probability,
+    check_radius,
+    check_scale,
+)
 from theory.duals import chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual, transport_plan
 from theory.objectives import dpo_loss, gradient_norm, kl_tilt, tilt_weights
 from theory.policy import Array
@@ -107,12 +115,13 @@ def worst_case(
     Raises ValueError for an unknown ball, a negative radius, or losses and probabilities that do not fit the world.
     """
     n = len(world.probability)
-    mass = world.probability if p is None else check_probability("p", np.asarray(p), n)
-    if np.shape(theta) != (world.dimension,):
-        raise ValueError(f"theta must have shape ({world.dimension},) as in the world, got {np.shape(theta)}.")
-    w = np.asarray(theta, dtype=float) - world.theta_ref
+    mass = world.probability if p is None else check_probability("p", p, n)
+    point = as_array(theta, "theta")
+    if point.shape != (world.dimension,):
+        raise ValueError(f"theta must have shape ({world.dimension},) as in the world, got {point.shape}.")
+    w = point - world.theta_ref
     if not np.isfinite(w).all():
-        raise ValueError(f"theta must be finite, got {np.asarray(theta).tolist()}. Look at the fit that gave it.")
+        raise ValueError(f"theta must be finite, got {point.tolist()}. Look at the fit that gave it.")
     if ball in ("w1-free", "w1-label", "w2-free", "gradient"):
         if losses is not None:
             raise ValueError(f"the ball {ball!r} moves features, and needs the loss wherever they go. Leave losses out.")
@@ -120,7 +129,7 @@ def worst_case(
             return gradient_step(world.u, mass, w, beta=world.beta, radius=radius)
         kappa = label_cost if ball == "w1-label" else None
         return free(world.u, mass, w, beta=world.beta, power=int(ball[1]), radius=radius, label_cost=kappa)
-    values = dpo_loss(torch.from_numpy(world.beta * world.u @ w)).numpy() if losses is None else np.asarray(losses, dtype=float)
+    values = dpo_loss(torch.from_numpy(world.beta * world.u @ w)).numpy() if losses is None else as_array(losses, "losses")
     if ball in REWEIGHTING:
         return reweighting(ball, values, mass, radius)
     if ball == "tilt":
@@ -156,7 +165,7 @@ def tilt(losses: ArrayLike, p: ArrayLike, *, radius: float | None = None, temper
             raise ValueError("a tilt needs a temperature, or a radius whose dual optimum is the temperature; got neither.")
         return replace(reweighting("kl", losses, p, radius), ball="tilt")
     l, mass = _losses(losses, p)
-    tau = check_positive("temperature", temperature, "As it goes to 0 all weight goes to the largest loss: use a small value.")
+    tau = check_scale("temperature", temperature, "As it goes to 0 all weight goes to the largest loss: use a small value.")
     q = tilt_weights(l, tau, mass)
     risk = kl_tilt(l, tau, mass).item()
     used = max(((q * l.masked_fill(mass == 0, 0.0)).sum().item() - risk) / tau, 0.0)  # KL = (E_q l - tilted risk)/tau
@@ -286,13 +295,16 @@ class _Steps:
 
     @staticmethod
     def start(u: ArrayLike, p: ArrayLike, w: ArrayLike, beta: float) -> "_Steps":
-        atoms, direction = np.asarray(u, dtype=float), np.asarray(w, dtype=float)
+        atoms, direction = as_array(u, "u"), as_array(w, "w")
         if atoms.ndim != 2 or direction.shape != atoms.shape[1:]:
             raise ValueError(f"u must have shape (n, d) and w (d,), got {atoms.shape} and {direction.shape}.")
         if not np.isfinite(atoms).all() or not np.isfinite(direction).all():
             raise ValueError("u or w holds non-finite entries (NaN or inf). Remove those pairs, or look at the fit that gave w.")
-        mass = check_probability("p", np.asarray(p), len(atoms))
-        beta = check_positive("beta", beta, "It scales the log-ratio in the margin.")
+        mass = check_probability("p", p, len(atoms))
+        for name, x in (("u", atoms), ("w", direction)):
+            if x.size:
+                check_magnitudes(name, torch.from_numpy(x))
+        beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
         live = np.flatnonzero(mass > 0)
         norm = float(np.linalg.norm(direction))
         down = -direction / norm if norm > 0 else np.zeros_like(direction)
@@ -406,21 +418,21 @@ def _quadratic(step: _Steps, rho: float) -> WorstCase:
 
 # ------------------------------------------------------------------------------------------------------------------ checks
 def _losses(losses: ArrayLike, p: ArrayLike) -> tuple[Tensor, Tensor]:
-    l = torch.as_tensor(losses, dtype=torch.float64)
+    l = as_float64(losses, "losses")
     if l.ndim != 1 or l.numel() == 0 or not bool(torch.isfinite(l).all()):
         raise ValueError(
             f"losses must be n >= 1 finite numbers, got shape {tuple(l.shape)} with {int((~torch.isfinite(l)).sum())} non-finite "
             "entries. Remove those pairs first."
         )
-    if np.shape(p) != l.shape:
-        raise ValueError(f"losses and p must be of equal length, one number for each atom; got {len(l)} and {np.shape(p)}.")
-    return l, torch.from_numpy(check_probability("p", np.asarray(p), len(l)))
+    check_magnitudes("losses", l)
+    p = as_float64(p, "p")
+    if p.shape != l.shape:
+        raise ValueError(f"losses and p must be of equal length, one number for each atom; got {len(l)} and {tuple(p.shape)}.")
+    return l, torch.from_numpy(check_probability("p", p, len(l)))
 
 
 def _radius(radius: float) -> Tensor:
-    if not (radius >= 0 and math.isfinite(radius)):
-        raise ValueError(f"radius must be finite and not negative, got {radius}. Use 0 for the plain mean.")
-    return torch.tensor(float(radius), dtype=torch.float64)
+    return check_radius("radius", check_number("radius", radius), 1, torch.zeros(1, dtype=torch.float64))[0]
 
 
 def _small(gap: float, value: float, losses: Tensor | None) -> bool:

@@ -282,6 +282,13 @@ def test_released_weights_are_not_normalised() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- rewards
+def test_reward_metrics_of_a_step_that_overflowed_are_nan() -> None:
+    zero = torch.zeros(3)
+    found = reward_metrics(Pairs(torch.tensor([1.0, torch.nan, 3.0]), zero, zero, zero, zero + 1, zero + 1), beta=1.0)
+    assert np.isnan(found["dominance_violation"]) and np.isnan(found["rewards/chosen_q50"])
+    assert found["rewards/rejected_q50"] == 0
+
+
 def test_reward_metrics_by_hand() -> None:
     zero, one = torch.zeros(3).double(), torch.ones(3).double()
     s = Pairs(torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 0.0, 1.0]).double(), zero, one, one, one)

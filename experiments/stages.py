@@ -71,7 +71,7 @@ def stage(root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path
 
 def _is_of(folder: Path, record: dict[str, Any]) -> bool:
     try:
-        return bool(json.loads((folder / RECORD).read_text()) == record)
+        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8")) == record)
     except (OSError, ValueError):  # not there, or half written
         return False
 
@@ -185,6 +185,6 @@ def derived_seed(*words: int) -> int:
 def times(root: Path, code: str) -> pd.DataFrame:
     """How long each finished stage of that code took, in the session that finished it: columns stage, seconds."""
     folders = [path.parent for path in sorted(root.glob("*/time.json"))]
-    mine = [folder for folder in folders if json.loads((folder / RECORD).read_text()).get("code") == code]
-    rows = [(folder.name, json.loads((folder / "time.json").read_text())["seconds"]) for folder in mine]
+    mine = [folder for folder in folders if json.loads((folder / RECORD).read_text(encoding="utf-8")).get("code") == code]
+    rows = [(folder.name, json.loads((folder / "time.json").read_text(encoding="utf-8"))["seconds"]) for folder in mine]
     return pd.DataFrame(rows, columns=["stage", "seconds"])

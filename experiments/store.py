@@ -108,7 +108,7 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, wait: bool) -> None:
 
 def _describe_owner(folder: Path) -> str:
     try:
-        owner = json.loads((folder / ".owner.json").read_text())
+        owner = json.loads((folder / ".owner.json").read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
     except (OSError, ValueError, KeyError):  # the other run has only just begun, or has just ended
         return "process unknown"
@@ -226,7 +226,7 @@ def _write(path: Path, content: bytes) -> None:
 def refuse_folder_of_another(out: Path, experiment: str) -> None:
     """Raise StoreError where `out` holds the results of another experiment, which would be overwritten."""
     try:
-        other = json.loads((out / "run.json").read_text())["experiment"]
+        other = json.loads((out / "run.json").read_text(encoding="utf-8"))["experiment"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if other != experiment:

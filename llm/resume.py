@@ -70,7 +70,7 @@ def last_checkpoint(out: Path, configuration: dict[str, Any]) -> Path | None:
 def _complete(checkpoint: Path) -> bool:
     """The Trainer writes its state last."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         return True
     except (OSError, ValueError):
         return False
@@ -78,7 +78,7 @@ def _complete(checkpoint: Path) -> bool:
 
 def _record(out: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads((out / RECORD).read_text()))
+        return dict(json.loads((out / RECORD).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
 

@@ -26,6 +26,7 @@ from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
 from llm.chat import without_the_date
 from llm.compatibility import refuse_rows_beyond
+from llm.console import print_whatever_the_encoding
 from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from llm.models import cannot_load, check_length
 from llm.objectives import ObjectiveParameters, make_objective
@@ -95,7 +96,7 @@ def train(
     evaluation = trainer.evaluate() if eval_data is not None else {}
     metrics = _last_metrics(trainer.state.log_history) | evaluation
     if trainer.is_world_process_zero():
-        pd.DataFrame(trainer.state.log_history).to_csv(out / "log.csv", index=False)
+        pd.DataFrame(trainer.state.log_history).to_csv(out / "log.csv", index=False, lineterminator="\n")
         facts = _facts(trainer, model_arguments, data, len(train_data))
         write_card(out, objective, model=model_arguments.model, data=data.data, facts=facts, metrics=metrics)
         _write_record(out, configuration | {"reference": trainer.reference_identity, "metrics": metrics})
@@ -179,7 +180,7 @@ def _datasets(data: DataArguments, tokenizer: PreTrainedTokenizerBase, kinds: tu
 def _write_record(out: Path, record: dict[str, Any]) -> None:
     """What the folder holds, in one piece: `llm.resume` reads it."""
     temporary = out / f".{RECORD}"
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(out / RECORD)
 
 
@@ -225,6 +226,7 @@ def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
 def main(words: list[str] | None = None) -> None:
     """Entry point of every rank: parse, train, and say in one line what went wrong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    print_whatever_the_encoding()
     try:
         train(*parse(sys.argv[1:] if words is None else words))
     except (ValueError, OSError, FloatingPointError, ImportError) as error:

@@ -126,7 +126,7 @@ def more_options(path: Path | None) -> dict[str, Any]:
     import yaml
 
     try:
-        more = yaml.safe_load(path.read_text())
+        more = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read the options of the training in {path}: {error}") from error
     if not isinstance(more, dict):
@@ -150,7 +150,7 @@ def train_policy(folder: Path, *, options: dict[str, Any], files: dict[str, Any]
     given = words(files | shared(options))
     if rank() == 0:
         write_text(shlex.join(["prefdro", "train", *given, "--output_dir", "OUT"]) + "\n", folder / "command.txt")
-    with (folder / f"log-{rank()}.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+    with (folder / f"log-{rank()}.txt").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         train(*parse([*given, "--output_dir", str(folder)]))
     gc.collect()  # the trainer is part of a cycle, and holds the model and the state of its optimizer
     if torch.cuda.is_available():

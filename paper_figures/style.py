@@ -97,7 +97,7 @@ def paper() -> Iterator[None]:
     """Draw and save inside this context: matplotlib's own defaults and this style, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+        matplotlib.rcParams.update(_RC)  # type: ignore[arg-type]
         yield
 
 

@@ -20,6 +20,7 @@ from llm.corpus import EMOTIONS
 from llm.generate import padded
 from llm.models import cannot_load, check_length, gpt2_config
 from llm.sft import Recipe, optimise, tokenize_texts
+from theory.precision import wide
 
 MOST_TEXTS = 3
 
@@ -109,8 +110,8 @@ def classifier_logits(model: nn.Module, rows: Sequence[Sequence[int]], pad_token
     parts = []
     for start in range(0, len(rows), batch_size):
         ids, mask = (tensor.to(device) for tensor in _padded(rows[start : start + batch_size], pad_token))
-        parts.append(model(input_ids=ids, attention_mask=mask).logits.double().cpu())
-    return torch.cat(parts).numpy()
+        parts.append(wide(model(input_ids=ids, attention_mask=mask).logits).cpu().numpy())
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
+from theory.precision import wide
 from theory.transport import gauss_mean, integrated_transport, positive_power_mean, power_mean, soft_sort, transport
 
 RELEASED_CLAMP = 10.0  # largest weight in the authors' released KLDPO code
@@ -73,8 +74,8 @@ def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> T
 def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """Worst expected loss over the KL ball, sup {E_q l : KL(q || p) <= rho}; the radius is met exactly.
 
-    The dual min_{lambda >= 0} lambda rho + lambda log E_p exp(l/lambda) is solved inside, in float64 and without gradient;
-    the result is differentiable once in the losses, its gradient being the worst-case weights (envelope theorem).
+    The dual min_{lambda >= 0} lambda rho + lambda log E_p exp(l/lambda) is solved inside, in float64 if there is that, without
+    gradient; the result is differentiable once in the losses, its gradient being the worst-case weights (envelope theorem).
 
     Args:
         losses: (..., n) pair losses.
@@ -252,9 +253,9 @@ def _at_worst_case(
 ) -> Tensor:
     """E_q l with the worst case q of a ball, found in float64 and held constant: the envelope theorem makes its gradient q."""
     with torch.no_grad():
-        flat = losses.detach().double().reshape(-1, losses.shape[-1])
-        p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else weights.double().expand(losses.shape)
-        size = torch.as_tensor(knob, dtype=torch.float64, device=losses.device).expand(losses.shape[:-1]).reshape(-1)
+        flat = wide(losses.detach()).reshape(-1, losses.shape[-1])
+        p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else wide(weights).expand(losses.shape)
+        size = torch.as_tensor(knob, dtype=flat.dtype, device=losses.device).expand(losses.shape[:-1]).reshape(-1)
         if not bool((size >= 0).all()):
             raise ValueError(f"{name} must not be negative, got {knob}. Use 0 for the plain mean.")
         q = dual(flat, p.reshape(flat.shape), size).weights.reshape(losses.shape).to(losses.dtype)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,8 +97,10 @@ def check_length(config: Any, length: int) -> None:
 
 def cannot_load(what: str, name: str, error: Exception) -> ValueError:
     """The error for a model or tokenizer that is neither in a folder nor within reach on the hub."""
+    looks_local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    where = " There is no such folder here." if looks_local and not Path(name).expanduser().exists() else ""
     return ValueError(
-        f"cannot load the {what} {name!r} ({type(error).__name__}: {first_line(error)}). Give the folder of a downloaded "
+        f"cannot load the {what} {name!r} ({type(error).__name__}: {first_line(error)}).{where} Give the folder of a downloaded "
         "snapshot, or a name on the hub that this machine can reach; the emotion study can also start from `scratch`."
     )
 

@@ -20,7 +20,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from trl import TrlParser
 
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
@@ -30,6 +29,7 @@ from llm.console import print_whatever_the_encoding
 from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from llm.models import cannot_load, check_length
 from llm.objectives import ObjectiveParameters, make_objective
+from llm.options import parse_options
 from llm.resume import RECORD, last_checkpoint, rows_fingerprint, stored_metrics
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
@@ -39,8 +39,8 @@ Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, Preference
 
 def parse(words: list[str]) -> Arguments:
     """Command line, with --config FILE a YAML file of the same names; the command line has the last word."""
-    parser = TrlParser((ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments), prog="prefdro train")
-    return cast(Arguments, parser.parse_args_and_config(words))
+    kinds = (ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments)
+    return cast(Arguments, parse_options(kinds, words, "prefdro train"))
 
 
 def train(
@@ -81,7 +81,7 @@ def train(
         processing_class=tokenizer,
         data_collator=PreferenceCollator(padding_token(tokenizer)),
     )
-    cache = out / "reference-train.safetensors" if data.reference_cache is None else Path(data.reference_cache)
+    cache = out / "reference-train.safetensors" if data.reference_cache is None else Path(data.reference_cache).expanduser()
     trainer.add_reference(cache, cache.with_name(f"{cache.stem}-eval{cache.suffix}"), data.reference_batch_size)
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Modul
     config = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,
-        target_modules=targets if targets in (None, "all-linear") else targets.split(","),
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(args.seed)  # the adapter's first weights

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 
 from llm.arguments import PreferenceArguments
-from llm.compatibility import refuse_columns, refuse_inexact, warn_of_rounding
+from llm.compatibility import refuse_columns, refuse_inexact, warn_of_lost_steps, warn_of_rounding
 from llm.divergence import kl_on_own_samples
 from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
@@ -74,6 +74,7 @@ class PreferenceTrainer(Trainer):
             refuse_columns(self.parameters, rows)
         refuse_inexact(self.parameters, self.objective, self.model, args, self.accelerator)
         warn_of_rounding(self.parameters, self.model, args)
+        warn_of_lost_steps(self.model, args, self.accelerator)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
         self.step = self._make_step(fused=head_can_be_fused(self.model))
         self.reference_identity: dict[str, str] = {}

@@ -162,7 +162,7 @@ def warn_of_lost_steps(model: nn.Module, args: PreferenceArguments, accelerator:
     if found is not None and moved / total < 0.5:
         warnings.warn(
             f"the trained weights are {str(found).removeprefix('torch.')}, in which a step of --learning_rate "
-            f"{args.learning_rate:g} changes {moved / total:.1%} of them: the others have no neighbour that near, and are rounded "
+            f"{args.learning_rate:g} changes {moved / total:.1%} of them: the others have no neighbour that near and are rounded "
             "back to what they were in every step. Train weights that keep small steps: --dtype float32, with --bf16 for the "
             "computation; or --lora, whose weights are float32.",
             stacklevel=2,

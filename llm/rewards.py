@@ -4,6 +4,7 @@ A multi-label classifier on the last token (sigmoid, binary cross-entropy), trai
 labels are merged.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from scipy.special import expit
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from llm.adapters import adapter_base
 from llm.corpus import EMOTIONS
 from llm.generate import padded
-from llm.models import cannot_load, check_length, gpt2_config
+from llm.models import cannot_load, check_length, gpt2_config, load_language_model
 from llm.sft import Recipe, optimise, tokenize_texts
 from theory.precision import wide
 
@@ -74,10 +76,13 @@ def reward_model(name: str | None, tokenizer: Any, *, width: int, layers: int, l
             setattr(config, key, value)
         model = AutoModelForSequenceClassification.from_config(config)
     else:
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(name, **kind)
-        except (OSError, ValueError) as error:
-            raise cannot_load("model", name, error) from error
+        with tempfile.TemporaryDirectory() as folder:
+            if adapter_base(name) is not None:  # the backbone is that of the merged model
+                load_language_model(name).save_pretrained(folder)
+            try:
+                model = AutoModelForSequenceClassification.from_pretrained(name if adapter_base(name) is None else folder, **kind)
+            except (OSError, ValueError) as error:
+                raise cannot_load("model", name, error) from error
     check_length(model.config, length)
     return model
 

@@ -31,7 +31,8 @@ from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token
 from llm.models import check_length
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.options import parse_options
-from llm.resume import RECORD, last_checkpoint, rows_fingerprint, stored_metrics
+from llm.reference import model_fingerprint, tokenizer_fingerprint
+from llm.resume import CONTENT, RECORD, last_checkpoint, refuse_another_run, rows_fingerprint, stored_metrics
 from llm.special_ids import settle_special_ids
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
@@ -63,15 +64,21 @@ def train(
     configuration = _configuration(model_arguments, data, objective, args)  # the trainer changes some of the arguments
     tokenizer = load_tokenizer(model_arguments)
     train_data, eval_data = _datasets(data, tokenizer, kinds)
-    configuration["rows"] = rows_fingerprint(train_data)
-    if (done := stored_metrics(out, configuration)) is not None:
-        print(f"this run has finished before: its model is in {out}. For another one choose another --output_dir.")
-        return done
-    checkpoint = last_checkpoint(out, configuration)
     model = load_model(model_arguments, args)
     for rows in (train_data, eval_data):
         refuse_rows_beyond(model, rows)
     settle_special_ids(model, tokenizer)
+    configuration[CONTENT] = {
+        "model": model_fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "rows": rows_fingerprint(train_data),
+        "eval_rows": rows_fingerprint(eval_data),
+    }
+    refuse_another_run(out, configuration)
+    if (done := stored_metrics(out, configuration)) is not None:
+        print(f"this run has finished before: its model is in {out}. For another one choose another --output_dir.")
+        return done
+    checkpoint = last_checkpoint(out, configuration)
     if args.kl_prompts and eval_data is not None:
         prompts = eval_data[: args.kl_prompts]["prompt_ids"]
         check_length(model.config, max(map(len, prompts)) + args.kl_max_new_tokens)
@@ -85,7 +92,12 @@ def train(
         data_collator=PreferenceCollator(padding_token(tokenizer)),
     )
     cache = out / "reference-train.safetensors" if data.reference_cache is None else Path(data.reference_cache).expanduser()
-    trainer.add_reference(cache, cache.with_name(f"{cache.stem}-eval{cache.suffix}"), data.reference_batch_size)
+    trainer.add_reference(
+        cache,
+        cache.with_name(f"{cache.stem}-eval{cache.suffix}"),
+        data.reference_batch_size,
+        fingerprint=configuration[CONTENT]["model"],
+    )
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
         record = configuration | {"reference": trainer.reference_identity}

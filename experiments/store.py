@@ -22,7 +22,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,10 @@ class Cell:
 
     name: str  # readable, unique within a run
     parameters: dict[str, Any]  # what the experiment's function receives; anything that JSON can hold
+    places: dict[str, Any] = field(default_factory=dict)  # what it receives too: where files lie that the parameters identify
 
     def digest(self) -> bytes:
-        """SHA-256 of name and parameters: the cell's identity on every machine and in every run."""
+        """SHA-256 of name and parameters: the cell's identity on every machine and in every run, wherever its files lie."""
         return hashlib.sha256(_canonical_json([self.name, self.parameters]).encode()).digest()
 
 

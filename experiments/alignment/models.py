@@ -15,7 +15,7 @@ from experiments.alignment.sizes import Options, Sizes
 from experiments.emotion_profiles import PROFILES as GENERATED
 from experiments.emotion_stages import prepare_models
 from experiments.ranks import device, rank, ranks, wait_for_all
-from experiments.stages import file_digests
+from experiments.stages import content
 from llm.models import load_language_model, pretrained_tokenizer
 from llm.reward_models import objectives_of
 from llm.special_ids import settle_special_ids
@@ -37,7 +37,7 @@ class Models:
 def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
     """The models that the sizes name; those that are generated are made in `options.shared`, once for all experiments."""
     if sizes.model is not None and sizes.judge is not None:
-        made_from = {"model": sizes.model, "judge": sizes.judge, "files": file_digests([sizes.model, sizes.judge])}
+        made_from = {"model": content(sizes.model), "judge": content(sizes.judge)}
         return Models(sizes.model, sizes.judge, made_from, None)
     kind = "smoke" if options.profile == "smoke" else "quick"
     root = options.shared.resolve() / kind

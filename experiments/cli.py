@@ -38,7 +38,7 @@ from experiments.runner import CellsFailed
 from experiments.store import StoreError, refuse_folder_of_another
 from experiments.verify import Verify
 from experiments.worst_case import WorstCaseStudy
-from llm.console import print_whatever_the_encoding
+from llm.console import print_whatever_the_encoding, refuse_undecoded
 from paper_figures import catalogue
 from theory.claims.shift import ROUNDING
 
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     print_whatever_the_encoding()
     try:
+        refuse_undecoded(words)
         if words and words[0] == "train":
             train(*words[1:])
         elif words and words[0] in _GROUPS:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Iterable
 
 
 def print_whatever_the_encoding() -> None:
@@ -13,3 +14,16 @@ def print_whatever_the_encoding() -> None:
         # a notebook's or a test's stream is of another kind, and takes everything; stderr escapes what it cannot hold already
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
             stream.reconfigure(errors="replace")
+
+
+def refuse_undecoded(words: Iterable[str]) -> None:
+    """Raise ValueError for words of the command line that this locale cannot read, such as é where LC_ALL is C."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            shown = word.encode(errors="surrogateescape").decode(errors="replace")
+            raise ValueError(
+                f"{shown!r} has characters that Python cannot read in this locale ({sys.getfilesystemencoding()}): set "
+                "PYTHONUTF8=1, or LC_ALL=C.UTF-8, and give the same command again."
+            ) from error

@@ -26,7 +26,7 @@ from llm.adapters import CONFIG, WEIGHTS, adapter_base, merged
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
 from llm.compatibility import refuse_rows_beyond
-from llm.console import print_whatever_the_encoding
+from llm.console import print_whatever_the_encoding, refuse_undecoded
 from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from llm.models import check_length
 from llm.objectives import ObjectiveParameters, make_objective
@@ -259,7 +259,9 @@ def main(words: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     print_whatever_the_encoding()
     try:
-        train(*parse(sys.argv[1:] if words is None else words))
+        words = sys.argv[1:] if words is None else words
+        refuse_undecoded(words)
+        train(*parse(words))
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"prefdro train: {error}", file=sys.stderr)
         sys.exit(1)

@@ -38,7 +38,7 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
     """The models that the sizes name; those that are generated are made in `options.shared`, once for all experiments."""
     if sizes.model is not None and sizes.judge is not None:
         made_from = {"model": content(sizes.model), "judge": content(sizes.judge)}
-        return Models(sizes.model, sizes.judge, made_from, None)
+        return Models(os.path.expanduser(sizes.model), os.path.expanduser(sizes.judge), made_from, None)
     kind = "smoke" if options.profile == "smoke" else "quick"
     root = options.shared.resolve() / kind
     if ranks() > 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.console import print_whatever_the_encoding
+from llm.console import print_whatever_the_encoding, refuse_undecoded
 
 ROOT = Path(__file__).resolve().parents[2]
 SAID = "λ* ∝ ρ², naïve – ok"
@@ -31,6 +31,12 @@ def test_a_stream_that_is_no_file_is_left_alone(monkeypatch: pytest.MonkeyPatch)
     for stream in (io.StringIO(), None):
         monkeypatch.setattr(sys, "stdout", stream)
         print_whatever_the_encoding()
+
+
+def test_words_that_the_locale_cannot_read() -> None:
+    refuse_undecoded(["train", "--data", "données/∝.jsonl"])
+    with pytest.raises(ValueError, match="'données' has characters that Python cannot read in this locale"):
+        refuse_undecoded(["--data", "données".encode().decode("ascii", errors="surrogateescape")])
 
 
 @pytest.mark.slow

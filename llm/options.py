@@ -80,8 +80,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: dict[Any, int] = {}
             for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    continue
                 name = self.construct_object(key, deep=True)
-                if isinstance(name, str) and _name(name) in seen and name != "<<":
+                if isinstance(name, str) and _name(name) in seen:
                     raise yaml.constructor.ConstructorError(
                         None, None, f"{name} is given twice, first in line {seen[_name(name)]}: leave one out", key.start_mark
                     )
@@ -106,13 +108,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def as_words(options: dict[str, Any]) -> list[str]:
-    """Options as words of a command line. Those without a value are left out; a list is one word, with commas."""
+    """Options as words of a command line. Those without a value are left out; a list is one word, with commas.
+
+    The `no` of a strategy, which YAML takes for false, is the word again.
+    """
     words = []
     for name, value in options.items():
         if value is None:
             continue
         if isinstance(value, list):
             value = ",".join(map(str, value))
+        if value is False and name.endswith("_strategy"):
+            value = "no"
         words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return words
 

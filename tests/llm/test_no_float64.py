@@ -1,5 +1,6 @@
 """Training where there is no float64, as on a Mac's GPU: everything runs, and what the digits cost is measured."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from llm.data import PreferenceCollator
 from llm.global_batch import coefficients, normalised
 from llm.objectives import OBJECTIVES, ObjectiveParameters, Pairs, Scores, Singles, make_objective, replaced
 from llm.steps import worst_case_metrics
+from llm.train import parse, train
 from llm.trainer import PreferenceTrainer
 from tests.llm.models import tiny_gpt2, word_tokenizer
 from tests.llm.no_float64 import NoFloat64
@@ -106,6 +108,19 @@ def test_a_small_temperature_needs_more_digits_than_there_are() -> None:
         _, found = coefficients(objective.value, batch)
     assert isinstance(truth, Pairs) and isinstance(found, Pairs)
     assert 0 < (found.chosen - truth.chosen).abs().sum() < 5e-3 * truth.chosen.abs().sum()
+
+
+def test_a_whole_run_from_files_to_files(tmp_path: Path) -> None:
+    """Also what surrounds the steps: reference log-probabilities, evaluation, saving, an adapter, bf16."""
+    tokenizer = word_tokenizer()
+    tiny_gpt2(vocabulary=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    row = {"prompt": "the cat ", "chosen": "is happy", "rejected": "is sad"}
+    (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
+    words = f"--model {tmp_path / 'model'} --data {tmp_path / 'pairs.jsonl'} --output_dir {tmp_path / 'out'} --eval_split train"
+    more = "--lora --bf16 --objective kldpo --rho 0.1 --max_steps 2 --kl_prompts 2 --kl_max_new_tokens 2 --report_to none"
+    with NoFloat64():
+        assert train(*parse(f"{words} {more} --run_on cpu".split()))["eval_loss"] > 0
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda"])

@@ -38,6 +38,7 @@ def parsed(tmp_path: Path, text: str, *words: str) -> Arguments:
         ("max_steps: 7\nbeta: 0.5", "max_steps", 7),
         ("\ufeffbeta: 0.2", "beta", 0.2),  # as editors of Windows write it
         ("env: {PREFDRO_TEST: 3}\nbeta: 0.2", "beta", 0.2),
+        ("env: &e {A_B: 1}\nlr_scheduler_kwargs: {<<: *e, num_cycles: 2}", "lr_scheduler_kwargs", {"A_B": 1, "num_cycles": 2}),
     ],
 )
 def test_what_a_file_means(text: str, name: str, value: Any, tmp_path: Path) -> None:
@@ -121,8 +122,8 @@ def test_variables_of_the_file(tmp_path: Path) -> None:
 def test_lists_as_words() -> None:
     assert listed(" c_attn, c_proj mlp,") == ["c_attn", "c_proj", "mlp"]
     assert listed(["c_attn,c_proj", "mlp"]) == ["c_attn", "c_proj", "mlp"]
-    words = as_words({"lora_targets": ["q", "v"], "max_length": None, "lr_scheduler_kwargs": {"a": 1}, "beta": 0.1})
-    assert words == ["--lora_targets", "q,v", "--lr_scheduler_kwargs", '{"a": 1}', "--beta", "0.1"]
+    words = as_words({"lora_targets": ["q", "v"], "max_length": None, "lr_scheduler_kwargs": {"a": 1}, "save_strategy": False})
+    assert words == ["--lora_targets", "q,v", "--lr_scheduler_kwargs", '{"a": 1}', "--save_strategy", "no"]
     model, *_ = parse([*words[:2], "--output_dir", "x"])
     assert model.lora_targets == ["q", "v"]
     assert parse(["--lora_targets", "q", "v"])[0].lora_targets == ["q", "v"]

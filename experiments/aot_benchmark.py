@@ -36,7 +36,7 @@ from experiments.alignment.sizes import PAPER, QUICK, SMOKE, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.ranks import rank
-from experiments.stages import Stage, derived_seed, file_digests, read_artefact, stage
+from experiments.stages import Stage, content, derived_seed, read_artefact, stage
 from llm.evaluate import mean_of
 
 METHODS = ("dpo", "ipo", "kto", "aot", "aot_unpaired")
@@ -276,8 +276,7 @@ def _stored(study: Study, part: str) -> Stage:
     """Pairs of a data set."""
     sizes = study.sizes
     split, count = (sizes.split, sizes.prompts) if part == "train" else (sizes.test_split, sizes.test_prompts)
-    made_from = {"source": sizes.source, "split": split, "count": count, "seed": study.options.seed, "code": study.code}
-    made_from |= {"files": file_digests([sizes.source])}
+    made_from = {"source": content(sizes.source), "split": split, "count": count, "seed": study.options.seed, "code": study.code}
 
     def make(folder: Path) -> None:
         if rank() == 0:

@@ -135,7 +135,7 @@ def _forget_peak(device: str) -> None:
         if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):  # glibc
             libc.mallopt(M_MMAP_THRESHOLD, 2**16)
             libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak resident set size
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5): resets the peak resident set size
 
 
 def _clocks() -> tuple[float, float]:

@@ -38,6 +38,7 @@ from experiments.runner import CellsFailed
 from experiments.store import StoreError, refuse_folder_of_another
 from experiments.verify import Verify
 from experiments.worst_case import WorstCaseStudy
+from llm.console import print_whatever_the_encoding, refuse_undecoded
 from paper_figures import catalogue
 from theory.claims.shift import ROUNDING
 
@@ -47,7 +48,9 @@ Command = Callable[..., None]
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; unusable input ends with a message on stderr and exit status 1."""
     words = sys.argv[1:] if arguments is None else arguments
+    print_whatever_the_encoding()
     try:
+        refuse_undecoded(words)
         if words and words[0] == "train":
             train(*words[1:])
         elif words and words[0] in _GROUPS:
@@ -294,7 +297,7 @@ def _experiment(source: Path) -> str:
     if not record.is_file():
         raise ValueError(f"{source} has no run.json: it is not the folder of a finished experiment. `prefdro run` makes one.")
     try:
-        name = json.loads(record.read_text())["experiment"]
+        name = json.loads(record.read_text(encoding="utf-8"))["experiment"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{record} does not name its experiment ({error!r}); run the experiment again.") from error
     known = catalogue.experiments()

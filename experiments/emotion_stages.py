@@ -14,7 +14,7 @@ import torch
 
 from experiments.emotion_profiles import REWARDS, Profile
 from experiments.provenance import code_fingerprint
-from experiments.stages import Stage, derived_seed, file_digests, stage, together
+from experiments.stages import Stage, content, derived_seed, stage, together
 from experiments.store import write_json, write_table
 from llm import corpus, evaluate, generate, models, rewards, sft
 from llm.corpus import EMOTIONS
@@ -47,10 +47,11 @@ def prepare(profile: Profile, out: Path, *, seed: int, cues: tuple[str, ...], wo
 def prepare_models(profile: Profile, root: Path, *, seed: int, workers: int) -> tuple[Stage, Stage, Stage]:
     """The stages of the texts with their tokenizer, of the fine-tuned model and of the reward model, in the folder `root`."""
     common: dict[str, Any] = {"profile": profile, "seed": seed}
-    files = file_digests([profile.source, profile.model])
-    sources = _made_from(profile, seed, "source", "texts", "model", "vocabulary", files=files)
+    source = corpus.GRAMMAR if profile.source == corpus.GRAMMAR else content(profile.source)
+    model = content(profile.model)
+    sources = _made_from(profile, seed, "texts", "vocabulary", source=source, model=model)
     (texts,) = together([partial(stage, root, "texts", sources, partial(make_texts, **common))], workers)
-    sizes = {name: getattr(profile, name) for name in ("model", "width", "layers", "prompt_tokens", "new_tokens")}
+    sizes = {name: getattr(profile, name) for name in ("width", "layers", "prompt_tokens", "new_tokens")} | {"model": model}
     tasks = []
     for name, kind, make in (("policy", "sft", make_policy), ("judge", "reward", make_judge)):
         recipe = _made_from(profile, seed, f"{kind}_epochs", f"{kind}_learning_rate", texts=texts.digest, **sizes)

@@ -132,6 +132,11 @@ class EstimationError:
 
 
 # --------------------------------------------------------------------------------------------------------------- worlds
+def spec_of(parameters: dict[str, Any]) -> WorldSpec:
+    """The world of a cell, with the place of its file."""
+    return replace(WorldSpec(**parameters["world"]), path=parameters.get("pairs", ""))
+
+
 def build_world(spec: WorldSpec) -> World:
     """The world of a specification; theta* has norm B/2."""
     if spec.kind == "finite":
@@ -218,14 +223,14 @@ def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[floa
 # ---------------------------------------------------------------------------------------------------------------- cells
 def sample_seeds(seed: int, spec: WorldSpec, n: int, first: int, count: int) -> list[np.random.SeedSequence]:
     """Seeds of the replicates; they depend on nothing else, so that all methods, radii and block sizes see the same samples."""
-    identity = sha256(repr((asdict(spec), n)).encode()).digest()
+    identity = sha256(repr((asdict(replace(spec, path="")), n)).encode()).digest()  # wherever its file lies
     entropy = [seed, int.from_bytes(identity[:16], "big")]
     return [np.random.SeedSequence(entropy, spawn_key=(replicate,)) for replicate in range(first, first + count)]
 
 
 def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFrame:
     """All methods on the same samples: one world, one n, one block of replicates."""
-    spec = WorldSpec(**parameters["world"])
+    spec = spec_of(parameters)
     methods, fractions = tuple(parameters["methods"]), tuple(parameters["fractions"])
     start = parameters["schedule_start"]
     truth = _population(spec, methods, (*fractions, start))
@@ -339,7 +344,7 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
         for n in reversed(sizes):
             for first in range(0, replicates, BLOCK):
                 parameters = {
-                    "world": asdict(spec),
+                    "world": asdict(replace(spec, path=Path(spec.path).stem)),  # which file it is says its digest
                     "seed": config.seed,
                     "methods": list(config.methods),
                     "fractions": list(profile.fractions),
@@ -351,7 +356,8 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
                     "replicates": min(BLOCK, replicates - first),
                 }
                 last = min(first + BLOCK, replicates) - 1
-                cells.append(Cell(f"{spec.name} n={n} replicates {first}-{last}", parameters))
+                places = {"pairs": spec.path} if spec.path else {}
+                cells.append(Cell(f"{spec.name} n={n} replicates {first}-{last}", parameters, places))
     return profile, cells
 
 
@@ -500,7 +506,7 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
             address=config.address,
         )
         errors = errors.sort_values(["world", "method", "radius", "n", "replicate"], kind="stable", ignore_index=True)
-        specs = {(spec := WorldSpec(**cell.parameters["world"])).name: spec for cell in cells}
+        specs = {(spec := spec_of(cell.parameters | cell.places)).name: spec for cell in cells}
         methods, fractions = tuple(config.methods), (*profile.fractions, profile.schedule_start)
         tables = {
             "errors": errors,

@@ -241,10 +241,10 @@ def plan(config: PreferenceShift) -> tuple[Profile, list[Cell]]:
     replicates = profile.replicates if config.replicates is None else config.replicates
     if replicates < 2:
         raise ValueError(f"replicates must be at least 2, got {replicates}: a single world has no interval.")
-    files = {"rewards": "", "digest": ""}
+    files, places = {"digest": ""}, {"rewards": ""}
     if config.rewards is not None:
         folder = config.rewards.resolve()
-        files = {"rewards": str(folder), "digest": _digest(folder)}
+        files, places = {"digest": _digest(folder)}, {"rewards": str(folder)}
         for features in PAIR_FEATURES.values():
             read_pairs(folder, features)  # what is wrong with the files shows before anything is computed
     cells = []
@@ -261,7 +261,8 @@ def plan(config: PreferenceShift) -> tuple[Profile, list[Cell]]:
                     "alphas": profile.alphas,
                     **(files if setting in PAIR_FEATURES else {}),
                 }
-                cells.append(Cell(f"{setting} train={train:g} seed {replicate}", parameters))
+                given = places if setting in PAIR_FEATURES else {}
+                cells.append(Cell(f"{setting} train={train:g} seed {replicate}", parameters, given))
     return profile, cells
 
 

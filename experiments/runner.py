@@ -121,7 +121,7 @@ def _compute(index: int, function: CellFunction, cell: Cell, seed: int, record: 
     """In a worker: the cell's file as bytes, or the traceback if it failed (an exception may not survive pickling)."""
     _use_one_thread()
     try:
-        rows = function(dict(cell.parameters), _random_source(seed, cell))
+        rows = function(cell.parameters | cell.places, _random_source(seed, cell))
         if not isinstance(rows, pd.DataFrame):
             raise TypeError(f"a cell's function must return a pandas.DataFrame, not {type(rows).__name__}")
         return index, encode_cell(rows, record)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -71,7 +71,7 @@ def stage(root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path
 
 def _is_of(folder: Path, record: dict[str, Any]) -> bool:
     try:
-        return bool(json.loads((folder / RECORD).read_text()) == record)
+        return bool(json.loads((folder / RECORD).read_text(encoding="utf-8")) == record)
     except (OSError, ValueError):  # not there, or half written
         return False
 
@@ -119,8 +119,8 @@ def read_artefact(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:  # ArrowInvalid, ParserError and EmptyDataError are ValueErrors
         raise ValueError(
-            f"{path} is missing or damaged ({error}): delete the folder {path.parent} and give the same command again, which "
-            "makes this stage again, and what depends on it."
+            f"{path} is missing or damaged ({error}): restore it, or move the folder {path.parent} away and give the same "
+            "command again, which makes this stage again, and what depends on it."
         ) from error
 
 
@@ -165,11 +165,23 @@ def quieten() -> None:
     datasets.disable_progress_bars()
 
 
-def file_digests(sources: Iterable[str | Path | None]) -> dict[str, str]:
-    """Digests of the files of those sources that are files or folders here: names on the hub have none."""
-    paths = [Path(source) for source in sources if source is not None and Path(source).exists()]
-    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
-    return {str(file): _digest(file) for file in files}
+def content(source: str | Path | None) -> Any:
+    """What identifies a source wherever it lies: digests of its files by their names within it, or its name on the hub.
+
+    Of an adapter, also those of the model that it changes. Hidden files, such as those of a download, do not count.
+    """
+    if source is None or not (path := Path(source).expanduser()).exists():
+        return source if source is None else str(source)
+    if path.is_file():
+        return _digest(path)
+    files = {str(file.relative_to(path).as_posix()): file for file in sorted(path.rglob("*")) if file.is_file()}
+    found: dict[str, Any] = {name: _digest(file) for name, file in files.items() if not name.startswith(".") and "/." not in name}
+    if "adapter_config.json" in found:
+        from llm.adapters import adapter_config
+
+        on = adapter_config(str(path))
+        found["adapter of"] = on and content(on["base_model_name_or_path"])
+    return found
 
 
 def _digest(path: Path) -> str:
@@ -185,6 +197,6 @@ def derived_seed(*words: int) -> int:
 def times(root: Path, code: str) -> pd.DataFrame:
     """How long each finished stage of that code took, in the session that finished it: columns stage, seconds."""
     folders = [path.parent for path in sorted(root.glob("*/time.json"))]
-    mine = [folder for folder in folders if json.loads((folder / RECORD).read_text()).get("code") == code]
-    rows = [(folder.name, json.loads((folder / "time.json").read_text())["seconds"]) for folder in mine]
+    mine = [folder for folder in folders if json.loads((folder / RECORD).read_text(encoding="utf-8")).get("code") == code]
+    rows = [(folder.name, json.loads((folder / "time.json").read_text(encoding="utf-8"))["seconds"]) for folder in mine]
     return pd.DataFrame(rows, columns=["stage", "seconds"])

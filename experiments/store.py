@@ -22,7 +22,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,10 @@ class Cell:
 
     name: str  # readable, unique within a run
     parameters: dict[str, Any]  # what the experiment's function receives; anything that JSON can hold
+    places: dict[str, Any] = field(default_factory=dict)  # what it receives too: where files lie that the parameters identify
 
     def digest(self) -> bytes:
-        """SHA-256 of name and parameters: the cell's identity on every machine and in every run."""
+        """SHA-256 of name and parameters: the cell's identity on every machine and in every run, wherever its files lie."""
         return hashlib.sha256(_canonical_json([self.name, self.parameters]).encode()).digest()
 
 
@@ -108,7 +109,7 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, wait: bool) -> None:
 
 def _describe_owner(folder: Path) -> str:
     try:
-        owner = json.loads((folder / ".owner.json").read_text())
+        owner = json.loads((folder / ".owner.json").read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
     except (OSError, ValueError, KeyError):  # the other run has only just begun, or has just ended
         return "process unknown"
@@ -226,7 +227,7 @@ def _write(path: Path, content: bytes) -> None:
 def refuse_folder_of_another(out: Path, experiment: str) -> None:
     """Raise StoreError where `out` holds the results of another experiment, which would be overwritten."""
     try:
-        other = json.loads((out / "run.json").read_text())["experiment"]
+        other = json.loads((out / "run.json").read_text(encoding="utf-8"))["experiment"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if other != experiment:

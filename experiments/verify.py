@@ -63,7 +63,7 @@ class Verify:
     explain: str | None = None
     """Show one claim in full: statement, assumptions, method, evidence, counterexample and figure."""
     json: bool = False
-    """Print a JSON list of the claims, and nothing else, to stdout."""
+    """Print a JSON list of the claims, and nothing else, to stdout; in ASCII, with escapes, whatever the encoding there."""
     record: bool = False
     """Put the verdicts of this run on record for this profile, instead of comparing with it."""
     seed: int = 0
@@ -94,7 +94,7 @@ def run(config: Verify) -> int:
         else:
             odd = differences(entries, config.profile, all_run=set(names) == set(CLAIMS))
     if config.json:
-        print(json.dumps([_as_json(entry) for entry in entries], indent=2, ensure_ascii=False))
+        print(json.dumps([_as_json(entry) for entry in entries], indent=2))  # ASCII: the same bytes in every encoding
     elif config.explain:
         for entry in entries:
             _explain(talk, entry, figures.get(entry.claim.name))
@@ -198,7 +198,7 @@ def differences(entries: Sequence[Entry], profile: str, *, all_run: bool, path: 
 
 
 def _recorded(path: Path) -> dict[str, dict[str, str]]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 # ------------------------------------------------------------------------------------------------------------------- written

@@ -4,12 +4,22 @@ The objective's own parameters are `llm.objectives.ObjectiveParameters`; everyth
 inherited. Options whose effect would be ignored, or would make an objective inexact, are refused.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from llm.objectives import option
+from llm.options import listed
+
+DEVICES: dict[str, Callable[[], bool]] = {
+    "cpu": lambda: True,
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+}
 
 
 @dataclass
@@ -25,7 +35,11 @@ class ModelArguments:
     lora: bool = option(False, "train a LoRA adapter (peft) instead of all weights")
     lora_rank: int = option(16, "rank of the adapter")
     lora_alpha: float = option(32.0, "scale of the adapter; it is divided by the rank")
-    lora_targets: str | None = option(None, "modules to adapt, separated by commas, or all-linear; not given: peft's choice")
+    lora_targets: list[str] | None = option(None, "modules to adapt, or all-linear; not given: peft's choice")  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        self.model, self.tokenizer = os.path.expanduser(self.model), self.tokenizer and os.path.expanduser(self.tokenizer)
+        self.lora_targets = listed(self.lora_targets) or None
 
 
 @dataclass
@@ -70,7 +84,7 @@ class PreferenceArguments(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = option(
         True, "must stay true: the group weights of group_dro are such a state"
     )
-    run_on: str = option("auto", "device: auto (what there is), cpu or cuda")
+    run_on: str = option("auto", "device: auto (what there is), cpu, cuda or mps (the GPU of a Mac)")
     remove_unused_columns: bool = option(False, "must stay false: the objective reads columns that the model does not")
     kl_prompts: int = option(
         0, "evaluation prompts from which the policy writes a completion, to estimate its KL to the reference on its own samples"
@@ -78,17 +92,22 @@ class PreferenceArguments(TrainingArguments):
     kl_max_new_tokens: int = option(64, "length of these completions, in tokens")
 
     def __post_init__(self) -> None:
-        if self.run_on not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"unknown --run_on {self.run_on!r}; there are auto, cpu and cuda.")
-        if self.run_on == "cuda" and not torch.cuda.is_available():
+        if self.run_on not in ("auto", *DEVICES):
+            raise ValueError(f"unknown --run_on {self.run_on!r}; choose auto, cpu, cuda or mps. There is here: {_there_is()}.")
+        if self.run_on != "auto" and not DEVICES[self.run_on]():
+            name, build = ("CUDA", "a CUDA build") if self.run_on == "cuda" else ("MPS", "the build for macOS on Apple silicon")
             raise ValueError(
-                f"--run_on cuda, but torch {torch.__version__} sees no CUDA device: there is none, its driver is missing, or "
-                "this is the CPU build of torch. Install a CUDA build, or use --run_on cpu."
+                f"--run_on {self.run_on}, but torch {torch.__version__} sees no {name} device: there is none, its driver is "
+                f"missing, or this build of torch is without it. There is here: {_there_is()}. Use one of these, or auto, or "
+                f"install {build}."
             )
         if self.run_on == "cpu" or (self.run_on == "auto" and not torch.accelerator.is_available()):
             self.use_cpu = True
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # there is nothing to pin for
+        report_to = getattr(self, "report_to", None)  # a list may be written with commas
+        if isinstance(report_to, str) and "," in report_to:
+            self.report_to: Any = listed(report_to)
         super().__post_init__()
         ignored = ("bf16_full_eval", "fp16_full_eval", "include_for_metrics", "eval_accumulation_steps", "batch_eval_metrics")
         whole = "evaluation looks at the whole set at once, without outputs of the model"
@@ -119,3 +138,7 @@ class PreferenceArguments(TrainingArguments):
                 f"--kl_prompts must be at least 0 and --kl_max_new_tokens at least 1, got {self.kl_prompts} and "
                 f"{self.kl_max_new_tokens}."
             )
+
+
+def _there_is() -> str:
+    return ", ".join(name for name, available in DEVICES.items() if available())

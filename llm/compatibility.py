@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 
 from llm.arguments import PreferenceArguments
 from llm.logprobs import unwrapped
@@ -139,3 +139,37 @@ def warn_of_rounding(p: ObjectiveParameters, model: nn.Module, args: PreferenceA
             f"temperature above {error:g}.",
             stacklevel=2,
         )
+
+
+def warn_of_lost_steps(model: nn.Module, args: PreferenceArguments, accelerator: Accelerator) -> None:
+    """Warn where the weights are of half precision and most of them are further from their neighbours than a step is long.
+
+    Adam moves each weight by at most about the learning rate; what is less than half the spacing of the numbers there is rounded
+    away, step after step. Nothing is said of other optimizers, whose steps have the size of the gradient.
+    """
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    upcast = "DEEPSPEED" in str(accelerator.distributed_type) or ("FSDP" in str(accelerator.distributed_type) and args.bf16)
+    if upcast or not ("adam" in optimizer or "lion" in optimizer) or "anyprecision" in optimizer or args.learning_rate <= 0:
+        return
+    moved, total, found = 0.0, 0, None
+    for weight in model.parameters():
+        if weight.requires_grad and weight.numel():
+            total += weight.numel()
+            share = 1.0
+            if weight.dtype in (torch.bfloat16, torch.float16):
+                found, share = weight.dtype, _moved_by(weight.detach(), args.learning_rate)
+            moved += share * weight.numel()
+    if found is not None and moved / total < 0.5:
+        warnings.warn(
+            f"the trained weights are {str(found).removeprefix('torch.')}, in which a step of --learning_rate "
+            f"{args.learning_rate:g} changes {moved / total:.1%} of them: the others have no neighbour that near and are rounded "
+            "back to what they were in every step. Train weights that keep small steps: --dtype float32, with --bf16 for the "
+            "computation; or --lora, whose weights are float32.",
+            stacklevel=2,
+        )
+
+
+def _moved_by(weight: Tensor, step: float) -> float:
+    """The share of the weights, of a hundred thousand of them, that are another number after a step of this length."""
+    some = weight.flatten()[:: max(1, weight.numel() // 100_000)]
+    return float(((some + step != some) | (some - step != some)).float().mean())

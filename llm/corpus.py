@@ -4,6 +4,7 @@ The five emotions are those of arXiv:2502.01930, Appendix F: `surprise`, the rar
 2018), is dropped.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def load_corpus(source: str, *, sizes: Sequence[int] = (), seed: int = 0) -> Cor
         if len(sizes) != len(SPLITS):
             raise ValueError(f"the grammar needs the number of texts in {', '.join(SPLITS)}, got {tuple(sizes)}.")
         return {name: generate_texts(size, [seed, k]) for k, (name, size) in enumerate(zip(SPLITS, sizes, strict=True))}
+    source = os.path.expanduser(source)
     if (Path(source) / FILES["train"]).is_file():
         corpus = {name: read_file(Path(source) / file) for name, file in FILES.items()}
     else:

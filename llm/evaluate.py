@@ -75,9 +75,9 @@ def completion_logprobs(
     parts = []
     for start in range(0, len(completions.prompts), batch_size):
         batch = {name: tensor.to(device) for name, tensor in completions.batch(slice(start, start + batch_size), pad).items()}
-        parts.append(sequence_logprobs(model, batch, fused=fused, temperature=temperature).double().cpu())
+        parts.append(sequence_logprobs(model, batch, fused=fused, temperature=temperature).cpu().numpy())
     model.train(training)
-    return torch.cat(parts).numpy()
+    return np.concatenate(parts).astype(np.float64)
 
 
 def rewards_under_shift(rewards: Array, setting: str, alphas: Array, minority: NDArray[np.bool_]) -> pd.DataFrame:

@@ -26,7 +26,7 @@ def stop_if_not_finite(step: Mean, rows: list[Tensor], model: nn.Module, args: T
     path = Path(str(args.output_dir)) / f"not-finite-step{number}-rank{args.process_index}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"step": number, "rows": (torch.cat(rows) + 1).tolist(), "values": [repr(v) for v in values]}
-    path.write_text(json.dumps(record) + "\n")
+    path.write_text(json.dumps(record) + "\n", encoding="utf-8")
     raise FloatingPointError(
         f"{found} at step {number}; no weight has been changed by it. The rows of this batch (their numbers in the data, from 1) "
         f"are in {path}. Likely causes: a learning rate that is too large ({args.learning_rate:g}), weights of the model that "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llm.models import check_length
 from theory.policy import convex_mixture, geometric_mixture
+from theory.precision import wide, widest
 
 SETTINGS = ("convex", "geometric", "groups")
 
@@ -65,7 +66,7 @@ def take_prompts(rows: Rows, tokens: int) -> list[list[int]]:
 
 def draw_uniforms(rows: int, steps: int, seed: int) -> Tensor:
     """The random numbers (rows, steps) in [0, 1) of `complete`."""
-    return torch.rand((rows, steps), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand((rows, steps), generator=torch.Generator().manual_seed(seed), dtype=widest("cpu"))
 
 
 @torch.no_grad()
@@ -121,9 +122,9 @@ def _continue(
         more = {"attention_mask": attention, "position_ids": positions} if ragged else {}
         output = model(input_ids=step, past_key_values=cache, use_cache=True, **more)
         cache = output.past_key_values
-        # in double precision: in single, the sum over a large vocabulary loses the tail of the distribution
-        cumulative = torch.softmax(output.logits[:, -1].double() / temperature, -1).cumsum(-1)
-        target = u.to(device)[:, None] * cumulative[:, -1:]
+        # in double precision, where there is: in single, the sum over a large vocabulary loses the tail of the distribution
+        cumulative = torch.softmax(wide(output.logits[:, -1]) / temperature, -1).cumsum(-1)
+        target = u.to(cumulative.dtype).to(device)[:, None] * cumulative[:, -1:]
         step = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
         attention, positions = torch.cat([attention, torch.ones_like(step)], 1), positions[:, -1:] + 1
         tokens[:, k] = step[:, 0].cpu()

@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from llm.benchmarks import Column
-from llm.models import cannot_load, first_line
+from llm.models import first_line, load_language_model, load_tokenizer
+from llm.special_ids import settle_special_ids
 
 SCORES = ["task", "column", "metric", "value", "stderr", "samples"]
 # warnings of lm-eval about what is done here on purpose
@@ -236,14 +237,10 @@ def _load(name: str, tokenizer: Any, dtype: str, trust_remote_code: bool) -> tup
     """The model and, where none is given, its tokenizer."""
     import os
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        raise cannot_load("model", name, error) from error
+    if tokenizer is None:
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    model = load_language_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    settle_special_ids(model, tokenizer)
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"), tokenizer
 
 

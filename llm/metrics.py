@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from llm.objectives import Pairs, Scores
+from theory.precision import widest
 from theory.transport import first_order_violation, quantile
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -36,7 +37,7 @@ def reward_metrics(scores: Scores, beta: float) -> dict[str, float]:
     for name, reward in (("chosen", chosen), ("rejected", rejected)):
         if len(reward):
             found[f"rewards/{name}"] = reward.mean()
-            levels = torch.tensor(QUANTILES, dtype=torch.float64, device=reward.device)
+            levels = torch.tensor(QUANTILES, dtype=widest(reward.device), device=reward.device)
             # a step that overflowed is logged as such, not refused
             finite = bool(torch.isfinite(reward).all())
             values = quantile(reward, levels) if finite else torch.full_like(levels, torch.nan)

@@ -1,13 +1,18 @@
 """Tokenizers and language models: from the hub or a folder, or made here to be trained from scratch."""
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from llm.adapters import CONFIG, adapter_base, adapter_config, merged
 from llm.chat import without_the_date
+from llm.special_ids import forget_ids_beyond
 
 PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
 
@@ -27,23 +32,77 @@ def word_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
 
 
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model or adapter on the hub or in a folder; an adapter without one has that of its model.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    name = os.path.expanduser(name)
+    there = Path(name).is_dir() and not any((Path(name) / file).exists() for file in ("tokenizer_config.json", "tokenizer.json"))
+    if there and (base := adapter_base(name)) is not None:
+        name, revision = base, None
+    try:
+        return without_the_date(AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code))
+    except (OSError, ValueError) as error:
+        raise cannot_load("tokenizer", name, error) from error
+
+
+def load_language_model(
+    name: str,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attention: str | None = None,
+) -> Any:
+    """The causal language model of a folder or hub name. An adapter of peft is merged into the model that it names.
+
+    Raises:
+        ValueError: it cannot be loaded, or is an adapter that cannot be merged.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = os.path.expanduser(name)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    base = adapter_base(name, revision)
+    adapter = adapter_config(name, revision) if base is not None else None
+    if adapter is not None:
+        on = adapter["base_model_name_or_path"]
+        try:
+            below = load_language_model(
+                on, dtype=dtype, revision=adapter.get("revision"), trust_remote_code=trust_remote_code, attention=attention
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{name} is an adapter of the model {on}, which cannot be had: {error} Where that model lies elsewhere now, "
+                f"write its place into `base_model_name_or_path` of {Path(name) / CONFIG}."
+            ) from error
+        return merged(below, name, revision)
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        if forget_ids_beyond(config, getattr(config.get_text_config(), "vocab_size", None) or sys.maxsize):
+            options["config"] = config  # else an id of padding beyond the embeddings is an error in loading
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=attention, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
+        raise cannot_load("model", name, error) from error
+
+
 def pretrained_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model on the hub or in a folder; where it has no padding token, the end of sequence stands for it.
 
     Raises:
         ValueError: it cannot be loaded, or has no end-of-sequence token.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise cannot_load("tokenizer", name, error) from error
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token is None:
         raise ValueError(f"the tokenizer of {name!r} has no end-of-sequence token: completions would not end. Set its eos_token.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return without_the_date(tokenizer)
+    return tokenizer
 
 
 def gpt2_config(tokenizer: Any, *, width: int, layers: int, length: int) -> Any:
@@ -71,16 +130,13 @@ def language_model(name: str | None, tokenizer: Any, *, width: int, layers: int,
     Raises:
         ValueError: it cannot be loaded, or has fewer positions than `length` tokens.
     """
-    from transformers import AutoModelForCausalLM
-
     if name is None:
+        from transformers import AutoModelForCausalLM
+
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(gpt2_config(tokenizer, width=width, layers=layers, length=length))
     else:
-        try:
-            model = AutoModelForCausalLM.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            raise cannot_load("model", name, error) from error
+        model = load_language_model(name)
     check_length(model.config, length)
     return model
 
@@ -96,8 +152,10 @@ def check_length(config: Any, length: int) -> None:
 
 def cannot_load(what: str, name: str, error: Exception) -> ValueError:
     """The error for a model or tokenizer that is neither in a folder nor within reach on the hub."""
+    looks_local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    where = " There is no such folder here." if looks_local and not Path(name).expanduser().exists() else ""
     return ValueError(
-        f"cannot load the {what} {name!r} ({type(error).__name__}: {first_line(error)}). Give the folder of a downloaded "
+        f"cannot load the {what} {name!r} ({type(error).__name__}: {first_line(error)}).{where} Give the folder of a downloaded "
         "snapshot, or a name on the hub that this machine can reach; the emotion study can also start from `scratch`."
     )
 

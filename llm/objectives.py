@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from theory import duals, objectives, pair_losses
+from theory.precision import wide
 
 Kind = Literal["pairs", "unpaired"]
 TRANSPORT_COSTS = {
@@ -208,9 +209,12 @@ def worst_case_weights(value: Callable[[Tensor], Tensor], losses: Tensor) -> Ten
         return torch.autograd.grad(value(leaf), leaf)[0]
 
 
-def as_double(scores: Scores) -> Scores:
-    """The same numbers in float64: sorting, tilts and balls of one batch cost nothing and small temperatures need the digits."""
-    floats = {name: x.double() for name, x in vars(scores).items() if isinstance(x, Tensor) and x.is_floating_point()}
+def widened(scores: Scores) -> Scores:
+    """The same numbers in float64: sorting, tilts and balls of one batch cost nothing and small temperatures need the digits.
+
+    On a device without float64 (MPS) they stay float32: see `llm.global_batch.coefficients` for what that costs.
+    """
+    floats = {name: wide(x) for name, x in vars(scores).items() if isinstance(x, Tensor) and x.is_floating_point()}
     return replaced(scores, floats)
 
 

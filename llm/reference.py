@@ -66,10 +66,14 @@ def reference_logps(
 
 
 def reference_identity(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, dtype: torch.dtype | str
+    model: nn.Module | str, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, dtype: torch.dtype | str
 ) -> dict[str, str]:
-    """What reference log-probabilities depend on. `dtype` is that of the computation: of autocast, or else of the weights."""
-    fingerprints = (model_fingerprint(model), tokenizer_fingerprint(tokenizer), data_fingerprint(dataset), str(dtype))
+    """What reference log-probabilities depend on. `dtype` is that of the computation: of autocast, or else of the weights.
+
+    model: the model, or its fingerprint.
+    """
+    of_model = model if isinstance(model, str) else model_fingerprint(model)
+    fingerprints = (of_model, tokenizer_fingerprint(tokenizer), data_fingerprint(dataset), str(dtype))
     return dict(zip(PARTS, fingerprints, strict=True))
 
 
@@ -245,7 +249,7 @@ def _read_for_all(
 def _read(cache: Path, identity: Mapping[str, str], columns: list[str], count: int) -> dict[str, Tensor] | None:
     if not cache.exists():
         return None
-    remedy = "Delete the file to compute them again, or give another one"
+    remedy = "Give another --reference_cache or --output_dir; or move the file away, and they are computed again"
     try:
         with safe_open(cache, framework="pt") as file:
             stored = file.metadata() or {}

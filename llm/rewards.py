@@ -4,6 +4,7 @@ A multi-label classifier on the last token (sigmoid, binary cross-entropy), trai
 labels are merged.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,12 @@ from scipy.special import expit
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from llm.adapters import adapter_base
 from llm.corpus import EMOTIONS
 from llm.generate import padded
-from llm.models import cannot_load, check_length, gpt2_config
+from llm.models import cannot_load, check_length, gpt2_config, load_language_model
 from llm.sft import Recipe, optimise, tokenize_texts
+from theory.precision import wide
 
 MOST_TEXTS = 3
 
@@ -73,10 +76,13 @@ def reward_model(name: str | None, tokenizer: Any, *, width: int, layers: int, l
             setattr(config, key, value)
         model = AutoModelForSequenceClassification.from_config(config)
     else:
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(name, **kind)
-        except (OSError, ValueError) as error:
-            raise cannot_load("model", name, error) from error
+        with tempfile.TemporaryDirectory() as folder:
+            if adapter_base(name) is not None:  # the backbone is that of the merged model
+                load_language_model(name).save_pretrained(folder)
+            try:
+                model = AutoModelForSequenceClassification.from_pretrained(name if adapter_base(name) is None else folder, **kind)
+            except (OSError, ValueError) as error:
+                raise cannot_load("model", name, error) from error
     check_length(model.config, length)
     return model
 
@@ -109,8 +115,8 @@ def classifier_logits(model: nn.Module, rows: Sequence[Sequence[int]], pad_token
     parts = []
     for start in range(0, len(rows), batch_size):
         ids, mask = (tensor.to(device) for tensor in _padded(rows[start : start + batch_size], pad_token))
-        parts.append(model(input_ids=ids, attention_mask=mask).logits.double().cpu())
-    return torch.cat(parts).numpy()
+        parts.append(wide(model(input_ids=ids, attention_mask=mask).logits).cpu().numpy())
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor]:

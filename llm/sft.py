@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llm.generate import Completions, padded
 from llm.logprobs import sequence_logprobs
+from theory.precision import wide
 
 IGNORED = -100  # label of a position that the cross-entropy leaves out
 
@@ -101,6 +102,6 @@ def heldout_loss(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, leng
         part = rows[start : start + batch_size]
         batch = Completions([row[:1] for row in part], [row[1:] for row in part]).batch(slice(None), tokenizer.pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        total += float(sequence_logprobs(model, batch, fused=False).double().sum())
+        total += float(wide(sequence_logprobs(model, batch, fused=False)).sum())
         count += int(batch["completion_mask"].sum())
     return -total / count

@@ -28,6 +28,7 @@ from llm.logprobs import sequence_logprobs
 from llm.metrics import weight_metrics
 from llm.objectives import Objective, Pairs, Scores, group_value, worst_case_weights
 from theory.pair_losses import kto_reference_point
+from theory.precision import wide
 
 Batch = dict[str, Any]
 
@@ -50,11 +51,11 @@ class Mean:
         self.values = []
         ones = [torch.ones(len(batch["index"]), device=batch["index"].device) for batch in batches]
         raw = [batch.get("weight", one) for batch, one in zip(batches, ones, strict=True)]
-        total = self.accelerator.reduce(torch.cat(raw).double().sum(), "sum")
+        total = self.accelerator.reduce(wide(torch.cat(raw)).sum(), "sum")
         if not total > 0:
             raise ValueError("all weights of an effective batch are zero. Drop rows of weight zero, or use a larger batch.")
         for batch, weight in zip(batches, raw, strict=True):
-            batch["weight"] = (weight.double() / total).to(weight.dtype)
+            batch["weight"] = (weight.to(total.dtype) / total).to(weight.dtype)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The share of one micro-batch."""
@@ -83,7 +84,7 @@ class Mean:
 
     def finite(self) -> bool:
         """Whether all values of the current step are, on every rank: a rank that stopped alone would leave the others waiting."""
-        bad = (~torch.isfinite(torch.stack([value.double() for value in self.values]))).double().sum()
+        bad = (~torch.isfinite(torch.stack([wide(value) for value in self.values]))).float().sum()
         return not bool(self.accelerator.reduce(bad, "sum") > 0)
 
 
@@ -184,10 +185,10 @@ def worst_case_metrics(objective: Objective, scores: Scores) -> dict[str, float]
     """Effective sample size, largest weight and dual variable of a robust functional; nothing for the other objectives."""
     if objective.losses is None or objective.functional is None:
         return {}
-    functional, losses = objective.functional, objective.losses(scores).detach().double()
+    functional, losses = objective.functional, wide(objective.losses(scores).detach())
     weights = scores.weights
     q = worst_case_weights(lambda x: functional(x, weights), losses)
-    p = torch.full_like(losses, 1.0 / len(losses)) if weights is None else weights.double()
+    p = torch.full_like(losses, 1.0 / len(losses)) if weights is None else wide(weights)
     return weight_metrics(q, None if objective.dual is None else objective.dual(losses, p))
 
 

@@ -10,7 +10,7 @@ The same command resumes a run that was stopped, from its last complete checkpoi
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,19 +19,23 @@ import pandas as pd
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from trl import TrlParser
+from transformers import PreTrainedTokenizerBase
 
+from llm import models
+from llm.adapters import CONFIG, WEIGHTS, adapter_base, merged
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
-from llm.chat import without_the_date
 from llm.compatibility import refuse_rows_beyond
+from llm.console import print_whatever_the_encoding, refuse_undecoded
 from llm.data import BadRows, PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from llm.data_checks import READ
 from llm.doubts import first_example
-from llm.models import cannot_load, check_length
+from llm.models import check_length
 from llm.objectives import ObjectiveParameters, make_objective
-from llm.resume import RECORD, last_checkpoint, rows_fingerprint, stored_metrics
+from llm.options import parse_options
+from llm.reference import model_fingerprint, tokenizer_fingerprint
+from llm.resume import CONTENT, RECORD, last_checkpoint, refuse_another_run, rows_fingerprint, stored_metrics
+from llm.special_ids import settle_special_ids
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
 
@@ -40,8 +44,8 @@ Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, Preference
 
 def parse(words: list[str]) -> Arguments:
     """Command line, with --config FILE a YAML file of the same names; the command line has the last word."""
-    parser = TrlParser((ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments), prog="prefdro train")
-    return cast(Arguments, parser.parse_args_and_config(words))
+    kinds = (ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments)
+    return cast(Arguments, parse_options(kinds, words, "prefdro train"))
 
 
 def train(
@@ -64,14 +68,21 @@ def train(
     train_data, eval_data, left_out = _datasets(data, tokenizer, kinds)
     if args.process_index == 0:
         print(first_example(train_data, tokenizer), file=sys.stderr)
-    configuration["rows"] = rows_fingerprint(train_data)
+    model = load_model(model_arguments, args)
+    for rows in (train_data, eval_data):
+        refuse_rows_beyond(model, rows)
+    settle_special_ids(model, tokenizer)
+    configuration[CONTENT] = {
+        "model": model_fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "rows": rows_fingerprint(train_data),
+        "eval_rows": rows_fingerprint(eval_data),
+    }
+    refuse_another_run(out, configuration)
     if (done := stored_metrics(out, configuration)) is not None:
         print(f"this run has finished before: its model is in {out}. For another one choose another --output_dir.")
         return done
     checkpoint = last_checkpoint(out, configuration)
-    model = load_model(model_arguments, args)
-    for rows in (train_data, eval_data):
-        refuse_rows_beyond(model, rows)
     if args.kl_prompts and eval_data is not None:
         prompts = eval_data[: args.kl_prompts]["prompt_ids"]
         check_length(model.config, max(map(len, prompts)) + args.kl_max_new_tokens)
@@ -84,8 +95,13 @@ def train(
         processing_class=tokenizer,
         data_collator=PreferenceCollator(padding_token(tokenizer)),
     )
-    cache = out / "reference-train.safetensors" if data.reference_cache is None else Path(data.reference_cache)
-    trainer.add_reference(cache, cache.with_name(f"{cache.stem}-eval{cache.suffix}"), data.reference_batch_size)
+    cache = out / "reference-train.safetensors" if data.reference_cache is None else Path(data.reference_cache).expanduser()
+    trainer.add_reference(
+        cache,
+        cache.with_name(f"{cache.stem}-eval{cache.suffix}"),
+        data.reference_batch_size,
+        fingerprint=configuration[CONTENT]["model"],
+    )
     if trainer.is_world_process_zero():
         out.mkdir(parents=True, exist_ok=True)
         record = configuration | {"reference": trainer.reference_identity}
@@ -101,9 +117,11 @@ def train(
     trainer.save_model()
     trainer.save_state()
     evaluation = trainer.evaluate() if eval_data is not None else {}
+    if model_arguments.lora and adapter_base(model_arguments.model, model_arguments.revision) and trainer.is_world_process_zero():
+        _merge_saved(out, model_arguments)
     metrics = _last_metrics(trainer.state.log_history) | evaluation
     if trainer.is_world_process_zero():
-        pd.DataFrame(trainer.state.log_history).to_csv(out / "log.csv", index=False)
+        pd.DataFrame(trainer.state.log_history).to_csv(out / "log.csv", index=False, lineterminator="\n")
         facts = _facts(trainer, model_arguments, data, len(train_data))
         write_card(out, objective, model=model_arguments.model, data=data.data, facts=facts, metrics=metrics)
         _write_record(out, configuration | {"reference": trainer.reference_identity, "metrics": metrics})
@@ -113,30 +131,23 @@ def train(
 
 def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, or the one named instead."""
-    name = arguments.tokenizer or arguments.model
-    try:
-        return without_the_date(
-            AutoTokenizer.from_pretrained(name, revision=arguments.revision, trust_remote_code=arguments.trust_remote_code)
-        )
-    except (OSError, ValueError) as error:
-        raise cannot_load("tokenizer", name, error) from error
+    own = arguments.tokenizer is None  # the revision is the model's
+    name, revision = (arguments.model, arguments.revision) if own else (arguments.tokenizer, None)
+    return models.load_tokenizer(str(name), revision=revision, trust_remote_code=arguments.trust_remote_code)
 
 
-def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Module:
+def load_model(arguments: ModelArguments, args: PreferenceArguments | None = None) -> nn.Module:
     """The model in the wanted dtype, with a LoRA adapter if wanted."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if arguments.dtype not in dtypes:
         raise ValueError(f"unknown --dtype {arguments.dtype!r}; there are {', '.join(dtypes)}.")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            arguments.model,
-            dtype=dtypes[arguments.dtype],
-            revision=arguments.revision,
-            trust_remote_code=arguments.trust_remote_code,
-            attn_implementation=arguments.attention,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise cannot_load("model", arguments.model, error) from error
+    model = models.load_language_model(
+        arguments.model,
+        dtype=dtypes[arguments.dtype],
+        revision=arguments.revision,
+        trust_remote_code=arguments.trust_remote_code,
+        attention=arguments.attention,
+    )
     if not arguments.lora:
         return cast(nn.Module, model)
     from peft import LoraConfig, get_peft_model
@@ -145,19 +156,40 @@ def load_model(arguments: ModelArguments, args: PreferenceArguments) -> nn.Modul
     config = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,
-        target_modules=targets if targets in (None, "all-linear") else targets.split(","),
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
-    torch.manual_seed(args.seed)  # the adapter's first weights
-    if args.gradient_checkpointing:
+    if args is not None:
+        torch.manual_seed(args.seed)  # the adapter's first weights
+    if args is not None and args.gradient_checkpointing:
         model.enable_input_require_grads()
+    if Path(arguments.model).is_dir():  # the adapter names its model, and must find it from elsewhere, too
+        model.name_or_path = str(Path(arguments.model).resolve())
     return cast(nn.Module, get_peft_model(model, config))
+
+
+def _merge_saved(out: Path, arguments: ModelArguments) -> None:
+    """In place of the adapter, the whole model that was trained: the model that the adapter changes is nowhere on the disk.
+
+    It is --model, itself an adapter, merged into its model.
+    """
+    plain = replace(arguments, lora=False, lora_rank=ModelArguments.lora_rank, lora_alpha=ModelArguments.lora_alpha)
+    model = merged(load_model(plain, None), str(out))
+    model.save_pretrained(out)  # type: ignore[operator]
+    for name in (CONFIG, *WEIGHTS):
+        (out / name).unlink(missing_ok=True)
 
 
 def _refuse_ignored(model: ModelArguments, data: DataArguments, args: PreferenceArguments) -> None:
     """Raise ValueError for an option that needs another one to act, or that would overwrite what it reads."""
-    if Path(model.model).exists() and Path(model.model).resolve() == Path(str(args.output_dir)).resolve():
-        raise ValueError(f"--output_dir {args.output_dir} is the folder of --model: it would be overwritten. Choose another one.")
+    read = {"--model": model.model, "--tokenizer": model.tokenizer}
+    if model.model:
+        read["the model that the adapter --model changes"] = adapter_base(model.model, model.revision)
+    for what, place in read.items():
+        if place and Path(place).exists() and Path(place).resolve() == Path(str(args.output_dir)).resolve():
+            raise ValueError(
+                f"--output_dir {args.output_dir} is the folder of {what}: it would be overwritten. Choose another one."
+            )
     for name in ("lora_rank", "lora_alpha", "lora_targets"):
         if not model.lora and getattr(model, name) != getattr(ModelArguments, name):
             raise ValueError(
@@ -211,7 +243,7 @@ def _columns(text: str | None) -> dict[str, str]:
 def _write_record(out: Path, record: dict[str, Any]) -> None:
     """What the folder holds, in one piece: `llm.resume` reads it."""
     temporary = out / f".{RECORD}"
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     temporary.replace(out / RECORD)
 
 
@@ -228,7 +260,7 @@ def _facts(trainer: PreferenceTrainer, model: ModelArguments, data: DataArgument
     args = trainer.args
     micro = args.per_device_train_batch_size
     facts: dict[str, Any] = {
-        "base model": model.model,
+        "base model": model.model + ("" if (base := adapter_base(model.model)) is None else f", an adapter merged into {base}"),
         "data": f"{data.data} ({rows} rows)",
         "seed": args.seed,
         "effective batch": f"{micro * args.gradient_accumulation_steps * args.world_size} "
@@ -257,8 +289,11 @@ def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
 def main(words: list[str] | None = None) -> None:
     """Entry point of every rank: parse, train, and say in one line what went wrong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    print_whatever_the_encoding()
     try:
-        train(*parse(sys.argv[1:] if words is None else words))
+        words = sys.argv[1:] if words is None else words
+        refuse_undecoded(words)
+        train(*parse(words))
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"prefdro train: {error}", file=sys.stderr)
         sys.exit(1)

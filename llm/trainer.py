@@ -17,14 +17,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 
 from llm.arguments import PreferenceArguments
-from llm.compatibility import refuse_columns, refuse_inexact, warn_of_rounding
+from llm.compatibility import refuse_columns, refuse_inexact, warn_of_lost_steps, warn_of_rounding
 from llm.divergence import kl_on_own_samples
 from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
 from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.metrics import reward_metrics
 from llm.objectives import Objective, ObjectiveParameters, Pairs, Scores, make_objective, replaced
-from llm.reference import reference_identity, reference_logps
+from llm.reference import model_fingerprint, reference_identity, reference_logps
 from llm.steps import Batch, Coupled, GroupRobust, GroupWeights, KahnemanTversky, Mean, worst_case_metrics
 from llm.wasserstein import embedding_norm, twice_differentiable_attention
 from llm.wasserstein_steps import Adversarial, Exact, FiniteDifference
@@ -74,6 +74,7 @@ class PreferenceTrainer(Trainer):
             refuse_columns(self.parameters, rows)
         refuse_inexact(self.parameters, self.objective, self.model, args, self.accelerator)
         warn_of_rounding(self.parameters, self.model, args)
+        warn_of_lost_steps(self.model, args, self.accelerator)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
         self.step = self._make_step(fused=head_can_be_fused(self.model))
         self.reference_identity: dict[str, str] = {}
@@ -107,11 +108,13 @@ class PreferenceTrainer(Trainer):
             return FiniteDifference(**wasserstein, epsilon=step * embedding_norm(self.model))
         return Exact(**wasserstein)
 
-    def add_reference(self, train_cache: Path | None, eval_cache: Path | None, batch_size: int) -> None:
+    def add_reference(
+        self, train_cache: Path | None, eval_cache: Path | None, batch_size: int, fingerprint: str | None = None
+    ) -> None:
         """Put the reference log-probabilities of the model as it is now into the data, from a cache where there is one.
 
         See `llm.reference`; `reference_identity` keeps the fingerprints of model, tokenizer and training data. The model is moved
-        to this rank's device as a whole, whatever shards it in training.
+        to this rank's device as a whole, whatever shards it in training. fingerprint: the model's, where it is known.
         """
         assert self.processing_class is not None and self.data_collator is not None
         model = self.model.to(self.args.device)
@@ -120,7 +123,8 @@ class PreferenceTrainer(Trainer):
             data = getattr(self, name)
             if data is None:
                 continue
-            identity = reference_identity(model, self.processing_class, data, dtype)
+            fingerprint = fingerprint or model_fingerprint(model)
+            identity = reference_identity(fingerprint, self.processing_class, data, dtype)
             self.reference_identity = self.reference_identity or identity
             scored = reference_logps(
                 model,

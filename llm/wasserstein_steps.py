@@ -18,6 +18,7 @@ from llm.objectives import Objective, Scores
 from llm.steps import Batch, Mean, with_value
 from llm.wasserstein import embedding_outputs, squared_norms
 from theory.objectives import gradient_norm
+from theory.precision import wide
 
 
 class Wasserstein(Mean):
@@ -32,8 +33,8 @@ class Wasserstein(Mean):
 
         The slopes are d penalty / d ||g_i||² for this rank's pairs, times the number of ranks.
         """
-        leaf = self.accelerator.gather(norms.detach()).double().requires_grad_()
-        share = self.accelerator.gather(weights).double()
+        leaf = wide(self.accelerator.gather(norms.detach())).requires_grad_()
+        share = wide(self.accelerator.gather(weights))
         with torch.enable_grad():
             penalty = self.radius * gradient_norm(leaf, share, squared=self.squared)
             slopes = torch.autograd.grad(penalty, leaf)[0]

@@ -1,8 +1,8 @@
 """One look for all figures: sizes in inches as printed, colours for colour-blind readers, markers and dashes for grey print."""
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,13 @@ def look(method: str) -> Look:
     return METHODS.get(method, Look(method, GREY, "*", _DOTTED))
 
 
-def paper() -> AbstractContextManager[None]:
-    """Draw and save inside this context."""
-    return matplotlib.rc_context(_RC)  # type: ignore[arg-type]
+@contextmanager
+def paper() -> Iterator[None]:
+    """Draw and save inside this context: matplotlib's own defaults and this style, whatever the user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)  # type: ignore[arg-type]
+        yield
 
 
 def grid(

@@ -38,7 +38,7 @@ def read_tables(
         path = source / name
         if name.endswith(".parquet"):
             table = pd.read_parquet(path)
-        elif path.read_text().strip():
+        elif path.read_text(encoding="utf-8").strip():
             table = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
         else:
             table = pd.DataFrame(columns=list(needed))
@@ -48,7 +48,7 @@ def read_tables(
         if table.empty and name not in may_be_empty:
             raise ValueError(f"{path} has no rows. {remedy}")
         tables[path.stem] = table
-    return tables, json.loads((source / "run.json").read_text())
+    return tables, json.loads((source / "run.json").read_text(encoding="utf-8"))
 
 
 def remedy_of(source: Path, command: str) -> str:
@@ -64,6 +64,6 @@ def study_folder(results: Path, experiment: str) -> Path:
     if (results / experiment).is_dir():
         return results / experiment
     record = results / "run.json"
-    if record.is_file() and json.loads(record.read_text()).get("experiment") == experiment:
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("experiment") == experiment:
         return results
     raise ValueError(f"{results} has no folder {experiment}. {remedy_of(results / experiment, f'prefdro run {experiment}')}")

@@ -95,7 +95,7 @@ def write(stem: str, title: str, blocks: Sequence[Block], out: Path, notes: Sequ
     paths[1].write_text(latex(blocks, notes), encoding="utf-8")
     for block in blocks:
         path = out / f"{stem}_{block.stem}.csv"
-        rows_of(block).to_csv(path, index=False)
+        rows_of(block).to_csv(path, index=False, lineterminator="\n")
         paths.append(path)
     return paths
 

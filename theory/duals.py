@@ -1,8 +1,9 @@
 """Worst expected loss over a ball of distributions at fixed losses: one-dimensional dual problems, solved exactly.
 
-Every function is batched over the leading axis R, works in float64 on any device and returns a `BallDual`, whose worst case
-is feasible, so that `gap = dual value - primal value` is a certificate. Probabilities that are negative, not finite or all zero,
-and negative or missing radii, are refused; a loss with weight that is not finite gives NaN, and never `converged`.
+Every function is batched over the leading axis R, works in float64 (in float32 where it is given that: the trainer's devices need
+not have float64) and returns a `BallDual`, whose worst case is feasible, so that `gap = dual value - primal value` is a
+certificate. Probabilities that are negative, not finite or all zero, and negative or missing radii, are refused; a loss with
+weight that is not finite gives NaN, and never `converged`.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from theory.precision import rounding, tiny
 from theory.transport import check_weights
 
 _MAX_STEPS = 200
@@ -66,22 +68,22 @@ def kl_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
     solve = ~(extreme | trivial)
     rho = torch.where(solve, radius, 1.0)
     variance_p = (p * (z_finite - (p * z_finite).sum(-1, keepdim=True)) ** 2).sum(-1)
-    log_t = 0.5 * (2 * rho / variance_p.clamp(min=1e-300)).log()  # KL ≈ t² Var/2 for small t
+    log_t = 0.5 * (2 * rho / variance_p.clamp(min=tiny(p.dtype))).log()  # KL ≈ t² Var/2 for small t
     log_t = torch.where(solve, log_t, 0.0).clamp(-80, 80)
     lower, upper = torch.full_like(log_t, -torch.inf), torch.full_like(log_t, torch.inf)
     for _ in range(_MAX_STEPS):
         t = log_t.exp()
         _, kl, average, variance = tilt(t)
         excess = kl - rho
-        rounding = 2e-15 * (t * average.abs() + kl.abs())  # KL is a difference of numbers of this size
-        done = ~solve | (excess.abs() <= rounding) | (upper - lower <= 1e-15 * (1 + log_t.abs()))
+        slack = 2 * rounding(p.dtype) * (t * average.abs() + kl.abs())  # KL is a difference of numbers of this size
+        done = ~solve | (excess.abs() <= slack) | (upper - lower <= rounding(p.dtype) * (1 + log_t.abs()))
         if done.all():
             break
         lower = torch.where(excess < 0, torch.maximum(lower, log_t), lower)
         upper = torch.where(excess >= 0, torch.minimum(upper, log_t), upper)
         # Newton on log KL against log t, which is linear for small t
-        slope = t**2 * variance / kl.clamp(min=1e-300)
-        step = (rho.log() - kl.clamp(min=1e-300).log()) / slope.clamp(min=1e-12)
+        slope = t**2 * variance / kl.clamp(min=tiny(p.dtype))
+        step = (rho.log() - kl.clamp(min=tiny(p.dtype)).log()) / slope.clamp(min=1e-12)
         proposal = log_t + step.clamp(-2, 2)
         middle = torch.where(torch.isfinite(lower) & torch.isfinite(upper), (lower + upper) / 2, proposal)
         inside = (proposal > lower) & (proposal < upper)
@@ -91,7 +93,7 @@ def kl_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
     log_mass = t * average - kl
     value = torch.where(solve, top + scale * (rho + log_mass) / t, top)
     q = torch.where(solve[:, None], q, p)
-    q = torch.where((extreme & (span > 0))[:, None], p * at_top / top_mass.clamp(min=1e-300)[:, None], q)
+    q = torch.where((extreme & (span > 0))[:, None], p * at_top / top_mass.clamp(min=tiny(p.dtype))[:, None], q)
     expected = (q * losses.masked_fill(~support, 0.0)).sum(-1)
     value = torch.where(trivial, expected, value)
     lam = torch.where(trivial, torch.inf, torch.where(extreme, 0.0, scale / t))
@@ -141,7 +143,7 @@ def chi2_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
     variance = (active * deviation**2).sum(-1) / share
     # second/first² = 1 + rho for first = share (average - c), second = share (variance + (average - c)²)
     room = torch.where(share > tail, rho - tail * (1 + rho), share * (1 + rho) - 1)  # share (1 + rho) - 1, without cancellation
-    reach = (variance / room.clamp(min=1e-300)).sqrt().clamp(min=1e-300)  # average - c
+    reach = (variance / room.clamp(min=tiny(p.dtype))).sqrt().clamp(min=tiny(p.dtype))  # average - c
     q = active / share[:, None] * (1 + deviation / reach[:, None]).clamp(min=0)
     lam, nu = share * reach / 2, average - tail * reach
     excess = torch.where(active > 0, z - nu[:, None], 0.0)
@@ -231,7 +233,7 @@ def _range(losses: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _closed(gap: Tensor, top: Tensor, span: Tensor) -> Tensor:
-    return gap.abs() <= 1e-9 * (span + top.abs()) + 1e-300
+    return gap.abs() <= 1e-9 * (span + top.abs()) + tiny(gap.dtype)
 
 
 def transport_dual(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> BallDual:
@@ -276,7 +278,7 @@ def transport_plan(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> t
         if done.all():
             break
         # lines gain + eta (budget - cost): meet where the gains differ by eta times the costs
-        meet = (gain_low - gain_high) / (cost_low - cost_high).clamp(min=1e-300)
+        meet = (gain_low - gain_high) / (cost_low - cost_high).clamp(min=tiny(p.dtype))
         trial = torch.where(done, eta, meet)
         plan, gain, spent = line(trial)
         on_bracket = gain - trial * spent <= gain_low - trial * cost_low + 1e-15 * (1 + gain.abs())
@@ -288,7 +290,7 @@ def transport_plan(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> t
         plan_high = torch.where(high_side[:, None], plan, plan_high)
         gain_high, cost_high = torch.where(high_side, gain, gain_high), torch.where(high_side, spent, cost_high)
         done = done | on_bracket
-    share = ((budget - cost_high) / (cost_low - cost_high).clamp(min=1e-300)).clamp(0, 1)
+    share = ((budget - cost_high) / (cost_low - cost_high).clamp(min=tiny(p.dtype))).clamp(0, 1)
     share = torch.where(slack, 1.0, torch.where(cost_low > cost_high, share, 0.0))
     weights = torch.zeros_like(p)
     weights.index_put_((rows.expand_as(plan_low), plan_low), p * share[:, None], accumulate=True)
@@ -296,5 +298,5 @@ def transport_plan(losses: Tensor, p: Tensor, cost: Tensor, budget: Tensor) -> t
     value = eta * budget + (p * (losses[:, None, :] - eta[:, None, None] * cost).amax(-1)).sum(-1)
     gap = value - (weights * losses).sum(-1)
     used = share * cost_low + (1 - share) * cost_high
-    found = BallDual(value, eta, weights, gap, used, gap.abs() <= 1e-9 * (span + losses.abs().amax(-1)) + 1e-300)
+    found = BallDual(value, eta, weights, gap, used, gap.abs() <= 1e-9 * (span + losses.abs().amax(-1)) + tiny(gap.dtype))
     return found, plan_low, plan_high, share

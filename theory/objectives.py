@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
+from theory.precision import wide
 from theory.transport import (
     check_weights,
     gauss_mean,
@@ -45,7 +46,7 @@ def dpo_loss(margin: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------- functionals
 def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     """Expected loss, sum_i p_i l_i."""
-    _look_at(losses, weights)
+    _look_at(losses, weights, all_zero=True)  # a micro-batch may be without weight: its share of a sum is zero
     return losses.mean(-1) if weights is None else (weights * losses).sum(-1)
 
 
@@ -85,8 +86,8 @@ def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> T
 def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """Worst expected loss over the KL ball, sup {E_q l : KL(q || p) <= rho}; the radius is met exactly.
 
-    The dual min_{lambda >= 0} lambda rho + lambda log E_p exp(l/lambda) is solved inside, in float64 and without gradient;
-    the result is differentiable once in the losses, its gradient being the worst-case weights (envelope theorem).
+    The dual min_{lambda >= 0} lambda rho + lambda log E_p exp(l/lambda) is solved inside, in float64 if there is that, without
+    gradient; the result is differentiable once in the losses, its gradient being the worst-case weights (envelope theorem).
 
     Args:
         losses: (..., n) pair losses.
@@ -270,9 +271,9 @@ def _at_worst_case(
     """E_q l with the worst case q of a ball, found in float64 and held constant: the envelope theorem makes its gradient q."""
     _look_at(losses, weights)
     with torch.no_grad():
-        flat = losses.detach().double().reshape(-1, losses.shape[-1])
-        p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else weights.double().expand(losses.shape)
-        size = torch.as_tensor(knob, dtype=torch.float64, device=losses.device).expand(losses.shape[:-1]).reshape(-1)
+        flat = wide(losses.detach()).reshape(-1, losses.shape[-1])
+        p = torch.full_like(flat, 1.0 / flat.shape[-1]) if weights is None else wide(weights).expand(losses.shape)
+        size = torch.as_tensor(knob, dtype=flat.dtype, device=losses.device).expand(losses.shape[:-1]).reshape(-1)
         if not bool((size >= 0).all()):
             raise ValueError(f"{name} must not be negative, got {knob}. Use 0 for the plain mean.")
         q = dual(flat, p.reshape(flat.shape), size).weights.reshape(losses.shape).to(losses.dtype)
@@ -289,10 +290,10 @@ def _group_means(losses: Tensor, groups: Tensor, count: int, weights: Tensor | N
     return total / torch.where(mass > 0, mass, 1), mass > 0
 
 
-def _look_at(losses: Tensor, weights: Tensor | None) -> None:
+def _look_at(losses: Tensor, weights: Tensor | None, all_zero: bool = False) -> None:
     """Refuse weights that are none, where a look at them costs next to nothing."""
     if weights is not None and weights.device.type == "cpu":
-        check_weights(weights, losses.shape[-1] if losses.ndim else 0)
+        check_weights(weights, losses.shape[-1] if losses.ndim else 0, all_zero=all_zero)
 
 
 def _softly(sample: Tensor, weights: Tensor | None, softness: float | None) -> Tensor:

@@ -3,7 +3,8 @@
 Samples have shape (..., n) and (..., m), their weights the same shape (or (n,), (m,)), non-negative; None means
 equal weights. Leading axes are batch axes. Everything is exact: on the merged breakpoints of the two quantile functions both are
 constant, so that integrals over the levels t in [0, 1] are finite sums. Values keep dtype and device; levels are computed in
-float64. Gradients reach the samples, with the coupling frozen (envelope theorem), but not the weights.
+float64 (float32 on a device without it). Gradients reach the samples, with the coupling frozen (envelope theorem), but not the
+weights.
 
 What is called from outside takes arrays as well, and refuses weights that are negative, not finite or all zero, and samples with
 NaN entries, or infinite ones with weight: a distance to infinity says nothing, and NaN would be sorted to an end. Weights need
@@ -24,12 +25,12 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from theory.batch import as_float64
+from theory.precision import tiny, wide, widest
 
 Cost = Callable[[Tensor], Tensor]  # h, elementwise
 PieceMean = Callable[[Tensor, Tensor], Tensor]  # mean of h over the segment between two numbers, elementwise
 
 _gauss_nodes = lru_cache(leggauss)
-_TINY = 1e-300  # a level that is above 0 and below every atom's weight
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Coupling:
     """The monotone coupling: piece k sends `mass[k]` from atom `row[k]` of the first sample to atom `column[k]` of the second.
 
     All of shape (..., K), pieces in the order of the levels; K = n for two samples of equal size and weight, else n + m, where
-    some pieces have mass zero. mass is float64 and sums to one.
+    some pieces have mass zero. mass is as wide as the device allows and sums to one.
     """
 
     row: Tensor
@@ -59,7 +60,7 @@ def _coupling(u: Tensor, v: Tensor, u_weights: Tensor | None, v_weights: Tensor 
         order_u, order_v = u.argsort(dim=-1, stable=True), v.argsort(dim=-1, stable=True)
         n = u.shape[-1]
         if u_weights is None and v_weights is None and v.shape[-1] == n:
-            return Coupling(order_u, order_v, torch.full(u.shape, 1.0 / n, dtype=torch.float64, device=u.device))
+            return Coupling(order_u, order_v, torch.full(u.shape, 1.0 / n, dtype=widest(u.device), device=u.device))
         top_u, top_v = _levels(order_u, u_weights), _levels(order_v, v_weights)
         ends = torch.cat([top_u, top_v], -1).sort(dim=-1).values
         row = order_u.gather(-1, _first_above(top_u, ends))
@@ -88,7 +89,8 @@ def quantile(values: Tensor, levels: Tensor, weights: Tensor | None = None) -> T
         raise ValueError(f"levels must lie in [0, 1], got {levels.min().item():g} to {levels.max().item():g}.")
     order = values.detach().argsort(dim=-1, stable=True)
     shape = values.shape[:-1] + levels.shape[-1:]
-    index = _first_above(_levels(order, weights), levels.to(torch.float64).expand(shape))
+    top = _levels(order, weights)
+    index = _first_above(top, levels.to(top.dtype).expand(shape))
     return values.gather(-1, order.gather(-1, index))
 
 
@@ -172,8 +174,8 @@ def soft_sort(values: Tensor, softness: float) -> Tensor:
         raise ValueError(f"softness must be positive and finite, got {softness}. Pass None for hard sorting.")
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(f"a soft sort needs at least one number on the last axis, got shape {tuple(values.shape)}.")
-    ordered = values.double().sort(dim=-1).values
-    rank = torch.arange(1, values.shape[-1] + 1, dtype=torch.float64, device=values.device).expand(values.shape)
+    ordered = wide(values).sort(dim=-1).values
+    rank = torch.arange(1, values.shape[-1] + 1, dtype=ordered.dtype, device=values.device).expand(values.shape)
     with torch.no_grad():
         block = _pooled_blocks(ordered - rank / softness)
     # the anchor plus the block mean of (ordered - anchor), anchor = rank/softness, without cancelling large anchors
@@ -224,8 +226,8 @@ def _tensor(name: str, x: Tensor) -> Tensor:
     return x if isinstance(x, Tensor) and not x.is_complex() else as_float64(x, name)
 
 
-def check_weights(weights: Tensor, n: int, name: str = "weights") -> None:
-    """One non-negative finite number for each of n atoms on the last axis, in no row all zero."""
+def check_weights(weights: Tensor, n: int, name: str = "weights", *, all_zero: bool = False) -> None:
+    """One non-negative finite number for each of n atoms on the last axis, in no row all zero unless that is allowed."""
     if weights.ndim == 0 or weights.shape[-1] != n:
         raise ValueError(f"{name} must have one number for each of the {n} atoms, got shape {tuple(weights.shape)}.")
     bad = ~(torch.isfinite(weights) & (weights >= 0))
@@ -235,7 +237,7 @@ def check_weights(weights: Tensor, n: int, name: str = "weights") -> None:
             f"{name} must be finite and not negative, but weight {place + 1} of {n} is {weights[bad][0].item():g}. "
             "Probabilities, or counts, are wanted; use 0 to leave an atom out."
         )
-    if not bool((weights.sum(-1) > 0).all()):
+    if not all_zero and not bool((weights.sum(-1) > 0).all()):
         raise ValueError(f"{name} are all zero, for {n} atoms: nothing is left. Give at least one of them weight.")
 
 
@@ -258,11 +260,11 @@ def _levels(order: Tensor, weights: Tensor | None) -> Tensor:
     """Cumulated weights of the sorted atoms, the last exactly one."""
     n = order.shape[-1]
     if weights is None:
-        top = torch.arange(1, n + 1, dtype=torch.float64, device=order.device) / n
+        top = torch.arange(1, n + 1, dtype=widest(order.device), device=order.device) / n
         return top.expand(order.shape)
     if weights.shape[-1] != n:
         raise ValueError(f"weights must have one number for each of the {n} atoms, got shape {tuple(weights.shape)}.")
-    top = weights.detach().double().expand(order.shape).gather(-1, order).cumsum(-1)
+    top = wide(weights.detach()).expand(order.shape).gather(-1, order).cumsum(-1)
     return top / top[..., -1:]
 
 
@@ -270,4 +272,4 @@ def _first_above(top: Tensor, levels: Tensor) -> Tensor:
     """Index of the first atom whose cumulated weight reaches the level; an atom without weight is never the first."""
     lead = torch.broadcast_shapes(top.shape[:-1], levels.shape[:-1])
     top, levels = top.expand(*lead, top.shape[-1]).contiguous(), levels.expand(*lead, levels.shape[-1]).contiguous()
-    return torch.searchsorted(top, levels.clamp(min=_TINY)).clamp(max=top.shape[-1] - 1)
+    return torch.searchsorted(top, levels.clamp(min=tiny(levels.dtype))).clamp(max=top.shape[-1] - 1)

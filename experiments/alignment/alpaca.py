@@ -11,7 +11,7 @@ from experiments.alignment.prompts import FILES, read_prompts
 from experiments.alignment.study import Study
 from experiments.alignment.training import Run
 from experiments.ranks import rank
-from experiments.stages import Stage, derived_seed, file_digests, stage
+from experiments.stages import Stage, content, derived_seed, stage
 from experiments.store import write_table, write_text
 from llm.alpaca_eval import read_instructions, read_results, write_outputs
 from llm.chat import as_messages
@@ -23,7 +23,7 @@ PROMPTS, TABLE = "prompts.jsonl", "instructions.parquet"
 
 def instructions_stage(study: Study, path: Path | None, prompts: Stage) -> Stage:
     """Instructions as AlpacaEval has them, and as prompts; where no file is given, the test prompts stand for them."""
-    made_from = {"file": file_digests([path]), "prompts": prompts.digest, "code": study.code, **study.models.made_from}
+    made_from = {"file": content(path), "prompts": prompts.digest, "code": study.code, **study.models.made_from}
     make = partial(_make, study=study, path=path, prompts=prompts.folder / FILES["test"])
     return stage(study.root, "instructions", made_from, make)
 

@@ -15,9 +15,10 @@ from experiments.alignment.sizes import Options, Sizes
 from experiments.emotion_profiles import PROFILES as GENERATED
 from experiments.emotion_stages import prepare_models
 from experiments.ranks import device, rank, ranks, wait_for_all
-from experiments.stages import file_digests
-from llm.models import cannot_load, pretrained_tokenizer
+from experiments.stages import content
+from llm.models import load_language_model, pretrained_tokenizer
 from llm.reward_models import objectives_of
+from llm.special_ids import settle_special_ids
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Models:
 def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
     """The models that the sizes name; those that are generated are made in `options.shared`, once for all experiments."""
     if sizes.model is not None and sizes.judge is not None:
-        made_from = {"model": sizes.model, "judge": sizes.judge, "files": file_digests([sizes.model, sizes.judge])}
-        return Models(sizes.model, sizes.judge, made_from, None)
+        made_from = {"model": content(sizes.model), "judge": content(sizes.judge)}
+        return Models(os.path.expanduser(sizes.model), os.path.expanduser(sizes.judge), made_from, None)
     kind = "smoke" if options.profile == "smoke" else "quick"
     root = options.shared.resolve() / kind
     if ranks() > 1:
@@ -68,7 +69,7 @@ def check_objectives(models: Models, names: Iterable[str]) -> None:
 
 
 def load_policy(name: str, *, trust_remote_code: bool) -> tuple[nn.Module, Any]:
-    """A causal language model in float32, on this process's device, and its tokenizer.
+    """A causal language model in float32, on this process's device, and its tokenizer; an adapter is merged into its model.
 
     In bfloat16 most of what a training with a small learning rate changes would be rounded away: at 5e-7 and 300 steps weights of
     size 0.02 move by about 1e-5, and the next bfloat16 number is 6e-5 to 1e-4 away.
@@ -76,12 +77,7 @@ def load_policy(name: str, *, trust_remote_code: bool) -> tuple[nn.Module, Any]:
     Raises:
         ValueError: it cannot be loaded, or needs code of its own that is not trusted.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
     tokenizer = pretrained_tokenizer(name, trust_remote_code=trust_remote_code)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise cannot_load("model", name, error) from error
+    model = load_language_model(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    settle_special_ids(model, tokenizer)
     return model.to(device()).eval(), tokenizer

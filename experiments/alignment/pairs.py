@@ -45,7 +45,7 @@ def write_pairs(
 
 def count_pairs(folder: Path) -> int:
     """How many pairs a folder holds."""
-    return int(json.loads((folder / "count.json").read_text())["pairs"])
+    return int(json.loads((folder / "count.json").read_text(encoding="utf-8"))["pairs"])
 
 
 def _row(prompt: Any, chosen: str, rejected: str) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _policy(study: Study, run: Run, pairs: Stage | None, more: dict[str, Any], j
         return stage(study.root, f"judged-{run.name}", record, partial(judge, study=study, run=run, policy=policy))
     except Exception as error:
         error.add_note(
-            f"(Policy {run.name}. Where a file of a finished stage is damaged, delete that stage's folder in {study.root} and "
+            f"(Policy {run.name}. Where a file of a finished stage is damaged, move that stage's folder out of {study.root} and "
             "give the same command again.)"
         )
         raise

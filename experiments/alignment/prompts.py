@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.alignment.study import Study
 from experiments.ranks import rank
-from experiments.stages import Stage, derived_seed, file_digests, stage
+from experiments.stages import Stage, content, derived_seed, stage
 from experiments.store import write_text
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -17,9 +17,9 @@ FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 
 def prompts_stage(study: Study) -> Stage:
     """A folder with `train.jsonl` and `test.jsonl`, each line {"prompt": a string or a list of messages}."""
-    names = ("source", "split", "test_split", "prompts", "test_prompts", "prompt_tokens")
+    names = ("split", "test_split", "prompts", "test_prompts", "prompt_tokens")
     made_from = {name: getattr(study.sizes, name) for name in names}
-    made_from |= {"seed": study.options.seed, "code": study.code, "files": file_digests([study.sizes.source])}
+    made_from |= {"seed": study.options.seed, "code": study.code, "source": content(study.sizes.source)}
     return stage(study.root, "prompts", made_from | study.models.made_from, partial(_make, study=study))
 
 

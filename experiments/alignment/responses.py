@@ -27,15 +27,16 @@ def write_response_logps(folder: Path, *, study: Study, policy: str, pairs: Path
         if study.models.texts is not None:  # of a generated completion only the end of sequence is cut, that it had not come to
             warnings.filterwarnings("ignore", ".*cut at the end of the completion", UserWarning)
         rows = tokenise(load_rows(pairs), tokenizer, "pairs", max_length=most, long_prompts="drop")
-    pad, batch = padding_token(tokenizer), BATCH[study.models.texts is not None]
+    batch = BATCH[study.models.texts is not None]
     loaded: list[Any] = []
 
     def logps(part: dict[str, Any], column: str) -> Any:
-        return completion_logprobs(loaded[0], Completions(part["prompt_ids"], part[column]), pad, batch)
+        model, own = loaded  # padding may be another token than before: one that the model knows
+        return completion_logprobs(model, Completions(part["prompt_ids"], part[column]), padding_token(own), batch)
 
     def make(part: slice, _: int) -> pd.DataFrame:
         if not loaded:
-            loaded.append(load_policy(policy, trust_remote_code=study.options.trust_remote_code)[0])
+            loaded.extend(load_policy(policy, trust_remote_code=study.options.trust_remote_code))
         taken = rows[part.start : part.stop]
         return pd.DataFrame({"chosen": logps(taken, "chosen_ids"), "rejected": logps(taken, "rejected_ids")})
 

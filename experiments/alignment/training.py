@@ -1,7 +1,6 @@
 """Policies: each is one `prefdro train`, with its own folder, from the same start."""
 
 import gc
-import json
 import shlex
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
@@ -110,30 +109,26 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def words(options: dict[str, Any]) -> list[str]:
-    """Options as words of a command line; mappings as JSON."""
-    texts = {name: json.dumps(value) if isinstance(value, (dict, list)) else str(value) for name, value in options.items()}
-    return [word for name, text in texts.items() for word in (f"--{name}", text)]
+    """Options as words of a command line."""
+    from llm.options import as_words
+
+    return as_words(options)
 
 
 def more_options(path: Path | None) -> dict[str, Any]:
     """Options of `prefdro train` from a YAML file.
 
     Raises:
-        ValueError: it cannot be read, is no mapping, or sets what the experiment itself varies.
+        ValueError: it cannot be read, is no mapping of options, or sets what the experiment itself varies.
     """
     if path is None:
         return {}
-    import yaml
+    from llm.options import read_config
 
-    try:
-        more = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read the options of the training in {path}: {error}") from error
-    if not isinstance(more, dict):
-        raise ValueError(f"{path} must hold lines `option: value`, as `prefdro train --config` reads them; it holds {more!r}.")
+    more = read_config(path)
     if own := sorted(set(more) & set(OWN)):
         raise ValueError(f"{path} sets {', '.join(own)}, which the experiment sets itself: leave it out, or give its own option.")
-    return dict(more)
+    return more
 
 
 def train_policy(folder: Path, *, options: dict[str, Any], files: dict[str, Any]) -> None:
@@ -150,7 +145,7 @@ def train_policy(folder: Path, *, options: dict[str, Any], files: dict[str, Any]
     given = words(files | shared(options))
     if rank() == 0:
         write_text(shlex.join(["prefdro", "train", *given, "--output_dir", "OUT"]) + "\n", folder / "command.txt")
-    with (folder / f"log-{rank()}.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+    with (folder / f"log-{rank()}.txt").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         train(*parse([*given, "--output_dir", str(folder)]))
     gc.collect()  # the trainer is part of a cycle, and holds the model and the state of its optimizer
     if torch.cuda.is_available():

@@ -494,7 +494,7 @@ def test_a_damaged_artefact_is_named_with_what_to_do(shared_models: Path, tmp_pa
     armorm.run(config)
     scores = next((tmp_path / "stages").glob("judged-*wdpo*seed-0/scores.parquet"))
     scores.write_bytes(scores.read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"{scores.name} is missing or damaged.*delete the folder .*{scores.parent.name[:10]}"):
+    with pytest.raises(ValueError, match=rf"{scores.name} is missing or damaged.*move the folder .*{scores.parent.name[:10]}"):
         armorm.run(config)
     shutil.rmtree(scores.parent)
     assert armorm.run(config) is not None

@@ -190,3 +190,16 @@ def test_every_method_meets_its_target_with_the_population_as_sample() -> None:
     fixed = rows[rows.robust_2.notna()]
     assert fixed.method.nunique() == len(study.METHODS)
     assert fixed.robust_2.max() < 5e-3
+
+
+def test_the_same_pairs_at_another_place_are_the_same_study(tmp_path: Path) -> None:
+    """The rows are reused, and new ones would be the same."""
+    found = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        table_of_pairs(tmp_path / place / "pairs.csv", 300)
+        given = config(tmp_path / f"out-{place}", pairs=tmp_path / place / "pairs.csv", methods=("dpo",), replicates=2)
+        found.append((plan(given)[1], run(given)["errors"]))
+    (here, first), (there, second) = found
+    assert [cell.digest() for cell in here] == [cell.digest() for cell in there]
+    pd.testing.assert_frame_equal(first, second)

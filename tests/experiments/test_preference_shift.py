@@ -175,7 +175,15 @@ def test_files_that_change_during_a_run_are_refused(tmp_path: Path) -> None:
     cell = plan(config(tmp_path / "out", rewards=scores(tmp_path / "scores")))[1][0]
     scores(tmp_path / "scores", shift=1.0)
     with pytest.raises(ValueError, match="changed since the run began"):
-        study.build_shift(cell.parameters)
+        study.build_shift(cell.parameters | cell.places)
+
+
+def test_the_same_rewards_at_another_place_are_the_same_study(tmp_path: Path) -> None:
+    here = plan(config(tmp_path / "out", rewards=scores(tmp_path / "here")))[1]
+    (tmp_path / "here").rename(tmp_path / "there")
+    there = plan(config(tmp_path / "out", rewards=tmp_path / "there"))[1]
+    assert [cell.digest() for cell in here] == [cell.digest() for cell in there]
+    assert study.build_shift(there[0].parameters | there[0].places) is not None
 
 
 @pytest.mark.skipif(not REWARDS, reason="set PREFDRO_MAP_REWARDS to the folder of the two reward tables")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.stages import derived_seed, file_digests, in_parts, stage, times, together
+from experiments.stages import content, derived_seed, in_parts, stage, times, together
 
 
 def counting(made: list[Path]) -> Callable[[Path], None]:
@@ -129,13 +129,35 @@ for name in ("one", "two"):
         assert json.loads((tmp_path / name / "made_from.json").read_text()) == {"a": name}
 
 
-def test_digests_of_files_tell_changed_ones_and_leave_names_of_the_hub_out(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "weights").write_text("1")
-    before = file_digests([tmp_path / "model", "org/model", None])
-    assert list(before) == [str(tmp_path / "model" / "weights")]
-    (tmp_path / "model" / "weights").write_text("2")
-    assert file_digests([tmp_path / "model"]) != before
+def test_a_source_is_its_content_wherever_it_lies(tmp_path: Path) -> None:
+    assert (content("org/model"), content(None)) == ("org/model", None)
+    model = tmp_path / "model"
+    (model / "parts").mkdir(parents=True)
+    (model / "parts" / "weights").write_text("1")
+    (model / "config.json").write_text("{}")
+    before = content(model)
+    assert sorted(before) == ["config.json", "parts/weights"]
+    (model / ".cache").mkdir()
+    (model / ".cache" / "downloaded").write_text("today")
+    model.rename(tmp_path / "elsewhere")
+    assert content(tmp_path / "elsewhere") == before
+    (tmp_path / "elsewhere" / "parts" / "weights").write_text("2")
+    assert content(str(tmp_path / "elsewhere")) != before
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("row")
+    assert content(tmp_path / "a.jsonl") == content(tmp_path / "b.jsonl")
+
+
+def test_an_adapter_is_also_the_model_that_it_changes(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+        (folder / "weights").write_text("1")
+    record = {"base_model_name_or_path": str(base), "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    (adapter / "adapter_config.json").write_text(json.dumps(record))
+    before = content(adapter)
+    (base / "weights").write_text("2")
+    assert content(adapter) != before
 
 
 def test_seeds_differ_by_purpose_and_replicate() -> None:

@@ -362,3 +362,8 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(store.Path, "mkdir", read_only)
     with pytest.raises(StoreError, match=r"Read-only file system .* may write to"), open_run(tmp_path / "out"):
         pass
+
+
+def test_a_cell_is_the_same_wherever_its_files_lie() -> None:
+    here, there = (Cell("pairs", {"digest": "1"}, {"pairs": path}) for path in ("/a/pairs.csv", "/b/pairs.csv"))
+    assert here.digest() == there.digest() == Cell("pairs", {"digest": "1"}).digest()

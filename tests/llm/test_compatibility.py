@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -302,3 +304,57 @@ def test_columns_that_the_objective_cannot_use(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             PreferenceTrainer(tiny_gpt2(), arguments(tmp_path), objective, train_dataset=data)
+
+
+# -------------------------------------------------------------------------------------------- steps that are rounded away
+def moved_and_said(out: Path, dtype: torch.dtype, rate: float, **settings: Any) -> tuple[float, list[str]]:
+    """Which share of the weights a training moved, and what it warned of before."""
+    model = tiny_gpt2().to(dtype)
+    before = copy.deepcopy(model.state_dict())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = trainer_of(DPO, out, model=model, learning_rate=rate, max_steps=20, logging_steps=50, **settings)
+    trainer.train()
+    moved = sum(int((weight != before[name]).sum()) for name, weight in model.state_dict().items())
+    return moved / sum(weight.numel() for weight in before.values()), [
+        str(warning.message) for warning in caught if "a step of --learning_rate" in str(warning.message)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate"), [(torch.bfloat16, 1e-6), (torch.bfloat16, 1e-4), (torch.float16, 1e-6), (torch.float16, 1e-5)]
+)
+def test_steps_that_round_away_are_warned_of(dtype: torch.dtype, rate: float, tmp_path: Path) -> None:
+    moved, (said,) = moved_and_said(tmp_path, dtype, rate)
+    found = re.search(rf"a step of --learning_rate {rate:g} changes ([0-9.]+)% of them", said)
+    assert found and moved < 0.2
+    assert float(found[1]) / 100 == pytest.approx(moved, abs=0.08)
+    assert "--dtype float32, with --bf16" in said
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "settings"),
+    [
+        (torch.bfloat16, 2e-3, {}),
+        (torch.float16, 1e-3, {}),
+        (torch.float32, 1e-6, {}),
+        (torch.float32, 1e-6, {"bf16": True}),
+        (torch.bfloat16, 1e-6, {"optim": "sgd"}),
+    ],
+)
+def test_steps_that_count_are_not(dtype: torch.dtype, rate: float, settings: dict[str, Any], tmp_path: Path) -> None:
+    assert moved_and_said(tmp_path, dtype, rate, **settings)[1] == []
+
+
+def test_an_adapter_on_a_half_model_takes_every_step(tmp_path: Path) -> None:
+    """peft keeps its weights in float32."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(tiny_gpt2().bfloat16(), LoraConfig(task_type="CAUSAL_LM", r=2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*a step of --learning_rate")
+        trainer_of(DPO, tmp_path, model=adapted, learning_rate=1e-6)
+        for name, weight in adapted.named_parameters():
+            weight.data = (torch.full_like(weight, 0.01) if "lora_B" in name else weight.data).bfloat16()
+        with pytest.raises(UserWarning, match="the trained weights are bfloat16"):  # one that was trained before
+            trainer_of(DPO, tmp_path, model=adapted, learning_rate=1e-6)

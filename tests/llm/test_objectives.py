@@ -17,9 +17,9 @@ from llm.objectives import (
     ObjectiveParameters,
     Pairs,
     Singles,
-    as_double,
     group_value,
     make_objective,
+    widened,
     worst_case_weights,
 )
 from llm.steps import worst_case_metrics
@@ -204,7 +204,7 @@ def test_coefficients_are_derivatives(name: str) -> None:
     made = make_objective(ObjectiveParameters(name, beta=0.3, **THEORY[name][0]))
     value, derivatives = coefficients(made.value, single)
     assert value.dtype == torch.float64 and isinstance(derivatives, Pairs)
-    double = as_double(single)
+    double = widened(single)
     for side in ("chosen", "rejected"):
         for i in range(N):
             ends = []

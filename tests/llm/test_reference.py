@@ -137,7 +137,10 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path, part):
         "dtype": {"dtype": torch.bfloat16},
     }[part]
     identity = reference_identity(**given)
-    with pytest.raises(ValueError, match=rf"holds log-probabilities of another {part} \(.*Delete the file .* or give another"):
+    with pytest.raises(
+        ValueError,
+        match=rf"holds log-probabilities of another {part} \(.*Give another --reference_cache or --output_dir",
+    ):
         reference_logps(given["model"], given["dataset"], COLLATE, 4, cache=cache, identity=identity, score=score)
     assert cache.exists()
 
@@ -177,7 +180,9 @@ def test_damaged_and_foreign_files(tmp_path, damage):
     }
     with pytest.raises(ValueError, match=messages.get(damage, "is truncated, damaged or no file of safetensors")) as error:
         compute(model, data, cache=cache)
-    assert "Delete the file to compute them again, or give another one" in str(error.value)
+    assert "Give another --reference_cache or --output_dir; or move the file away, and they are computed again" in str(
+        error.value
+    )
 
 
 def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):

@@ -143,7 +143,7 @@ def test_other_weights_of_the_same_texts_are_another_run(model: Path, pairs: Pat
     train(*parse(command))
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     data.write_text("".join(json.dumps(row | {"weight": 1.0}) + "\n" for row in rows))
-    with pytest.raises(ValueError, match="other arguments or data: rows"):
+    with pytest.raises(ValueError, match="other arguments or data: training rows"):
         train(*parse(command))
 
 

@@ -12,6 +12,7 @@ from llm.arguments import PreferenceArguments
 from llm.data import PreferenceCollator
 from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
+from tests.jitter import order
 
 VOCABULARY = 64
 
@@ -36,6 +37,8 @@ def random_pairs(count: int, seed: int = 0, *, weights: bool = False, groups: in
         rows["weight"] = (torch.rand(count, generator=g) + 0.1).tolist()
     if groups:
         rows["group"] = torch.randint(groups, (count,), generator=g).tolist()
+    k = order(count)
+    rows = {name: values if name == "index" else [values[i] for i in k] for name, values in rows.items()}
     return Dataset.from_dict(rows)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
 from torch import Tensor
 
+from tests.jitter import order
 from theory.objectives import dpo_loss, dr_dpo, gradient_norm, kl_ball, kl_tilt, mean, tilt_weights
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
@@ -35,7 +36,8 @@ ALL: dict[str, Functional] = SHIFTING | {
 
 def sample(seed: int, n: int = 6) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.exponential(size=n) + 0.1), torch.from_numpy(rng.dirichlet(np.ones(n)))
+    losses, p, k = rng.exponential(size=n) + 0.1, rng.dirichlet(np.ones(n)), order(n)
+    return torch.from_numpy(losses[k]), torch.from_numpy(p[k])
 
 
 def naive_tilt(losses: Tensor, tau: float, p: Tensor) -> mpmath.mpf:

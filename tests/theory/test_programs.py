@@ -10,6 +10,7 @@ import pytest
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import rel_entr
 
+from tests.jitter import order
 from tests.theory.instances import DATA, RADII, Data, collapse, radii, solve
 from theory import programs
 from theory.programs import Array, SolverFallback
@@ -25,8 +26,9 @@ def softplus(x: Array) -> Array:
 def sample() -> tuple[Array, Array, Array]:
     """u (8, 2), p (8,), and distances between the u (8, 8)."""
     rng = np.random.default_rng(7)
-    u = rng.normal(size=(8, 2)) + np.array([0.6, 0.2])
-    return u, rng.dirichlet(np.ones(8)), np.linalg.norm(u[:, None] - u[None], axis=-1)
+    u, p, k = rng.normal(size=(8, 2)) + np.array([0.6, 0.2]), rng.dirichlet(np.ones(8)), order(8)
+    u = u[k]
+    return u, p[k], np.linalg.norm(u[:, None] - u[None], axis=-1)
 
 
 def minimum(function: Callable[[Array], float], d: int, bound: float) -> tuple[Array, float]:

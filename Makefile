@@ -50,7 +50,7 @@ test: install  ## lint, format, types and the fast tests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 test-anywhere: install  ## the numeric tests with ten seeds of jitter, and two under each other kernel (1 to 2 hours; resumes)
 	@$(BIN)/python -m tests.anywhere

@@ -57,7 +57,20 @@ def cell(environment: str, seed: int, folder: Path, words: list[str]) -> dict[st
     report = folder / f"{re.sub('[^a-z0-9]+', '-', environment.lower())}-{seed}.xml"
     report.unlink(missing_ok=True)
     own = {"OMP_NUM_THREADS": "1", **ENVIRONMENTS[environment]}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "--jitter", str(seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "--maxprocesses",
+        "4",
+        "--dist",
+        "loadgroup",
+        "--jitter",
+        str(seed),
+    ]
     began = time.monotonic()
     with report.with_suffix(".log").open("w") as log:
         started = [*command, f"--junitxml={report}", *(words or NUMERIC)]

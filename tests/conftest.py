@@ -55,8 +55,11 @@ def _own_environment() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests whose subject are exact bits, or files with recorded numbers, are none for jitter."""
+    """Tests of one expensive fixture go to one worker; those of exact bits or recorded numbers are none for jitter."""
     for item in items:
+        for definitions in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
+            if definitions[-1].scope == "module":  # xdist would make it in each of its workers
+                item.add_marker(pytest.mark.xdist_group(item.module.__name__))  # type: ignore[attr-defined]
         for mark in item.iter_markers("exact"):
             assert mark.args and isinstance(mark.args[0], str), f"{item.nodeid}: @pytest.mark.exact needs a reason"
     if config.getoption("jitter") is not None:

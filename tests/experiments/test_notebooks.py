@@ -15,7 +15,6 @@ from tests.warm import Warm
 SOURCES = sorted(FOLDER.glob("*.py"))
 NAMES = [source.stem for source in SOURCES]
 KILOBYTES = 300
-pytestmark = pytest.mark.xdist_group("notebooks")  # one warm process
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def ray_cluster(cpus: int) -> Iterator[str]:
         return cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # on a full machine it ends tasks, and starts them again without end
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112, it ends and restarts tasks where others fill the memory
     services.get_node = ask_again
     try:
         cluster = twice(start)

@@ -28,6 +28,9 @@ ROOT = Path(__file__).parents[2]
 CELLS = [Cell(f"n={n} rho={rho}", {"n": n, "rho": rho}) for n in (100, 300) for rho in (0.0, 0.1, float("inf"))]
 
 
+pytestmark = pytest.mark.exact("the same bits from every process, and those that a test starts are not shaken")
+
+
 def simulate(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd.DataFrame:
     """Long sums and products, which come out differently in the last bits when they are split among threads."""
     note_call(f"{parameters['n']} {parameters['rho']}")

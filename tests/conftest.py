@@ -18,7 +18,7 @@ FOREIGN = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_CACHE_HOME", "MPL", "COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_"),
     *("PYTHONWARNINGS", "PYTHONOPTIMIZE"),
 )
-STANDSTILL = 600.0  # seconds that importing, collecting or leaving may take
+STANDSTILL = 600.0  # seconds that importing and collecting, or leaving, may take
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # xdist's workers inherit what is set here
         _own_environment()
-    faulthandler.dump_traceback_later(STANDSTILL, exit=True, file=sys.__stderr__)  # until the first test has a limit of its own
+    faulthandler.dump_traceback_later(STANDSTILL, exit=True, file=sys.__stderr__)
     if (seed := config.getoption("jitter")) is not None:
         from tests import jitter  # numpy and torch, which take a while
 
@@ -66,6 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         exact = [item for item in items if item.get_closest_marker("exact")]
         items[:] = [item for item in items if item not in set(exact)]
         config.hook.pytest_deselected(items=exact)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """From here on each test has its own limit; xdist's main process has none, since it waits for all of them."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_unconfigure() -> None:

@@ -12,7 +12,7 @@ STUDIES := estimation-error worst-case preference-shift aot emotion armorm leade
 PEERS  := dro==0.4.3 skwdro==1.1.1 cvxopt==1.3.3 mechanic-pytorch==0.0.1 prodigyopt==1.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install ledger-page reproduce notebooks guide test test-slow bench peers clean
+.PHONY: help install ledger-page reproduce notebooks guide test test-anywhere test-slow bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,10 @@ test: install  ## lint, format, types and the fast tests
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup
+
+test-anywhere: install  ## the numeric tests with ten seeds of jitter, and two under each other kernel (1 to 2 hours; resumes)
+	@$(BIN)/python -m tests.anywhere
 
 test-slow: install  ## the tests marked slow
 	@$(BIN)/pytest -q -m "slow and not gpu"

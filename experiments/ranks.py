@@ -1,6 +1,8 @@
 """The processes of one launch (`accelerate launch`, `torchrun`): which one this is, and waiting for each other."""
 
+import atexit
 import os
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -38,8 +40,23 @@ def _joined() -> Any:
     import torch
     from accelerate import PartialState  # slow to import, and joins the processes when it is first made
 
+    atexit.unregister(_leave)  # once, and before whatever was registered earlier
+    atexit.register(_leave)
     # told that there is no GPU: left to itself it takes processes on a CPU for one that is alone, and would not wait
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+
+
+def _leave() -> None:
+    """End the threads of the process group while there is an interpreter.
+
+    A thread of gloo may be slower than the process that it works for: it lets go of the last message while Python is taken down,
+    asks for the interpreter's lock, is ended instead, and takes the process with it (SIGABRT, "terminate called without an active
+    exception"). After an error the threads may wait for another process, for as long as our patience: then they are left alone.
+    """
+    import torch
+
+    if torch.distributed.is_initialized() and getattr(sys, "last_value", None) is None:
+        torch.distributed.destroy_process_group()
 
 
 def device() -> str:

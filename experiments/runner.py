@@ -207,14 +207,19 @@ def _ray(workers: int, address: str | None) -> Iterator[dict[str, Any]]:
     if address is not None:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(
-            "local",  # and not a cluster that happens to run on this machine
-            num_cpus=workers,
-            include_dashboard=False,
-            object_store_memory=10**8,  # the results are small tables
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        options: dict[str, Any] = {
+            "address": "local",  # and not a cluster that happens to run on this machine
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "object_store_memory": 10**8,  # the results are small tables
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        }
+        try:
+            ray.init(**options)
+        except Exception:  # it gives its own processes 30 s to start, which may be too few on a busy machine
+            ray.shutdown()
+            ray.init(**options)
     try:
         backend = RayBackend()
         # Inherited from joblib's multiprocessing backend, which must not be stopped by another thread. Ray's can.

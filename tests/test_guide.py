@@ -224,7 +224,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page: Path, folde
     work.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "tests.test_guide", str(page)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     for edit in edits(page):  # in the style of the project
         ruff = [
@@ -296,7 +296,7 @@ def test_a_wrong_command_is_noticed(line: str, monkeypatch: pytest.MonkeyPatch) 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > len(GUIDE)

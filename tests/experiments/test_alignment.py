@@ -1,9 +1,7 @@
 """The experiments on language models: pairs and tables against numbers by hand, stages on generated and on given models."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from experiments.leaderboard import Leaderboard
 from llm.data import load_rows
 from llm.train import parse
 from paper_figures.published import setup
+from tests import launches
 from tests.llm.models import tiny_llama, word_tokenizer
 from tests.llm.test_armorm import random_weights, write_snapshot
 from tests.llm.test_prompts import helpsteer, ultrafeedback
@@ -471,14 +470,13 @@ def test_two_processes_of_a_launch_give_the_rows_of_one(shared_models: Path, tmp
         "--shared",
         str(shared_models),
     ]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, program in (("one", [sys.executable]), ("two", launch)):
-        command = [*program, "-m", "experiments", *words, "--out", str(tmp_path / name)]
-        subprocess.run(command, check=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    one, two = (pd.read_parquet(tmp_path / name / "rewards.parquet") for name in ("one", "two"))
+    one = launches.run([sys.executable, "-m", "experiments", *words, "--out", tmp_path / "one"], env={"OMP_NUM_THREADS": "1"})
+    two = launches.launch(["-m", "experiments", *words, "--out", tmp_path / "two"], tmp_path)
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    first, second = (pd.read_parquet(tmp_path / name / "rewards.parquet") for name in ("one", "two"))
     keys = ["pair", "method", "radius", "beta", "seed", "objective"]
-    pd.testing.assert_frame_equal(one[keys], two[keys])
-    assert np.allclose(one.reward, two.reward, atol=1e-5) and np.allclose(one.kl, two.kl, atol=1e-4)
+    pd.testing.assert_frame_equal(first[keys], second[keys])
+    assert np.allclose(first.reward, second.reward, atol=1e-5) and np.allclose(first.kl, second.kl, atol=1e-4)
 
 
 def test_a_damaged_artefact_is_named_with_what_to_do(shared_models: Path, tmp_path: Path) -> None:

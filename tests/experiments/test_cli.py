@@ -1,6 +1,5 @@
 """The command: its words reach the right function, and what is wrong ends with a message and a non-zero status."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.methods import METHODS
+from tests.launches import run
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -69,7 +69,7 @@ def test_the_folder_of_another_experiment_is_not_overwritten(capsys: pytest.Capt
 
 def test_the_installed_command_exits_with_a_status() -> None:
     command = [sys.executable, "-m", "experiments", "run", "estimation-error", "--methods", "magic"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = run(command)
     assert ended.returncode == 1
     assert "magic" in ended.stderr
     assert "Traceback" not in ended.stderr

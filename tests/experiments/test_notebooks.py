@@ -1,9 +1,7 @@
 """The notebooks: every source runs, and every .ipynb beside it is that source, executed."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
@@ -12,17 +10,24 @@ import numpy as np
 import pytest
 
 from experiments.execute_notebooks import FOLDER, execute, main, read
+from tests.warm import Warm
 
 SOURCES = sorted(FOLDER.glob("*.py"))
 NAMES = [source.stem for source in SOURCES]
 KILOBYTES = 300
 
 
-def run(source: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A source as a script, away from the repository."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFDRO_")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
-    return subprocess.run([sys.executable, str(source)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    """Runs a source as a script, away from the repository."""
+    process = Warm()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("output")
 
 
 def test_there_are_seven() -> None:
@@ -30,8 +35,8 @@ def test_there_are_seven() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)
-def test_the_source_runs(source: Path, tmp_path: Path) -> None:
-    done = run(source, tmp_path)
+def test_the_source_runs(source: Path, tmp_path: Path, warm: Warm, output: Path) -> None:
+    done = warm.run(source, tmp_path, output)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(tmp_path.iterdir())  # it leaves nothing behind
 
@@ -51,7 +56,7 @@ def test_the_notebook_is_its_source_executed(source: Path) -> None:
     assert path.stat().st_size < KILOBYTES * 1024
 
 
-def test_your_own_pairs_are_read(tmp_path: Path) -> None:
+def test_your_own_pairs_are_read(tmp_path: Path, warm: Warm, output: Path) -> None:
     """With a file of one's own, also as held-out pairs of the same population: those show no shift."""
     rng = np.random.default_rng(0)
     answers = [("word " * rng.integers(3, 9), "a " * rng.integers(1, 6) + "b?") for _ in range(80)]
@@ -60,16 +65,16 @@ def test_your_own_pairs_are_read(tmp_path: Path) -> None:
     lines = [json.dumps({"prompt": f"say {k}", "chosen": a, "rejected": b}) for k, (a, b) in enumerate(answers)]
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(lines))
-    done = run(FOLDER / "07_your_data.py", tmp_path, PREFDRO_PAIRS=str(path), PREFDRO_HELD_OUT=str(path))
+    done = warm.run(FOLDER / "07_your_data.py", tmp_path, output, PREFDRO_PAIRS=str(path), PREFDRO_HELD_OUT=str(path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"80 pairs from {path}, 80 held out" in done.stdout and "annotators" not in done.stdout
     assert all(line.split()[5] == "none" for line in done.stdout.splitlines() if line.split()[:1] in (["kl"], ["w1"], ["w2"]))
 
 
-def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_form_is_refused(tmp_path: Path, warm: Warm, output: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "say", "chosen": ["a"], "rejected": "b"}\n')
-    done = run(FOLDER / "07_your_data.py", tmp_path, PREFDRO_PAIRS=str(path))
+    done = warm.run(FOLDER / "07_your_data.py", tmp_path, output, PREFDRO_PAIRS=str(path))
     assert done.returncode != 0 and "row 0 of 'chosen' is not a string" in done.stderr
 
 

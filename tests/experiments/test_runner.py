@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,13 @@ from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[imp
 from experiments import runner, store
 from experiments.runner import CellsFailed, run_cells
 from experiments.store import Cell, StoreError, cell_path, open_run, write_table
+from tests.launches import PATIENCE, end_group, ray_cluster, twice, wait_until
 
 ROOT = Path(__file__).parents[2]
 CELLS = [Cell(f"n={n} rho={rho}", {"n": n, "rho": rho}) for n in (100, 300) for rho in (0.0, 0.1, float("inf"))]
+
+
+pytestmark = pytest.mark.exact("the same bits from every process, and those that a test starts are not shaken")
 
 
 def simulate(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd.DataFrame:
@@ -121,7 +124,8 @@ def test_loky(tmp_path: Path, expected: pd.DataFrame, workers: int) -> None:
 def test_dask(tmp_path: Path, expected: pd.DataFrame) -> None:
     distributed = pytest.importorskip("distributed")
     same(run(CELLS, tmp_path / "local", backend="dask", workers=2), expected)
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}  # of processes the local one has two
+    with twice(lambda: distributed.LocalCluster(**options)) as cluster:
         same(run(CELLS, tmp_path / "address", backend="dask", address=cluster.scheduler_address), expected)
         assert run_with_failures(tmp_path / "failing", backend="dask", address=cluster.scheduler_address) == 3
 
@@ -129,13 +133,8 @@ def test_dask(tmp_path: Path, expected: pd.DataFrame) -> None:
 @pytest.fixture(scope="module")
 def ray_address() -> Iterator[str]:
     pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 10**8}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
-    yield cluster.address
-    cluster.shutdown()
+    with ray_cluster(cpus=2) as address:
+        yield address
 
 
 def test_ray_cluster(tmp_path: Path, expected: pd.DataFrame, ray_address: str) -> None:
@@ -309,21 +308,15 @@ def stored(out: Path) -> set[str]:
 
 
 def wait_for_cells(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(stored(out)) < count and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(stored(out)) >= count or process.poll() is not None)
 
 
-def wait_until_gone(group: int) -> None:
-    """No worker outlives an interrupted run (the system may take a moment to bury them)."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    pytest.fail("workers are still running")
+def gone(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def test_killed_run_is_resumed(tmp_path: Path, expected: pd.DataFrame) -> None:
@@ -343,15 +336,14 @@ def test_killed_run_is_resumed(tmp_path: Path, expected: pd.DataFrame) -> None:
         calls.rename(tmp_path / f"calls of {backend}")
         calls.touch()
     process = start(out, calls, "sequential")
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, messages
     assert finished.isdisjoint(calls.read_text().split("\n"))
     assert f"{len(CELLS) - len(finished)} cells computed, {len(finished)} reused, 0 recomputed" in messages
     write_table(expected, tmp_path / "expected.parquet")
     assert (out / "table.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
     for group in groups:
-        with suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
+        end_group(group)
 
 
 def test_interrupted_run_stops_cleanly(tmp_path: Path, expected: pd.DataFrame) -> None:
@@ -359,12 +351,12 @@ def test_interrupted_run_stops_cleanly(tmp_path: Path, expected: pd.DataFrame) -
     process = start(out, tmp_path / "calls")
     wait_for_cells(process, out, 1)
     os.killpg(process.pid, signal.SIGINT)  # what control-C in a terminal does
-    _, messages = process.communicate(timeout=20)
+    _, messages = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert 1 <= len(stored(out)) < len(CELLS)
     assert f"stopped: {len(stored(out))} of 6 cells are stored in {out}; a rerun computes the others" in messages
     assert "Warning" not in messages
-    wait_until_gone(process.pid)
+    assert wait_until(lambda: gone(process.pid))  # no worker outlives an interrupted run; the system may take a moment
     same(run(CELLS, out), expected)
 
 
@@ -374,12 +366,12 @@ def test_second_run_in_a_folder_stops_at_once(tmp_path: Path, expected: pd.DataF
     wait_for_cells(first, out, 1)
     first.send_signal(signal.SIGSTOP)  # holds the folder for as long as we wish
     second = start(out, tmp_path / "other", "sequential")
-    _, messages = second.communicate(timeout=60)
+    _, messages = second.communicate(timeout=PATIENCE)
     first.send_signal(signal.SIGCONT)
     assert second.returncode != 0
     assert f"StoreError: {out} is in use by another run (process {first.pid} on " in messages
     assert not (tmp_path / "other").exists()  # it has computed nothing
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE)
     assert first.returncode == 0
     same(pd.read_parquet(out / "table.parquet"), expected)
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments.stages import content, derived_seed, in_parts, stage, times, together
+from tests.launches import PATIENCE, launch
 
 
 def counting(made: list[Path]) -> Callable[[Path], None]:
@@ -95,7 +96,7 @@ def make(folder):
 stage(Path(sys.argv[1]), "slow", {"a": 1}, make)
 """
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
-    assert [process.wait(300) for process in both] == [0, 0]
+    assert [process.wait(PATIENCE) for process in both] == [0, 0]
     assert (tmp_path / "log").read_text() == "made\n"
 
 
@@ -115,13 +116,7 @@ for name in ("one", "two"):
     assert stage(root, name, {"a": name}, None) == made
 """
     (tmp_path / "program.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "program.py"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launch([tmp_path / "program.py", tmp_path], tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("one", "two"):
         table = pd.read_parquet(tmp_path / name / "table.parquet")

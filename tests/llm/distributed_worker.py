@@ -1,7 +1,7 @@
 """What `test_distributed` runs on each rank, and in one process to compare with.
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.llm.distributed_worker WRAPPER FILE, where WRAPPER is ddp or fsdp; the
-first rank saves what it found.
+python -m torch.distributed.run --nproc-per-node 2 -m tests.llm.distributed_worker FOLDER; the first rank saves there what it
+found under each wrapper, ddp.pt and fsdp.pt.
 """
 
 import gc
@@ -151,13 +151,14 @@ if __name__ == "__main__":
     logging.set_verbosity_error()
     gc.collect()
     gc.freeze()  # see `conftest`
-    wrapper, file = sys.argv[1], Path(sys.argv[2])
-    if wrapper == "fsdp":
-        allow_fsdp_on_cpu()
-    found = everything(file.parent, wrapper, 2)
-    said: list[Any] = [None, None]
-    torch.distributed.all_gather_object(said, found["bad row"])
-    found["bad row"] = said
-    if torch.distributed.get_rank() == 0:
-        torch.save(found, file)
+    for wrapper in ("ddp", "fsdp"):
+        if wrapper == "fsdp":
+            allow_fsdp_on_cpu()
+            AcceleratorState._reset_state()  # which has settled on DDP; the processes stay joined
+        found = everything(Path(sys.argv[1]), wrapper, 2)
+        said: list[Any] = [None, None]
+        torch.distributed.all_gather_object(said, found["bad row"])
+        found["bad row"] = said
+        if torch.distributed.get_rank() == 0:
+            torch.save(found, Path(sys.argv[1]) / f"{wrapper}.pt")
     torch.distributed.destroy_process_group()

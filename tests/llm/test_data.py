@@ -139,7 +139,7 @@ def test_truncated_lines_name_file_and_line(tmp_path, compress):
         ("a.csv", b"prompt,chosen,rejected\n", r"has no rows"),
         ("a.csv", b"prompt,chosen,prompt\na,b,c\n", r"a\.csv has more than one column `prompt`"),
         ("a.parquet", b"PAR1 and no more", r"a\.parquet cannot be read as parquet .* download it again"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 99)[:-9], r"a\.jsonl\.gz cannot be read as jsonl"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 99, mtime=0)[:-9], r"a\.jsonl\.gz cannot be read as jsonl"),
         ("a.txt", b"x", r"a\.txt: unknown kind of file. Known endings: \.jsonl"),
     ],
 )

@@ -1,8 +1,5 @@
 """Two processes, under DDP and under FSDP2, against one process that sees the whole batch; see `distributed_worker`."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.launches import launch
 from tests.llm.distributed_worker import DOUBLE_BACKWARD, OBJECTIVES, everything
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +16,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return everything(tmp_path_factory.mktemp("alone"), None, 1)
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What two processes find; `standalone` takes a free port."""
-    file = tmp_path_factory.mktemp(request.param) / "found.pt"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "tests.llm.distributed_worker", request.param, str(file)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of what two processes find under both wrappers."""
+    folder = tmp_path_factory.mktemp("launched")
+    done = launch(["-m", "tests.llm.distributed_worker", folder], folder)
     assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(file) | {"wrapper": request.param}
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def together(request: pytest.FixtureRequest, launched: Path) -> dict[str, Any]:
+    return torch.load(launched / f"{request.param}.pt") | {"wrapper": request.param}
 
 
 def distance(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:

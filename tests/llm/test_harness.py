@@ -1,11 +1,8 @@
 """lm-evaluation-harness as a library, on small tasks: its numbers against plain log-softmax sums, and what can go wrong."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,9 @@ from llm.corpus import EMOTIONS, generate_texts
 from llm.harness import SCORES, _prepare, evaluate_with_harness
 from llm.local_tasks import LOCAL, write_local_tasks
 from llm.models import language_model, word_tokenizer
+from tests.launches import launch
 from tests.llm.models import CHAT_TEMPLATE
 
-ROOT = Path(__file__).parents[2]
 POSITIONS = 18  # as many as the model of the emotion study has
 ENDING = {"ending": LOCAL["ending"]}
 
@@ -286,15 +283,8 @@ def test_two_processes(model: nn.Module, tokenizer: Any, folder: Path, tmp_path:
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "script.py")]
-    done = subprocess.run(
-        [*launch, str(tmp_path), str(folder), str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    script = [tmp_path / "script.py", tmp_path, folder, tmp_path]
+    done = launch(script, tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-4000:]
     truth = evaluate_with_harness(model, tokenizer, LOCAL, include=folder, limit=9)
     for rank in (0, 1):

@@ -1,10 +1,6 @@
 """Reference log-probabilities. Their truth is torch's own cross entropy, row by row, without a batch."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from llm.reference import (
     reference_logps,
     tokenizer_fingerprint,
 )
+from tests.launches import launch
 from tests.llm.models import WORDS, tiny_gpt2, tiny_llama, word_tokenizer
 
 TOKENIZER = word_tokenizer()
@@ -240,22 +237,9 @@ accelerator.end_training()
 
 @pytest.mark.slow
 def test_two_ranks_share_the_work_and_get_the_same(tmp_path):
-    root = Path(__file__).parents[2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tmp_path)],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=240)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    (tmp_path / "rank.py").write_text(RANK)
+    done = launch([tmp_path / "rank.py", tmp_path], tmp_path)
+    assert done.returncode == 0, done.stderr
     expected = compute(tiny_gpt2(), pairs())
     for rank in range(2):
         filled = Dataset.from_json(str(tmp_path / f"rank-{rank}.json"), cache_dir=str(tmp_path / "cache"))

@@ -16,9 +16,11 @@ from llm.models import word_tokenizer as words_only
 from llm.reward_models import RewardModel, load_reward_model
 from llm.rewards import emotion_probabilities, reward_model
 from tests.llm.models import WORDS, tiny_gpt2, word_tokenizer
+from tests.llm.precision import ROUNDINGS, UNIT
 
 PROMPTS = ["the cat", "a dog in the sun", "the bird is very", "the moon", "blue", "the happy cat sees"]
 ANSWERS = ["is happy", "was", "sad and angry", "sees the very green bird on the moon", "sun", "a dog"]
+ROUNDED = ROUNDINGS * UNIT  # of numbers of order one: probabilities, and logits from states of unit size
 TEXTS = [f"{prompt} {answer}" for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
 
 
@@ -63,8 +65,8 @@ def test_the_embedded_judge_gives_its_probabilities(tmp_path: Path) -> None:
     rows = tokenizer(TEXTS)["input_ids"]
     found = judge.score(PROMPTS, ANSWERS)
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, emotion_probabilities(model, rows, tokenizer.pad_token_id), rtol=0, atol=1e-6)
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-by_hand(model, rows))), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, emotion_probabilities(model, rows, tokenizer.pad_token_id), rtol=ROUNDED, atol=ROUNDED)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-by_hand(model, rows))), rtol=ROUNDED, atol=ROUNDED)
     assert np.ptp(found, axis=0).min() > 0.01
 
 
@@ -77,9 +79,9 @@ def test_other_classifiers_give_their_logits(tmp_path: Path) -> None:
         f"<|user|> {prompt} <eos> <|assistant|> {answer} <eos>" for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)
     ]
     truth = by_hand(model, ids(conversations)["input_ids"])
-    np.testing.assert_allclose(rewards.score(PROMPTS, ANSWERS), truth, atol=1e-5)
+    np.testing.assert_allclose(rewards.score(PROMPTS, ANSWERS), truth, rtol=ROUNDED, atol=ROUNDED)
     messages = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    np.testing.assert_allclose(rewards.score(messages, ANSWERS), truth, atol=1e-5)
+    np.testing.assert_allclose(rewards.score(messages, ANSWERS), truth, rtol=ROUNDED, atol=ROUNDED)
 
 
 @pytest.mark.parametrize("save", [save_judge, save_chat_model])
@@ -87,9 +89,9 @@ def test_rewards_do_not_depend_on_the_batch(tmp_path: Path, save: Any) -> None:
     save(tmp_path)
     alone, *others = (load_reward_model(str(tmp_path), batch_size=size).score(PROMPTS, ANSWERS) for size in (1, 2, 4, 100))
     for found in others:
-        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found, alone, rtol=ROUNDED, atol=ROUNDED)
     few = load_reward_model(str(tmp_path)).score(PROMPTS[3:5], ANSWERS[3:5])
-    np.testing.assert_allclose(few, alone[3:5], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(few, alone[3:5], rtol=ROUNDED, atol=ROUNDED)
 
 
 def test_without_a_padding_token_texts_are_scored_alone(tmp_path: Path) -> None:
@@ -100,13 +102,17 @@ def test_without_a_padding_token_texts_are_scored_alone(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     rows = token_rows(tokenizer, PROMPTS, ANSWERS)
     assert all(row[-1] == tokenizer.eos_token_id for row in rows)
-    np.testing.assert_allclose(load_reward_model(str(tmp_path)).score(PROMPTS, ANSWERS), by_hand(model, rows), atol=1e-5)
+    np.testing.assert_allclose(
+        load_reward_model(str(tmp_path)).score(PROMPTS, ANSWERS), by_hand(model, rows), rtol=ROUNDED, atol=ROUNDED
+    )
 
 
 def test_the_padding_token_of_the_tokenizer_is_used_where_the_config_has_none(tmp_path: Path) -> None:
     model = save_chat_model(tmp_path, pad_token_id=None)
     rows = token_rows(word_tokenizer(chat_template=True), PROMPTS, ANSWERS)
-    np.testing.assert_allclose(load_reward_model(str(tmp_path)).score(PROMPTS, ANSWERS), by_hand(model, rows), atol=1e-5)
+    np.testing.assert_allclose(
+        load_reward_model(str(tmp_path)).score(PROMPTS, ANSWERS), by_hand(model, rows), rtol=ROUNDED, atol=ROUNDED
+    )
 
 
 def test_bfloat16_is_near_float32(tmp_path: Path) -> None:
@@ -179,7 +185,7 @@ def test_remote_code_is_refused_unless_trusted(tmp_path: Path, monkeypatch: pyte
     halved = load_reward_model(str(tmp_path), trust_remote_code=True).score(PROMPTS, ANSWERS)
     del config["auto_map"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    np.testing.assert_allclose(2 * halved, load_reward_model(str(tmp_path)).score(PROMPTS, ANSWERS), atol=1e-6)
+    np.testing.assert_allclose(2 * halved, load_reward_model(str(tmp_path)).score(PROMPTS, ANSWERS), atol=ROUNDED)
 
 
 def test_models_that_are_no_reward_models_are_refused(tmp_path: Path) -> None:

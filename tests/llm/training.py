@@ -12,11 +12,14 @@ from llm.arguments import PreferenceArguments
 from llm.data import PreferenceCollator
 from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
+from tests.jitter import order
 
 VOCABULARY = 64
 
 
-def random_pairs(count: int, seed: int = 0, *, weights: bool = False, groups: int = 0, shift: float = 0.0) -> Dataset:
+def random_pairs(
+    count: int, seed: int = 0, *, weights: bool = False, groups: int = 0, shift: float = 0.0, shuffled: bool = True
+) -> Dataset:
     """Pairs of random tokens of random lengths, with random reference log-probabilities and weights."""
     g = torch.Generator().manual_seed(seed)
 
@@ -36,12 +39,14 @@ def random_pairs(count: int, seed: int = 0, *, weights: bool = False, groups: in
         rows["weight"] = (torch.rand(count, generator=g) + 0.1).tolist()
     if groups:
         rows["group"] = torch.randint(groups, (count,), generator=g).tolist()
+    k = order(count) if shuffled else range(count)
+    rows = {name: values if name == "index" else [values[i] for i in k] for name, values in rows.items()}
     return Dataset.from_dict(rows)
 
 
 def random_singles(count: int, seed: int = 0, *, weights: bool = False) -> Dataset:
     """Unpaired responses of random tokens, with the completion of the next row as mismatched one."""
-    pairs = random_pairs(count, seed, weights=weights)
+    pairs = random_pairs(count, seed, weights=weights, shuffled=False)  # with labels and mismatches they are no rows of their own
     g = torch.Generator().manual_seed(seed + 1)
     completion = pairs["chosen_ids"]
     rows: dict[str, Any] = {

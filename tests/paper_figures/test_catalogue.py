@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from experiments.cli import main
 from paper_figures import catalogue, gallery
 from paper_figures.catalogue import ENTRIES, Entry, state
+from tests.launches import run
 from tests.paper_figures.language_tables import write_aot_benchmark, write_leaderboard
 
 SCHEME = next(entry for entry in ENTRIES if entry.name == "wdpo_fig1")
@@ -35,7 +35,7 @@ def test_every_module_draws_and_every_file_of_a_paper_is_named() -> None:
 
 def test_the_list_needs_no_matplotlib() -> None:
     code = "import sys; import paper_figures.catalogue; sys.exit('matplotlib' in sys.modules or 'pandas' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_states_of_a_figure(tmp_path: Path) -> None:

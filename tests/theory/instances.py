@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tests.jitter import order
 from theory import programs
 from theory.programs import Array
 
@@ -85,6 +86,8 @@ def _data(index: int) -> Data:
     at_reference = kind == "reference" or index % 4 == 3
     theta_ref = 0.5 * bound * rng.random() * direction / np.linalg.norm(direction) if at_reference else None
     name = f"{index:02d}-{kind}-beta{beta:g}-n{len(u)}-d{u.shape[1]}" + ("-ref" if at_reference else "")
+    k = order(len(u))  # rows, weights and distances together
+    u, p, distance = u[k], p[k], distance[np.ix_(k, k)]
     return Data(name, u, p, distance, label_cost, beta, bound, theta_ref)
 
 

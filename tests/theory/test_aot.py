@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.jitter import order
 from theory.aot import Cost, minimise_aot, potentials, random_starts
 from theory.objectives import aot_unpaired, least_squares, logistic, squared_hinge
 
@@ -15,7 +16,7 @@ COSTS = {"logistic": (logistic, 1.5), "squared hinge": (squared_hinge, 0.5), "le
 
 def sample(seed: int, n: int, m: int, d: int = 2) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return rng.normal(0.2, 1, (n, d)), rng.normal(0, 1, (m, d))
+    return rng.normal(0.2, 1, (n, d))[order(n)], rng.normal(0, 1, (m, d))[order(m)]
 
 
 @pytest.mark.parametrize("name", COSTS)
@@ -26,9 +27,9 @@ def test_the_best_of_all_couplings(name: str, seed: int) -> None:
     h, beta = COSTS[name]
     bound = 1.5
     least = np.inf
-    for order in permutations(range(4)):
+    for coupling in permutations(range(4)):
         theta = cp.Variable(2)
-        t = (a - b[list(order)]) @ theta
+        t = (a - b[list(coupling)]) @ theta
         cost = {
             "logistic": cp.logistic(-beta * t),
             "squared hinge": cp.square(cp.pos(beta - t)),

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize_scalar
 
+from tests.jitter import order
 from theory.bounds import (
     curvature,
     largest_loss,
@@ -25,7 +26,8 @@ Array = NDArray[np.float64]
 
 def instance(seed: int, n: int = 6, d: int = 2) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((n, d)), rng.dirichlet(2 * np.ones(n))
+    u, p, k = rng.standard_normal((n, d)), rng.dirichlet(2 * np.ones(n)), order(n)
+    return u[k], p[k]
 
 
 def directions(count: int) -> Array:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from tests.jitter import order
 from theory.collapse import collapse_radius
 from theory.estimators import Fit, kldpo, wdpo_finite, wdpo_free
 
@@ -23,7 +24,8 @@ def distances(u: Array) -> Array:
 def sample(seed: int = 0, n: int = 12) -> tuple[Array, Array]:
     """Pairs whose mean is not zero, with 0 well inside their hull."""
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((n, 2)) + np.array([0.4, 0.2]), rng.dirichlet(5 * np.ones(n))
+    u, p, k = rng.standard_normal((n, 2)) + np.array([0.4, 0.2]), rng.dirichlet(5 * np.ones(n)), order(n)
+    return u[k], p[k]
 
 
 # -------------------------------------------------------------------------------------------------------------- by hand

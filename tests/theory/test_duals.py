@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize_scalar
 from scipy.special import logsumexp, rel_entr
 
+from tests.jitter import order
 from theory.duals import BallDual, kl_ball_dual, transport_dual
 
 Array = NDArray[np.float64]
@@ -29,7 +30,8 @@ def instance(seed: int, n: int = 6, ties: bool = False) -> tuple[Array, Array, A
     rng = np.random.default_rng(seed)
     losses = rng.integers(0, 3, n).astype(float) if ties else rng.exponential(size=n)
     place = rng.standard_normal((n, 2))
-    return losses, rng.dirichlet(np.ones(n)), np.linalg.norm(place[:, None] - place[None], axis=-1)
+    p, k = rng.dirichlet(np.ones(n)), order(n)
+    return losses[k], p[k], np.linalg.norm(place[k][:, None] - place[k][None], axis=-1)
 
 
 def best_kl_value(losses: Array, p: Array, radius: float) -> float:

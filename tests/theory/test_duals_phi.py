@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.jitter import order
 from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
 from theory.worst_programs import reweighting
 
@@ -41,7 +42,8 @@ def instance(seed: int, n: int = 6) -> tuple[Array, Array]:
     if seed % 4 == 0:
         p = np.where(rng.random(n) < 0.4, 0.0, p)
         p[0] += 0.1
-    return losses, p / p.sum()
+    k = order(n)
+    return losses[k], p[k] / p.sum()
 
 
 def a_radius(ball: str, seed: int) -> float:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize_scalar
 from torch import Tensor
 
+from tests.jitter import order
 from theory.objectives import (
     aot_paired,
     aot_second_order,
@@ -48,7 +49,8 @@ BALLS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 
 def sample(seed: int, n: int = 6) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(rng.exponential(size=n) + 0.1), torch.from_numpy(rng.dirichlet(np.ones(n)))
+    losses, p, k = rng.exponential(size=n) + 0.1, rng.dirichlet(np.ones(n)), order(n)
+    return torch.from_numpy(losses[k]), torch.from_numpy(p[k])
 
 
 def ratios(seed: int, n: int = 7, m: int = 7) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from scipy.optimize import minimize, root
 from scipy.special import expit
 from scipy.stats import norm
 
+from tests.jitter import order
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual
 from theory.estimators import dpo, kldpo, kldpo_tilt
@@ -33,7 +34,7 @@ Array = NDArray[np.float64]
 def sample(n: int = 300, d: int = 3, seed: int = 0, signal: float = 2.0) -> Array:
     """Bradley–Terry pairs with Gaussian features and the true theta along the first axis."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n, d))
+    x = rng.standard_normal((n, d))[order(n)]
     return np.where(rng.random(n) < expit(signal * x[:, 0]), 1.0, -1.0)[:, None] * x
 
 

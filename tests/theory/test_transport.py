@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from scipy.optimize import linprog
 from torch import Tensor
 
+from tests.jitter import order
 from theory.transport import (
     coupling,
     first_order_violation,
@@ -49,7 +50,8 @@ def sample(seed: int, sizes: tuple[int, int] | None = None) -> tuple[Tensor, Ten
     p, q = (w * (rng.random(len(w)) < 0.8) + 1e-3 for w in (rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(m))))
     if rng.random() < 0.5 and n > 1:
         p[0] = 0.0
-    return tuple(torch.from_numpy(x) for x in (u, v, p / p.sum(), q / q.sum()))  # type: ignore[return-value]
+    i, j = order(n), order(m)
+    return tuple(torch.from_numpy(x) for x in (u[i], v[j], p[i] / p.sum(), q[j] / q.sum()))  # type: ignore[return-value]
 
 
 def program(u: Tensor, v: Tensor, p: Tensor, q: Tensor, h) -> float:

@@ -47,16 +47,10 @@ def _joined() -> Any:
 
 
 def _leave() -> None:
-    """End the threads of the process group while there is an interpreter.
+    from llm.processes import leave
 
-    A thread of gloo may be slower than the process that it works for: it lets go of the last message while Python is taken down,
-    asks for the interpreter's lock, is ended instead, and takes the process with it (SIGABRT, "terminate called without an active
-    exception"). After an error the threads may wait for another process, for as long as our patience: then they are left alone.
-    """
-    import torch
-
-    if torch.distributed.is_initialized() and getattr(sys, "last_value", None) is None:
-        torch.distributed.destroy_process_group()
+    if getattr(sys, "last_value", None) is None:  # no error ended this process
+        leave()
 
 
 def device() -> str:

@@ -87,20 +87,20 @@ def tokenise(
         raise ValueError("the data set has no rows.")
 
     texts = _texts(given, kind, groups, columns, strings, bad)
-    conversational = bool(texts.rows) and not isinstance(texts.rows[0]["prompt"], str)
-    if texts.rows:
-        check_tokenizer(tokenizer, conversational)
-    said = doubts.of_columns(texts.names, texts.rows[0] if texts.implicit and texts.rows else None)
-    said += doubts.of_strings(texts.rows, texts.completions, tokenizer, strings) if texts.rows else []
+    _some_left(texts.rows, len(given), bad)
+    conversational = not isinstance(texts.rows[0]["prompt"], str)
+    check_tokenizer(tokenizer, conversational)
+    said = doubts.of_columns(texts.names, texts.rows[0] if texts.implicit else None)
+    said += doubts.of_strings(texts.rows, texts.completions, tokenizer, strings)
     left = texts.rows
     if kind == "unpaired" and "chosen" in texts.completions:
         left = _unpaired(left)
     completions = ["chosen", "rejected"] if kind == "pairs" else ["completion"]
     data = _tokenised(left, completions, tokenizer, max_length, strings == "templated", texts.groups, bad)
+    _some_left(data, len(given), bad)
     data = _usable(data, completions, max_length, long_prompts, bad)
     bad.settle(len(given))
-    if len(data) == 0:
-        raise ValueError(f"no row is left to learn from. {bad.summary(len(given))} Check how the data were made.")
+    _some_left(data, len(given), bad)
     said += doubts.of_tokens(data, completions, tokenizer, conversational)
     if left_out := bad.summary(len(given)):
         said.append(left_out)
@@ -124,6 +124,7 @@ def preference_texts(
     given = as_rows(rows)
     texts = _texts(given, "pairs", None, columns, strings, bad)
     bad.settle(len(given))
+    _some_left(texts.rows, len(given), bad)
     if left_out := bad.summary(len(given)):
         warnings.warn(left_out, stacklevel=2)
     named = ("prompt", "chosen", "rejected")
@@ -429,6 +430,12 @@ def _next_other(prompts: Iterable[Sequence[int]]) -> np.ndarray:
 
 def _rebuilt(data: Dataset, table: pa.Table, more: dict[str, Any]) -> Dataset:
     return Dataset(table.replace_schema_metadata(None), info=DatasetInfo(features=Features({**data.features, **more})))
+
+
+def _some_left(rows: Sequence[Row] | Dataset, count: int, bad: BadRows) -> None:
+    if len(rows) == 0:
+        bad.settle(count)
+        raise ValueError(f"no row is left to learn from. {bad.summary(count)} Check how the data were made.")
 
 
 def _joined(text: Any) -> str:

@@ -125,7 +125,9 @@ def _load_layout(source: str, split: str, name: str | None, revision: str | None
                 "(README.md, data/*.parquet or *.jsonl). For a single file, give its own path."
             ) from error
         kind = {"json": "jsonl"}.get(builder.name, builder.name)
-        if kind not in ("jsonl", "csv", "parquet") or getattr(builder.config, "field", None):
+        files = [str(file).lower() for files in (builder.config.data_files or {}).values() for file in files]
+        ours = kind in ("jsonl", "csv", "parquet") and all(file.endswith(ENDINGS) for file in files)
+        if not ours or getattr(builder.config, "field", None):
             return as_rows(datasets.load_dataset(source, name, split=split, revision=revision, keep_in_memory=local))
         parts = {
             str(part): partial(_load_files, list(map(str, files)), kind, local, bad)

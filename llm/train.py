@@ -10,6 +10,7 @@ The same command resumes a run that was stopped, from its last complete checkpoi
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from llm.doubts import first_example
 from llm.models import check_length
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.options import parse_options
+from llm.processes import leave
 from llm.reference import model_fingerprint, tokenizer_fingerprint
 from llm.resume import CONTENT, RECORD, last_checkpoint, refuse_another_run, rows_fingerprint, stored_metrics
 from llm.special_ids import settle_special_ids
@@ -286,14 +288,21 @@ def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
     return numbers
 
 
+def _as_a_line(message: Warning | str, category: type[Warning], *_: Any) -> str:
+    """What concerns the data or the model is for the reader of this run; other warnings say where in the code they come from."""
+    return f"warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
+
+
 def main(words: list[str] | None = None) -> None:
     """Entry point of every rank: parse, train, and say in one line what went wrong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     print_whatever_the_encoding()
+    warnings.formatwarning = _as_a_line  # type: ignore[assignment]
     try:
         words = sys.argv[1:] if words is None else words
         refuse_undecoded(words)
         train(*parse(words))
+        leave()
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"prefdro train: {error}", file=sys.stderr)
         sys.exit(1)

@@ -64,28 +64,28 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending):
         text = json.dumps(given, indent=1) if ending.startswith("json") and "l" not in ending else None
         data = (text or "\n\n".join(json.dumps(row) for row in given)).encode()
         path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
-    assert load_rows(path).to_list() == given
+    assert load_rows(path) == given
 
 
 def test_strings_that_look_like_dates_or_numbers_stay_strings(tmp_path):
     dates = [{"prompt": "when", "chosen": "2020-01-01", "rejected": f"2021-01-0{i}"} for i in (1, 2)]
-    assert load_rows(write_lines(tmp_path / "a.jsonl", dates)).to_list() == dates
+    assert load_rows(write_lines(tmp_path / "a.jsonl", dates)) == dates
     pd.DataFrame([{"prompt": "7", "chosen": "1", "rejected": "02"}]).to_csv(tmp_path / "a.csv", index=False)
-    assert load_rows(tmp_path / "a.csv").to_list() == [{"prompt": "7", "chosen": "1", "rejected": "02"}]
+    assert load_rows(tmp_path / "a.csv") == [{"prompt": "7", "chosen": "1", "rejected": "02"}]
 
 
 def test_a_row_longer_than_the_read_block(tmp_path):
     long = [PAIRS[0], PAIRS[1] | {"chosen": "very " * 5_000_000}]
-    assert load_rows(write_lines(tmp_path / "a.jsonl", long)).to_list() == long
+    assert load_rows(write_lines(tmp_path / "a.jsonl", long)) == long
 
 
 def test_saved_folders(tmp_path):
     Dataset.from_list(PAIRS).save_to_disk(tmp_path / "one")
     DatasetDict(train=Dataset.from_list(PAIRS), test=Dataset.from_list(PAIRS[:1])).save_to_disk(tmp_path / "two")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert load_rows(tmp_path / "one").to_list() == PAIRS
+    assert load_rows(tmp_path / "one") == PAIRS
     test = load_rows(tmp_path / "two", split="test")
-    assert test.to_list() == PAIRS[:1]
+    assert test == PAIRS[:1]
     tokenise(test, word_tokenizer(), "unpaired")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # nothing is written next to the data
     with pytest.raises(ValueError, match=r"no split 'valid'; it has train, test"):
@@ -108,8 +108,8 @@ def test_a_folder_with_the_layout_of_the_hub(tmp_path, monkeypatch, ending):
     for split, part in (("train", PAIRS), ("test", PAIRS[:1])):
         frame, path = pd.DataFrame(part), folder / "data" / f"{split}-00000-of-00001.{ending}"
         frame.to_parquet(path) if ending == "parquet" else frame.to_json(path, orient="records", lines=True)
-    assert load_rows(folder).to_list() == PAIRS
-    assert load_rows(folder, split="test", name="default").to_list() == PAIRS[:1]
+    assert load_rows(folder) == PAIRS
+    assert load_rows(folder, split="test", name="default") == PAIRS[:1]
     assert not used.exists()
     with pytest.raises(ValueError, match="valid"):
         load_rows(folder, split="valid")
@@ -120,22 +120,27 @@ def test_truncated_lines_name_file_and_line(tmp_path, compress):
     data = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()[:-20]
     path = tmp_path / ("cut.jsonl.gz" if compress else "cut.jsonl")
     path.write_bytes(gzip.compress(data) if compress else data)
-    with pytest.raises(ValueError, match=r"cut\.jsonl(\.gz)?, line 3 \(the last\): not valid JSON .* download it again"):
+    with pytest.raises(
+        ValueError, match=r"cut\.jsonl(\.gz)?: .*1 row \(3\) not valid JSON.*cut\.jsonl(\.gz)?, line 3 \(the last\)"
+    ):
         load_rows(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"prompt": "x"}\nnonsense\n{"prompt": "y"}\n', r"a\.jsonl, line 2: not valid JSON"),
-        ("a.jsonl", b'{"prompt": "x"}\n\n{"prompt": "\xff"}\n', r"a\.jsonl, line 3 \(the last\): not valid JSON"),
-        ("a.jsonl", b'{"prompt": "x"}\n["y"]\n', r"1 row \(1\) is not an object"),
+        ("a.jsonl", b'{"prompt": "x"}\nnonsense\n{"prompt": "y"}\n', r"1 row \(2\) not valid JSON.*a\.jsonl, line 2: "),
+        (
+            "a.jsonl",
+            b'{"prompt": "x"}\n\n{"prompt": "\xff"}\n',
+            r"a\.jsonl, line 3: the byte 0xff is not UTF-8 .*iconv",
+        ),
+        ("a.jsonl", b'{"prompt": "x"}\n["y"]\n', r"1 row \(2\) not an object.*a\.jsonl, line 2"),
         ("a.json", b'[{"prompt": "x"}, {"pro', r"a\.json, line 1: not valid JSON"),
         ("a.jsonl", b"", r"is empty \(0 bytes\)"),
         ("a.jsonl", b"\n\n", r"has no rows"),
         ("a.json", b"[]", r"has no rows"),
-        ("a.json", b'[{"text": "x"}]', r"none of the columns that are read; its first row has text"),
-        ("a.csv", b"prompt,chosen,rejected\na,b\n", r"a\.csv cannot be read as csv .*Expected 3 columns, got 2"),
+        ("a.csv", b"prompt,chosen,rejected\na,b\n", r"a\.csv, line 2: expected 3 cells \(prompt, chosen, rejected\), got 2"),
         ("a.csv", b"prompt,chosen,rejected\n", r"has no rows"),
         ("a.csv", b"prompt,chosen,prompt\na,b,c\n", r"a\.csv has more than one column `prompt`"),
         ("a.parquet", b"PAR1 and no more", r"a\.parquet cannot be read as parquet .* download it again"),
@@ -151,15 +156,15 @@ def test_damaged_files(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
-def test_rows_of_mixed_types_are_counted_and_named(tmp_path, ending):
-    bad = [*PAIRS, PAIRS[0] | {"chosen": 5}, PAIRS[0] | {"chosen": ["x"]}, *[PAIRS[0] | {"chosen": False}] * 5]
+def test_rows_of_mixed_types_are_all_named(tmp_path, ending):
+    bad = [*PAIRS, PAIRS[0] | {"chosen": 5}, PAIRS[0] | {"chosen": ["x"]}, *[PAIRS[0] | {"chosen": False}] * 2]
     path = tmp_path / f"a.{ending}"
     path.write_text(json.dumps(bad) if ending == "json" else "\n".join(map(json.dumps, bad)))
-    with pytest.raises(ValueError, match=r"`chosen` is .* in most rows, but \d rows \(.*\) are .*a number.*another list"):
-        load_rows(path)
+    with pytest.raises(ValueError, match=r"1 row \(4\) with a number in `chosen`.*1 row \(5\) with a list.*\(6, 7\) with true"):
+        tokenise(load_rows(path), word_tokenizer())
     mixed_elsewhere = [row | {"meta": meta} for row, meta in zip(PAIRS, [1, "x", {"y": 2}], strict=True)]
     path.write_text(json.dumps(mixed_elsewhere) if ending == "json" else "\n".join(map(json.dumps, mixed_elsewhere)))
-    assert load_rows(path).select_columns(list(PAIRS[0])).to_list() == PAIRS
+    assert load_rows(path) == mixed_elsewhere
 
 
 def test_a_missing_file_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
@@ -171,18 +176,25 @@ def test_a_missing_file_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch
     assert not asked
 
 
-def test_names_on_the_hub(monkeypatch):
+def test_names_on_the_hub(tmp_path, monkeypatch):
+    """The files of a data set are found and downloaded by `datasets`, and read here as local ones are."""
     asked = []
+    files = {"train": [write_lines(tmp_path / "a.jsonl", PAIRS[:1]), write_lines(tmp_path / "b.jsonl", PAIRS[1:])], "test": []}
 
-    def load_dataset(*args: Any, **kwargs: Any) -> Dataset:
+    def builder(*args: Any, **kwargs: Any) -> Any:
         asked.append((args, kwargs))
         if args[0] == "trl-lib/none":
             raise datasets.exceptions.DatasetNotFoundError("Dataset doesn't exist")
-        return Dataset.from_list(PAIRS)
+        return SimpleNamespace(name="json", config=SimpleNamespace(data_files=files, field=None))
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_rows("trl-lib/pairs", "test", "small", "v1").to_list() == PAIRS
-    assert asked == [(("trl-lib/pairs", "small"), {"split": "test", "revision": "v1"})]
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(datasets.DownloadManager, "download", lambda self, files: files)
+    assert load_rows("trl-lib/pairs", "train", "small", "v1") == PAIRS
+    assert asked == [(("trl-lib/pairs", "small"), {"revision": "v1", "cache_dir": None})]
+    assert load_rows("trl-lib/pairs", "train[1:]") == PAIRS[1:]
+    assert load_rows("trl-lib/pairs", "train[:1]+train[2:]") == [PAIRS[0], PAIRS[2]]
+    with pytest.raises(ValueError, match=r"no split 'valid'; it has train, test"):
+        load_rows("trl-lib/pairs", "valid")
     with pytest.raises(FileNotFoundError, match=r"no file or folder here, and could not be had from the hub .*give the folder"):
         load_rows("trl-lib/none")
 
@@ -197,7 +209,7 @@ def test_arguments_without_meaning_and_folders_without_data(tmp_path):
         load_rows(tmp_path / "nothing")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jsonl").write_text('{"prompt": "x')
-    with pytest.raises(ValueError, match=r"broken cannot be read"):
+    with pytest.raises(ValueError, match=r"broken: none of the 1 rows can be used.*a\.jsonl, line 1"):
         load_rows(tmp_path / "broken")
 
 
@@ -273,7 +285,7 @@ def test_a_string_prompt_next_to_whole_conversations_is_left_out():
     assert doubled.to_list() == tokenise(Dataset.from_list(IMPLICIT_TALK), tokenizer).to_list()
 
 
-@pytest.mark.filterwarnings("ignore:.*(are|is) (dropped|cut)")
+@pytest.mark.filterwarnings("ignore:.*(left out|cut at)")
 @pytest.mark.parametrize("max_length", [4, 6, 8, 20])
 def test_batches_of_cut_rows_equal_those_of_trl(max_length):
     tokenizer = byte_tokenizer(TEXT)
@@ -293,7 +305,7 @@ def test_the_next_completion_is_cut_to_its_new_prompt():
         {"prompt": "a dog is", "completion": " sad", "label": 0},
         {"prompt": "the moon", "completion": " is blue", "label": 1},
     ]
-    with pytest.warns(UserWarning, match=r"1 row \(0\) is cut at the end"):
+    with pytest.warns(UserWarning, match=r"1 row \(1\) cut at the end"):
         ours = tokenise(Dataset.from_list(data), tokenizer, "unpaired", max_length=5)
     words = [tokenizer.decode(ids) for ids in ours["kl_completion_ids"]]
     assert words == ["sad <eos>", "is blue", "cat is red"]
@@ -303,10 +315,11 @@ def test_the_next_completion_is_cut_to_its_new_prompt():
 
 
 @pytest.mark.parametrize("kind", ["pairs", "unpaired"])
-def test_processes_and_shuffled_rows_change_nothing(kind):
+def test_the_form_of_the_rows_and_their_order_change_nothing(kind):
     data = Dataset.from_list(PAIRS * 5)
-    expected = tokenise(data, word_tokenizer(), kind)
-    assert tokenise(data, word_tokenizer(), kind, num_proc=2).to_list() == expected.to_list()
+    forms = (data, data.to_list(), data.to_pandas())
+    one, *others = (tokenise(form, word_tokenizer(), kind).to_list() for form in forms)
+    assert all(other == one for other in others)
     order = np.random.default_rng(0).permutation(len(data))
     shuffled, straight = (tokenise(part, word_tokenizer()) for part in (data.select(order), data))
     assert list(shuffled["chosen_ids"]) == list(straight.select(order)["chosen_ids"])
@@ -333,13 +346,19 @@ def test_weights_and_groups():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ([{"weight": 1.0}, {"weight": -1.0}, {"weight": math.inf}], r"2 rows \(1, 2\) are missing, negative or not finite.*-1"),
-        ([{"weight": 1.0}, {"weight": None}, {"weight": math.nan}], r"`weight`: 2 rows \(1, 2\)"),
+        (
+            [{"weight": 1.0}, {"weight": -1.0}, {"weight": math.inf}],
+            r"2 rows \(2, 3\) with a `weight`.*-1",
+        ),
+        ([{"weight": 1.0}, {"weight": None}, {"weight": math.nan}], r"2 rows \(2, 3\) with a `weight`"),
         ([{"weight": 0}, {"weight": 0}, {"weight": 0}], r"`weight` is zero in every row"),
-        ([{"weight": "a"}, {"weight": "b"}, {"weight": "c"}], r"`weight` must hold numbers, got string"),
-        ([{"group": "a"}, {"group": None}, {"group": "b"}], r"`group`: 1 row \(1\) is missing"),
-        ([{"group": 0}, {"group": -1}, {"group": 1}], r"`group`: 1 row \(1\) is negative"),
-        ([{"group": 0.5}, {"group": 1.5}, {"group": 1.0}], r"`group` must hold whole numbers or names, got double"),
+        (
+            [{"weight": "a"}, {"weight": "b"}, {"weight": "c"}],
+            r"none of the 3 rows .* \(1, 2, 3\) with a `weight`.*'a'",
+        ),
+        ([{"group": "a"}, {"group": None}, {"group": "b"}], r"1 row \(2\) without a `group`"),
+        ([{"group": 0}, {"group": -1}, {"group": 1}], r"1 row \(2\) with a `group` that is no whole number >= 0 \(-1\)"),
+        ([{"group": 0.5}, {"group": 1.5}, {"group": 1.0}], r"none of the 3 rows .* with a `group` that is neither a name .*0\.5"),
     ],
 )
 def test_bad_weights_and_groups(changes, message):
@@ -349,7 +368,7 @@ def test_bad_weights_and_groups(changes, message):
 
 def test_groups_that_the_training_data_do_not_have():
     known = {"moon": 0, "sun": 1}
-    with pytest.raises(ValueError, match=r"1 row \(2\) is of a group unknown.*'star'.*moon, sun"):
+    with pytest.raises(ValueError, match=r"1 row \(3\) of a group unknown.*moon, sun .*'star'"):
         tokenise(rows({"group": "sun"}, {"group": "moon"}, {"group": "star"}), word_tokenizer(), groups=known)
     with pytest.raises(ValueError, match=r"holds numbers, but in the training data names \(moon, sun\)"):
         tokenise(rows({"group": 0}, {"group": 1}, {"group": 1}), word_tokenizer(), groups=known)
@@ -364,40 +383,68 @@ def test_groups_that_the_training_data_do_not_have():
         (
             [{"prompt": "a", "chosen": "b"}],
             "pairs",
-            r"columns are missing. The data have prompt, chosen; accepted are `pro",
+            r"columns are missing. The data have `prompt`, `chosen`; accepted are `pro",
         ),
-        ([{"prompt": "a", "completion": "b"}], "unpaired", r"columns are missing. The data have prompt, completion"),
+        ([{"prompt": "a", "completion": "b"}], "unpaired", r"columns are missing. The data have `prompt`, `completion`"),
         (UNPAIRED, "pairs", r"the data are unpaired .* but the objective compares pairs"),
         (
             [row | {"prompt": i} for i, row in enumerate(PAIRS)],
             "pairs",
-            r"`prompt` \(of type int64\): 3 rows .* neither",
+            r"3 rows \(1, 2, 3\) with a number in `prompt`",
         ),
-        ([PAIRS[0], PAIRS[1] | {"chosen": None}], "pairs", r"`chosen` \(of type string\): 1 row \(1\) is neither"),
-        ([row | {"chosen": ["x"]} for row in PAIRS * 3], "pairs", r"9 rows \(0, 1, 2, 3, 4, \.\.\.\) are neither"),
-        ([row | {"chosen": {"text": "x"}} for row in PAIRS], "pairs", r"`chosen` \(of type struct<text: string>\): 3 rows"),
-        ([talk(PAIRS[0]), talk(PAIRS[1]) | {"chosen": [{"role": "assistant", "content": None}]}], "pairs", r"1 row \(1\) is nei"),
-        ([talk(PAIRS[0]), talk(PAIRS[1]) | {"rejected": []}], "pairs", r"`rejected` .* 1 row \(1\) is neither"),
+        ([PAIRS[0], PAIRS[1] | {"chosen": None}], "pairs", r"1 row \(2\) without `chosen`"),
+        (
+            [row | {"chosen": ["x"], "rejected": ["y"]} for row in PAIRS * 4],
+            "pairs",
+            r"rows \(1-12\) with a string for",
+        ),
+        (
+            [row | {"chosen": {"text": "x"}} for row in PAIRS],
+            "pairs",
+            r"none of the .* with an object",
+        ),
+        (
+            [talk(PAIRS[0]), talk(PAIRS[1]) | {"chosen": [{"role": "assistant", "content": None}]}],
+            "pairs",
+            r"\(2\) with a message whose content is",
+        ),
+        ([talk(PAIRS[0]), talk(PAIRS[1]) | {"rejected": []}], "pairs", r"1 row \(2\) with an empty list in `rejected`"),
         (
             [talk(PAIRS[0]) | {"rejected": "x"}],
             "pairs",
             r"mixed: `prompt` has conv.*, `chosen` has conv.*`rejected` has str",
         ),
-        ([PAIRS[0], PAIRS[1] | {"chosen": ""}, PAIRS[2] | {"chosen": " \n"}], "pairs", r"`chosen`: 2 rows \(1, 2\) are empty"),
-        ([UNPAIRED[0] | {"completion": " "}], "unpaired", r"`completion`: 1 row \(0\) is empty"),
-        ([talk(PAIRS[0] | {"rejected": " "})], "pairs", r"`rejected`: 1 row \(0\) is empty"),
+        (
+            [PAIRS[1] | {"chosen": ""}, PAIRS[2] | {"chosen": " \n"}],
+            "pairs",
+            r"no row is left.*\(1, 2\) empty or blank",
+        ),
+        ([UNPAIRED[0] | {"completion": " "}], "unpaired", r"no row is left.*1 row \(1\) empty or blank .*`completion`"),
+        ([talk(PAIRS[0] | {"rejected": " "})], "pairs", r"no row is left.*1 row \(1\) empty or blank .*`rejected`"),
         (
             [{"chosen": "a b", "rejected": "a c"}, {"chosen": "b", "rejected": "c"}],
             "pairs",
-            r"1 row \(1\) is without a common",
+            r"1 row \(2\) without a column `prompt`, and without a common",
         ),
-        ([{"chosen": "x ", "rejected": "y "}], "pairs", r"`prompt`, and 1 row \(0\) is without a common"),
-        ([{"chosen": messages("a", "b"), "rejected": messages("c", "b")}], "pairs", r"1 row \(0\) is without a common"),
-        ([PAIRS[0], PAIRS[1] | {"prompt": ""}], "pairs", r"1 row \(1\) is without a token of prompt"),
-        ([row | {"rejected": row["chosen"]} for row in PAIRS], "pairs", r"identical in all 3 rows: there is nothing to prefer"),
-        ([UNPAIRED[0] | {"label": "yes"}], "unpaired", r"`label` must be true or false \(or 1 and 0\), got string"),
-        ([UNPAIRED[0] | {"label": 1}, UNPAIRED[0] | {"label": 2}], "unpaired", r"`label`: 1 row \(1\) is neither true nor false"),
-        ([UNPAIRED[0], UNPAIRED[0] | {"label": None}], "unpaired", r"`label`: 1 row \(1\) is neither true nor false"),
+        ([{"chosen": "x ", "rejected": "y "}], "pairs", r"\(1\) without a column `prompt`"),
+        (
+            [{"chosen": messages("a", "b"), "rejected": messages("c", "b")}],
+            "pairs",
+            r"\(1\) without a column `prompt`",
+        ),
+        ([PAIRS[0], PAIRS[1] | {"prompt": ""}], "pairs", r"1 row \(2\) without a token of prompt"),
+        (
+            [row | {"rejected": row["chosen"]} for row in PAIRS],
+            "pairs",
+            r"no row .*\(1, 2, 3\) with identical chosen",
+        ),
+        ([UNPAIRED[0] | {"label": "yes"}], "unpaired", r"1 row \(1\) with a `label` that is neither true.*'yes'"),
+        (
+            [UNPAIRED[0] | {"label": 1}, UNPAIRED[0] | {"label": 2}],
+            "unpaired",
+            r"1 row \(2\) with a `label` that is",
+        ),
+        ([UNPAIRED[0], UNPAIRED[0] | {"label": None}], "unpaired", r"1 row \(2\) with a `label` that is"),
     ],
 )
 def test_rows_that_cannot_be_used(data, kind, message):
@@ -410,34 +457,34 @@ def test_an_empty_data_set():
         tokenise(Dataset.from_list(PAIRS).select([]), word_tokenizer())
 
 
-@pytest.mark.filterwarnings("ignore:.*is cut")
+@pytest.mark.filterwarnings("ignore:.*cut at")
 def test_identical_pairs_are_dropped_with_a_warning():
     data = [PAIRS[0], PAIRS[1] | {"rejected": PAIRS[1]["chosen"]}, PAIRS[2]]
-    with pytest.warns(UserWarning, match=r"1 row \(1\) is dropped: chosen and rejected are identical"):
+    with pytest.warns(UserWarning, match=r"1 of 3 rows is left out: 1 row \(2\) with identical chosen and rejected"):
         ours = tokenise(Dataset.from_list(data), word_tokenizer())
     assert list(ours["index"]) == [0, 2]
     alike = [PAIRS[0], {"prompt": "the cat", "chosen": " is very red", "rejected": " is very sad"}]
-    with pytest.warns(UserWarning, match=r"1 row \(1\) is dropped: chosen and rejected are identical within 4 tokens"):
+    with pytest.warns(UserWarning, match=r"1 row \(2\) with identical chosen and rejected within 4 tokens"):
         assert list(tokenise(Dataset.from_list(alike), word_tokenizer(), max_length=4)["index"]) == [0]
 
 
 def test_prompts_that_leave_no_room():
     data = Dataset.from_list([*PAIRS, {"prompt": "the the the the", "chosen": " red", "rejected": " blue"}])
-    with pytest.raises(ValueError, match=r"1 row \(3\) is with a prompt .* max_length = 4 tokens \(the longest prompt has 4\)"):
+    with pytest.raises(ValueError, match=r"1 row \(4\) with a prompt .* max_length = 4 tokens \(the longest prompt has 4\)"):
         tokenise(data, word_tokenizer(), max_length=4)
     with pytest.warns(UserWarning) as caught:
         ours = tokenise(data, word_tokenizer(), max_length=4, long_prompts="drop")
     assert [str(warning.message).split(":")[0] for warning in caught] == [
-        "1 row (3) is dropped",
-        "3 rows (0, 1, 2) are cut at the end of the completion",
+        "3 rows (1, 2, 3) cut at the end of the completion",
+        "1 of 4 rows is left out",
     ]
     assert list(ours["index"]) == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"4 rows \(0, 1, 2, 3\) are with a prompt"):
+    with pytest.raises(ValueError, match=r"4 rows \(1, 2, 3, 4\) with a prompt"):
         tokenise(data, word_tokenizer(), max_length=2, long_prompts="drop")
 
 
 def test_prompts_that_merge_with_their_completion():
-    with pytest.warns(UserWarning, match=r"1 row \(0\) is with a prompt whose tokens are not the first of"):
+    with pytest.warns(UserWarning, match=r"1 row \(1\) with a prompt whose tokens are not the first of"):
         tokenise(Dataset.from_list(MERGING[:1] + PAIRS[1:]), word_tokenizer())
 
 
@@ -473,7 +520,7 @@ def test_a_template_that_refuses_a_conversation():
     tokenizer = word_tokenizer(chat_template=True)
     refusal = "{% if messages[0].content == 'a dog' %}{{ raise_exception('no dogs') }}{% endif %}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
-    with pytest.raises(ValueError, match=r"row 1: the chat template .* refuses the conversation \(no dogs\)"):
+    with pytest.raises(ValueError, match=r"1 row \(2\) that the chat template of the tokenizer .* refuses.*\(no dogs\)"):
         tokenise(Dataset.from_list([talk(row) for row in PAIRS]), tokenizer)
 
 

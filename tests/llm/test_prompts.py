@@ -160,10 +160,12 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column `prompt`; it has chosen, rejected"):
         load_prompts(str(path), tokenizer)
     path.write_text('{"prompt": "a"}\n{"prompt": " "}\n')
-    with pytest.raises(ValueError, match=r"1 row \(1\) is blank"):
+    with pytest.raises(ValueError, match=r"1 row \(2\) with a `prompt` that is blank"):
         load_prompts(str(path), tokenizer)
     path.write_text(json.dumps({"prompt": TALK[:2]}))
-    with pytest.raises(ValueError, match=r"1 row \(0\) is blank, or a conversation that ends with an answer"):
+    with pytest.raises(
+        ValueError, match=r"1 row \(1\) with a `prompt` that is blank.* ends with an answer"
+    ):
         load_prompts(str(path), tokenizer)
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         load_prompts(str(path), tokenizer, count=0)
@@ -174,7 +176,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------------- training
 def test_pairs_of_ultrafeedback_are_cut_into_prompt_and_answers(tmp_path: Path) -> None:
     source, tokenizer = ultrafeedback(tmp_path, same=True), word_tokenizer(chat_template=True)
-    with pytest.warns(UserWarning, match=r"1 row \(12\) is dropped: chosen and rejected are identical"):
+    with pytest.warns(UserWarning, match=r"1 of 13 rows is left out: 1 row \(13\) with identical"):
         found = tokenise(load_rows(source, "train_prefs"), tokenizer)
     assert len(found) == 12
     assert tokenizer.decode(found[1]["prompt_ids"]) == f"<|user|> the {WORDS[1]} <eos> <|assistant|>"

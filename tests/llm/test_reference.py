@@ -255,7 +255,7 @@ def test_values_that_are_not_finite(tmp_path):
     model, data, cache = tiny_gpt2(), pairs(), tmp_path / "reference.safetensors"
     with torch.no_grad():
         model.transformer.wte.weight[TOKENIZER.convert_tokens_to_ids("moon")] = torch.nan
-    with pytest.raises(ValueError, match=r"gives 11 of 11 rows a log-probability that is not finite; the first is row 0"):
+    with pytest.raises(ValueError, match=r"gives 11 of 11 rows a log-probability that is not finite; the first is row 1"):
         compute(model, data, cache=cache)
     assert not cache.exists()
 

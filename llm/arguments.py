@@ -52,7 +52,7 @@ class DataArguments:
     split: str = option("train", "split to train on")
     eval_split: str | None = option(None, "split to evaluate on, of --eval_data or else of --data")
     max_length: int | None = option(1024, "longest prompt with completion, in tokens; longer completions are cut at the end")
-    long_prompts: str = option("error", "prompts that leave no room for a completion: error or drop")
+    long_prompts: str = option("drop", "rows whose prompt leaves no room for a completion: drop or error")
     columns: str | None = option(
         None,
         "names of the columns in the data where they are others than ours, as prompt=question,chosen=better; "

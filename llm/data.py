@@ -40,7 +40,7 @@ def tokenise(
     kind: str = "pairs",
     *,
     max_length: int | None = None,
-    long_prompts: str = "error",
+    long_prompts: str = "drop",
     groups: dict[str, int] | None = None,
     columns: Mapping[str, str] | None = None,
     strings: str | None = None,
@@ -57,7 +57,7 @@ def tokenise(
         rows: see the formats above. Pairs may be given where `kind` is unpaired: each becomes two rows.
         kind: "pairs" or "unpaired".
         max_length: tokens of prompt and completion; longer completions are cut at the end, with a warning. None: no limit.
-        long_prompts: "error" or "drop", for prompts that fill `max_length`.
+        long_prompts: "drop" or "error", for prompts that fill `max_length`.
         groups: numbers of the groups' names, as `group_numbers` of the training data gives them; None: names in sorted order.
         columns: our names of the columns -> those of the data; `system` may be named where texts are or become conversations.
         strings: how strings are read. "raw": as they are, None: the same, with a warning where that is hardly what is meant;
@@ -379,8 +379,8 @@ def _usable(data: Dataset, completions: list[str], max_length: int | None, long_
     if long.any() and not bad.drop and (long_prompts == "error" or long.all()):
         raise ValueError(
             f"{which(index[long])} with a prompt that leaves no room for a completion within max_length = {max_length} tokens "
-            f"(the longest prompt has {lengths['prompt'].max()}). Raise max_length, shorten the prompts, or give "
-            "--long_prompts drop to leave such rows out, if there are others."
+            f"(the longest prompt has {lengths['prompt'].max()}). Raise max_length, shorten the prompts, or leave such rows out "
+            "(--long_prompts drop), if there are others."
         )
     bad.leave_out(index[long], f"with a prompt that leaves no room for a completion{within}")
     for name in completions:

@@ -11,7 +11,7 @@ ASSISTANT = re.compile(
 )
 
 # what stands at the end of the common beginning without a blank after it; in Chinese, Japanese and Korean each sign is a word
-PART_OF_A_WORD = re.compile(r"[^\s\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]*$")
+PART_OF_A_WORD = re.compile(r"[^\s\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]*\Z")
 
 
 def split(chosen: Any, rejected: Any) -> tuple[Any, Any, Any] | None:

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Your own data
 #
-# A JSONL of preferences, its log-linear fit, robust fits, the radius that the data suggest, and the pairs that the worst case
-# leans on. Name your file before you start Jupyter, with one JSON object a line that has `prompt`, `chosen` and `rejected`,
-# and, if you have them, pairs of another population:
+# A file of preferences, its log-linear fit, robust fits, the radius that the data suggest, and the pairs that the worst case
+# leans on. Name your file before you start Jupyter, any that `prefdro train` reads (JSONL, JSON, Parquet, CSV or a folder, with
+# `prompt`, `chosen` and `rejected`, or without the first), and, if you have them, pairs of another population:
 #
 # ```
 # PREFDRO_PAIRS=pairs.jsonl PREFDRO_HELD_OUT=others.jsonl jupyter lab experiments/notebooks/07_your_data.py
@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from llm.data import load_rows, preference_texts
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, GREY, METHODS, PAGE, grid, paper
 from theory.estimators import dpo, kldpo, wdpo_free
@@ -79,14 +80,11 @@ def make_up(path, count, minority, seed):
 
 
 def read(path):
-    """Prompt, chosen, rejected as strings; the first row that is not is named."""
-    rows = pd.read_json(path, lines=True, dtype=False)
-    for column in ("prompt", "chosen", "rejected"):
-        bad = [] if column not in rows else [k for k, x in enumerate(rows[column]) if not isinstance(x, str)]
-        if column not in rows or bad:
-            what = f"row {bad[0]} of {column!r} is not a string" if bad else f"there is no {column!r}, only {list(rows)}"
-            raise ValueError(f"{path}: {what}. One JSON object a line with prompt, chosen and rejected as plain text.")
-    return rows
+    """Prompt, chosen, rejected of every usable pair, read as `prefdro train` reads them, beside the other columns of the file."""
+    rows = load_rows(path)
+    texts = preference_texts(rows)
+    rest = pd.DataFrame([rows[i] for i in texts["index"]]).drop(columns=["prompt", "chosen", "rejected"], errors="ignore")
+    return texts.drop(columns="index").join(rest)
 
 
 folder = Path(tempfile.mkdtemp())

@@ -50,7 +50,7 @@ def test_the_best_and_the_worst_completion_of_each_prompt_are_paired(tmp_path: P
     assert list(best.text) == [" b", " ", " e"] and list(worst.text) == [" c", " d", " e"]
     write_pairs(tmp_path, ["p", "q", "r"], best, worst, np.ones(3, bool))  # an empty and an equal completion are left out
     assert count_pairs(tmp_path) == 1
-    assert load_rows(tmp_path / "pairs.jsonl").to_list() == [{"prompt": "p", "chosen": " b", "rejected": " c"}]
+    assert load_rows(tmp_path / "pairs.jsonl") == [{"prompt": "p", "chosen": " b", "rejected": " c"}]
 
 
 def test_annotators_choose_by_bradley_terry() -> None:
@@ -62,7 +62,7 @@ def test_annotators_choose_by_bradley_terry() -> None:
 def test_pairs_of_a_conversation_keep_the_prompt_as_messages(tmp_path: Path) -> None:
     first, second = two_of_each(completions([(0, 0, "yes", 1.0), (0, 1, "no", 0.0)]))
     write_pairs(tmp_path, [[{"role": "user", "content": "is it"}]], first, second, np.array([False]))
-    (row,) = load_rows(tmp_path / "pairs.jsonl").to_list()
+    (row,) = load_rows(tmp_path / "pairs.jsonl")
     assert row["prompt"] == [{"role": "user", "content": "is it"}]
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("no", "yes")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.execute_notebooks import FOLDER, execute, main, read
@@ -56,15 +57,22 @@ def test_the_notebook_is_its_source_executed(source: Path) -> None:
     assert path.stat().st_size < KILOBYTES * 1024
 
 
-def test_your_own_pairs_are_read(tmp_path: Path, warm: Warm, output: Path) -> None:
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_your_own_pairs_are_read(ending: str, tmp_path: Path, warm: Warm, output: Path) -> None:
     """With a file of one's own, also as held-out pairs of the same population: those show no shift."""
     rng = np.random.default_rng(0)
     answers = [("word " * rng.integers(3, 9), "a " * rng.integers(1, 6) + "b?") for _ in range(80)]
     for k in range(0, 80, 5):  # pairs that no policy can separate
         answers[k] = answers[k][::-1]
-    lines = [json.dumps({"prompt": f"say {k}", "chosen": a, "rejected": b}) for k, (a, b) in enumerate(answers)]
-    path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join(lines))
+    rows = pd.DataFrame([{"prompt": f"say {k}", "chosen": a, "rejected": b} for k, (a, b) in enumerate(answers)])
+    path = tmp_path / f"mine.{ending}"
+    if ending == "parquet":
+        rows.to_parquet(path)
+    elif ending == "csv":
+        rows.to_csv(path, index=False)
+    else:  # the prompt in the answers, as in HH-RLHF
+        whole = {name: "\n\nHuman: " + rows.prompt + "\n\nAssistant: " + rows[name] for name in ("chosen", "rejected")}
+        pd.DataFrame(whole).to_json(path, orient="records", lines=ending == "jsonl")
     done = warm.run(FOLDER / "07_your_data.py", tmp_path, output, PREFDRO_PAIRS=str(path), PREFDRO_HELD_OUT=str(path))
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"80 pairs from {path}, 80 held out" in done.stdout and "annotators" not in done.stdout
@@ -75,7 +83,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, warm: Warm, output: P
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "say", "chosen": ["a"], "rejected": "b"}\n')
     done = warm.run(FOLDER / "07_your_data.py", tmp_path, output, PREFDRO_PAIRS=str(path))
-    assert done.returncode != 0 and "row 0 of 'chosen' is not a string" in done.stderr
+    assert done.returncode != 0 and "strings and conversations are mixed" in done.stderr
 
 
 def test_executing_twice_writes_the_same_bytes(tmp_path: Path) -> None:

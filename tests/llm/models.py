@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
@@ -83,7 +83,7 @@ def word_tokenizer(
 def byte_tokenizer(texts: Iterable[str], vocabulary: int = 300, *, chat_template: bool = False) -> PreTrainedTokenizerBase:
     """Byte-pair tokens as GPT-2 has them, trained on `texts`: tokens can merge across the end of a prompt. <eos> is 0."""
     backend = Tokenizer(BPE())
-    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=vocabulary, special_tokens=["<eos>"], initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )

@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(p: ObjectiveParameters, tmp_p
     torch.testing.assert_close(dict(model.named_parameters()), dict(tiny_gpt2().named_parameters()), rtol=0, atol=0)
     (file,) = tmp_path.glob("not-finite-step0-rank0.json")
     found = json.loads(file.read_text())
-    assert found["rows"] == list(range(ROWS)) and "nan" in found["values"]
+    assert found["rows"] == list(range(1, ROWS + 1)) and "nan" in found["values"]
 
 
 def test_weights_that_are_not_numbers_stop_the_run(tmp_path: Path) -> None:

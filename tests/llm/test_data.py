@@ -471,7 +471,7 @@ def test_identical_pairs_are_dropped_with_a_warning():
 def test_prompts_that_leave_no_room():
     data = Dataset.from_list([*PAIRS, {"prompt": "the the the the", "chosen": " red", "rejected": " blue"}])
     with pytest.raises(ValueError, match=r"1 row \(4\) with a prompt .* max_length = 4 tokens \(the longest prompt has 4\)"):
-        tokenise(data, word_tokenizer(), max_length=4)
+        tokenise(data, word_tokenizer(), max_length=4, long_prompts="error")
     with pytest.warns(UserWarning) as caught:
         ours = tokenise(data, word_tokenizer(), max_length=4, long_prompts="drop")
     assert [str(warning.message).split(":")[0] for warning in caught] == [

@@ -163,9 +163,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 row \(2\) with a `prompt` that is blank"):
         load_prompts(str(path), tokenizer)
     path.write_text(json.dumps({"prompt": TALK[:2]}))
-    with pytest.raises(
-        ValueError, match=r"1 row \(1\) with a `prompt` that is blank.* ends with an answer"
-    ):
+    with pytest.raises(ValueError, match=r"1 row \(1\) with a `prompt` that is blank.* ends with an answer"):
         load_prompts(str(path), tokenizer)
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         load_prompts(str(path), tokenizer, count=0)

@@ -296,5 +296,5 @@ def test_unusable_input_is_refused(change: dict, message: str) -> None:
 def test_pairs_from_which_no_radius_follows_are_refused() -> None:
     with pytest.raises(ValueError, match="all features of u are 0"):
         suggest_radii(np.zeros((80, 3)), beta=1.0, bound=50.0)
-    with pytest.raises(ValueError, match="must be numbers"):
+    with pytest.raises(ValueError, match="u must be an array of numbers"):
         suggest_radii(np.array([["a", "b"], ["c", "d"]]), beta=1.0, bound=50.0)

@@ -303,7 +303,7 @@ def test_radius_zero_is_the_mean(ball: str) -> None:
     ("changes", "message"),
     [
         ({"ball": "l2"}, "unknown ball 'l2'; choose one of kl"),
-        ({"radius": -1.0}, "radius must be finite and not negative, got -1.0"),
+        ({"radius": -1.0}, "radius must be finite and not negative, got -1"),
         ({"radius": float("nan")}, "got nan"),
         ({"theta": [1.0]}, r"theta must have shape \(2,\) as in the world, got \(1,\)"),
         ({"losses": [1.0, 2.0]}, "losses and p must be of equal length"),

@@ -1,6 +1,5 @@
 """The notebooks: every source runs, and every .ipynb beside it is that source, executed."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -25,7 +25,7 @@ MAY_CHANGE = (
     *("output_dir", "logging_dir", "logging_steps", "report_to", "run_name", "disable_tqdm", "save_steps", "save_total_limit"),
     *("eval_steps", "dataloader_num_workers", "dataloader_pin_memory", "local_rank", "resume_from_checkpoint"),
     *("model", "revision", "tokenizer", "trust_remote_code", "data", "data_name", "split", "eval_data", "eval_split"),
-    "reference_cache",
+    *("reference_cache", "columns", "strings", "drop_bad_rows", "long_prompts", "max_length"),  # the rows in tokens are compared
 )
 
 

@@ -342,3 +342,36 @@ def test_weights_that_are_not_finite_stop_the_run(
     assert "the objective is [nan" in capsys.readouterr().err
     record = json.loads((tmp_path / "not-finite-step1-rank0.json").read_text())
     assert len(record["rows"]) == 8 and set(record["rows"]) <= set(range(48))
+
+
+def test_what_is_trained_on_is_shown_and_what_is_left_out_is_written_down(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = [{"q": "the cat ", "good": f"is {word}", "bad": "is sad"} for word in ("happy", "red", "blue", "sad", "green")]
+    rows[1]["good"], rows[2]["bad"] = " ", 7  # type: ignore[assignment]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)) + '\n{"q": "the')
+    command = words(model, data, tmp_path / "out", "--max_steps 1 --columns prompt=q,chosen=good,rejected=bad")
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1 and "2 of 6 rows cannot be used" in said and str(data) in said
+    assert "1 row (3) with a number in `rejected`" in said and "1 row (6) not valid JSON" in said and "--drop_bad_rows" in said
+    assert not (tmp_path / "out").exists()
+    with pytest.warns(UserWarning, match="4 of 6 rows are left out"):
+        train(*parse([*command, "--drop_bad_rows"]))
+    said = capsys.readouterr().err
+    assert "the first example as the model sees it (row 1):" in said and "chosen:     'is happy <eos>'" in said
+    left_out = pd.read_csv(tmp_path / "out" / "left-out-rows-train.csv")
+    assert list(left_out["row"]) == [2, 3, 4, 6] and "identical" in left_out["reason"][2]
+    # rows in tokens are what counts: the same file without what was left out is the same run
+    assert train(*parse([*command, "--drop_bad_rows", "--long_prompts", "error"])) is not None
+    assert "has finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", ["prompt", "prompt=", "text=q", "prompt=q,prompt=r"])
+def test_names_of_columns_that_say_nothing(model: Path, pairs: Path, tmp_path: Path, columns: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"--columns .* is not of the form ours=theirs, with each of ours once and one of prompt"
+    ):
+        train(*parse(words(model, pairs, tmp_path / "out", f"--columns {columns}")))

@@ -3,7 +3,7 @@
 Whoever draws a number, a test or the project, draws x (1 + SIZE noise): no verdict may hang on digits that another processor,
 BLAS or number of threads would round in another way. The noise is a function of the seed and of the bits of x alone: equal
 numbers stay equal, drawing again gives the same, and the shape in which numbers are drawn does not matter. Integers,
-permutations, choices and counts are drawn as ever. Processes that a test starts are not shaken.
+permutations, choices and counts are drawn as ever. Processes that a test starts are shaken if they call `as_in_the_test`.
 
 Rows of a sample, drawn jointly and in no particular order, are permuted by `order`, together with their weights and distances:
 
@@ -11,6 +11,7 @@ Rows of a sample, drawn jointly and in no particular order, are permuted by `ord
     return u[k], p[k], distance[np.ix_(k, k)]
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 SIZE = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 2.0**-22}  # some hundred and a few units in the last place
+VARIABLE = "PREFDRO_TESTS_JITTER"  # tells the seed to the processes that a test starts
 seed: int | None = None  # of --jitter
 
 
@@ -73,6 +75,7 @@ def turn_on(number: int) -> None:
     """From now on, in this process, for numpy's `default_rng` and for what torch draws."""
     global seed
     seed = number
+    os.environ[VARIABLE] = str(number)
     plain = np.random.default_rng
 
     def default_rng(source: Any = None) -> np.random.Generator:
@@ -83,6 +86,12 @@ def turn_on(number: int) -> None:
         setattr(torch, name, _of_torch(getattr(torch, name)))
     for name in ("normal_", "uniform_"):  # weights of models
         setattr(torch.Tensor, name, _of_torch(getattr(torch.Tensor, name)))
+
+
+def as_in_the_test() -> None:
+    """In a process that a test started: draw as the test does."""
+    if VARIABLE in os.environ:
+        turn_on(int(os.environ[VARIABLE]))
 
 
 def _of_torch(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

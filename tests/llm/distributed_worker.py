@@ -21,6 +21,7 @@ from transformers.utils import logging
 from llm.data import PreferenceCollator
 from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
+from tests import jitter
 from tests.llm.models import tiny_gpt2, tiny_llama
 from tests.llm.training import arguments, random_pairs, random_singles
 
@@ -148,6 +149,7 @@ def everything(out: Path, wrapper: str | None, ranks: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    jitter.as_in_the_test()
     logging.set_verbosity_error()
     gc.collect()
     gc.freeze()  # see `conftest`

@@ -24,6 +24,7 @@ from theory.newton import Ball, Smooth
 
 _TINY = 1e-300
 _LAST_STEPS = 8  # of `_settle`: Newton's method from this near
+_MOST = 10**7  # numbers in the gradients of the ties: with more of them the memory is missed sooner than the last digits
 _RANK = 1e-12  # of the scaled equations of the ties: below it ties repeat each other
 NOTHING = 1e-30  # weight of an atom that has none
 
@@ -322,6 +323,8 @@ def _settle(pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool,
     for _ in range(2 * _LAST_STEPS + int(tied.sum())):
         j, i = tied.nonzero(as_tuple=True)
         m = len(i)
+        if m * held.numel() > _MOST:
+            break
         z = torch.where(tied, z, 0.0)
         z[base, atoms] = (p - z.sum(0)).clamp(min=0)  # the mass of what is not tied goes to the heaviest
         f = pieces.move(v)[0]

@@ -88,11 +88,13 @@ def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> P
     v, settled, steps = minimise(QuadraticTransportLoss(pairs, beta, radius), torch.cat([w0, eta0[:, None]], -1), ball)
     point = _w2_point(pairs, beta, ball, radius, v, None, steps)
     hard = (~settled | (point.gap > DOUBTFUL)).nonzero()[:, 0]
-    if hard.numel():  # an atom sits between the two wells
-        part = pairs.select(hard)
-        interior = solve(QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball, settled=True)
-        split = _w2_point(part, beta, ball, radius[hard], interior.v, interior.z, interior.steps)
-        point = keep_better(point, hard, split)
+    for finish in (False, True):  # to settle ties is slow, and seldom needed
+        if hard.numel():  # an atom sits between the two wells
+            part = pairs.select(hard)
+            interior = solve(QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball, settled=finish)
+            split = _w2_point(part, beta, ball, radius[hard], interior.v, interior.z, interior.steps)
+            point = keep_better(point, hard, split)
+        hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
     return point
 
 
@@ -154,10 +156,11 @@ def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, 
         point = _w1_label_interior(pairs, beta, ball, radius, kappa, 1e-13)
     else:
         point = _w1_label_screened(pairs, beta, ball, radius, kappa)
-    hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
-    if hard.numel():
-        better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16, settled=True)
-        point = keep_better(point, hard, better)
+    for finish in (False, True):
+        hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
+        if hard.numel():
+            better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16, settled=finish)
+            point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
 
 
@@ -253,11 +256,11 @@ def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, bu
         point = _finite_interior(every, ball, cost, budget, eta0)
     else:
         point = _finite_screened(pairs, beta, ball, cost, budget, eta0, scale)
-    for tolerance in (1e-13, 1e-16):  # near collapse the smaller one is needed
+    for tolerance, finish in ((1e-13, False), (1e-13, True), (1e-16, True)):  # near collapse the smaller one is needed
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
         if hard.numel():
             every = FiniteMoves(pairs.select(hard), cost, beta, everywhere.expand(len(hard), -1, -1))
-            better = _finite_interior(every, ball, cost, budget[hard], eta0[hard], tolerance, settled=True)
+            better = _finite_interior(every, ball, cost, budget[hard], eta0[hard], tolerance, settled=finish)
             point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
 

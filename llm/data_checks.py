@@ -21,6 +21,7 @@ FORMATS = (
     "`prompt, chosen, rejected`; `chosen, rejected` that begin with the same prompt; or, for unpaired objectives, "
     "`prompt, completion, label`"
 )
+HALF = "half an emoji (a lone surrogate, which no UTF-8 text can hold)"
 STRING, MESSAGES = "a string", "a list of messages"
 
 
@@ -160,7 +161,7 @@ def _check_shape(rows: list[Row], name: str, shape: str, bad: BadRows) -> None:
                 _short(cell),
             )
         elif not _can_be_written(cell):
-            found = f"with half an emoji (a lone surrogate, which no UTF-8 text can hold) in `{name}`", _short(cell)
+            found = f"with {HALF} in `{name}`", _short(cell)
         if found:
             bad.add([row["index"]], *found)
 
@@ -210,7 +211,9 @@ def _check_template_input(rows: list[Row], name: str, bad: BadRows) -> None:
             continue
         if value in (None, "", [], {}) or (isinstance(value, str) and not value.strip()):
             continue
-        if isinstance(value, wanted) and _can_be_written(value):
+        if not _can_be_written(value):
+            bad.add([row["index"]], f"with {HALF} in `{name}`", _short(cell))
+        elif isinstance(value, wanted):
             row[name] = value
         else:
             bad.add([row["index"]], f"with {_kind(value)} in `{name}`, which needs {_kind(wanted())}", _short(cell))
@@ -247,7 +250,9 @@ def _check_groups(rows: list[Row], known: dict[str, int] | None, bad: BadRows) -
         elif numbered and not (_is_number(cell) and cell >= 0):
             bad.add([row["index"]], "with a `group` that is no whole number >= 0", _short(cell))
         elif not numbered and not isinstance(cell, str):
-            bad.add([row["index"]], "with a `group` that is neither a name nor, as in all rows, a whole number", _short(cell))
+            bad.add(
+                [row["index"]], "with a `group` that is no name, as others have (or a whole number in all rows)", _short(cell)
+            )
     if numbered:
         return {}
     if known is None:

@@ -179,6 +179,10 @@ def _read(path: Path, kind: str, bad: BadRows, before: int) -> list[Row]:
             f"{path} cannot be read as {kind} ({error}): truncated, damaged or something else. {REWRITE}."
         ) from error
     text = _text(path, content)
+    if text.startswith("version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a pointer of Git LFS and not the data: `git lfs pull` brings them, or download the file again."
+        )
     if kind == "csv":
         return _read_csv(path, text)
     if text.lstrip().startswith("["):
@@ -218,7 +222,7 @@ def _text(path: Path, content: bytes) -> str:
 def _read_json(path: Path, text: str, bad: BadRows, before: int) -> list[Row]:
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, getattr(error, "lineno", None), error) from error
     return [_object(value, before + i, path.name, bad) for i, value in enumerate(values)]
 
@@ -231,7 +235,7 @@ def _read_json_lines(path: Path, text: str, bad: BadRows, before: int) -> list[R
         position, last = before + len(rows), " (the last)" if number == numbered[-1][0] else ""
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if len(rows) == 0:
                 _explain_object(path, text)
             bad.add([position], "not valid JSON, as of a file that is truncated", f"{path.name}, line {number}{last}: {error}")
@@ -253,7 +257,7 @@ def _explain_object(path: Path, text: str) -> None:
     """Raise ValueError where the whole file is one object, such as {"data": [...]} or what pandas writes by default."""
     try:
         whole = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     if not isinstance(whole, dict) or not whole:
         return
@@ -291,6 +295,11 @@ def _read_csv(path: Path, text: str) -> list[Row]:
     try:
         header = next(reader, [])
         _refuse_twice(path, header)
+        if len(header) == 1 and (other := next((mark for mark in (";", "\t", "|") if mark in header[0]), None)):
+            raise ValueError(
+                f"{path} has the single column {header[0]!r}: its cells are separated by {other!r}. Write it with commas, in "
+                f"pandas by pd.read_csv({path.name!r}, sep={other!r}).to_csv(..., index=False)."
+            )
         for cells in reader:
             if not cells:
                 continue

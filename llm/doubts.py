@@ -21,7 +21,7 @@ def of_columns(names: Sequence[str], implicit: Row | None) -> list[str]:
     unread = [name for name in names if name not in READ and not (name.startswith("ref_") and name.endswith("logps"))]
     if not unread:
         return []
-    said = f"column{'s' if len(unread) > 1 else ''} not read: {', '.join(unread)}."
+    said = f"column{'s' if len(unread) > 1 else ''} not read: {', '.join(name or '(without a name)' for name in unread)}."
     if implicit is not None:
         said += (
             f" The prompt is what chosen and rejected begin with, in the first row {_shown(_text(implicit['prompt']))}: if one "
@@ -40,8 +40,9 @@ def of_strings(
     seen = f"The first row is seen as {_junction(first['prompt'], first[completions[0]])}"
     serialised = [row["index"] for row in rows if any(_holds_messages(row[name]) for name in ("prompt", *completions))]
     if serialised:
+        held = next(row[name] for row in rows for name in ("prompt", *completions) if _holds_messages(row[name]))
         return [
-            f"{which(serialised)} with messages written into strings, such as {_shown(first[completions[0]])}: they are taken "
+            f"{which(serialised)} with messages written into strings, such as {_shown(held)}: they are taken "
             "for plain text. --strings json reads them as messages; --strings raw keeps them as they are, without this warning."
         ]
     special = [mark for mark in _special(tokenizer) if any(mark in row["prompt"] for row in rows)]

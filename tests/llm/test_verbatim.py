@@ -146,6 +146,9 @@ def test_any_text_in_any_file(tmp_path_factory, texts):
         ("a.json", b'{"prompt": {"0": "x"}, "chosen": {"0": "y"}}', r"it holds columns.*orient='records'"),
         ("a.json", b'{\n "prompt": "x",\n "chosen": "y"\n}\n', r"a single row over several lines"),
         ("a.csv", b'prompt,chosen\n"x,y\n', r"a\.csv, line \d: not valid CSV"),
+        ("a.csv", b"prompt;chosen;rejected\nx;y;z\n", r"its cells are separated by ';'"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a pointer of Git LFS"),
+        ("a.jsonl", b'{"x": ' + b"[" * 9000 + b"]" * 9000 + b"}", r"1 row \(1\) not valid JSON"),
     ],
 )
 def test_files_of_another_form_are_explained(tmp_path, name, content, message):

@@ -37,6 +37,10 @@ ELSEWHERE = {
 PLACES = ("model", "tokenizer", "data", "eval_data", "reference_cache", "output_dir", "logging_dir")
 
 
+class Written(str):
+    """A word of a YAML file that stands there without quotes."""
+
+
 class _Parser(HfArgumentParser):
     """Its errors are a line, without the list of some hundred options."""
 
@@ -75,7 +79,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses what is given twice."""
+        """Refuses what is given twice, and keeps numbers and dates as they are written: argparse makes them what is wanted."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: dict[Any, int] = {}
@@ -90,6 +94,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
                 if isinstance(name, str):
                     seen[_name(name)] = key.start_mark.line + 1
             return super().construct_mapping(node, deep)
+
+    def as_written(loader: Any, node: Any) -> str:
+        text = loader.construct_scalar(node)
+        return Written(text) if node.style is None else str(text)
+
+    for kind in ("int", "float", "timestamp", "str"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", as_written)
 
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
@@ -120,7 +131,7 @@ def as_words(options: dict[str, Any]) -> list[str]:
             value = ",".join(map(str, value))
         if value is False and name.endswith("_strategy"):
             value = "no"
-        words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+        words += [f"--{name}", json.dumps(with_numbers(value)) if isinstance(value, dict) else str(value)]
     return words
 
 
@@ -147,7 +158,10 @@ def _taken_out(words: list[str]) -> str | None:
 
 def _set_defaults(parser: _Parser, kinds: Sequence[Any], options: dict[str, Any], path: str) -> None:
     """What the file says takes the place of the defaults, which argparse turns into the right type as it does words."""
-    actions = {action.dest: action for action in parser._actions}
+    actions: dict[str, Any] = {}
+    for action in parser._actions:  # of an option that is true by default the second one is --no_...
+        actions.setdefault(action.dest, action)
+    actions = {name: action for name, action in actions.items() if name not in ("config", "help")}
     if unknown := [name for name in options if name not in actions]:
         raise ValueError(_unknown(unknown, parser, str(path)))
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
@@ -166,13 +180,15 @@ def _as_word(value: Any, action: Any, hint: Any, name: str, default: Any) -> Any
     several = list in kinds or any(getattr(kind, "__origin__", None) is list for kind in (*kinds, hint))
     truth = getattr(action.type, "__name__", "") == "string_to_bool"
     if value is None:
+        if name == "report_to":
+            return "none"
         if NoneType in kinds and name not in ("output_dir",):
             return None
         raise ValueError(f"null (which `~` alone means, too) is no value of it. Leave the line out for {default!r}.")
     if isinstance(value, dict):
         if name not in TrainingArguments._VALID_DICT_FIELDS:
             raise ValueError(f"takes one value, got the mapping {value}.")
-        return json.dumps(value)
+        return json.dumps(with_numbers(value))
     if isinstance(value, list):
         if not several:
             raise ValueError(f"takes one value, got the list {value}.")
@@ -191,10 +207,28 @@ def _as_word(value: Any, action: Any, hint: Any, name: str, default: Any) -> Any
             f"got {str(value).lower()}, which is also how YAML reads the words no, off, yes and on. Put a word into "
             f"quotes{there_are}."
         )
-    if isinstance(value, float) and action.type is int and value.is_integer():
-        return str(int(value))
     text = str(value)
+    if action.type is int and isinstance(value, Written) and isinstance(number := _number(value), float) and number.is_integer():
+        return str(int(number))  # 4.0, 1e3
     return _expanded(text) if name in PLACES and isinstance(value, str) else text
+
+
+def with_numbers(value: Any) -> Any:
+    """A mapping or list of a file with numbers for what is written as one, without quotes."""
+    if isinstance(value, dict):
+        return {str(key): with_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(part) for part in value]
+    return _number(value) if isinstance(value, Written) else value
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return str(text)
 
 
 def _expanded(place: str) -> str:

@@ -222,8 +222,8 @@ def _checked(name: str, sample: Tensor, weights: Tensor | None) -> tuple[Tensor,
 
 
 def _tensor(name: str, x: Tensor) -> Tensor:
-    """Tensors as they are, with dtype and gradient; what else holds numbers in float64."""
-    return x if isinstance(x, Tensor) and not x.is_complex() else as_float64(x, name)
+    """Tensors of floats as they are, with dtype and gradient; whole numbers, truth values and what else there is in float64."""
+    return x if isinstance(x, Tensor) and x.is_floating_point() else as_float64(x, name)
 
 
 def check_weights(weights: Tensor, n: int, name: str = "weights", *, all_zero: bool = False) -> None:
@@ -253,6 +253,8 @@ def _gaps(u: Tensor, v: Tensor, u_weights: Tensor | None, v_weights: Tensor | No
     """Q_u - Q_v on the pieces of the coupling, and their masses."""
     plan = _coupling(u, v, u_weights, v_weights)
     u, v = _batched(u, v)
+    if not u.is_floating_point():  # whole numbers, whose dtype has no shares of mass
+        u, v = wide(u), wide(v)
     return u.gather(-1, plan.row) - v.gather(-1, plan.column), plan.mass
 
 

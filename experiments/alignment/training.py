@@ -123,9 +123,9 @@ def more_options(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    from llm.options import read_config
+    from llm.options import read_config, with_numbers
 
-    more = read_config(path)
+    more = with_numbers(read_config(path))
     if own := sorted(set(more) & set(OWN)):
         raise ValueError(f"{path} sets {', '.join(own)}, which the experiment sets itself: leave it out, or give its own option.")
     return more

@@ -25,6 +25,7 @@ from theory.transport import (
     second_order_violation,
     soft_sort,
     transport,
+    transport_of,
 )
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
@@ -296,3 +297,12 @@ def test_dominance_against_distribution_functions(seed: int) -> None:
     assert (first_order_violation(u, v).item() == 0) == first
     assert (second_order_violation(u, v).item() <= 1e-13) == second
     assert second or not first
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8])
+def test_whole_numbers_are_numbers(dtype: torch.dtype) -> None:
+    u, v = torch.tensor([1, 2, 3], dtype=dtype), torch.tensor([2, 4, 6], dtype=dtype)
+    assert float(transport(u, v, lambda g: g**2)) == pytest.approx(14 / 3)  # (1 + 4 + 9) / 3
+    assert float(transport_of(u, v, lambda g: g**2)) == pytest.approx(14 / 3)
+    assert float(first_order_violation(u, v)) == pytest.approx(2)
+    assert float(second_order_violation(u, v)) == pytest.approx(float(second_order_violation(u.double(), v.double()))) != 0

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm import doubts
 from llm.chat import turns
-from llm.data_checks import TEXTS, check_tokenizer, checked_rows, name_of, with_prompts, without_blank
+from llm.data_checks import TEXTS, can_be_written, check_tokenizer, checked_rows, name_of, with_prompts, without_blank
 from llm.data_files import load_rows
 from llm.rows import BadRows, Row, as_rows, column_names, renamed, which
 
@@ -31,6 +31,7 @@ __all__ = ["BadRows", "PreferenceCollator", "group_numbers", "load_rows", "paddi
 TOKENS = List(Value("int32"))
 KEPT = {"label": Value("bool"), "weight": Value("float32"), "group": Value("int64"), "index": Value("int64")}
 STRINGS = ("raw", "chat", "templated", "json")
+SURELY = 8  # letters of a prompt, in the mean: completions that begin with it hold it by no coincidence
 BATCH = 1000  # rows given to the tokenizer at once
 
 
@@ -86,12 +87,17 @@ def tokenise(
     if len(given) == 0:
         raise ValueError("the data set has no rows.")
 
+    if all(i in bad for i in range(len(given))):
+        bad.settle(len(given))
     texts = _texts(given, kind, groups, columns, strings, bad)
     _some_left(texts.rows, len(given), bad)
     conversational = not isinstance(texts.rows[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
     said = doubts.of_columns(texts.names, texts.rows[0] if texts.implicit else None)
-    said += doubts.of_strings(texts.rows, texts.completions, tokenizer, strings)
+    said += texts.doubts
+    if not texts.doubts:
+        said += doubts.of_strings(texts.rows, texts.completions, tokenizer, strings)
+    said += doubts.of_roles(texts.rows, texts.completions)
     left = texts.rows
     if kind == "unpaired" and "chosen" in texts.completions:
         left = _unpaired(left)
@@ -212,6 +218,7 @@ class _Texts:
     groups: dict[str, int]
     implicit: bool
     names: list[str]
+    doubts: list[str]
 
 
 def _texts(
@@ -225,17 +232,37 @@ def _texts(
     """From rows as they stand to prompts and completions, as strings or messages."""
     given = renamed(given, columns) if columns else given
     rows, texts, numbers = checked_rows(given, kind, groups, bad, serialised=strings == "json")
+    said = doubts.of_spelt(rows, texts) if strings is None else []
     implicit = "prompt" not in texts
     if implicit:
         rows = with_prompts(rows, bad)
     completions = [name for name in texts if name != "prompt"]
+    if not implicit and strings != "raw":
+        rows, repeated = _without_repeated_prompts(rows, completions)
+        said += repeated
     if strings == "chat":
         rows = [_as_messages(row, completions) for row in rows]
     if columns and "system" in columns:
         rows = _with_system(rows, given, bad)
     rows = without_blank(rows, completions, bad)
     names = [name for name in column_names(given) if not (name == "system" and columns and "system" in columns)]
-    return _Texts(rows, completions, numbers, implicit, names)
+    return _Texts(rows, completions, numbers, implicit, names, said)
+
+
+def _without_repeated_prompts(rows: list[Row], completions: list[str]) -> tuple[list[Row], list[str]]:
+    """Where every completion begins with its prompt, as in whole conversations, the prompt is cut from it; said where most do."""
+    begin = [all(row[name][: len(row["prompt"])] == row["prompt"] for name in completions) for row in rows]
+    letters = isinstance(rows[0]["prompt"], str) if rows else False
+    enough = not letters or sum(len(row["prompt"]) for row in rows) >= SURELY * len(rows)  # no coincidence of a word
+    if not rows or not enough or 2 * sum(begin) <= len(rows):
+        return rows, []
+    if all(begin):
+        cut = [row | {name: row[name][len(row["prompt"]) :] for name in completions} for row in rows]
+        return cut, [
+            "every completion begins with its prompt once more: it is cut from them (--strings raw keeps strings as they are)."
+        ]
+    some = which(row["index"] for row, yes in zip(rows, begin, strict=True) if yes)
+    return rows, [f"{some} with completions that begin with the prompt once more, which is trained on twice. Cut it from them."]
 
 
 def _as_messages(row: Row, completions: list[str]) -> Row:
@@ -251,10 +278,10 @@ def _with_system(rows: list[Row], given: list[Row], bad: BadRows) -> list[Row]:
     found = []
     for row in rows:
         system = given[row["index"]].get("system")
-        if isinstance(system, str | None):
+        if isinstance(system, str | None) and can_be_written(system):
             found.append(row | {"prompt": [{"role": "system", "content": system}, *row["prompt"]]} if system else row)
         else:
-            bad.add([row["index"]], "with something else than a string for the system message", repr(system)[:60])
+            bad.add([row["index"]], "with a system message that is no string, or holds half an emoji", repr(system)[:60])
     return found
 
 
@@ -326,7 +353,7 @@ def _rendered(
             elif templated:
                 ended = {name: row[name] if row[name].rstrip().endswith(ends) else row[name] + eos for name in completions}
                 texts = {"prompt": prompt} | {name: prompt + text for name, text in ended.items()}
-                own = bos is None or not prompt.startswith(bos)
+                own = bos is None or not prompt.lstrip().startswith(bos)
             else:
                 ended = {name: row[name] if row[name].endswith(eos) else row[name] + eos for name in completions}
                 texts = {"prompt": prompt} | {name: prompt + text for name, text in ended.items()}

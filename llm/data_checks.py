@@ -2,8 +2,8 @@
 
 import ast
 import json
-import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ FORMATS = (
     "`prompt, chosen, rejected`; `chosen, rejected` that begin with the same prompt; or, for unpaired objectives, "
     "`prompt, completion, label`"
 )
+LARGEST = 3e38  # of a weight, which is stored in float32
 HALF = "half an emoji (a lone surrogate, which no UTF-8 text can hold)"
 STRING, MESSAGES = "a string", "a list of messages"
 
@@ -46,7 +47,7 @@ def checked_rows(
 
     left = [Row(row, index=i) for i, row in enumerate(rows) if i not in bad]
     if serialised:
-        left = _parsed(left, texts, bad)
+        left = _parsed(left, texts)
     shapes = {name: _common_shape(row.get(name) for row in left) for name in texts}
     if texts == ["prompt", "chosen", "rejected"] and shapes["prompt"] == STRING and shapes["chosen"] == MESSAGES:
         texts = texts[1:]  # as in UltraFeedback: the conversations begin with the prompt, which is given once more as a string
@@ -109,11 +110,28 @@ def parse_json(text: str) -> Any:
     """What a string spells as JSON, or as Python writes lists and dicts (pandas does into CSV); ValueError for anything else."""
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        # numpy puts line breaks where lists have commas; NaN is how pandas fills in what is missing
+        spelt = re.sub(r"\bnan\b(?=\s*[,}\]])", "None", re.sub(r"\}\s*\n\s*\{", "}, {", text))
         try:
-            return ast.literal_eval(text)
+            return ast.literal_eval(spelt)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise error from None
+            raise ValueError(str(error)) from None
+
+
+def spelt_messages(text: Any) -> list[Any] | None:
+    """The messages that a string spells, as JSON (perhaps twice over) or in Python's way; None where it spells none."""
+    for _ in range(2):
+        if not isinstance(text, str) or not text.lstrip().startswith(("[", "{", "(", '"')):
+            break
+        try:
+            text = parse_json(text)
+        except ValueError:
+            return None
+    messages = list(text) if isinstance(text, list | tuple) else [text]
+    keys = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+    good = messages and all(isinstance(m, dict) and any(pair <= m.keys() for pair in keys) for m in messages)
+    return messages if good else None
 
 
 def _text_columns(there: list[str], kind: str) -> list[str]:
@@ -133,19 +151,34 @@ def _text_columns(there: list[str], kind: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------- texts
-def _parsed(rows: list[Row], texts: list[str], bad: BadRows) -> list[Row]:
-    found = []
-    for row in rows:
-        try:
-            found.append(row | {name: parse_json(row[name]) for name in texts if isinstance(row.get(name), str)})
-        except ValueError as error:
-            bad.add([row["index"]], "not the JSON that --strings json expects", str(error))
-    return found
+def _parsed(rows: list[Row], texts: list[str]) -> list[Row]:
+    """Cells that spell messages become them; others stay text, as the prompt of UltraFeedback beside its conversations."""
+    spelt = [{name: messages for name in texts if (messages := spelt_messages(row.get(name))) is not None} for row in rows]
+    if rows and not any(spelt):
+        seen = next((row[name] for row in rows for name in texts if row.get(name) is not None), None)
+        raise ValueError(
+            f"--strings json: no cell of {', '.join(texts)} spells a list of messages with a role and a content; the first is "
+            f"{_short(seen)}. Leave the option out, or correct how the file is written."
+        )
+    return [
+        row | {name: _as_roles(messages) for name, messages in of_row.items()} for row, of_row in zip(rows, spelt, strict=True)
+    ]
+
+
+def _as_roles(messages: list[Any]) -> list[Any]:
+    """Messages of ShareGPT, `from` and `value`, with a role and a content; others as they are."""
+    roles = {"human": "user", "gpt": "assistant"}
+    return [
+        {"role": roles.get(m["from"], m["from"]), "content": m["value"]}
+        if "role" not in m and {"from", "value"} <= m.keys()
+        else m
+        for m in messages
+    ]
 
 
 def _common_shape(cells: Iterator[Any]) -> str:
     counts = Counter(isinstance(cell, str) for cell in cells if isinstance(cell, str | list))
-    return STRING if counts[True] >= counts[False] else MESSAGES
+    return STRING if counts[True] > counts[False] or not counts[False] else MESSAGES
 
 
 def _check_shape(rows: list[Row], name: str, shape: str, bad: BadRows) -> None:
@@ -154,13 +187,13 @@ def _check_shape(rows: list[Row], name: str, shape: str, bad: BadRows) -> None:
         if cell is None:
             found = f"without `{name}`", ""
         elif shape == STRING and not isinstance(cell, str):
-            found = f"with {_kind(cell)} in `{name}`, where the others have a string", _short(cell)
+            found = f"with {_kind(cell)} in `{name}`, which needs a string or, in all rows, a list of messages", _short(cell)
         elif shape == MESSAGES and (problem := _of_messages(cell)):
             found = (
                 f"with {problem} in `{name}`, which needs a list of messages with a role and a content, both strings",
                 _short(cell),
             )
-        elif not _can_be_written(cell):
+        elif not can_be_written(cell):
             found = f"with {HALF} in `{name}`", _short(cell)
         if found:
             bad.add([row["index"]], *found)
@@ -182,21 +215,23 @@ def _of_messages(cell: Any) -> str | None:
     return None
 
 
-def _can_be_written(cell: Any) -> bool:
+def can_be_written(cell: Any) -> bool:
+    """Whether all strings in it are text that UTF-8 can hold."""
     if isinstance(cell, str):
         try:
             return cell.isascii() or bool(cell.encode()) or True
         except UnicodeEncodeError:
             return False
     if isinstance(cell, dict):
-        return all(_can_be_written(part) for pair in cell.items() for part in pair)
-    return not isinstance(cell, list) or all(map(_can_be_written, cell))
+        return all(can_be_written(part) for pair in cell.items() for part in pair)
+    return not isinstance(cell, list) or all(map(can_be_written, cell))
 
 
 def _says_nothing(completion: Any) -> bool:
     if isinstance(completion, str):
         return not completion.strip()
-    return any(not (message.get("content") or "").strip() and not message.get("tool_calls") for message in completion)
+    answers = [message for message in completion if message.get("role") not in ("tool", "function")] or completion
+    return not (answers[-1].get("content") or "").strip() and not answers[-1].get("tool_calls")  # a tool may return nothing
 
 
 def _check_template_input(rows: list[Row], name: str, bad: BadRows) -> None:
@@ -211,7 +246,7 @@ def _check_template_input(rows: list[Row], name: str, bad: BadRows) -> None:
             continue
         if value in (None, "", [], {}) or (isinstance(value, str) and not value.strip()):
             continue
-        if not _can_be_written(value):
+        if not can_be_written(value):
             bad.add([row["index"]], f"with {HALF} in `{name}`", _short(cell))
         elif isinstance(value, wanted):
             row[name] = value
@@ -234,12 +269,15 @@ def _check_numbers(
             row["label"] = bool(label)
         if "weight" in names:
             weight = row.get("weight")
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= LARGEST:
                 bad.add([row["index"]], "with a `weight` that is missing, negative or not a finite number", _short(weight))
     return _check_groups(rows, known, bad) if "group" in names else {}
 
 
 def _check_groups(rows: list[Row], known: dict[str, int] | None, bad: BadRows) -> dict[str, int]:
+    for row in rows:  # pandas writes whole numbers so where one is missing
+        if isinstance(row.get("group"), float) and row["group"].is_integer():
+            row["group"] = int(row["group"])
     cells = [row.get("group") for row in rows]
     numbered = sum(_is_number(cell) for cell in cells) > sum(isinstance(cell, str) for cell in cells)
     if numbered and known:
@@ -247,8 +285,8 @@ def _check_groups(rows: list[Row], known: dict[str, int] | None, bad: BadRows) -
     for row, cell in zip(rows, cells, strict=True):
         if cell is None:
             bad.add([row["index"]], "without a `group`, which other rows have")
-        elif numbered and not (_is_number(cell) and cell >= 0):
-            bad.add([row["index"]], "with a `group` that is no whole number >= 0", _short(cell))
+        elif numbered and not (_is_number(cell) and 0 <= cell < 2**31):
+            bad.add([row["index"]], "with a `group` that is no whole number from 0 to 2147483647", _short(cell))
         elif not numbered and not isinstance(cell, str):
             bad.add(
                 [row["index"]], "with a `group` that is no name, as others have (or a whole number in all rows)", _short(cell)

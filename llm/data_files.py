@@ -24,6 +24,7 @@ from datasets import DatasetDict
 from llm.rows import BadRows, Row, as_rows, of_arrow
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
+ZERO = b"\0"
 GZIP = b"\x1f\x8b"
 # UTF-32 first: its mark begins with that of UTF-16
 MARKS = {
@@ -167,6 +168,14 @@ def _load_file(path: Path, bad: BadRows) -> list[Row]:
 
 def _read(path: Path, kind: str, bad: BadRows, before: int) -> list[Row]:
     """The rows of one file, of which `before` rows of other files come first."""
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a pointer of Git LFS and not the data: `git lfs pull` brings them, or download the file again."
+        )
+    if start.startswith(b"PAR1") and kind != "parquet":
+        raise ValueError(f"{path} is a Parquet file. Give it the ending .parquet.")
     try:
         if kind == "parquet":
             table = pa.parquet.read_table(path, memory_map=True)
@@ -179,10 +188,6 @@ def _read(path: Path, kind: str, bad: BadRows, before: int) -> list[Row]:
             f"{path} cannot be read as {kind} ({error}): truncated, damaged or something else. {REWRITE}."
         ) from error
     text = _text(path, content)
-    if text.startswith("version https://git-lfs"):
-        raise ValueError(
-            f"{path} is a pointer of Git LFS and not the data: `git lfs pull` brings them, or download the file again."
-        )
     if kind == "csv":
         return _read_csv(path, text)
     if text.lstrip().startswith("["):
@@ -196,7 +201,7 @@ def _text(path: Path, content: bytes) -> str:
     if encoding == "utf-8" and b"\0" in content[:1000]:
         raise ValueError(
             f"{path} holds zero bytes, as UTF-16 without a mark, or something that is no text at all. For UTF-16: "
-            f"iconv -f UTF-16LE -t UTF-8 {path.name} > utf8-{path.name}"
+            f"iconv -f UTF-16{'BE' if content[:1] == ZERO else 'LE'} -t UTF-8 {path.name} > utf8-{path.name}"
         )
     if encoding.startswith(("utf-16", "utf-32")):
         try:
@@ -311,26 +316,20 @@ def _read_csv(path: Path, text: str) -> list[Row]:
             rows.append({name: _spelled(name, cell) for name, cell in zip(header, cells, strict=True)})
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not valid CSV ({error}). {REWRITE}.") from error
-    for name, kind in (("weight", float), ("group", int)):
-        _numbers(rows, name, kind)
+    if all(re.fullmatch(r"\s*\d+\s*", row.get("group") or "0") for row in rows):  # else they are names
+        rows = [row | {"group": int(row["group"])} if row.get("group") else row for row in rows]
     return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
 def _spelled(name: str, cell: str) -> Any:
     if name == "label":
         return {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(cell.strip().lower(), cell or None)
-    return None if cell == "" and name in ("weight", "group") else cell
-
-
-def _numbers(rows: list[Row], name: str, kind: Callable[[str], Any]) -> None:
-    """A column in which every cell spells a number holds numbers."""
-    try:
-        values = [None if row.get(name) is None else kind(row[name]) for row in rows]
-    except ValueError:
-        return
-    for row, value in zip(rows, values, strict=True):
-        if name in row:
-            row[name] = value
+    if name == "weight":
+        try:
+            return float(cell)
+        except ValueError:
+            return cell or None
+    return None if cell == "" and name == "group" else cell
 
 
 def _refuse_twice(path: Path, names: list[str]) -> None:

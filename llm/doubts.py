@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from llm.data_checks import READ, name_of, parse_json
+from llm.data_checks import READ, name_of, spelt_messages
 from llm.rows import Row, which
 
 ENDS = 5  # tokens at the end of a completion that are looked at
+ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 SHOWN = 60  # characters of a text that a warning shows
 
 
@@ -30,22 +31,55 @@ def of_columns(names: Sequence[str], implicit: Row | None) -> list[str]:
     return [said]
 
 
+def of_spelt(rows: Sequence[Row], texts: Sequence[str]) -> list[str]:
+    """Strings that spell messages."""
+    spelt = [row for row in rows if any(isinstance(row[name], str) and spelt_messages(row[name]) for name in texts)]
+    if 2 * len(spelt) <= len(rows):  # an answer may be about messages
+        return []
+    held = next(row[name] for row in spelt for name in texts if isinstance(row[name], str) and spelt_messages(row[name]))
+    return [
+        f"{which(row['index'] for row in spelt)} with messages written into strings, such as {_shown(held)}: they are taken for "
+        "plain text. --strings json reads them as messages; --strings raw keeps them as they are, without this warning."
+    ]
+
+
+def of_roles(rows: Sequence[Row], completions: Sequence[str]) -> list[str]:
+    """Conversations whose completions are no turn of the assistant, or that have roles which templates do not know."""
+    if isinstance(rows[0]["prompt"], str):
+        return []
+    said = []
+    wrong = [
+        row["index"]
+        for row in rows
+        if row["prompt"][-1]["role"] == "assistant"
+        or any(row[n][0]["role"] == "user" or row[n][-1]["role"] == "user" for n in completions)
+    ]
+    if wrong:
+        said.append(
+            f"{which(wrong)} with a prompt that ends with the assistant's turn, or a completion that begins or ends with the "
+            "user's: what the user says is trained on, too. Check where the prompt ends."
+        )
+    roles = {m["role"] for row in rows for name in ("prompt", *completions) for m in row[name]} - ROLES
+    if roles:
+        said.append(
+            f"roles that most chat templates do not know: {', '.join(sorted(roles))}. Usual are {', '.join(sorted(ROLES))}: "
+            "rename them where the first example below does not look right."
+        )
+    twice = [row["index"] for row in rows if sum(m["role"] == "system" for m in row["prompt"]) > 1]
+    if twice:
+        said.append(f"{which(twice)} with more than one system message. Leave one of them out.")
+    return said
+
+
 def of_strings(
     rows: Sequence[Row], completions: Sequence[str], tokenizer: PreTrainedTokenizerBase, strings: str | None
 ) -> list[str]:
-    """Strings that a template has written, that hold messages, or that a chat model will see without its template."""
+    """Strings that a template has written, or that a chat model will see without its template."""
     first = rows[0]
     if strings is not None or not isinstance(first["prompt"], str):
         return []
     seen = f"The first row is seen as {_junction(first['prompt'], first[completions[0]])}"
-    serialised = [row["index"] for row in rows if any(_holds_messages(row[name]) for name in ("prompt", *completions))]
-    if serialised:
-        held = next(row[name] for row in rows for name in ("prompt", *completions) if _holds_messages(row[name]))
-        return [
-            f"{which(serialised)} with messages written into strings, such as {_shown(held)}: they are taken "
-            "for plain text. --strings json reads them as messages; --strings raw keeps them as they are, without this warning."
-        ]
-    special = [mark for mark in _special(tokenizer) if any(mark in row["prompt"] for row in rows)]
+    special = [mark for mark in _special(tokenizer) if 2 * sum(mark in row["prompt"] for row in rows) > len(rows)]
     if special:
         return [
             f"the prompts hold special tokens of the tokenizer ({', '.join(special)}), as if a chat template had written them. "
@@ -110,11 +144,10 @@ def first_example(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _ends_twice(last: Iterable[Any], ends: set[int], tokenizer: PreTrainedTokenizerBase, conversational: bool) -> bool:
     """Whether the token before the last one, less blank ones, ends a text, too. Templates may write two different ends."""
-    tokens = [int(token) for token in last if token >= 0]
-    if not tokens or tokens[0] not in ends:
+    tokens = [int(token) for token in last if token >= 0 and (token in ends or tokenizer.decode([token]).strip())]
+    if len(tokens) < 2 or tokens[0] not in ends:
         return False
-    before = next((token for token in tokens[1:] if tokenizer.decode([token]).strip()), -1)
-    return before == tokens[0] if conversational else before in ends
+    return tokens[1] == tokens[0] if conversational else tokens[1] in ends
 
 
 def _elements(column: pa.ChunkedArray, position: int) -> np.ndarray:
@@ -132,17 +165,6 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     tokens = {str(token) for token in tokenizer.all_special_tokens}
     tokens |= {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special}
     return sorted(token for token in tokens if len(token) > 2 and not token.isalnum())
-
-
-def _holds_messages(text: str) -> bool:
-    if not text.lstrip().startswith(("[{", "{")) or "role" not in text:
-        return False
-    try:
-        value = parse_json(text)
-    except ValueError:
-        return False
-    messages = value if isinstance(value, list) else [value]
-    return bool(messages) and all(isinstance(message, dict) and "role" in message for message in messages)
 
 
 def _glued(prompt: str, completion: str) -> bool:

@@ -3,13 +3,16 @@
 import re
 from typing import Any
 
-# How the turn of an assistant begins in strings: Anthropic's HH-RLHF, Alpaca, Vicuna, ChatML, Llama 2 and 3, Gemma, Zephyr, NeMo.
+# How the turn of an assistant begins in strings:
+# HH-RLHF, Alpaca, Vicuna, ChatML, Llama 2 to 4, Gemma, Zephyr, NeMo, DeepSeek.
 ASSISTANT = re.compile(
-    r"(?:^|\n)\s*(?:Assistant|ASSISTANT|AI|Bot|A|### (?:Response|Assistant|Answer)):[ \t]*\n?"
-    r"| ASSISTANT:|\[/INST\]|<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n*"
-    r"|<start_of_turn>model\n|<\|assistant\|>\n?|<extra_id_1>Assistant\n"
+    r"(?:^|\n)\s*(?:Assistant|ASSISTANT|assistant|AI|Bot|Chatbot|A|答|Response|TL;DR"
+    r"|### (?:Response|Assistant|Answer))[:：][ \t]*\n?"
+    r"| ASSISTANT:|\[/INST\]|<\|im_start\|>assistant\n"
+    r"|<\|(?:start_)?header(?:_id|_start)?\|>assistant<\|(?:end_)?header(?:_id|_end)?\|>\n*"
+    r"|<start_of_turn>model\n|<\|assistant\|>\n?|<extra_id_1>Assistant\n|<｜Assistant｜>|<\|CHATBOT_TOKEN\|>"
+    r"|<\|start\|>assistant<\|channel\|>final<\|message\|>"
 )
-
 # what stands at the end of the common beginning without a blank after it; in Chinese, Japanese and Korean each sign is a word
 PART_OF_A_WORD = re.compile(r"[^\s\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]*\Z")
 
@@ -41,7 +44,9 @@ def _common(a: Any, b: Any) -> int:
 
 
 def _boundary(chosen: str, rejected: str, alike: int) -> int:
-    turns = [match.end() for match in ASSISTANT.finditer(chosen, 0, alike)]
+    found = ASSISTANT.finditer(chosen, 0, alike)
+    # "A:" may be the first of several options; an answer has its question before it
+    turns = [match.end() for match in found if match[0].strip() != "A:" or "Q:" in chosen[: match.start()]]
     if turns:
         end = turns[-1]
         while end > 1 and chosen[end - 1] in " \t":

@@ -357,8 +357,8 @@ def test_weights_and_groups():
             r"none of the 3 rows .* \(1, 2, 3\) with a `weight`.*'a'",
         ),
         ([{"group": "a"}, {"group": None}, {"group": "b"}], r"1 row \(2\) without a `group`"),
-        ([{"group": 0}, {"group": -1}, {"group": 1}], r"1 row \(2\) with a `group` that is no whole number >= 0 \(-1\)"),
-        ([{"group": 0.5}, {"group": 1.5}, {"group": 1.0}], r"none of the 3 rows .* with a `group` that is no name.*0\.5"),
+        ([{"group": 0}, {"group": -1}, {"group": 1}], r"1 row \(2\) with a `group` that is no whole number from 0 .*\(-1\)"),
+        ([{"group": 0.5}, {"group": 1.5}, {"group": 1.0}], r"2 rows \(1, 2\) with a `group` that is no whole number.*0\.5"),
     ],
 )
 def test_bad_weights_and_groups(changes, message):

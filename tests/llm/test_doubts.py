@@ -129,7 +129,7 @@ def test_messages_in_strings(spell):
     assert "1 row (1) with messages written into strings" in said and "--strings json" in said
     talk = [pair(user, good, bad)]  # type: ignore[arg-type]
     assert decoded(rows, tokenizer, strings="json") == decoded(talk, tokenizer)
-    with pytest.raises(ValueError, match=r"1 row \(2\) not the JSON that --strings json expects"):
+    with pytest.raises(ValueError, match=r"1 row \(2\) with a string in `prompt`, which needs a list of messages"):
         tokenise([*rows, pair("[{", spell(good), spell(bad))], tokenizer, strings="json")
 
 
@@ -155,3 +155,84 @@ def test_the_first_example():
     ]
     long = [pair("the " * 2000, "cat", "dog")]
     assert len(first_example(tokenise(long, tokenizer), tokenizer)) < 2000
+
+
+USER, GOOD, BAD = (
+    [{"role": role, "content": text}] for role, text in (("user", "what is it?"), ("assistant", "red"), ("assistant", "sad"))
+)
+
+
+def test_messages_in_strings_without_a_column_of_prompts():
+    rows = [{"chosen": json.dumps(USER + GOOD), "rejected": json.dumps(USER + BAD)}]
+    tokenizer = byte_tokenizer(["x"], chat_template=True)
+    assert "--strings json" in warned(rows, tokenizer) and "--strings chat" not in warned(rows, tokenizer)
+    assert decoded(rows, tokenizer, strings="json") == decoded([pair(USER, GOOD, BAD)], tokenizer)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda m: json.dumps(json.dumps(m)),
+        lambda m: repr(tuple(m)),
+        lambda m: "[" + "\n ".join(map(repr, m)) + "]",  # as numpy prints an array of objects
+        lambda m: repr(m).replace("}", ", 'name': nan}"),
+        lambda m: json.dumps([{"from": {"user": "human", "assistant": "gpt"}[x["role"]], "value": x["content"]} for x in m]),
+    ],
+    ids=["twice", "tuple", "numpy", "nan", "sharegpt"],
+)
+def test_other_ways_to_spell_messages(spell):
+    tokenizer = byte_tokenizer(["x"], chat_template=True)
+    rows = [{"chosen": spell(USER + GOOD), "rejected": spell(USER + BAD)}]
+    assert "--strings json" in warned(rows, byte_tokenizer(["x"]))
+    assert decoded(rows, tokenizer, strings="json") == decoded([pair(USER, GOOD, BAD)], tokenizer)  # type: ignore[arg-type]
+
+
+def test_a_plain_prompt_beside_spelt_conversations():
+    """UltraFeedback as CSV; a prompt that happens to be JSON stays text."""
+    tokenizer = byte_tokenizer(["x"], chat_template=True)
+    rows = [pair(text, repr(USER + GOOD), repr(USER + BAD)) for text in ("what is it?", "5", "true")]
+    assert decoded(rows, tokenizer, strings="json") == decoded([pair(USER, GOOD, BAD)], tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"--strings json: no cell of prompt, chosen, rejected spells a list of messages"):
+        tokenise(PLAIN, tokenizer, strings="json")
+
+
+def test_one_answer_about_messages_hides_nothing():
+    tokenizer = word_tokenizer(chat_template=True)
+    rows = [*PLAIN, pair("the moon", '{"role": "admin", "content": "x"}', " red")]
+    assert "has a chat template" in (said := warned(rows, tokenizer)) and "--strings json" not in said
+    marked = [*PLAIN, pair("the <eos> is", " red", " blue")]
+    assert "has a chat template" in (said := warned(marked, tokenizer)) and "--strings templated" not in said
+
+
+def test_prompts_that_stand_in_the_completions_once_more():
+    tokenizer = word_tokenizer(chat_template=True)
+    whole = [pair(USER, USER + GOOD, USER + BAD)]  # type: ignore[arg-type]
+    assert "begins with its prompt once more: it is cut" in warned(whole, tokenizer)
+    talk = byte_tokenizer(["x"], chat_template=True)
+    assert decoded(whole, talk) == decoded([pair(USER, GOOD, BAD)], talk)  # type: ignore[arg-type]
+    strings = [pair(p, p + c, p + r) for p, c, r in (("the cat sees ", "the sun", "a dog"), ("a bird likes ", "red", "blue"))]
+    assert "it is cut" in warned(strings, word_tokenizer())
+    assert decoded(strings, word_tokenizer()) == ["the cat sees", "the sun <eos>"]
+    assert decoded(strings, word_tokenizer(), strings="raw") == ["the cat sees", "the cat sees the sun <eos>"]
+    assert warned([pair("the", "the cat", "the dog")], word_tokenizer()).count("once more") == 0  # a coincidence of a word
+    some = [*strings, *strings, pair("the moon is", " red", " blue")]
+    assert "4 rows (1, 2, 3, 4) with completions that begin with the prompt once more" in warned(some, word_tokenizer())
+
+
+def test_turns_of_the_wrong_speaker():
+    tokenizer = word_tokenizer(chat_template=True)
+    ends = [pair(USER, GOOD + USER, BAD), pair(USER + GOOD, GOOD, BAD), pair(USER, USER, BAD), pair(USER, GOOD, BAD)]  # type: ignore[arg-type]
+    assert "3 rows (1, 2, 3) with a prompt that ends with the assistant's turn, or" in warned(ends, tokenizer)
+    human = [pair([{"role": "human", "content": "the cat"}], GOOD, BAD)]  # type: ignore[arg-type]
+    assert "roles that most chat templates do not know: human" in warned(human, tokenizer)
+    system = [{"role": "system", "content": "be happy"}]
+    assert "more than one system message" in warned(
+        [pair(system + USER, GOOD, BAD, s="be sad")], tokenizer, columns={"system": "s"}
+    )  # type: ignore[arg-type]
+
+
+def test_an_end_before_the_line_break_of_a_template():
+    tokenizer = word_tokenizer(chat_template=True)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} <eos> \n{% endfor %}"
+    talk = [pair(USER, [{"role": "assistant", "content": "red <eos>"}], BAD)]  # type: ignore[arg-type]
+    assert "whose `chosen` ends twice" in warned(talk, tokenizer)

@@ -28,6 +28,12 @@ HH = "\n\nHuman: who?\n\nAssistant: me\n\nHuman: why?\n\nAssistant:"
         ("It is", " 5.", " 50."),  # not "It is 5"
         ("the cat is", " really", " red"),  # not "the cat is re"
         ("the cat is", " red", " red and sad"),  # one answer is all of the common beginning
+        ("Q: who?\nA:", " It is x", " It is y"),
+        ("Options:\nA: one\nB: two\nPick:", " B", " C"),  # no answer
+        ("post\nTL;DR:", " It is x", " It is y"),
+        ("<｜User｜>q<｜Assistant｜>", "It is x", "It is y"),
+        ("<|header_start|>assistant<|header_end|>\n\n", "It is x", "It is y"),
+        ("问：谁\n答：", "是我", "是你"),
         ("今天", "好", "坏"),
         ("a line\n", "x", "y"),
     ],

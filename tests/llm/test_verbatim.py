@@ -241,3 +241,52 @@ def test_data_sets_are_not_changed_by_reading():
     seen_by_the_template(rows)
     assert json.dumps(rows) == before
     assert datasets.is_caching_enabled()
+
+
+def test_numbers_of_csv_are_judged_cell_by_cell(tmp_path):
+    lines = [f"the cat, is red, is blue,{weight},{k}" for k, weight in enumerate(("1.5", "n/a", "", "2", "-1", "1e39"))]
+    (tmp_path / "a.csv").write_text("\n".join(["prompt,chosen,rejected,weight,group", *lines]))
+    with pytest.raises(ValueError, match=r"4 rows \(2, 3, 5, 6\) with a `weight` .*'n/a'"):
+        tokenise(load_rows(tmp_path / "a.csv"), word_tokenizer())
+    bad = BadRows(drop=True)
+    with pytest.warns(UserWarning, match="4 of 6 rows are left out"):
+        data = tokenise(load_rows(tmp_path / "a.csv", bad=bad), word_tokenizer(), bad=bad)
+    assert list(data["weight"]) == [1.5, 2.0] and list(data["group"]) == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"weight": 10**400}, r"1 row \(2\) with a `weight`"),
+        ({"weight": 1e39}, r"1 row \(2\) with a `weight`"),
+        ({"group": 2**70}, r"1 row \(2\) with a `group` that is no whole number from 0 to"),
+    ],
+)
+def test_numbers_beyond_what_is_stored(row, message):
+    with pytest.raises(ValueError, match=message):
+        tokenise([GOOD | {k: 1 for k in row}, GOOD | row, GOOD | {k: 1 for k in row}], word_tokenizer())
+
+
+def test_a_system_message_that_cannot_be_written():
+    rows = [GOOD | {"s": "be happy"}, GOOD | {"s": "\ud83d"}, GOOD | {"s": 3}, GOOD]
+    with pytest.raises(ValueError, match=r"2 rows \(2, 3\) with a system message that is no string, or holds half an emoji"):
+        tokenise(rows, word_tokenizer(chat_template=True), strings="chat", columns={"system": "s"})
+
+
+def test_a_tool_may_return_nothing():
+    row = talk("q", {"n": 1})
+    row["chosen"] += [{"role": "tool", "content": ""}, {"role": "assistant", "content": "done"}]
+    assert len(seen_by_the_template([row])) == 1
+
+
+def test_a_file_of_something_else(tmp_path):
+    (tmp_path / "a.jsonl").write_text("<html>\n<body>Not found</body>\n")
+    bad = BadRows()
+    with pytest.raises(ValueError, match=r"none of the 2 rows can be used: 2 rows \(1, 2\) not valid JSON"):
+        tokenise(load_rows(tmp_path / "a.jsonl", bad=bad), word_tokenizer(), bad=bad)
+    pd.DataFrame([GOOD]).to_parquet(tmp_path / "b.jsonl")
+    with pytest.raises(ValueError, match=r"is a Parquet file. Give it the ending"):
+        load_rows(tmp_path / "b.jsonl")
+    (tmp_path / "c.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="Git LFS"):
+        load_rows(tmp_path / "c.parquet")

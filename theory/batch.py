@@ -83,7 +83,8 @@ def as_float64(x: ArrayLike, name: str, device: torch.device | None = None) -> T
             raise ValueError(
                 f"{name} must be real numbers, got a tensor of {x.dtype}. Pass its real part if that is what is meant."
             )
-        return x.detach().to(device=device, dtype=torch.float64)
+        dense = x.to_dense() if x.layout != torch.strided else x
+        return dense.detach().to(device=device, dtype=torch.float64)
     try:
         array = np.asarray(np.ma.filled(x.astype(float), np.nan) if isinstance(x, np.ma.MaskedArray) else x)
         if array.dtype.kind == "O" and any(isinstance(entry, (str, bytes, complex)) for entry in array.flat):
@@ -92,7 +93,7 @@ def as_float64(x: ArrayLike, name: str, device: torch.device | None = None) -> T
             raise TypeError(f"its entries have the type {array.dtype}")
         # torch takes neither negative strides nor a read-only array
         array = np.require(array, dtype=np.float64, requirements=["C", "W"])
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"{name} must be an array of numbers, got {type(x).__name__} ({error}). Convert it first, "
             "from a table by table[columns].to_numpy(float), and give all rows the same length."

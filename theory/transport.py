@@ -223,7 +223,7 @@ def _checked(name: str, sample: Tensor, weights: Tensor | None) -> tuple[Tensor,
 
 def _tensor(name: str, x: Tensor) -> Tensor:
     """Tensors of floats as they are, with dtype and gradient; whole numbers, truth values and what else there is in float64."""
-    return x if isinstance(x, Tensor) and x.is_floating_point() else as_float64(x, name)
+    return x if isinstance(x, Tensor) and x.is_floating_point() and x.layout == torch.strided else as_float64(x, name)
 
 
 def check_weights(weights: Tensor, n: int, name: str = "weights", *, all_zero: bool = False) -> None:

@@ -268,3 +268,12 @@ def test_pairs_are_counted_from_one() -> None:
     holes[[0, 2]] = np.nan
     refuses(lambda: common_scale(holes, U), "pairs [1, 3]", "first pair is 1")
     refuses(lambda: from_rewards(U / 9, U / 9, [0, np.inf, 0, 0, 0, 0, 0], np.zeros(7), beta=1.0, bound=1.0), "pair 2 is inf")
+
+
+def test_sparse_tensors_and_numbers_without_end() -> None:
+    u = np.random.default_rng(0).standard_normal((20, 2)) + 0.3
+    sparse = dpo(torch.from_numpy(u).to_sparse(), beta=1.0, bound=9.0)
+    torch.testing.assert_close(sparse.theta, dpo(u, beta=1.0, bound=9.0).theta)
+    huge = u.astype(object)
+    huge[3, 1] = 10**400
+    refuses(lambda: dpo(huge, beta=1.0, bound=9.0), "u must be an array of numbers")

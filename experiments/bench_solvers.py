@@ -19,7 +19,8 @@ What each peer solves, in our notation (beta = 1, theta_ref = 0, no intercept, t
 * scikit-learn LogisticRegression without penalty: L-BFGS to its default tolerance of 1e-4.
 
 Rows "ours, scaling" hold the time per fit against sample size and replicates, the row "ours, memory" the largest
-resident memory of a process that does nothing else.
+resident memory of a process that does nothing else. Rows "ours, on the CPU" compare our fits on a CUDA device with those of
+the same samples on the CPU, where at most `cpu_replicates` are timed: from 64 on the time per fit does not depend on them.
 """
 
 import importlib
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ BOUND = 50.0  # out of reach: the peers have no bound
 KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = 0.02, 0.1, 1.0
 WIDE_KL_RADIUS = 0.1  # close to the collapse radius, and beyond it in some replicates
 MEMORY_LIMIT_GIB = 4.0
+PARTS = ("peers", "scaling", "devices")
 COLUMNS = [
     *("problem", "n", "d", "replicates", "peer", "device", "threads", "ours_s", "peer_s", "ratio", "target"),
     *("objective_gap", "certified_gap", "peak_gib", "met", "note"),
@@ -65,13 +67,15 @@ class Profile:
     atoms: tuple[int, ...]
     scaling_pairs: tuple[int, ...]
     scaling_replicates: tuple[int, ...]
+    device_replicates: tuple[int, ...]
+    cpu_replicates: int  # of the samples on devices, so many are fitted on the CPU, too
     dimension: int = 5
 
 
 PROFILES = {
-    "smoke": Profile(60, 4, 2, 5.0, (24,), (50, 100), (2, 4)),
-    "quick": Profile(1000, 256, 7, 15.0, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256)),
-    "paper": Profile(1000, 256, 25, 120.0, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256)),
+    "smoke": Profile(60, 4, 2, 5.0, (24,), (50, 100), (2, 4), (2, 5), 3),
+    "quick": Profile(1000, 256, 7, 15.0, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256), (256, 4096, 65_536), 1024),
+    "paper": Profile(1000, 256, 25, 120.0, (48, 160), (1_000, 10_000, 100_000), (16, 64, 256), (256, 4096, 65_536), 1024),
 }
 
 
@@ -88,6 +92,16 @@ class Samples:
 
     def to(self, device: str) -> "Samples":
         return Samples(self.u.to(device), None if self.weights is None else self.weights.to(device))
+
+    def first(self, count: int) -> "Samples":
+        if self.weights is None:
+            return Samples(self.u[:count], None)
+        return Samples(self.u, self.weights[:count])
+
+    def repeated(self, times: int) -> "Samples":
+        if self.weights is None:
+            return Samples(self.u.repeat(times, 1, 1), None)
+        return Samples(self.u, self.weights.repeat(times, 1))
 
     def replicate(self, r: int) -> tuple[Array, Array]:
         """u (n, d) and weights (n,) of one replicate."""
@@ -497,6 +511,36 @@ def scaling(size: Profile, device: str) -> Iterator[dict[str, Any]]:
             }
 
 
+def devices(size: Profile, device: str) -> Iterator[dict[str, Any]]:
+    """Each problem on a device against the same samples on the CPU, by replicates; beyond `cpu_replicates` they come again."""
+    for case in cases(replace(size, replicates=size.cpu_replicates)):
+        for replicates in size.device_replicates:
+            few = case.samples.first(min(replicates, size.cpu_replicates))
+            there = few.repeated(-(-replicates // size.cpu_replicates)).to(device)
+            row: dict[str, Any] = {
+                "problem": case.problem,
+                "n": case.samples.u.shape[-2],
+                "d": size.dimension,
+                "replicates": there.replicates,
+                "peer": "ours, on the CPU",
+                "device": device,
+                "threads": torch.get_num_threads(),
+            }
+            try:
+                _time_ours(case, there)
+                ours = [_time_ours(case, there) for _ in range(2)]
+            except torch.OutOfMemoryError as error:
+                yield row | {"note": f"out of memory: {str(error).splitlines()[0]}"}
+                continue
+            cpu_s, on_cpu = min((_time_ours(case, few) for _ in range(2)), key=lambda timed: timed[0])
+            seconds, fit = min(ours, key=lambda timed: timed[0])
+            row |= {"ours_s": seconds / there.replicates, "peer_s": cpu_s / few.replicates}
+            apart = (fit.value[: few.replicates].cpu() - on_cpu.value).abs() / on_cpu.value.abs()
+            left = int((~fit.converged).sum())
+            row |= {"ratio": row["peer_s"] / row["ours_s"], "objective_gap": float(apart.max())}
+            yield row | {"certified_gap": float(fit.gap.max()), "note": f"{left} fits not converged" if left else ""}
+
+
 def memory(size: Profile) -> dict[str, Any]:
     """Largest resident memory of a fresh process that fits the largest scaling case, data included."""
     n, replicates = max(size.scaling_pairs), max(size.scaling_replicates)
@@ -528,19 +572,20 @@ def peak_gib(replicates: int, n: int, d: int) -> float:
 
 
 # --------------------------------------------------------------------------------------------------------------- report
-def bench_solvers(out: Path, profile: str) -> pd.DataFrame:
+def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.DataFrame:
     """Run the benchmark, print its table and write it to `out`/solvers.csv.
 
-    profile: "smoke" (seconds), "quick" (minutes) or "paper" (more repetitions). With a CUDA device our timings
-    are repeated there. Raises ValueError for an unknown profile.
+    profile: "smoke" (seconds), "quick" (minutes) or "paper" (more repetitions). parts: which of "peers", "scaling" and
+    "devices", the last for a CUDA device, on which the others are repeated, too. Raises ValueError for an unknown profile.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}.")
+    if tuple(parts) == ("devices",) and not torch.cuda.is_available():
+        raise ValueError("the part devices compares a CUDA device with the CPU, and torch sees none: leave it out.")
     size, console = PROFILES[profile], Console()
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(columns=COLUMNS)
-    for number, row in enumerate(_rows(size, devices)):
+    for number, row in enumerate(_rows(size, parts)):
         table = pd.DataFrame([*table.to_dict("records"), row], columns=COLUMNS)
         table.to_csv(out / "solvers.csv", index=False)  # row by row: an interrupted run keeps what it has measured
         console.print(f"[{number + 1}] {row['problem']}, n = {row['n']}, R = {row['replicates']}: {row['peer']}")
@@ -549,14 +594,21 @@ def bench_solvers(out: Path, profile: str) -> pd.DataFrame:
     return table
 
 
-def _rows(size: Profile, devices: list[str]) -> Iterator[dict[str, Any]]:
-    yield memory(size)  # first, while this process is small: a child's peak counts what it was forked from
-    for case in cases(size):
-        for peer in case.peers:
-            for device in devices:
-                yield compare(case, peer, size, device)
-    for device in devices:
-        yield from scaling(size, device)
+def _rows(size: Profile, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    cuda = ["cuda"] if torch.cuda.is_available() else []
+    if "scaling" in parts:
+        yield memory(size)  # first, while this process is small: a child's peak counts what it was forked from
+    if "peers" in parts:
+        for case in cases(size):
+            for peer in case.peers:
+                for device in ["cpu", *cuda]:
+                    yield compare(case, peer, size, device)
+    if "scaling" in parts:
+        for device in ["cpu", *cuda]:
+            yield from scaling(size, device)
+    if "devices" in parts:
+        for device in cuda:
+            yield from devices(size, device)
 
 
 def _rich_table(table: pd.DataFrame) -> Table:

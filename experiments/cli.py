@@ -306,14 +306,19 @@ def _experiment(source: Path) -> str:
     return str(name)
 
 
-def run_bench_solvers(out: Path = Path("results/bench"), profile: Literal["smoke", "quick", "paper"] = "quick") -> None:
+def run_bench_solvers(
+    out: Path = Path("results/bench"),
+    profile: Literal["smoke", "quick", "paper"] = "quick",
+    parts: tuple[Literal["peers", "scaling", "devices"], ...] = ("peers", "scaling", "devices"),
+) -> None:
     """Time our solvers against cvxpy, dro, skwdro and scikit-learn on the same problems, in one run.
 
     Args:
         out: Folder for solvers.csv.
         profile: Size of the benchmark: smoke (seconds), quick (minutes) or paper (more repeats).
+        parts: Against other packages; by sample size and replicates; on a CUDA device, where there is one, against the CPU.
     """
-    bench_solvers.bench_solvers(out, profile)
+    bench_solvers.bench_solvers(out, profile, parts)
 
 
 def run_bench_training(

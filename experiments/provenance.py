@@ -5,9 +5,10 @@ import subprocess
 from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from theory.versions import versions
 
 _PACKAGES = ("prefdro", "torch", "numpy", "scipy", "pandas", "pyarrow", "joblib")
 
@@ -29,8 +30,7 @@ def configuration(config: Any) -> dict[str, Any]:
 
 def provenance(*more: str) -> dict[str, object]:
     """Versions of Python and the packages, `more` among them, and the commit of the checkout, marked when it has changes."""
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in (*_PACKAGES, *more)}}
-    return {"versions": versions, "commit": _commit()}
+    return {"versions": {"python": platform.python_version(), **versions(*_PACKAGES, *more)}, "commit": _commit()}
 
 
 def _commit() -> str:

@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +39,7 @@ from llm.resume import CONTENT, RECORD, last_checkpoint, refuse_another_run, row
 from llm.special_ids import settle_special_ids
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
+from theory.versions import versions
 
 Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments]
 
@@ -276,7 +276,7 @@ def _facts(trainer: PreferenceTrainer, model: ModelArguments, data: DataArgument
         unit = "embedding output" + (", squared" if trainer.step.squared else "")
         facts[f"radius in units of the {unit}"] = f"{trainer.step.radius:.6g}"
     facts |= {f"sha256 of the {part}": value for part, value in trainer.reference_identity.items() if part != "dtype"}
-    facts |= {name: version(name) for name in ("prefdro", "torch", "transformers")}
+    facts |= versions("prefdro", "torch", "transformers")
     return facts
 
 

@@ -21,7 +21,8 @@ class SupportsArray(Protocol):
 # anything that numpy makes an array of numbers of: also a pandas DataFrame or Series
 ArrayLike = Tensor | np.ndarray | float | Sequence[Any] | SupportsArray
 
-_CHUNK_ELEMENTS = 1 << 16  # doubles in one chunk's (replicates x pairs) array: a few arrays of it fit in the L2 cache
+# doubles in one chunk's (replicates x pairs) array: a few of them fit in a core's L2 cache, or keep a GPU busy for each launch
+_CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class PairBatch:
     def chunks(self, elements_per_replicate: int | None = None) -> list[slice]:
         """Slices of replicates small enough to stay in cache; what is computed does not depend on them."""
         size = elements_per_replicate or self.p.shape[1]
-        step = max(1, _CHUNK_ELEMENTS // size)
+        step = max(1, _CHUNK_ELEMENTS.get(self.p.device.type, 1 << 16) // size)
         return [slice(start, min(start + step, self.replicates)) for start in range(0, self.replicates, step)]
 
 

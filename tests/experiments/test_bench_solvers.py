@@ -121,3 +121,16 @@ def test_dro_is_imported_without_its_unused_requirements() -> None:
         pytest.skip("dro is not installed: make peers")
     theta = bench.dro_kl(bench.KL_RADIUS)(U, np.full(12, 1 / 12))
     assert theta.shape == (3,) and np.isfinite(theta).all()
+
+
+def test_devices_are_compared_on_the_same_samples() -> None:
+    """Here a device with itself: the values are the same, however often the samples come again."""
+    found = [row for row in bench.devices(bench.PROFILES["smoke"], "cpu") if row["problem"] in ("dpo", "wdpo_finite p=1")]
+    assert [row["replicates"] for row in found] == [2, 6] * 2  # 5 are asked for, in whole repetitions of 3
+    assert all(row["objective_gap"] < 1e-12 and row["certified_gap"] < 1e-8 for row in found)
+
+
+def test_devices_without_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees none"):
+        bench.bench_solvers(tmp_path, "smoke", ["devices"])

@@ -42,6 +42,8 @@ def simulate(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd
 
 def slow(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd.DataFrame:
     time.sleep(0.3)
+    if (gate := os.environ.get("TEST_RUNNER_GATE")) and parameters["rho"] == float("inf"):
+        wait_until(Path(gate).exists)
     return simulate(parameters, rng_seed)
 
 
@@ -290,10 +292,10 @@ if __name__ == "__main__":
 """
 
 
-def start(out: Path, calls: Path, backend: str = "loky") -> subprocess.Popen[str]:
+def start(out: Path, calls: Path, backend: str = "loky", **more: str) -> subprocess.Popen[str]:
     script = out.parent / "script.py"
     script.write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TEST_RUNNER_CALLS": str(calls)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TEST_RUNNER_CALLS": str(calls)} | more
     return subprocess.Popen(
         [sys.executable, str(script), str(out), backend],
         env=environment,
@@ -348,7 +350,7 @@ def test_killed_run_is_resumed(tmp_path: Path, expected: pd.DataFrame) -> None:
 
 def test_interrupted_run_stops_cleanly(tmp_path: Path, expected: pd.DataFrame) -> None:
     out = tmp_path / "out"
-    process = start(out, tmp_path / "calls")
+    process = start(out, tmp_path / "calls", TEST_RUNNER_GATE=str(tmp_path / "never"))  # or it may have ended before
     wait_for_cells(process, out, 1)
     os.killpg(process.pid, signal.SIGINT)  # what control-C in a terminal does
     _, messages = process.communicate(timeout=PATIENCE)

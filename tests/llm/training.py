@@ -64,7 +64,7 @@ def random_singles(count: int, seed: int = 0, *, weights: bool = False) -> Datas
 
 
 def arguments(out: Path, **others: Any) -> PreferenceArguments:
-    """Arguments for one process on the CPU, without shuffling."""
+    """Arguments for one process, on the CPU unless `use_cpu` is false, without shuffling."""
     defaults: dict[str, Any] = {
         "output_dir": str(out),
         "use_cpu": True,
@@ -89,7 +89,7 @@ class _Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
         assert model is not None
         if not self.found:
-            self.found = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+            self.found = {n: p.grad.detach().cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def step_gradient(

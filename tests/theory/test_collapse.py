@@ -178,7 +178,7 @@ def test_the_fit_leaves_the_reference_exactly_inside_the_radius(ball: str, seed:
     assert inside.value.item() < math.log(2)
     assert beyond.collapsed and beyond.converged
     assert torch.equal(beyond.theta[0], reference)
-    assert beyond.value.item() == pytest.approx(math.log(2), rel=1e-15) and beyond.gap.item() == 0
+    assert beyond.value.item() == pytest.approx(math.log(2), rel=1e-15) and beyond.gap.item() <= 1e-11  # where 0 is accepted
 
 
 @pytest.mark.parametrize("factor", [1.5, 10.0, 1e3, 1e6])

@@ -1,18 +1,21 @@
-"""How does AOT, the alignment by optimal transport of arXiv:2406.05882, behave with the sample, the batch, h and the pairing?
+"""How does AOT, the alignment by optimal transport of arXiv:2406.05882, behave with the sample, the
+batch, h and the pairing?
 
 Seven parts, each with a table in which a row is one replicate:
 
 * `rate`: objective and violation of dominance against the number of pairs; slopes in `rates.csv`
-* `minibatch`: how far the mean over batches is above the population, against the batch size; slopes in `rates.csv`
+* `minibatch`: how far the mean over batches is above the population, against the batch size; slopes
+  in `rates.csv`
 * `softness`: soft sorting against hard sorting
 * `surrogate`: the choice of h and of beta
 * `pairing`: paired and unpaired AOT and DPO, on pairs and on independent samples of unequal sizes
 * `minima`: the local minima that different starts end at
-* `methods`: AOT of first and second order against DPO, IPO and KTO, as fitted and at one KL to the reference; quantiles of the
-  rewards in `quantiles`
+* `methods`: AOT of first and second order against DPO, IPO and KTO, as fitted and at one KL to the
+  reference; quantiles of the rewards in `quantiles`
 
-Rewards are linear, U = w.psi of chosen and V = w.psi of rejected responses with w = theta - theta_ref. In `methods` AOT and KTO
-see the log-ratios, w.psi(s, a) - log E_ref exp(w.psi(s, .)), instead; in `aot-linear` AOT does not.
+Rewards are linear, U = w.psi of chosen and V = w.psi of rejected responses with w = theta -
+theta_ref. In `methods` AOT and KTO see the log-ratios, w.psi(s, a) - log E_ref exp(w.psi(s, .)),
+instead; in `aot-linear` AOT does not.
 """
 
 import time
@@ -25,7 +28,14 @@ import numpy as np
 import pandas as pd
 
 from experiments.aot_comparison import MATCHED_KL, methods_rows, pairing_rows
-from experiments.aot_estimator import BATCHES, minibatch_rows, minima_rows, rate_rows, softness_rows, surrogate_rows
+from experiments.aot_estimator import (
+    BATCHES,
+    minibatch_rows,
+    minima_rows,
+    rate_rows,
+    softness_rows,
+    surrogate_rows,
+)
 from experiments.aot_tables import quantiles_table, rates_table
 from experiments.aot_worlds import BETA, BOUND, SIGNAL, Spec
 from experiments.provenance import code_fingerprint, configuration, provenance
@@ -52,7 +62,9 @@ class Profile:
 
 PROFILES: dict[str, Profile] = {
     "smoke": Profile(
-        replicates=dict(rate=4, minibatch=2, softness=2, surrogate=2, pairing=2, minima=2, methods=2),
+        replicates=dict(
+            rate=4, minibatch=2, softness=2, surrogate=2, pairing=2, minima=2, methods=2
+        ),
         rewards=("curved",),
         rate_sizes=(100, 1000),
         batches=(1, 4, 16),
@@ -64,7 +76,9 @@ PROFILES: dict[str, Profile] = {
         methods_sizes=(100,),
     ),
     "quick": Profile(
-        replicates=dict(rate=50, minibatch=12, softness=5, surrogate=10, pairing=5, minima=4, methods=5),
+        replicates=dict(
+            rate=50, minibatch=12, softness=5, surrogate=10, pairing=5, minima=4, methods=5
+        ),
         rewards=("linear", "curved"),
         rate_sizes=(100, 1000, 10_000, 100_000, 1_000_000),
         batches=tuple(2**k for k in range(10)),
@@ -76,7 +90,9 @@ PROFILES: dict[str, Profile] = {
         methods_sizes=(1000,),
     ),
     "paper": Profile(
-        replicates=dict(rate=400, minibatch=100, softness=50, surrogate=200, pairing=200, minima=50, methods=200),
+        replicates=dict(
+            rate=400, minibatch=100, softness=50, surrogate=200, pairing=200, minima=50, methods=200
+        ),
         rewards=("linear", "curved"),
         rate_sizes=tuple(round(10 ** (k / 2)) for k in range(4, 15)),
         batches=tuple(2**k for k in range(12)),
@@ -92,12 +108,14 @@ PROFILES: dict[str, Profile] = {
 
 @dataclass
 class AotStudy:
-    """AOT: rates, bias of minibatches, soft sorting, choice of h, pairing, local minima, comparison with DPO, IPO and KTO."""
+    """AOT: rates, bias of minibatches, soft sorting, choice of h, pairing, local minima, comparison
+    with DPO, IPO and KTO."""
 
     out: Path = Path("results/aot")
     """Folder of the results; a run that was stopped resumes from what it holds."""
     profile: str = "quick"
-    """Size of the study: smoke (seconds), quick (half a minute on two cores) or paper (an hour or two)."""
+    """Size of the study: smoke (seconds), quick (half a minute on two cores) or paper (an hour or
+    two)."""
     seed: int = 0
     """Seed of all random numbers; the same seed gives the same rows."""
     replicates: int | None = None
@@ -119,7 +137,12 @@ PARTS: dict[str, Callable[[dict[str, Any], np.random.Generator], pd.DataFrame]] 
     "minima": minima_rows,
     "methods": methods_rows,
 }
-BLOCKS = {"softness": 1, "pairing": 4, "minima": 5, "methods": 2}  # replicates in a cell, where they are fitted one by one
+BLOCKS = {
+    "softness": 1,
+    "pairing": 4,
+    "minima": 5,
+    "methods": 2,
+}  # replicates in a cell, where they are fitted one by one
 WORLDS = {  # of the parts
     "rate": Spec(),
     "surrogate": Spec(),
@@ -141,34 +164,65 @@ def plan(config: AotStudy) -> dict[str, list[Cell]]:
         ValueError: an unknown profile, or fewer than two replicates.
     """
     if config.profile not in PROFILES:
-        raise ValueError(f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}.")
+        raise ValueError(
+            f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}."
+        )
     if config.replicates is not None and config.replicates < 2:
-        raise ValueError(f"replicates must be at least 2, got {config.replicates}: one sample has no spread.")
+        raise ValueError(
+            f"replicates must be at least 2, got {config.replicates}: one sample has no spread."
+        )
     profile = PROFILES[config.profile]
-    worlds = {part: [asdict(replace(spec, rewards=rewards)) for rewards in profile.rewards] for part, spec in WORLDS.items()}
+    worlds = {
+        part: [asdict(replace(spec, rewards=rewards)) for rewards in profile.rewards]
+        for part, spec in WORLDS.items()
+    }
     grids: dict[str, list[dict[str, Any]]] = {
-        "rate": [{"world": world, "n": n, "starts": 4} for world in worlds["rate"] for n in profile.rate_sizes],
-        "minibatch": [{"actions": count, "batch": b} for count in (8, 1000) for b in profile.batches],
+        "rate": [
+            {"world": world, "n": n, "starts": 4}
+            for world in worlds["rate"]
+            for n in profile.rate_sizes
+        ],
+        "minibatch": [
+            {"actions": count, "batch": b} for count in (8, 1000) for b in profile.batches
+        ],
         "softness": [{"n": 100, "dimension": 3, "softness": [*profile.softness]}],
-        "surrogate": [{"world": world, "n": 1000, "betas": [*profile.betas], "starts": 4} for world in worlds["surrogate"]],
-        "pairing": [{"world": world, "n": n, "starts": 6} for world in worlds["pairing"] for n in profile.pairing_sizes],
+        "surrogate": [
+            {"world": world, "n": 1000, "betas": [*profile.betas], "starts": 4}
+            for world in worlds["surrogate"]
+        ],
+        "pairing": [
+            {"world": world, "n": n, "starts": 6}
+            for world in worlds["pairing"]
+            for n in profile.pairing_sizes
+        ],
         "minima": [
             {"n": n, "dimension": d, "signal": signal, "starts": 32}
             for signal in (0.0, SIGNAL)
             for d in profile.minima_dimensions
             for n in profile.minima_sizes
         ],
-        "methods": [{"world": world, "n": n, "starts": 5} for world in worlds["methods"] for n in profile.methods_sizes],
+        "methods": [
+            {"world": world, "n": n, "starts": 5}
+            for world in worlds["methods"]
+            for n in profile.methods_sizes
+        ],
     }
     return {
-        part: [cell for settings in grid for cell in _blocks(part, settings, config.replicates or profile.replicates[part])]
+        part: [
+            cell
+            for settings in grid
+            for cell in _blocks(part, settings, config.replicates or profile.replicates[part])
+        ]
         for part, grid in grids.items()
     }
 
 
 def _blocks(part: str, settings: dict[str, Any], replicates: int) -> list[Cell]:
-    """The cells of one setting: its replicates in blocks, so that the cores share those that are fitted one by one."""
-    facts = " ".join(f"{key}={value['rewards'] if key == 'world' else value}" for key, value in settings.items())
+    """The cells of one setting: its replicates in blocks, so that the cores share those that are
+    fitted one by one."""
+    facts = " ".join(
+        f"{key}={value['rewards'] if key == 'world' else value}" for key, value in settings.items()
+    )
     cells = []
     for first in range(0, replicates, BLOCKS.get(part, replicates)):
         count = min(BLOCKS.get(part, replicates), replicates - first)
@@ -178,11 +232,16 @@ def _blocks(part: str, settings: dict[str, Any], replicates: int) -> list[Cell]:
 
 
 def run(config: AotStudy) -> dict[str, pd.DataFrame]:
-    """Run or resume the study and write its tables; returns them by name: those of PARTS, `rates` and `quantiles`."""
+    """Run or resume the study and write its tables; returns them by name: those of PARTS, `rates`
+    and `quantiles`."""
     cells = plan(config)
     began = time.perf_counter()
     with open_run(config.out) as out:
-        tables, seconds, fingerprint = {}, {}, code_fingerprint(*sorted(Path(__file__).parent.glob("aot*.py")))
+        tables, seconds, fingerprint = (
+            {},
+            {},
+            code_fingerprint(*sorted(Path(__file__).parent.glob("aot*.py"))),
+        )
         for part, mine in cells.items():
             start = time.perf_counter()
             tables[part] = run_cells(
@@ -197,7 +256,9 @@ def run(config: AotStudy) -> dict[str, pd.DataFrame]:
             )
             seconds[part] = round(time.perf_counter() - start, 1)
         tables["quantiles"] = quantiles_table(tables["methods"])
-        tables["methods"] = tables["methods"].drop(columns=[name for name in tables["methods"] if "_0." in name])
+        tables["methods"] = tables["methods"].drop(
+            columns=[name for name in tables["methods"] if "_0." in name]
+        )
         tables["rates"] = rates_table(tables["rate"], tables["minibatch"], config.seed)
         for name, table in tables.items():
             write_table(table, out / (f"{name}.csv" if name == "rates" else f"{name}.parquet"))
@@ -218,7 +279,9 @@ def run(config: AotStudy) -> dict[str, pd.DataFrame]:
                 },
                 "worlds": {part: asdict(spec) for part, spec in WORLDS.items()},
                 "rows": {name: len(table) for name, table in tables.items()},
-                "not_converged": {name: int((~table.converged).sum()) for name, table in fitted.items()},
+                "not_converged": {
+                    name: int((~table.converged).sum()) for name, table in fitted.items()
+                },
                 **provenance(),
                 "wall_time_s": round(time.perf_counter() - began, 1),
                 "seconds": seconds,

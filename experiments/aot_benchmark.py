@@ -1,10 +1,12 @@
-"""AOT benchmark: quantiles of rewards, what the choices in AOT do, benchmarks. Section 5, arXiv:2406.05882 (Fig. 1, 2, tables).
+"""AOT benchmark: quantiles of rewards, what the choices in AOT do, benchmarks. Section 5,
+arXiv:2406.05882 (Fig. 1, 2, tables).
 
-Policies are trained with AOT, paired and unpaired, DPO, IPO and KTO on the same preferences. Judged are the rewards of the chosen
-and rejected responses of test pairs, completions of test prompts by a reward model, and benchmarks by lm-evaluation-harness; the
-files of AlpacaEval are written, and its results read. Around the default of AOT its beta, batch size, h and sorting are varied.
-The stages are folders in OUT/stages. By default all is generated here; `--profile paper` is Merlinite-7B on UltraFeedback
-Binarized.
+Policies are trained with AOT, paired and unpaired, DPO, IPO and KTO on the same preferences. Judged
+are the rewards of the chosen and rejected responses of test pairs, completions of test prompts by a
+reward model, and benchmarks by lm-evaluation-harness; the files of AlpacaEval are written, and its
+results read. Around the default of AOT its beta, batch size, h and sorting are varied. The stages
+are folders in OUT/stages. By default all is generated here; `--profile paper` is Merlinite-7B on
+UltraFeedback Binarized.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,8 +30,20 @@ from experiments.alignment.benchmarks import (
     tasks_stage,
     write_benchmarks,
 )
-from experiments.alignment.pairs import annotators, count_pairs, take_pairs, two_of_each, write_pairs
-from experiments.alignment.policies import completions_stage, judge_by_rewards, policies, scored, scores_stage
+from experiments.alignment.pairs import (
+    annotators,
+    count_pairs,
+    take_pairs,
+    two_of_each,
+    write_pairs,
+)
+from experiments.alignment.policies import (
+    completions_stage,
+    judge_by_rewards,
+    policies,
+    scored,
+    scores_stage,
+)
 from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
 from experiments.alignment.responses import write_response_logps
 from experiments.alignment.sizes import PAPER, QUICK, SMOKE, chosen
@@ -104,22 +118,26 @@ PROFILES = {
 
 @dataclass
 class AotBenchmark(BenchmarkOptions):
-    """AOT, DPO, IPO and KTO on the same preferences. What is not given is taken from the profile."""
+    """AOT, DPO, IPO and KTO on the same preferences. What is not given is taken from the
+    profile."""
 
     out: Path = Path("results/aot-benchmark")
     """Folder of the results; a run that was stopped resumes from what it holds."""
     betas: tuple[float, ...] | None = None
     """beta of AOT and DPO in Fig. 2."""
     batch_sizes: tuple[int, ...] | None = None
-    """Pairs in a step in Fig. 2; the epochs are the same, so that smaller batches take more steps."""
+    """Pairs in a step in Fig. 2; the epochs are the same, so that smaller batches take more
+    steps."""
     h: tuple[str, ...] | None = None
     """h of AOT in Fig. 2: logistic, squared_hinge, least_squares."""
     softness: tuple[float, ...] | None = None
     """Softness of soft sorting in Fig. 2, beside hard sorting."""
     instructions: Path | None = None
-    """alpaca_eval.json, whose instructions every compared policy answers for AlpacaEval; where not given, the test prompts."""
+    """alpaca_eval.json, whose instructions every compared policy answers for AlpacaEval; where not
+    given, the test prompts."""
     alpaca_results: Path | None = None
-    """leaderboard.csv or annotations.json of AlpacaEval, whose win rates join the table of benchmarks."""
+    """leaderboard.csv or annotations.json of AlpacaEval, whose win rates join the table of
+    benchmarks."""
 
 
 def plan(config: AotBenchmark) -> Profile:
@@ -131,11 +149,16 @@ def plan(config: AotBenchmark) -> Profile:
     profile: Profile = chosen(PROFILES, config)
     check_benchmarks(profile, config.limit)
     if config.wdpo is not None:
-        raise ValueError(f"no WDPO is trained here, to which wdpo = {config.wdpo} could apply: leave it out.")
+        raise ValueError(
+            f"no WDPO is trained here, to which wdpo = {config.wdpo} could apply: leave it out."
+        )
     if unknown := sorted(set(profile.h) - set(H)):
         raise ValueError(f"unknown h {', '.join(unknown)}; choose from {', '.join(H)}.")
     if profile.completions != 2:
-        raise ValueError(f"annotators compare two completions of each prompt, got completions = {profile.completions}.")
+        raise ValueError(
+            "annotators compare two completions of each prompt, got completions ="
+            f" {profile.completions}."
+        )
     for path in (config.instructions, config.alpaca_results):
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}.")
@@ -143,7 +166,8 @@ def plan(config: AotBenchmark) -> Profile:
 
 
 def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
-    """Run or resume the study and write its tables; returns them, or None where other parts of it are made elsewhere.
+    """Run or resume the study and write its tables; returns them, or None where other parts of it
+    are made elsewhere.
 
     Raises:
         ValueError: a value, a source or a model that cannot be used.
@@ -174,13 +198,25 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
     made_of |= {"instructions": instructions.digest}
     wanted = runs(profile)
     judged = policies(
-        study, [(one, None if one.method == "start" else pairs["train", one.replicate]) for _, one in wanted], judge, made_of
+        study,
+        [
+            (one, None if one.method == "start" else pairs["train", one.replicate])
+            for _, one in wanted
+        ],
+        judge,
+        made_of,
     )
     if config.part is not None or rank() != 0:
         return None
-    found = [(choices, one, made.folder) for (choices, one), made in zip(wanted, judged, strict=True)]
+    found = [
+        (choices, one, made.folder) for (choices, one), made in zip(wanted, judged, strict=True)
+    ]
     columns = [*BENCHMARKS[profile.benchmarks], WIN_RATE]
-    tables = {"quantiles": quantiles(found), "ablations": ablations(profile, found), "benchmarks": benchmarks(profile, found)}
+    tables = {
+        "quantiles": quantiles(found),
+        "ablations": ablations(profile, found),
+        "benchmarks": benchmarks(profile, found),
+    }
     if config.alpaca_results is not None:
         more = win_rates(config.alpaca_results, [run for run, _ in _compared(found)])
         tables["benchmarks"] = pd.concat([tables["benchmarks"], more], ignore_index=True)
@@ -190,26 +226,36 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
         "beta": profile.beta,
         "score": profile.score,
         "limit": config.limit,
-        "preference_pairs": {f"{part} {seed}": count_pairs(made.folder) for (part, seed), made in pairs.items()},
+        "preference_pairs": {
+            f"{part} {seed}": count_pairs(made.folder) for (part, seed), made in pairs.items()
+        },
     }
     finish(config.out, "aot-benchmark", study, tables, facts)
     return tables
 
 
-# --------------------------------------------------------------------------------------------------------------- what is run
+# -------------------------------------------------------------------------------------- what is run
 Choices = tuple[tuple[str, str], ...]  # the panels of Fig. 2 that a run is in: axis and value
 MAIN = ("main", "")
 
 
 def runs(profile: Profile) -> list[tuple[Choices, Run]]:
-    """What is trained, each once, with the panels that it is in; and the start, once for each seed."""
+    """What is trained, each once, with the panels that it is in; and the start, once for each
+    seed."""
     default = {"beta": profile.beta, "batch_size": profile.batch_size, "h": H[0], "softness": 0.0}
     panels: dict[tuple[str, tuple[Any, ...]], list[tuple[str, str]]] = {}
     for name in METHODS:
         panels.setdefault((name, tuple(default.values())), []).append(MAIN)
-    varied = {"beta": profile.betas, "batch_size": profile.batch_sizes, "h": profile.h, "softness": (0.0, *profile.softness)}
+    varied = {
+        "beta": profile.betas,
+        "batch_size": profile.batch_sizes,
+        "h": profile.h,
+        "softness": (0.0, *profile.softness),
+    }
     for axis, options in varied.items():
-        for method, value in product((*AOT_METHODS, "dpo") if axis == "beta" else AOT_METHODS, options):
+        for method, value in product(
+            (*AOT_METHODS, "dpo") if axis == "beta" else AOT_METHODS, options
+        ):
             place = _place(axis, value)
             panels.setdefault((method, tuple((default | {axis: value}).values())), []).append(place)
     found: list[tuple[Choices, Run]] = []
@@ -217,10 +263,24 @@ def runs(profile: Profile) -> list[tuple[Choices, Run]]:
         choice = dict(zip(default, values, strict=True))
         more: dict[str, Any] = {"batch_size": choice["batch_size"]}
         more |= {name: choice[name] for name in ("h", "softness") if choice[name] != default[name]}
-        name = "-".join([method, *("=".join(_place(*pair)).replace(" ", "-") for pair in choice.items()), f"seed-{seed}"])
-        found.append((tuple(places), Run(name, method, 0.0, choice["beta"], seed, more, compared=MAIN in places)))
+        name = "-".join(
+            [
+                method,
+                *("=".join(_place(*pair)).replace(" ", "-") for pair in choice.items()),
+                f"seed-{seed}",
+            ]
+        )
+        found.append(
+            (
+                tuple(places),
+                Run(name, method, 0.0, choice["beta"], seed, more, compared=MAIN in places),
+            )
+        )
     # its samples differ from seed to seed, what it knows does not
-    starts = [Run(f"start-seed-{seed}", "start", 0.0, 0.0, seed, compared=seed == 0) for seed in range(profile.seeds)]
+    starts = [
+        Run(f"start-seed-{seed}", "start", 0.0, 0.0, seed, compared=seed == 0)
+        for seed in range(profile.seeds)
+    ]
     return found + [((MAIN,) if run.compared else (), run) for run in starts]
 
 
@@ -232,7 +292,8 @@ def _place(axis: str, value: Any) -> tuple[str, str]:
 
 
 def preferences(study: Study, prompts: Stage) -> dict[tuple[str, int], Stage]:
-    """The pairs of the training, for each replicate, and those of the test: folders with pairs.jsonl, by part and replicate."""
+    """The pairs of the training, for each replicate, and those of the test: folders with
+    pairs.jsonl, by part and replicate."""
     profile = study.sizes
     assert isinstance(profile, Profile)
     found: dict[tuple[str, int], Stage] = {}
@@ -243,12 +304,16 @@ def preferences(study: Study, prompts: Stage) -> dict[tuple[str, int], Stage]:
             for seed in range(seeds):
                 found[part, seed] = _labelled(study, prompts, completions, scores, part, seed)
         else:
-            stored = _stored(study, part)  # the labels are there: replicates differ in the order of the training only
+            stored = _stored(
+                study, part
+            )  # the labels are there: replicates differ in the order of the training only
             found |= {(part, seed): stored for seed in range(seeds)}
     return found
 
 
-def _labelled(study: Study, prompts: Stage, completions: Stage, scores: Stage, part: str, seed: int) -> Stage:
+def _labelled(
+    study: Study, prompts: Stage, completions: Stage, scores: Stage, part: str, seed: int
+) -> Stage:
     """Generated completions, labelled by annotators who go by the score."""
     profile = study.sizes
     assert isinstance(profile, Profile)
@@ -266,7 +331,9 @@ def _labelled(study: Study, prompts: Stage, completions: Stage, scores: Stage, p
         table = scored(completions, scores)
         first, second = two_of_each(table)
         rewards = [part[profile.score].to_numpy() for part in (first, second)]
-        wins = annotators(rewards[0], rewards[1], profile.label_scale, derived_seed(study.options.seed, 26, seed))
+        wins = annotators(
+            rewards[0], rewards[1], profile.label_scale, derived_seed(study.options.seed, 26, seed)
+        )
         write_pairs(folder, read_prompts(prompts.folder / FILES[part]), first, second, wins)
 
     return stage(study.root, f"pairs-{part}-seed-{seed}", made_from, make)
@@ -275,8 +342,16 @@ def _labelled(study: Study, prompts: Stage, completions: Stage, scores: Stage, p
 def _stored(study: Study, part: str) -> Stage:
     """Pairs of a data set."""
     sizes = study.sizes
-    split, count = (sizes.split, sizes.prompts) if part == "train" else (sizes.test_split, sizes.test_prompts)
-    made_from = {"source": content(sizes.source), "split": split, "count": count, "seed": study.options.seed, "code": study.code}
+    split, count = (
+        (sizes.split, sizes.prompts) if part == "train" else (sizes.test_split, sizes.test_prompts)
+    )
+    made_from = {
+        "source": content(sizes.source),
+        "split": split,
+        "count": count,
+        "seed": study.options.seed,
+        "code": study.code,
+    }
 
     def make(folder: Path) -> None:
         if rank() == 0:
@@ -297,7 +372,8 @@ def _judge(
     instructions: Path,
     how: dict[str, Any],
 ) -> None:
-    """Completions of a policy with their scores, and log-probabilities of the test pairs; benchmarks of those compared."""
+    """Completions of a policy with their scores, and log-probabilities of the test pairs;
+    benchmarks of those compared."""
     judge_by_rewards(folder, study=study, run=run, policy=policy, prompts=prompts)
     write_response_logps(folder, study=study, policy=policy, pairs=pairs)
     if run.compared:
@@ -305,13 +381,20 @@ def _judge(
         write_answers(folder, study=study, run=run, policy=policy, instructions=instructions)
 
 
-# ------------------------------------------------------------------------------------------------------------------- tables
-Judged = Sequence[tuple[Choices, Run, Path]]  # panels, run, and the folder of what the policy is worth
+# ------------------------------------------------------------------------------------------- tables
+Judged = Sequence[
+    tuple[Choices, Run, Path]
+]  # panels, run, and the folder of what the policy is worth
 
 
 def quantiles(judged: Judged) -> pd.DataFrame:
-    """Quantiles over test pairs of log pi/pi_start of the chosen and rejected responses, and of log pi(chosen)/pi(rejected)."""
-    starts = {run.replicate: read_artefact(folder / "logps.parquet") for _, run, folder in judged if run.method == "start"}
+    """Quantiles over test pairs of log pi/pi_start of the chosen and rejected responses, and of log
+    pi(chosen)/pi(rejected)."""
+    starts = {
+        run.replicate: read_artefact(folder / "logps.parquet")
+        for _, run, folder in judged
+        if run.method == "start"
+    }
     parts = []
     for run, folder in _compared(judged):
         own, start = read_artefact(folder / "logps.parquet"), starts[run.replicate]
@@ -325,7 +408,8 @@ def quantiles(judged: Judged) -> pd.DataFrame:
 
 
 def ablations(profile: Profile, judged: Judged) -> pd.DataFrame:
-    """Win rate, reward and KL of the runs of Fig. 2: a row for each panel (`axis`), value, method and seed."""
+    """Win rate, reward and KL of the runs of Fig. 2: a row for each panel (`axis`), value, method
+    and seed."""
     starts = _starts(profile, judged)
     rows = []
     for places, run, folder in judged:
@@ -340,12 +424,17 @@ def ablations(profile: Profile, judged: Judged) -> pd.DataFrame:
             "reward": float(reward.mean()),
             "kl": kl,
         }
-        rows += [{"axis": axis, "value": value, **of_run} for axis, value in places if (axis, value) != MAIN]
+        rows += [
+            {"axis": axis, "value": value, **of_run}
+            for axis, value in places
+            if (axis, value) != MAIN
+        ]
     return pd.DataFrame(rows)
 
 
 def benchmarks(profile: Profile, judged: Judged) -> pd.DataFrame:
-    """Benchmarks of the compared runs, a row for each task, and their win rate against the start by the score."""
+    """Benchmarks of the compared runs, a row for each task, and their win rate against the start by
+    the score."""
     starts = _starts(profile, judged)
     parts = []
     for run, folder in _compared(judged):
@@ -356,7 +445,9 @@ def benchmarks(profile: Profile, judged: Judged) -> pd.DataFrame:
             "metric": f"share of prompts with more {profile.score}",
         }
         row |= {"value": wins.value, "stderr": wins.error, "samples": len(starts[run.replicate])}
-        table = pd.concat([read_artefact(folder / "benchmarks.csv"), pd.DataFrame([row])], ignore_index=True)
+        table = pd.concat(
+            [read_artefact(folder / "benchmarks.csv"), pd.DataFrame([row])], ignore_index=True
+        )
         parts.append(table.assign(method=run.method, seed=run.replicate))
     return pd.concat(parts, ignore_index=True)
 
@@ -366,7 +457,9 @@ def _compared(judged: Judged) -> Iterable[tuple[Run, Path]]:
 
 
 def _starts(profile: Profile, judged: Judged) -> dict[int, np.ndarray]:
-    return {run.replicate: _score(profile, folder) for _, run, folder in judged if run.method == "start"}
+    return {
+        run.replicate: _score(profile, folder) for _, run, folder in judged if run.method == "start"
+    }
 
 
 def _score(profile: Profile, folder: Path) -> np.ndarray:

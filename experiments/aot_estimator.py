@@ -1,4 +1,5 @@
-"""Rows on AOT itself: rate, bias of minibatches, soft sorting, choice of h and beta, local minima."""
+"""Rows on AOT itself: rate, bias of minibatches, soft sorting, choice of h and beta, local
+minima."""
 
 from functools import lru_cache
 from typing import Any
@@ -10,14 +11,27 @@ from scipy.special import expit
 from torch import Tensor
 
 from experiments.aot_tables import replicate_rows
-from experiments.aot_worlds import BETA, BOUND, SIGNAL, Spec, build_world, judged, sphere_pairs, tensor
+from experiments.aot_worlds import (
+    BETA,
+    BOUND,
+    SIGNAL,
+    Spec,
+    build_world,
+    judged,
+    sphere_pairs,
+    tensor,
+)
 from theory.aot import Cost, minimise_aot, potentials, random_starts
 from theory.gradient_sampling import minimise_with_kinks
 from theory.multistart import Objective, lowest
 from theory.objectives import aot_unpaired, least_squares, logistic, squared_hinge
 from theory.transport import first_order_violation
 
-COSTS: dict[str, Cost] = {"logistic": logistic, "squared hinge": squared_hinge, "least squares": least_squares}
+COSTS: dict[str, Cost] = {
+    "logistic": logistic,
+    "squared hinge": squared_hinge,
+    "least squares": least_squares,
+}
 BATCHES = 200  # batches in one replicate of `minibatch`
 
 
@@ -25,8 +39,9 @@ BATCHES = 200  # batches in one replicate of `minibatch`
 def population_best(spec: Spec, cost: str, beta: float) -> Tensor:
     """The minimiser of the population's unpaired AOT with linear rewards, (1, d).
 
-    In a curved world one random start in a thousand may end there. From a few starts another local minimum would pass for it, and
-    the excess of samples that find the better one be negative: the starts are the lowest of many points.
+    In a curved world one random start in a thousand may end there. From a few starts another local
+    minimum would pass for it, and the excess of samples that find the better one be negative: the
+    starts are the lowest of many points.
     """
     world, h = build_world(spec), COSTS[cost]
     psi, laws = tensor(world.psi), world.laws(world.probability)
@@ -38,9 +53,10 @@ def population_best(spec: Spec, cost: str, beta: float) -> Tensor:
 def rate_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.DataFrame:
     """Deviations from the population, at theta* and at the minimiser of the sample (logistic h).
 
-    fixed: of the sample's objective at theta*. minimiser: of the sample's objective at its minimiser. value: of its minimum.
-    excess, violation: by how much the population's objective and its violation of dominance are higher at the sample's minimiser
-    than at the population's.
+    fixed: of the sample's objective at theta*. minimiser: of the sample's objective at its
+    minimiser. value: of its minimum.
+    excess, violation: by how much the population's objective and its violation of dominance are
+    higher at the sample's minimiser than at the population's.
     bound: 2 L M / sqrt(n), which is for the mean of |fixed|.
     """
     spec, n, replicates = Spec(**parameters["world"]), parameters["n"], parameters["replicates"]
@@ -48,7 +64,8 @@ def rate_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.DataFr
     psi = tensor(world.psi)
     best, truth = population_best(spec, "logistic", BETA), world.laws(world.probability)
     laws = world.laws(world.sample(rng, n, replicates))
-    # the population's minimiser is among the starts: the theorem is for a minimiser, so for no more than the value there
+    # the population's minimiser is among the starts: the theorem is for a minimiser, so for no more
+    # than the value there
     starts = torch.cat([best, random_starts(rng, parameters["starts"], spec.dimension, BOUND)])
     fit = minimise_aot(psi, psi, *laws, starts=starts, h=logistic, beta=BETA, bound=BOUND)
 
@@ -57,7 +74,9 @@ def rate_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.DataFr
         return aot_unpaired(rewards, rewards, logistic, BETA, *laws)
 
     star = tensor(world.star)[None]
-    violation, least = (first_order_violation(theta @ psi.T, theta @ psi.T, *truth) for theta in (fit.theta, best))
+    violation, least = (
+        first_order_violation(theta @ psi.T, theta @ psi.T, *truth) for theta in (fit.theta, best)
+    )
     return replicate_rows(
         world=spec.rewards,
         n=n,
@@ -73,14 +92,18 @@ def rate_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.DataFr
 
 
 def minibatch_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.DataFrame:
-    """Mean of OT_h over `BATCHES` batches of b pairs, rewards equally spaced on [-2, 2], labels Bradley–Terry in them.
+    """Mean of OT_h over `BATCHES` batches of b pairs, rewards equally spaced on [-2, 2], labels
+    Bradley–Terry in them.
 
-    actions: how many rewards. objective: the plain mean. controlled: minus the linear part of OT_h in the two laws, whose mean is
-    zero and which has most of the variance.
-    population: OT_h of all pairs. dpo: the mean of h(u - v) over all pairs, which a batch of one has as its mean.
+    actions: how many rewards. objective: the plain mean. controlled: minus the linear part of OT_h
+    in the two laws, whose mean is zero and which has most of the variance.
+    population: OT_h of all pairs. dpo: the mean of h(u - v) over all pairs, which a batch of one
+    has as its mean.
     """
     count, b, replicates = parameters["actions"], parameters["batch"], parameters["replicates"]
-    reward = SIGNAL * np.linspace(-1, 1, count)  # with many actions the law of theta*.psi on the sphere of R^3
+    reward = SIGNAL * np.linspace(
+        -1, 1, count
+    )  # with many actions the law of theta*.psi on the sphere of R^3
     difference = reward[:, None] - reward
     wins = expit(BETA * difference)
     law = 2 * wins.mean(1) / count, 2 * wins.mean(0) / count
@@ -108,17 +131,24 @@ def minibatch_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.D
 
 
 def softness_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.DataFrame:
-    """Soft objective at theta* and its minimiser, for each softness (0: hard) on the same sample of n pairs.
+    """Soft objective at theta* and its minimiser, for each softness (0: hard) on the same sample of
+    n pairs.
 
-    minimum: of that objective. hard_there: hard objective at its minimiser. distance: of that from the hard one's, norm its norm.
-    threshold: softness below which nothing changes at theta*, one over the largest gap between neighbouring rewards.
+    minimum: of that objective. hard_there: hard objective at its minimiser. distance: of that from
+    the hard one's, norm its norm.
+    threshold: softness below which nothing changes at theta*, one over the largest gap between
+    neighbouring rewards.
     """
     n, d = parameters["n"], parameters["dimension"]
     rows = []
     for replicate in range(parameters["replicates"]):
         a, b = sphere_pairs(rng, n, d, SIGNAL)
-        starts = torch.cat([SIGNAL * torch.eye(d, dtype=torch.float64)[:1], random_starts(rng, 3, d, BOUND)])
-        objectives = {softness: _softly_sorted(a, b, softness) for softness in (0.0, *parameters["softness"])}
+        starts = torch.cat(
+            [SIGNAL * torch.eye(d, dtype=torch.float64)[:1], random_starts(rng, 3, d, BOUND)]
+        )
+        objectives = {
+            softness: _softly_sorted(a, b, softness) for softness in (0.0, *parameters["softness"])
+        }
         hard = minimise_with_kinks(objectives[0.0], starts, rng, bound=BOUND)
         spread = [float((SIGNAL * x[:, 0]).sort().values.diff().max()) for x in (a, b)]
         for softness, objective in objectives.items():
@@ -156,20 +186,30 @@ def surrogate_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.D
     for name, h in COSTS.items():
         for beta in parameters["betas"]:
             starts = torch.cat(
-                [population_best(spec, name, beta), random_starts(rng, parameters["starts"], spec.dimension, BOUND)]
+                [
+                    population_best(spec, name, beta),
+                    random_starts(rng, parameters["starts"], spec.dimension, BOUND),
+                ]
             )
-            fit = minimise_aot(world.psi, world.psi, *laws, starts=starts, h=h, beta=beta, bound=BOUND)
+            fit = minimise_aot(
+                world.psi, world.psi, *laws, starts=starts, h=h, beta=beta, bound=BOUND
+            )
             keys = {"world": spec.rewards, "h": name, "beta": beta, "n": n}
-            tables.append(replicate_rows(**keys, **judged(world, fit.theta.numpy()), converged=fit.converged))
+            tables.append(
+                replicate_rows(**keys, **judged(world, fit.theta.numpy()), converged=fit.converged)
+            )
     return pd.concat(tables, ignore_index=True)
 
 
 def minima_rows(parameters: dict[str, Any], rng: np.random.Generator) -> pd.DataFrame:
-    """Where the starts end: distinct values, spread from best to worst, share of starts at the best; signal 0: random labels."""
+    """Where the starts end: distinct values, spread from best to worst, share of starts at the
+    best; signal 0: random labels."""
     n, d, signal, count = (parameters[name] for name in ("n", "dimension", "signal", "starts"))
     samples = [sphere_pairs(rng, n, d, signal) for _ in range(parameters["replicates"])]
     a, b = (torch.stack([sample[side] for sample in samples]) for side in (0, 1))
-    fit = minimise_aot(a, b, starts=random_starts(rng, count, d, BOUND), h=logistic, beta=BETA, bound=BOUND)
+    fit = minimise_aot(
+        a, b, starts=random_starts(rng, count, d, BOUND), h=logistic, beta=BETA, bound=BOUND
+    )
     ends = fit.starts.sort(-1).values
     same = 1e-7 * (1 + ends.abs())
     return replicate_rows(

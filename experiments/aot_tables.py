@@ -1,4 +1,5 @@
-"""Tables of the AOT study: rows from arrays over replicates, slopes from rows, one row for each level of a quantile."""
+"""Tables of the AOT study: rows from arrays over replicates, slopes from rows, one row for each
+level of a quantile."""
 
 from typing import Any
 
@@ -13,15 +14,24 @@ LEVELS = np.round(np.arange(0.025, 1, 0.025), 3)  # of the quantiles in the tabl
 
 def replicate_rows(**columns: Any) -> pd.DataFrame:
     """A table with a row for each replicate; numbers stand in every row."""
-    arrays = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in columns.items()}
-    count = max(len(value) for value in arrays.values() if isinstance(value, np.ndarray) and value.ndim)
+    arrays = {
+        name: value.numpy() if isinstance(value, Tensor) else value
+        for name, value in columns.items()
+    }
+    count = max(
+        len(value) for value in arrays.values() if isinstance(value, np.ndarray) and value.ndim
+    )
     return pd.DataFrame(
-        {name: np.broadcast_to(value, count) for name, value in (arrays | {"replicate": np.arange(count)}).items()}
+        {
+            name: np.broadcast_to(value, count)
+            for name, value in (arrays | {"replicate": np.arange(count)}).items()
+        }
     )
 
 
 def rates_table(rate_table: pd.DataFrame, minibatch: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Slopes of log error on log n, and of log bias on log b from b = 1 and over the upper half, with bootstrap intervals."""
+    """Slopes of log error on log n, and of log bias on log b from b = 1 and over the upper half,
+    with bootstrap intervals."""
     rows = []
 
     def add(part: str, what: str, quantity: str, table: pd.DataFrame) -> None:
@@ -33,7 +43,12 @@ def rates_table(rate_table: pd.DataFrame, minibatch: pd.DataFrame, seed: int) ->
 
     for world, group in rate_table.groupby("world", sort=False):
         for quantity in ("fixed", "minimiser", "value", "excess", "violation"):
-            add("rate", str(world), quantity, group.pivot(index="n", columns="replicate", values=quantity))
+            add(
+                "rate",
+                str(world),
+                quantity,
+                group.pivot(index="n", columns="replicate", values=quantity),
+            )
     bias = minibatch.assign(bias=minibatch.controlled - minibatch.population)
     for (count, h), group in bias.groupby(["actions", "h"], sort=False):
         table = group.pivot(index="batch", columns="replicate", values="bias").sort_index()

@@ -1,7 +1,7 @@
 """Worlds of the AOT study, all pairs and responses enumerated, and how a policy is judged in one.
 
-Rewards are linear, U = w.psi of chosen and V = w.psi of rejected responses with w = theta - theta_ref, or log-ratios,
-w.psi(s, a) - log E_ref exp(w.psi(s, .)).
+Rewards are linear, U = w.psi of chosen and V = w.psi of rejected responses with w = theta -
+theta_ref, or log-ratios, w.psi(s, a) - log E_ref exp(w.psi(s, .)).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ BOUND = 6.0  # B in ||theta|| <= B
 class Spec:
     """A finite world of the study, small enough to travel to a worker."""
 
-    rewards: str = "linear"  # (theta* - theta_ref).psi; or "curved", where its size matters more and features come with -features
+    # (theta* - theta_ref).psi; or "curved", where its size matters more and features come with
+    # -features
+    rewards: str = "linear"
     contexts: int = 4
     actions: int = 6
     dimension: int = 3
@@ -37,7 +39,8 @@ class Spec:
 class AotWorld:
     """All pairs (s, a+, a-) with their probabilities, and every response (s, a) with its reward.
 
-    features: (S, A, d). reward: (S, A) in which labels are Bradley–Terry. theta_ref, star: (d,), star = theta* - theta_ref.
+    features: (S, A, d). reward: (S, A) in which labels are Bradley–Terry. theta_ref, star: (d,),
+    star = theta* - theta_ref.
     chosen, rejected: (K,) flat index s A + a of the responses of a pair. probability: (K,).
     """
 
@@ -69,19 +72,28 @@ class AotWorld:
         return rng.multinomial(n, self.probability, replicates) / n
 
     def laws(self, weights: Array) -> tuple[Tensor, Tensor]:
-        """The laws of the chosen and of the rejected response for weights (..., K) on the pairs: (..., S A) each."""
+        """The laws of the chosen and of the rejected response for weights (..., K) on the pairs:
+        (..., S A) each."""
         responses = np.arange(len(self.psi))
-        return tuple(tensor(weights @ (index[:, None] == responses)) for index in (self.chosen, self.rejected))  # type: ignore[return-value]
+        return tuple(
+            tensor(weights @ (index[:, None] == responses))
+            for index in (self.chosen, self.rejected)
+        )  # type: ignore[return-value]
 
     def log_ratio(self, w: Tensor) -> Tensor:
-        """log pi_theta/pi_ref of every response at theta = theta_ref + w, (..., d) -> (..., S A)."""
+        """log pi_theta/pi_ref of every response at theta = theta_ref + w, (..., d) -> (..., S
+        A)."""
         scores = (w @ tensor(self.psi).T).unflatten(-1, self.reward.shape)
-        return (scores - torch.logsumexp(scores + tensor(self.reference).log(), -1, keepdim=True)).flatten(-2)
+        return (
+            scores - torch.logsumexp(scores + tensor(self.reference).log(), -1, keepdim=True)
+        ).flatten(-2)
 
     def kl(self, w: Array) -> Array:
         """KL(pi_theta || pi_ref) in nats, contexts equally likely."""
         contexts = len(self.features)
-        return kl_to_reference(self.theta_ref + w, self.theta_ref, self.features, np.full(contexts, 1 / contexts))
+        return kl_to_reference(
+            self.theta_ref + w, self.theta_ref, self.features, np.full(contexts, 1 / contexts)
+        )
 
     def win_rate(self, w: Array) -> float:
         """Chance that a response of the policy is preferred to one of the reference."""
@@ -92,7 +104,8 @@ class AotWorld:
 
 @lru_cache(maxsize=8)
 def build_world(spec: Spec) -> AotWorld:
-    """The world of a specification: features uniform on the sphere, responses drawn from the reference policy."""
+    """The world of a specification: features uniform on the sphere, responses drawn from the
+    reference policy."""
     if spec.rewards not in ("linear", "curved"):
         raise ValueError(f"rewards must be 'linear' or 'curved', got {spec.rewards!r}.")
     rng = np.random.default_rng(spec.seed)
@@ -103,35 +116,54 @@ def build_world(spec: Spec) -> AotWorld:
     star = SIGNAL * unit(rng.standard_normal(spec.dimension))
     theta_ref = spec.reference * unit(rng.standard_normal(spec.dimension))
     reward = BETA * features @ star
-    if spec.rewards == "curved":  # chosen responses are further out on both sides: no w makes them dominate
+    if (
+        spec.rewards == "curved"
+    ):  # chosen responses are further out on both sides: no w makes them dominate
         reward = 0.3 * reward + 0.7 * reward**2
     world = from_policy(features, theta_ref + star, beta=BETA, bound=BOUND, theta_ref=theta_ref)
-    s, a1, a2, _ = np.unravel_index(np.arange(len(world.label)), (*features.shape[:2], features.shape[1], 2))
+    s, a1, a2, _ = np.unravel_index(
+        np.arange(len(world.label)), (*features.shape[:2], features.shape[1], 2)
+    )
     first, second = s * features.shape[1] + a1, s * features.shape[1] + a2
     world = world.with_rewards(reward.ravel()[first], reward.ravel()[second])
     won = world.label == 1
     return AotWorld(
-        features, reward, theta_ref, star, np.where(won, first, second), np.where(won, second, first), world.probability
+        features,
+        reward,
+        theta_ref,
+        star,
+        np.where(won, first, second),
+        np.where(won, second, first),
+        world.probability,
     )
 
 
-def sphere_pairs(rng: np.random.Generator, n: int, dimension: int, signal: float) -> tuple[Tensor, Tensor]:
-    """Chosen and rejected features (n, d), uniform on the sphere, labels Bradley–Terry in signal times the first coordinate."""
+def sphere_pairs(
+    rng: np.random.Generator, n: int, dimension: int, signal: float
+) -> tuple[Tensor, Tensor]:
+    """Chosen and rejected features (n, d), uniform on the sphere, labels Bradley–Terry in signal
+    times the first coordinate."""
     psi = unit(rng.standard_normal((2, n, dimension)))
     first = rng.random(n) < expit(signal * (psi[0] - psi[1])[:, 0])
-    return tensor(np.where(first[:, None], psi[0], psi[1])), tensor(np.where(first[:, None], psi[1], psi[0]))
+    return tensor(np.where(first[:, None], psi[0], psi[1])), tensor(
+        np.where(first[:, None], psi[1], psi[0])
+    )
 
 
 def judged(world: AotWorld, w: Array, *, linear: bool = True) -> dict[str, Array]:
     """What w (R, d) does in the population, for linear rewards or log-ratios.
 
-    violation: of first-order dominance. relative: the same over the mean distance of the two quantile functions, so that it does
-    not grow with w. gap: mean reward of chosen minus rejected. kl: to the reference. win_rate: against it. cosine: of w and
-    theta* - theta_ref. boundary: ||theta|| = B.
+    violation: of first-order dominance. relative: the same over the mean distance of the two
+    quantile functions, so that it does not grow with w. gap: mean reward of chosen minus rejected.
+    kl: to the reference. win_rate: against it. cosine: of w and theta* - theta_ref. boundary:
+    ||theta|| = B.
     """
     u = tensor(w) @ tensor(world.psi).T if linear else world.log_ratio(tensor(w))
     p, q = world.laws(world.probability)
-    violation, reverse = first_order_violation(u, u, p, q).numpy(), first_order_violation(u, u, q, p).numpy()
+    violation, reverse = (
+        first_order_violation(u, u, p, q).numpy(),
+        first_order_violation(u, u, q, p).numpy(),
+    )
     apart = violation + reverse
     norm = np.linalg.norm(w, axis=1)
     return {

@@ -1,9 +1,11 @@
-"""ArmoRM: are policies that were trained for a mixture of two objectives good in others? Section 6, arXiv:2502.01930 (Fig. 3, 4).
+"""ArmoRM: are policies that were trained for a mixture of two objectives good in others? Section 6,
+arXiv:2502.01930 (Fig. 3, 4).
 
-Two completions of each prompt are scored by a reward model with many objectives; annotators prefer by a mixture of two of them;
-policies are trained on these labels and judged by every objective, and by every other mixture of the two. The stages are folders
-in OUT/stages: prompts, completions, scores, pairs, policies, judgements. By default all is generated here: texts, model, and a
-reward model of five emotions. `--profile paper` is Llama-3.2-1B-Instruct, HelpSteer2 and ArmoRM.
+Two completions of each prompt are scored by a reward model with many objectives; annotators prefer
+by a mixture of two of them; policies are trained on these labels and judged by every objective, and
+by every other mixture of the two. The stages are folders in OUT/stages: prompts, completions,
+scores, pairs, policies, judgements. By default all is generated here: texts, model, and a reward
+model of five emotions. `--profile paper` is Llama-3.2-1B-Instruct, HelpSteer2 and ArmoRM.
 """
 
 from collections.abc import Sequence
@@ -85,7 +87,13 @@ PROFILES = {
             "ultrafeedback-helpfulness+helpsteer-coherence",
             "ultrafeedback-truthfulness+helpsteer-complexity",
         ),
-        axes=("helpsteer-helpfulness", "helpsteer-correctness", "helpsteer-coherence", "ultrafeedback-honesty", "ArmoRM"),
+        axes=(
+            "helpsteer-helpfulness",
+            "helpsteer-correctness",
+            "helpsteer-coherence",
+            "ultrafeedback-honesty",
+            "ArmoRM",
+        ),
         alpha=0.5,
         control_betas=(0.03, 0.1),
         wdpo_radii=(0.005, 0.01),
@@ -96,7 +104,8 @@ PROFILES = {
 
 @dataclass
 class ArmoRM(Options):
-    """Policies for mixtures of two objectives, judged by all of them. What is not given is taken from the profile."""
+    """Policies for mixtures of two objectives, judged by all of them. What is not given is taken
+    from the profile."""
 
     out: Path = Path("results/armorm")
     """Folder of the results; a run that was stopped resumes from what it holds."""
@@ -111,7 +120,8 @@ class ArmoRM(Options):
     control_betas: tuple[float, ...] | None = None
     """Larger beta of DPO, to compare at equal KL."""
     wdpo_radii: tuple[float, ...] | None = None
-    """rho of WDPO: in units of the embedding norm, or, for `--wdpo released`, the authors' rho_o."""
+    """rho of WDPO: in units of the embedding norm, or, for `--wdpo released`, the authors'
+    rho_o."""
     kldpo_radii: tuple[float, ...] | None = None
     """tau of KLDPO."""
 
@@ -126,9 +136,15 @@ def plan(config: ArmoRM) -> Profile:
     if not 0 <= profile.alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {profile.alpha}.")
     if profile.completions != 2:
-        raise ValueError(f"annotators compare two completions of each prompt, got completions = {profile.completions}.")
+        raise ValueError(
+            "annotators compare two completions of each prompt, got completions ="
+            f" {profile.completions}."
+        )
     if any(beta <= profile.beta for beta in profile.control_betas):
-        raise ValueError(f"control_betas must be larger than beta = {profile.beta:g}, got {profile.control_betas}.")
+        raise ValueError(
+            f"control_betas must be larger than beta = {profile.beta:g}, got"
+            f" {profile.control_betas}."
+        )
     for pair in (*profile.radar, *profile.curves):
         parted(pair)
     return profile
@@ -142,12 +158,15 @@ def parted(pair: str) -> Pair:
     """
     words = pair.split("+")
     if len(words) != 2 or not all(words) or words[0] == words[1]:
-        raise ValueError(f"a pair of objectives is written first+second, such as anger+fear, got {pair!r}.")
+        raise ValueError(
+            f"a pair of objectives is written first+second, such as anger+fear, got {pair!r}."
+        )
     return words[0], words[1]
 
 
 def run(config: ArmoRM) -> dict[str, pd.DataFrame] | None:
-    """Run or resume the study and write its tables; returns them, or None where other parts of it are made elsewhere.
+    """Run or resume the study and write its tables; returns them, or None where other parts of it
+    are made elsewhere.
 
     Raises:
         ValueError: a value, a source or a model that cannot be used.
@@ -156,7 +175,9 @@ def run(config: ArmoRM) -> dict[str, pd.DataFrame] | None:
     profile = plan(config)
     study = begin(config.out, profile, config, Path(__file__))
     both = tuple(dict.fromkeys((*profile.radar, *profile.curves)))
-    check_objectives(study.models, [*profile.axes, *(name for pair in both for name in parted(pair))])
+    check_objectives(
+        study.models, [*profile.axes, *(name for pair in both for name in parted(pair))]
+    )
     prompts = prompts_stage(study)
     completions = completions_stage(study, prompts, "train", profile.completions)
     scores = scores_stage(study, prompts, completions, "train")
@@ -170,7 +191,11 @@ def run(config: ArmoRM) -> dict[str, pd.DataFrame] | None:
     if config.part is not None or rank() != 0:
         return None
     tables = tables_of(
-        profile, [(pair, run, stage.folder) for (pair, run), stage in zip(runs(profile, both), judged, strict=True)]
+        profile,
+        [
+            (pair, run, stage.folder)
+            for (pair, run), stage in zip(runs(profile, both), judged, strict=True)
+        ],
     )
     facts = {
         "alpha": profile.alpha,
@@ -179,7 +204,10 @@ def run(config: ArmoRM) -> dict[str, pd.DataFrame] | None:
         "curve_pairs": list(map(title, profile.curves)),
         "axes": list(profile.axes),
         "preference_pairs": {
-            title(pair): [count_pairs(made.folder) for (one, _), made in pairs.items() if one == pair] for pair in both
+            title(pair): [
+                count_pairs(made.folder) for (one, _), made in pairs.items() if one == pair
+            ]
+            for pair in both
         },
     }
     finish(config.out, "armorm", study, tables, facts, parquet=("rewards",))
@@ -192,7 +220,8 @@ def title(pair: str) -> str:
 
 
 def runs(profile: Profile, both: Sequence[str]) -> list[tuple[str, Run]]:
-    """What is trained, with its pair of objectives, the costly ones first; and the start, which belongs to no pair."""
+    """What is trained, with its pair of objectives, the costly ones first; and the start, which
+    belongs to no pair."""
     kinds = [("wdpo", radius, profile.beta) for radius in profile.wdpo_radii]
     kinds += [("kldpo", radius, profile.beta) for radius in profile.kldpo_radii]
     kinds += [("dpo", 0.0, beta) for beta in (profile.beta, *profile.control_betas)]
@@ -201,10 +230,14 @@ def runs(profile: Profile, both: Sequence[str]) -> list[tuple[str, Run]]:
         (pair, Run(named.format(pair, method, radius, beta, seed), method, radius, beta, seed))
         for (method, radius, beta), pair, seed in product(kinds, both, range(profile.seeds))
     ]
-    return trained + [("", Run(f"start-seed-{seed}", "start", 0.0, 0.0, seed)) for seed in range(profile.seeds)]
+    return trained + [
+        ("", Run(f"start-seed-{seed}", "start", 0.0, 0.0, seed)) for seed in range(profile.seeds)
+    ]
 
 
-def pairs_stage(study: Study, prompts: Stage, completions: Stage, scores: Stage, pair: str, seed: int) -> Stage:
+def pairs_stage(
+    study: Study, prompts: Stage, completions: Stage, scores: Stage, pair: str, seed: int
+) -> Stage:
     """The labelled pairs of one pair of objectives and replicate: pairs.jsonl."""
     profile = study.sizes
     assert isinstance(profile, Profile)
@@ -222,7 +255,9 @@ def pairs_stage(study: Study, prompts: Stage, completions: Stage, scores: Stage,
             return
         first, second = two_of_each(scored(completions, scores))
         one, other = (mixture(table, parted(pair), profile.alpha) for table in (first, second))
-        wins = annotators(one, other, profile.label_scale, derived_seed(study.options.seed, 25, seed))
+        wins = annotators(
+            one, other, profile.label_scale, derived_seed(study.options.seed, 25, seed)
+        )
         write_pairs(folder, read_prompts(prompts.folder / FILES["train"]), first, second, wins)
 
     return stage(study.root, f"pairs-{pair}-seed-{seed}", made_from, make)
@@ -233,12 +268,14 @@ def mixture(table: pd.DataFrame, pair: Pair, alpha: float) -> np.ndarray:
     return (alpha * table[pair[0]] + (1 - alpha) * table[pair[1]]).to_numpy()
 
 
-# ------------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def tables_of(profile: Profile, judged: Sequence[tuple[str, Run, Path]]) -> dict[str, pd.DataFrame]:
-    """Mean rewards of every policy, and their means over seeds with 95 % t intervals: by objective, and by mixture.
+    """Mean rewards of every policy, and their means over seeds with 95 % t intervals: by objective,
+    and by mixture.
 
     Args:
-        judged: pair of objectives, run, and the folder of what the policy is worth. The start belongs to all pairs.
+        judged: pair of objectives, run, and the folder of what the policy is worth. The start
+            belongs to all pairs.
     """
     both = tuple(dict.fromkeys((*profile.radar, *profile.curves)))
     rows = []
@@ -276,28 +313,55 @@ def tables_of(profile: Profile, judged: Sequence[tuple[str, Run, Path]]) -> dict
     for key, group in rewards.groupby(policy, sort=False):
         by_seed = group.pivot(index="seed", columns="objective", values="reward")
         for alpha in ALPHAS:
-            values = pd.DataFrame({"reward": alpha * by_seed[key[1]] + (1 - alpha) * by_seed[key[2]]})
-            mixtures.append(
-                {**dict(zip(policy, key, strict=True)), "alpha": alpha, **_over_seeds(values, "reward"), "seeds": len(values)}
+            values = pd.DataFrame(
+                {"reward": alpha * by_seed[key[1]] + (1 - alpha) * by_seed[key[2]]}
             )
-    return {"rewards": rewards, "axes": pd.DataFrame(axes), "mixtures": pd.DataFrame(mixtures), "matched": matched(rewards)}
+            mixtures.append(
+                {
+                    **dict(zip(policy, key, strict=True)),
+                    "alpha": alpha,
+                    **_over_seeds(values, "reward"),
+                    "seeds": len(values),
+                }
+            )
+    return {
+        "rewards": rewards,
+        "axes": pd.DataFrame(axes),
+        "mixtures": pd.DataFrame(mixtures),
+        "matched": matched(rewards),
+    }
 
 
 def matched(rewards: pd.DataFrame) -> pd.DataFrame:
-    """Reward of mixtures minus that of DPO at the same KL to the start, as `experiments.equal_kl.matched_table` has it.
+    """Reward of mixtures minus that of DPO at the same KL to the start, as
+    `experiments.equal_kl.matched_table` has it.
 
-    The control is the line through the start and DPO with every beta. alpha, text: of ALPHAS, or the worst or the mean over them.
+    The control is the line through the start and DPO with every beta. alpha, text: of ALPHAS, or
+    the worst or the mean over them.
     """
     parts = []
     for (first, second), group in rewards.groupby(["first", "second"], sort=False):
-        by_policy = group.pivot_table(index=["pair", *KEYS[1:], "seed", "kl"], columns="objective", values="reward")
+        by_policy = group.pivot_table(
+            index=["pair", *KEYS[1:], "seed", "kl"], columns="objective", values="reward"
+        )
         for alpha in ALPHAS:
-            reward = (alpha * by_policy[first] + (1 - alpha) * by_policy[second]).rename("reward").reset_index()
+            reward = (
+                (alpha * by_policy[first] + (1 - alpha) * by_policy[second])
+                .rename("reward")
+                .reset_index()
+            )
             parts.append(reward.assign(alpha=alpha))
     rows = pd.concat(parts).rename(columns={"pair": "setting"}).assign(step=1)
     table = matched_table(rows, start="start")
-    return table[table.control == "beta"].drop(columns="control").rename(columns={"setting": "pair"}).reset_index(drop=True)
+    return (
+        table[table.control == "beta"]
+        .drop(columns="control")
+        .rename(columns={"setting": "pair"})
+        .reset_index(drop=True)
+    )
 
 
 def _over_seeds(group: pd.DataFrame, column: str) -> dict[str, float]:
-    return dict(zip((column, f"{column}_low", f"{column}_high"), mean_interval(group[column]), strict=True))
+    return dict(
+        zip((column, f"{column}_low", f"{column}_high"), mean_interval(group[column]), strict=True)
+    )

@@ -1,21 +1,26 @@
-"""What a training step of each objective costs, next to plain DPO in our trainer and to DPO in TRL's, in one run.
+"""What a training step of each objective costs, next to plain DPO in our trainer and to DPO in
+TRL's, in one run.
 
-All methods train the same model of random weights on the same tokens in the same order, with the same batch, AdamW and dtype,
-each in a process of its own (`experiments.bench_training_process`). On the CPU the methods of a group take turns, a block of
-steps each, and a ratio of times is the median over rounds of the ratio of two blocks of the same round: a noisy machine hits
-all of them. Its lower and upper quartiles are time_low and time_high. cpu_ratio is the same in processor time, which others
-on the machine change little; own_time is the share of its threads' time that a process got. Where that is below 3/4,
-time_ratio says more about the machine than about the method, and cpu_ratio is held against the target. On CUDA, where the
-models of a group may not fit together, they run one after the other.
+All methods train the same model of random weights on the same tokens in the same order, with the
+same batch, AdamW and dtype, each in a process of its own (`experiments.bench_training_process`). On
+the CPU the methods of a group take turns, a block of steps each, and a ratio of times is the median
+over rounds of the ratio of two blocks of the same round: a noisy machine hits all of them. Its
+lower and upper quartiles are time_low and time_high. cpu_ratio is the same in processor time, which
+others on the machine change little; own_time is the share of its threads' time that a process got.
+Where that is below 3/4, time_ratio says more about the machine than about the method, and cpu_ratio
+is held against the target. On CUDA, where the models of a group may not fit together, they run one
+after the other.
 
-memory_ratio compares peaks of memory over one more step, in MiB in peak_mib. On the CPU that is the largest resident memory
-of the process less what it held before there was a model: weights, gradients, optimizer and activations, as they are touched.
-The allocator is told to give freed memory back in that step, without which what it happens to keep differs by a tenth from
-run to run. On CUDA it is `torch.cuda.max_memory_allocated`.
+memory_ratio compares peaks of memory over one more step, in MiB in peak_mib. On the CPU that is the
+largest resident memory of the process less what it held before there was a model: weights,
+gradients, optimizer and activations, as they are touched. The allocator is told to give freed
+memory back in that step, without which what it happens to keep differs by a tenth from run to run.
+On CUDA it is `torch.cuda.max_memory_allocated`.
 
-The reference "trl dpo" is TRL's DPOTrainer with the log-probabilities of the reference policy computed beforehand, as ours
-are; "trl dpo, online" has TRL's default instead, a reference model in every step. All else is set alike, where TRL's defaults
-would be bf16 and gradient checkpointing. Both trainers log once in each block.
+The reference "trl dpo" is TRL's DPOTrainer with the log-probabilities of the reference policy
+computed beforehand, as ours are; "trl dpo, online" has TRL's default instead, a reference model in
+every step. All else is set alike, where TRL's defaults would be bf16 and gradient checkpointing.
+Both trainers log once in each block.
 """
 
 import time
@@ -36,9 +41,25 @@ if TYPE_CHECKING:  # it imports transformers and trl, which takes seconds
     from experiments.bench_training_process import Method, Setting
 
 COLUMNS = [
-    *("objective", "mode", "accumulation", "checkpointing", "time_ratio", "memory_ratio", "reference"),
+    *(
+        "objective",
+        "mode",
+        "accumulation",
+        "checkpointing",
+        "time_ratio",
+        "memory_ratio",
+        "reference",
+    ),
     *("time_low", "time_high", "cpu_ratio"),
-    *("target_time", "target_memory", "met", "seconds_per_step", "peak_mib", "tokens_per_second", "share_of_peak"),
+    *(
+        "target_time",
+        "target_memory",
+        "met",
+        "seconds_per_step",
+        "peak_mib",
+        "tokens_per_second",
+        "share_of_peak",
+    ),
     *("device", "threads", "own_time", "model", "parameters", "batch", "tokens", "loss", "note"),
 ]
 PROFILES = ("smoke", "quick", "paper")
@@ -46,7 +67,8 @@ TRL = {"trl": "trl dpo", "trl online": "trl dpo, online"}
 ENOUGH_TIME = 0.75  # share of its threads' time that a process must have got
 PATIENCE = 600.0  # seconds that a process may take to warm up, or for one block
 
-# Dense bf16 peaks in FLOP/s, from the manufacturers' data sheets; the first name that the device's name contains counts.
+# Dense bf16 peaks in FLOP/s, from the manufacturers' data sheets; the first name that the device's
+# name contains counts.
 PEAK_FLOPS = {
     "B200": 2.25e15,
     "H200": 9.89e14,
@@ -70,7 +92,8 @@ class Block(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What came of one method: its blocks in order of the rounds and what its process reported, or why there is nothing."""
+    """What came of one method: its blocks in order of the rounds and what its process reported, or
+    why there is nothing."""
 
     method: "Method"
     blocks: list[Block]
@@ -85,18 +108,39 @@ def settings(profile: str, device: str) -> "Setting":
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}.")
     if profile == "smoke":
-        return Setting(device, width=32, layers=2, heads=2, vocabulary=128, length=24, batch=4, warmup=1, block=1, blocks=2)
+        return Setting(
+            device,
+            width=32,
+            layers=2,
+            heads=2,
+            vocabulary=128,
+            length=24,
+            batch=4,
+            warmup=1,
+            block=1,
+            blocks=2,
+        )
     if device == "cpu":
         turns = {"quick": 7, "paper": 40}[profile]
-        return Setting(device, width=128, layers=4, heads=4, vocabulary=8192, length=128, batch=8, blocks=turns)
-    common: dict[str, Any] = {"heads": 16, "layers": 24, "vocabulary": 32_000, "length": 1024, "batch": 8, "bf16": True}
+        return Setting(
+            device, width=128, layers=4, heads=4, vocabulary=8192, length=128, batch=8, blocks=turns
+        )
+    common: dict[str, Any] = {
+        "heads": 16,
+        "layers": 24,
+        "vocabulary": 32_000,
+        "length": 1024,
+        "batch": 8,
+        "bf16": True,
+    }
     if profile == "quick":  # 0.37 billion parameters
         return Setting(device, width=1024, warmup=4, block=4, blocks=5, **common)
     return Setting(device, width=2048, warmup=4, block=4, blocks=10, **common)  # 1.34 billion
 
 
 def groups(profile: str) -> Iterator[list["Method"]]:
-    """Methods to compare with each other, at equal accumulation and checkpointing; the first is plain DPO in our trainer."""
+    """Methods to compare with each other, at equal accumulation and checkpointing; the first is
+    plain DPO in our trainer."""
     from experiments.bench_training_process import Method
 
     robust = [
@@ -110,17 +154,27 @@ def groups(profile: str) -> Iterator[list["Method"]]:
         Method("wdpo", mode, parameters={"rho": 1e-3, "wdpo_mode": mode})
         for mode in ("adversarial", "finite_difference", "exact")
     )
-    dpo, trl, online = Method("dpo"), Method("dpo", "trl", trainer="trl"), Method("dpo", "trl, online", trainer="trl online")
+    dpo, trl, online = (
+        Method("dpo"),
+        Method("dpo", "trl", trainer="trl"),
+        Method("dpo", "trl, online", trainer="trl online"),
+    )
     if profile == "smoke":
         yield [dpo, trl, online, robust[0], adversarial, difference, exact]
         yield [replace(method, accumulation=2) for method in (dpo, trl, robust[0])]
         return
     yield [dpo, trl, online, *robust, adversarial, difference, exact]
-    yield [replace(method, accumulation=4) for method in (dpo, trl, *robust, adversarial, difference, exact)]
-    yield [replace(method, checkpointing=True) for method in (dpo, trl, robust[0], adversarial, difference)]
+    yield [
+        replace(method, accumulation=4)
+        for method in (dpo, trl, *robust, adversarial, difference, exact)
+    ]
+    yield [
+        replace(method, checkpointing=True)
+        for method in (dpo, trl, robust[0], adversarial, difference)
+    ]
 
 
-# -------------------------------------------------------------------------------------------------------------- measuring
+# ---------------------------------------------------------------------------------------- measuring
 def measure(methods: list["Method"], setting: "Setting") -> list[Measured]:
     """The blocks of all methods, in turn on the CPU and one method after the other on CUDA."""
     if setting.device == "cuda":
@@ -132,17 +186,26 @@ def _take_turns(methods: list["Method"], setting: "Setting") -> list[Measured]:
     from experiments.bench_training_process import run
 
     if setting.device == "cuda":
-        context: Any = get_context("spawn")  # imports may look for devices, after which a fork cannot use them
+        context: Any = get_context(
+            "spawn"
+        )  # imports may look for devices, after which a fork cannot use them
     else:
-        context = get_context("forkserver")  # forks from a process that has imported everything and has no threads
-        context.set_forkserver_preload(["experiments.bench_training_process", "trl.trainer.dpo_trainer"])
+        context = get_context(
+            "forkserver"
+        )  # forks from a process that has imported everything and has no threads
+        context.set_forkserver_preload(
+            ["experiments.bench_training_process", "trl.trainer.dpo_trainer"]
+        )
     pipes: list[Connection] = []
     for method in methods:
         here, there = context.Pipe()
         context.Process(target=run, args=(method, setting, there), daemon=True).start()
         there.close()  # so that the end of the process ends our waiting
         pipes.append(here)
-    found = [Measured(method, [], {}, _failure(_receive(pipe))) for method, pipe in zip(methods, pipes, strict=True)]
+    found = [
+        Measured(method, [], {}, _failure(_receive(pipe)))
+        for method, pipe in zip(methods, pipes, strict=True)
+    ]
     for turn in range(setting.blocks):
         for k in range(len(methods)):
             i = (turn + k) % len(methods)  # none is always the first
@@ -159,7 +222,11 @@ def _take_turns(methods: list["Method"], setting: "Setting") -> list[Measured]:
         if not found[i].failure:
             pipe.send(False)
             report = _receive(pipe)
-            found[i] = found[i]._replace(failure=report) if isinstance(report, str) else found[i]._replace(report=report)
+            found[i] = (
+                found[i]._replace(failure=report)
+                if isinstance(report, str)
+                else found[i]._replace(report=report)
+            )
         pipe.close()
     return found
 
@@ -176,9 +243,10 @@ def _failure(answer: Any) -> str:
     return "" if answer is None else str(answer)
 
 
-# -------------------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 def rows(found: list[Measured], setting: "Setting") -> Iterator[dict[str, Any]]:
-    """Each method against our plain DPO, and each of ours against TRL's; the first of `found` is our plain DPO."""
+    """Each method against our plain DPO, and each of ours against TRL's; the first of `found` is
+    our plain DPO."""
     from experiments.bench_training_process import tokens_per_step
 
     tokens = tokens_per_step(setting)
@@ -190,7 +258,9 @@ def rows(found: list[Measured], setting: "Setting") -> Iterator[dict[str, Any]]:
                 yield row(one, name, reference, setting, tokens)
 
 
-def row(one: Measured, name: str, reference: Measured, setting: "Setting", tokens: float) -> dict[str, Any]:
+def row(
+    one: Measured, name: str, reference: Measured, setting: "Setting", tokens: float
+) -> dict[str, Any]:
     """One method against one reference of the same group."""
     method, report = one.method, one.report
     target_time, target_memory = targets(method, name) if setting.device == "cpu" else (None, None)
@@ -203,7 +273,10 @@ def row(one: Measured, name: str, reference: Measured, setting: "Setting", token
         "target_time": target_time,
         "target_memory": target_memory,
         "device": torch.cuda.get_device_name() if setting.device == "cuda" else "cpu",
-        "model": f"llama, {setting.layers} layers of width {setting.width}, vocabulary {setting.vocabulary}",
+        "model": (
+            f"llama, {setting.layers} layers of width {setting.width}, vocabulary"
+            f" {setting.vocabulary}"
+        ),
         "batch": setting.batch,
         "tokens": tokens,
         "note": one.failure or (f"reference: {reference.failure}" if reference.failure else ""),
@@ -216,26 +289,34 @@ def row(one: Measured, name: str, reference: Measured, setting: "Setting", token
     found |= {"own_time": float(processor.sum() / wall.sum()) / report["threads"]}
     found |= {name: report[name] for name in ("peak_mib", "threads", "parameters", "loss")}
     if setting.device == "cuda":
-        found["share_of_peak"] = share_of_peak(found["tokens_per_second"], report["parameters"], found["device"])
+        found["share_of_peak"] = share_of_peak(
+            found["tokens_per_second"], report["parameters"], found["device"]
+        )
         found["note"] = f"{report['attention']}, bf16 autocast"
     if reference.failure:
         return found
     ratios = wall / [block.wall for block in reference.blocks]
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
     found |= {"time_ratio": middle, "time_low": low, "time_high": high}
-    found["cpu_ratio"] = float(np.median(processor / [block.processor for block in reference.blocks]))
+    found["cpu_ratio"] = float(
+        np.median(processor / [block.processor for block in reference.blocks])
+    )
     found["memory_ratio"] = report["peak_mib"] / reference.report["peak_mib"]
     if target_time is not None:
         busy = found["own_time"] < ENOUGH_TIME
         judged = found["cpu_ratio"] if busy else middle
         if busy:
             found["note"] = "busy machine: judged by processor time"
-        found["met"] = bool(judged <= target_time and (target_memory is None or found["memory_ratio"] <= target_memory))
+        found["met"] = bool(
+            judged <= target_time
+            and (target_memory is None or found["memory_ratio"] <= target_memory)
+        )
     return found
 
 
 def targets(method: "Method", reference: str) -> tuple[float | None, float | None]:
-    """Largest ratios of time and of memory that we want on the CPU; None where a ratio is only reported."""
+    """Largest ratios of time and of memory that we want on the CPU; None where a ratio is only
+    reported."""
     if method.trainer != "ours":
         return None, None
     if reference == "trl dpo":
@@ -243,13 +324,17 @@ def targets(method: "Method", reference: str) -> tuple[float | None, float | Non
     if reference != "ours dpo" or method.objective == "dpo":
         return None, None
     if method.objective == "wdpo":
-        wanted: dict[str, tuple[float | None, float | None]] = {"adversarial": (2.0, 1.1), "finite_difference": (3.1, 1.15)}
+        wanted: dict[str, tuple[float | None, float | None]] = {
+            "adversarial": (2.0, 1.1),
+            "finite_difference": (3.1, 1.15),
+        }
         return wanted.get(method.mode, (None, None))
     return (1.05 if method.accumulation == 1 else 1.4), None
 
 
 def share_of_peak(tokens_per_second: float, parameters: int, device: str) -> float | None:
-    """6 x parameters x tokens FLOPs of a forward and a backward pass, per second, over the device's peak; None for others.
+    """6 x parameters x tokens FLOPs of a forward and a backward pass, per second, over the device's
+    peak; None for others.
 
     Attention, and the passes that an objective adds, are work that this does not count.
     """
@@ -257,28 +342,36 @@ def share_of_peak(tokens_per_second: float, parameters: int, device: str) -> flo
     return None if peak is None else 6 * parameters * tokens_per_second / peak
 
 
-# ------------------------------------------------------------------------------------------------------------------ report
+# ------------------------------------------------------------------------------------------- report
 def bench_training(out: Path, profile: str, device: str | None = None) -> pd.DataFrame:
     """Run the benchmark, print the most of its table and write all of it to `out`/training.csv.
 
-    profile: "smoke" (seconds), "quick" (minutes) or "paper" (more rounds, on CUDA a larger model). device: "cpu" or "cuda"; where
-    not given, CUDA if there is one. Raises ValueError for an unknown profile, or for CUDA where there is none.
+    profile: "smoke" (seconds), "quick" (minutes) or "paper" (more rounds, on CUDA a larger model).
+    device: "cpu" or "cuda"; where not given, CUDA if there is one. Raises ValueError for an unknown
+    profile, or for CUDA where there is none.
     """
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device cuda was asked for, but torch sees none: check the driver and that torch is a CUDA build, or use cpu."
+            "device cuda was asked for, but torch sees none: check the driver and that torch is a"
+            " CUDA build, or use cpu."
         )
     setting = settings(profile, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     console = Console(width=max(Console().width, 130))  # the table does not fit into 80 columns
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(columns=COLUMNS)
     for number, group in enumerate(groups(profile)):
-        how = f"accumulation {group[0].accumulation}" + (", gradient checkpointing" if group[0].checkpointing else "")
+        how = f"accumulation {group[0].accumulation}" + (
+            ", gradient checkpointing" if group[0].checkpointing else ""
+        )
         console.print(f"group {number + 1}: {len(group)} methods, {how}")
-        table = pd.DataFrame([*table.to_dict("records"), *rows(measure(group, setting), setting)], columns=COLUMNS)
-        table.to_csv(out / "training.csv", index=False)  # group by group: an interrupted run keeps what it has measured
+        table = pd.DataFrame(
+            [*table.to_dict("records"), *rows(measure(group, setting), setting)], columns=COLUMNS
+        )
+        table.to_csv(
+            out / "training.csv", index=False
+        )  # group by group: an interrupted run keeps what it has measured
     console.print(_rich_table(table))
     console.print(f"written to {out / 'training.csv'}")
     return table
@@ -286,22 +379,59 @@ def bench_training(out: Path, profile: str, device: str | None = None) -> pd.Dat
 
 def _rich_table(table: pd.DataFrame) -> Table:
     first = table.iloc[0]
-    title = f"{first.model}, {first.batch} pairs of {first.tokens:.0f} tokens a step, on {first.device}"
-    shown = Table(title=title, title_justify="left", caption="x4: four micro-batches; ckpt: gradient checkpointing")
-    names = ("objective", "reference", "s / step", "MiB", "time", "quartiles", "cpu time", "memory", "targets", "met", "note")
+    title = (
+        f"{first.model}, {first.batch} pairs of {first.tokens:.0f} tokens a step, on {first.device}"
+    )
+    shown = Table(
+        title=title,
+        title_justify="left",
+        caption="x4: four micro-batches; ckpt: gradient checkpointing",
+    )
+    names = (
+        "objective",
+        "reference",
+        "s / step",
+        "MiB",
+        "time",
+        "quartiles",
+        "cpu time",
+        "memory",
+        "targets",
+        "met",
+        "note",
+    )
     for name in names:
-        shown.add_column(name, justify="left" if name in ("objective", "reference", "note") else "right")
+        shown.add_column(
+            name, justify="left" if name in ("objective", "reference", "note") else "right"
+        )
     for row in table.to_dict("records"):
         if row["reference"] != "ours dpo" and row["objective"] != "dpo":
             continue  # in the file
         many, checkpointing = row["accumulation"] > 1, row["checkpointing"]
-        what = [row["objective"], row["mode"].replace("_", " "), f"x{row['accumulation']}" * many, "ckpt" * checkpointing]
+        what = [
+            row["objective"],
+            row["mode"].replace("_", " "),
+            f"x{row['accumulation']}" * many,
+            "ckpt" * checkpointing,
+        ]
         spread = "" if pd.isna(row["time_low"]) else f"{row['time_low']:.2f}-{row['time_high']:.2f}"
-        wanted = " / ".join(f"{row[name]:g}" for name in ("target_time", "target_memory") if not pd.isna(row[name]))
+        wanted = " / ".join(
+            f"{row[name]:g}" for name in ("target_time", "target_memory") if not pd.isna(row[name])
+        )
         met = "" if pd.isna(row["met"]) else "yes" if row["met"] else "NO"
-        numbers = [_cell(row[name]) for name in ("seconds_per_step", "peak_mib", "time_ratio", "cpu_ratio", "memory_ratio")]
+        numbers = [
+            _cell(row[name])
+            for name in ("seconds_per_step", "peak_mib", "time_ratio", "cpu_ratio", "memory_ratio")
+        ]
         shown.add_row(
-            " ".join(filter(None, what)), row["reference"], *numbers[:3], spread, *numbers[3:], wanted, met, row["note"]
+            " ".join(filter(None, what)),
+            row["reference"],
+            *numbers[:3],
+            spread,
+            *numbers[3:],
+            wanted,
+            met,
+            row["note"],
         )
     return shown
 

@@ -1,4 +1,5 @@
-"""Sizes and hyperparameters of the emotion study; those of the profile `paper` are of Appendix F, arXiv:2502.01930."""
+"""Sizes and hyperparameters of the emotion study; those of the profile `paper` are of Appendix F,
+arXiv:2502.01930."""
 
 from dataclasses import dataclass, replace
 
@@ -9,9 +10,11 @@ REWARDS = ("anger", "fear")  # r1, r2
 
 @dataclass(frozen=True)
 class Profile:
-    """How large the study is, and its hyperparameters: `experiments.emotion.Emotion` says what each is.
+    """How large the study is, and its hyperparameters: `experiments.emotion.Emotion` says what each
+    is.
 
-    prompt_tokens: tokens of a text that are its prompt. alphas: points of the grid of alpha in the test, from 0 to 1.
+    prompt_tokens: tokens of a text that are its prompt. alphas: points of the grid of alpha in the
+    test, from 0 to 1.
     """
 
     source: str

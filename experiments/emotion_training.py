@@ -1,4 +1,5 @@
-"""Preference training of the emotion study: one policy trained on labelled pairs, and judged at its checkpoints."""
+"""Preference training of the emotion study: one policy trained on labelled pairs, and judged at its
+checkpoints."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,40 +21,71 @@ METHODS = ("dpo", "wdpo", "kldpo", "dr_dpo", "aot", "ipo")
 
 
 def train_cell(
-    parameters: dict[str, Any], _: np.random.SeedSequence, *, places: Places, profile: Profile, out: Path
+    parameters: dict[str, Any],
+    _: np.random.SeedSequence,
+    *,
+    places: Places,
+    profile: Profile,
+    out: Path,
 ) -> pd.DataFrame:
-    """Rows of one policy: `rewards` at each checkpoint and alpha, and the `training` log; the column `table` tells them apart.
+    """Rows of one policy: `rewards` at each checkpoint and alpha, and the `training` log; the
+    column `table` tells them apart.
 
     The method `sft` is the model that all start from, at step 0.
     """
     quieten()
-    keys = {name: parameters[name] for name in ("setting", "method", "radius", "beta")} | {"seed": parameters["replicate"]}
+    keys = {name: parameters[name] for name in ("setting", "method", "radius", "beta")} | {
+        "seed": parameters["replicate"]
+    }
     judge = _judge_policy(parameters, places, profile)
     model = stored_model(places.policy)
     if parameters["method"] == "sft":
         return judge(model, 0).assign(table="rewards", **keys)
     evaluations: list[pd.DataFrame] = []
-    log = _train(model, parameters, places, profile, out, lambda step: evaluations.append(judge(model, step)))
+    log = _train(
+        model, parameters, places, profile, out, lambda step: evaluations.append(judge(model, step))
+    )
     tables = [pd.concat(evaluations).assign(table="rewards"), log.assign(table="training")]
     return pd.concat(tables, ignore_index=True).assign(**keys)
 
 
-def _judge_policy(parameters: dict[str, Any], places: Places, profile: Profile) -> Callable[[Any, int], pd.DataFrame]:
-    """A function of a policy and a step: its expected reward at each alpha, and its KL to the model it started from."""
-    tokenizer, start, model = stored_tokenizer(places.texts), stored_model(places.policy), stored_model(places.judge, judge=True)
+def _judge_policy(
+    parameters: dict[str, Any], places: Places, profile: Profile
+) -> Callable[[Any, int], pd.DataFrame]:
+    """A function of a policy and a step: its expected reward at each alpha, and its KL to the model
+    it started from."""
+    tokenizer, start, model = (
+        stored_tokenizer(places.texts),
+        stored_model(places.policy),
+        stored_model(places.judge, judge=True),
+    )
     seed, replicate, setting = (parameters[name] for name in ("seed", "replicate", "setting"))
     prompts = draw_prompts(
-        tokenizer, places.texts / "test.parquet", profile, profile.test_prompts, derived_seed(seed, 8, replicate)
+        tokenizer,
+        places.texts / "test.parquet",
+        profile,
+        profile.test_prompts,
+        derived_seed(seed, 8, replicate),
     )
-    uniforms = generate.draw_uniforms(len(prompts), profile.new_tokens, derived_seed(seed, 9, replicate))
+    uniforms = generate.draw_uniforms(
+        len(prompts), profile.new_tokens, derived_seed(seed, 9, replicate)
+    )
     minority = generate.has_cue(tokenizer, prompts, parameters["cues"])
     chosen = [EMOTIONS.index(emotion) for emotion in REWARDS]
 
     def judge(policy: Any, step: int) -> pd.DataFrame:
         samples = evaluate.sample_policy(
-            policy, start, model, prompts, uniforms, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id
+            policy,
+            start,
+            model,
+            prompts,
+            uniforms,
+            eos=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
         )
-        table = evaluate.rewards_under_shift(samples.emotions[:, chosen], setting, np.linspace(0, 1, profile.alphas), minority)
+        table = evaluate.rewards_under_shift(
+            samples.emotions[:, chosen], setting, np.linspace(0, 1, profile.alphas), minority
+        )
         kl = evaluate.mean_of(samples.log_ratio)
         return table.assign(step=step, kl=kl.value, kl_error=kl.error)
 
@@ -61,9 +93,15 @@ def _judge_policy(parameters: dict[str, Any], places: Places, profile: Profile) 
 
 
 def _train(
-    model: Any, parameters: dict[str, Any], places: Places, profile: Profile, out: Path, at: Callable[[int], None]
+    model: Any,
+    parameters: dict[str, Any],
+    places: Places,
+    profile: Profile,
+    out: Path,
+    at: Callable[[int], None],
 ) -> pd.DataFrame:
-    """Train the model in place on the replicate's labels, calling `at` with the step at each checkpoint; returns the log."""
+    """Train the model in place on the replicate's labels, calling `at` with the step at each
+    checkpoint; returns the log."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
 
@@ -78,13 +116,15 @@ def _train(
     steps = int(profile.epochs * (len(data) // profile.batch_size))
     if steps < 1:
         raise ValueError(
-            f"{len(data)} pairs of different completions in {profile.epochs:g} epochs make no step of {profile.batch_size} "
-            "pairs. Take more prompts or epochs, or a smaller batch_size."
+            f"{len(data)} pairs of different completions in {profile.epochs:g} epochs make no step"
+            f" of {profile.batch_size} pairs. Take more prompts or epochs, or a smaller batch_size."
         )
     count = parameters["checkpoints"]
     checkpoints = {round(steps * (k + 1) / count) for k in range(count)}
     name = run_name(parameters).replace(" ", "-")
-    left_behind = out / "training" / name  # where the trainer says on which pairs the loss was not a number
+    left_behind = (
+        out / "training" / name
+    )  # where the trainer says on which pairs the loss was not a number
     arguments = PreferenceArguments(
         output_dir=str(left_behind),
         max_steps=steps,
@@ -102,7 +142,9 @@ def _train(
         disable_tqdm=True,
         seed=derived_seed(parameters["seed"], 10, replicate),
     )
-    options = objective(parameters["method"], parameters["radius"], parameters["beta"], profile.wdpo)
+    options = objective(
+        parameters["method"], parameters["radius"], parameters["beta"], profile.wdpo
+    )
     tokenizer = stored_tokenizer(places.texts)
 
     class Checkpoints(TrainerCallback):
@@ -134,14 +176,18 @@ def labelled(pairs: pd.DataFrame, setting: str) -> dict[str, list]:
 
     Pairs of equal completions say nothing and are left out.
     """
-    differ = np.array([list(a) != list(b) for a, b in zip(pairs["first"], pairs["second"], strict=True)])
+    differ = np.array(
+        [list(a) != list(b) for a, b in zip(pairs["first"], pairs["second"], strict=True)]
+    )
     pairs = pairs[differ]
     wins = pairs[f"first_wins_{setting}"].to_numpy()
     columns: dict[str, list] = {"prompt_ids": [list(map(int, row)) for row in pairs.prompt]}
     for name, first in (("chosen", wins), ("rejected", ~wins)):
         chosen = np.where(first, pairs["first"], pairs["second"])
         columns[f"{name}_ids"] = [list(map(int, row)) for row in chosen]
-        columns[f"ref_{name}_logps"] = np.where(first, pairs["first_logp"], pairs["second_logp"]).tolist()
+        columns[f"ref_{name}_logps"] = np.where(
+            first, pairs["first_logp"], pairs["second_logp"]
+        ).tolist()
     columns["group"] = pairs.minority.astype(int).tolist()
     columns["index"] = pairs.index.tolist()
     return columns
@@ -149,4 +195,6 @@ def labelled(pairs: pd.DataFrame, setting: str) -> dict[str, list]:
 
 def run_name(parameters: dict[str, Any]) -> str:
     """What is trained, in words."""
-    return "{setting} {method} radius={radius:g} beta={beta:g} seed {replicate}".format(**parameters)
+    return "{setting} {method} radius={radius:g} beta={beta:g} seed {replicate}".format(
+        **parameters
+    )

@@ -1,9 +1,10 @@
 """How fast do the parameters of DPO, KLDPO and WDPO converge with the number of preference pairs?
 
-For each world, sample size and replicate, every method is fitted to the same sample. Errors are measured to the robust target
-(the minimiser of the same objective in the population) and to the nominal theta*, in the 2-norm and in the data norm
-||e||_Sigma, Sigma = E x x'. Out come the rows (`errors.parquet`), the slopes of log error on log n (`rates.csv`) and the
-paper's bounds with their coverage (`bounds.csv`).
+For each world, sample size and replicate, every method is fitted to the same sample. Errors are
+measured to the robust target (the minimiser of the same objective in the population) and to the
+nominal theta*, in the 2-norm and in the data norm ||e||_Sigma, Sigma = E x x'. Out come the rows
+(`errors.parquet`), the slopes of log error on log n (`rates.csv`) and the paper's bounds with their
+coverage (`bounds.csv`).
 """
 
 import time
@@ -38,7 +39,8 @@ DELTA = 0.05  # confidence of the bounds and level of the error quantile
 LABEL_COST = 1.0  # kappa of the metric
 BLOCK = 25  # replicates in a cell
 LARGEST_CONTINUOUS = 1_000_000  # pairs of a sample that is drawn one by one
-METRIC_ATOMS = 512  # atoms up to which a world gets a metric between all of them, and with it the methods on a finite Z
+# atoms up to which a world gets a metric between all of them, and with it the methods on a finite Z
+METRIC_ATOMS = 512
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ PROFILES: dict[str, Profile] = {
 
 @dataclass
 class EstimationError:
-    """Estimation error against sample size, for every estimator, with the bounds of the theorems."""
+    """Estimation error against sample size, for every estimator, with the bounds of the
+    theorems."""
 
     out: Path = Path("results/estimation-error")
     """Folder of the results; a run that was stopped resumes from what it holds."""
@@ -112,9 +115,11 @@ class EstimationError:
     replicates: int | None = None
     """Samples for each size, instead of the profile's number."""
     sizes: tuple[int, ...] | None = None
-    """Sample sizes n, increasing, instead of the profile's; continuous worlds take those up to a million."""
+    """Sample sizes n, increasing, instead of the profile's; continuous worlds take those up to a
+    million."""
     fractions: tuple[float, ...] | None = None
-    """Radii as fractions, below 1, of the population's collapse radius, instead of the profile's."""
+    """Radii as fractions, below 1, of the population's collapse radius, instead of the
+    profile's."""
     beta: float | None = None
     """beta of the worlds, instead of their own."""
     bound: float | None = None
@@ -122,7 +127,8 @@ class EstimationError:
     methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
     """Methods to fit, by name (see `prefdro list`)."""
     pairs: Path | None = None
-    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) to use as the world; columns first_*, second_* and label."""
+    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) to use as the world; columns
+    first_*, second_* and label."""
     backend: str = "loky"
     """Where cells are computed: sequential, loky (processes), dask or ray."""
     workers: int | None = None
@@ -131,7 +137,7 @@ class EstimationError:
     """Address of a running dask or ray cluster."""
 
 
-# --------------------------------------------------------------------------------------------------------------- worlds
+# ------------------------------------------------------------------------------------------- worlds
 def spec_of(parameters: dict[str, Any]) -> WorldSpec:
     """The world of a cell, with the place of its file."""
     return replace(WorldSpec(**parameters["world"]), path=parameters.get("pairs", ""))
@@ -151,7 +157,13 @@ def build_world(spec: WorldSpec) -> World:
     if spec.kind == "pairs":
         return _pairs_world(spec)
     star = np.random.default_rng(spec.seed).standard_normal(spec.dimension)
-    return ContinuousWorld(spec.kind, spec.dimension, star / np.linalg.norm(star) * spec.bound / 2, spec.beta, spec.bound)
+    return ContinuousWorld(
+        spec.kind,
+        spec.dimension,
+        star / np.linalg.norm(star) * spec.bound / 2,
+        spec.beta,
+        spec.bound,
+    )
 
 
 def _digest(path: Path) -> str:
@@ -160,23 +172,32 @@ def _digest(path: Path) -> str:
 
 def _pairs_world(spec: WorldSpec) -> FiniteWorld:
     if spec.digest != _digest(Path(spec.path)):
-        raise ValueError(f"{spec.path} has changed since the run began. Start again: the old rows will not be used.")
+        raise ValueError(
+            f"{spec.path} has changed since the run began. Start again: the old rows will not be"
+            " used."
+        )
     table = read_table(spec.path)
-    sides = [sorted(name.removeprefix(side) for name in table if name.startswith(side)) for side in ("first_", "second_")]
+    sides = [
+        sorted(name.removeprefix(side) for name in table if name.startswith(side))
+        for side in ("first_", "second_")
+    ]
     names = sides[0]
     if not names or sides[0] != sides[1] or "label" not in table:
         raise ValueError(
-            f"{spec.path} needs the columns first_NAME and second_NAME for every feature and label (1: the first response won); "
-            f"it has {sorted(table)}."
+            f"{spec.path} needs the columns first_NAME and second_NAME for every feature and label"
+            f" (1: the first response won); it has {sorted(table)}."
         )
-    first, second = (feature_columns(table, [f"{side}_{name}" for name in names]) for side in ("first", "second"))
+    first, second = (
+        feature_columns(table, [f"{side}_{name}" for name in names]) for side in ("first", "second")
+    )
     first, second = common_scale(first, second)
     return from_labels(first, second, table["label"], beta=spec.beta, bound=spec.bound)
 
 
 @dataclass(frozen=True)
 class _Population:
-    """What the population says: the setting, theta*, the data norm, and for each (method, fraction) the knob and the target."""
+    """What the population says: the setting, theta*, the data norm, and for each (method, fraction)
+    the knob and the target."""
 
     world: World
     setting: Setting
@@ -191,14 +212,23 @@ def _has_metric(world: World) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[float, ...]) -> _Population:
+def _population(
+    spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[float, ...]
+) -> _Population:
     world = build_world(spec)
-    distance = world.distance(LABEL_COST) if isinstance(world, FiniteWorld) and _has_metric(world) else None
+    distance = (
+        world.distance(LABEL_COST)
+        if isinstance(world, FiniteWorld) and _has_metric(world)
+        else None
+    )
     setting = Setting(world.beta, world.bound, world.theta_ref, LABEL_COST, distance)
     if isinstance(world, FiniteWorld):
         population, line_setting = world.population(), setting
     else:  # the minimisers lie on the line through theta*
-        population, line_setting = world.line(), Setting(world.beta, world.bound, np.zeros(1), LABEL_COST)
+        population, line_setting = (
+            world.line(),
+            Setting(world.beta, world.bound, np.zeros(1), LABEL_COST),
+        )
     knobs, targets = {}, {}
     for name in methods:
         method = METHODS[name]
@@ -208,24 +238,35 @@ def _population(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[floa
             knob = method.knob(population, fraction, line_setting) if method.knob else 0.0
             if not np.isfinite(knob):
                 raise ValueError(
-                    f"the collapse radius of {name} is infinite in the world {spec.name}: its pairs are separable, so that no "
-                    "radius is a fraction of it. Leave that method out, or add pairs that disagree."
+                    f"the collapse radius of {name} is infinite in the world {spec.name}: its pairs"
+                    " are separable, so that no radius is a fraction of it. Leave that method out,"
+                    " or add pairs that disagree."
                 )
             fit = method.fit(population, knob, line_setting)
             knobs[name, fraction] = knob
-            targets[name, fraction] = fit.theta[0].numpy() if isinstance(world, FiniteWorld) else world.lift(fit.theta[0])
+            targets[name, fraction] = (
+                fit.theta[0].numpy() if isinstance(world, FiniteWorld) else world.lift(fit.theta[0])
+            )
     nominal = world.theta_star
     if nominal is None:
         nominal = METHODS["dpo"].fit(population, 0.0, setting).theta[0].numpy()
     return _Population(world, setting, nominal, world.covariance(), knobs, targets)
 
 
-# ---------------------------------------------------------------------------------------------------------------- cells
-def sample_seeds(seed: int, spec: WorldSpec, n: int, first: int, count: int) -> list[np.random.SeedSequence]:
-    """Seeds of the replicates; they depend on nothing else, so that all methods, radii and block sizes see the same samples."""
-    identity = sha256(repr((asdict(replace(spec, path="")), n)).encode()).digest()  # wherever its file lies
+# -------------------------------------------------------------------------------------------- cells
+def sample_seeds(
+    seed: int, spec: WorldSpec, n: int, first: int, count: int
+) -> list[np.random.SeedSequence]:
+    """Seeds of the replicates; they depend on nothing else, so that all methods, radii and block
+    sizes see the same samples."""
+    identity = sha256(
+        repr((asdict(replace(spec, path="")), n)).encode()
+    ).digest()  # wherever its file lies
     entropy = [seed, int.from_bytes(identity[:16], "big")]
-    return [np.random.SeedSequence(entropy, spawn_key=(replicate,)) for replicate in range(first, first + count)]
+    return [
+        np.random.SeedSequence(entropy, spawn_key=(replicate,))
+        for replicate in range(first, first + count)
+    ]
 
 
 def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFrame:
@@ -235,17 +276,27 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
     start = parameters["schedule_start"]
     truth = _population(spec, methods, (*fractions, start))
     n = parameters["n"]
-    pairs = truth.world.sample(n, sample_seeds(parameters["seed"], spec, n, parameters["first"], parameters["replicates"]))
+    pairs = truth.world.sample(
+        n, sample_seeds(parameters["seed"], spec, n, parameters["first"], parameters["replicates"])
+    )
     sample_covariance = pairs.outer(pairs.p).numpy()
     tables = []
     for name, fraction in truth.knobs:
         method = METHODS[name]
-        plans: list[tuple[str, float, bool]] = []  # radius in the tables, factor on the radius, whether it is fixed
+        plans: list[
+            tuple[str, float, bool]
+        ] = []  # radius in the tables, factor on the radius, whether it is fixed
         if fraction in fractions or method.knob is None:
             plans.append((f"{fraction:g}" if method.knob else "", 1.0, True))
         if fraction == start and method.knob:
-            shrink = {"n^-1/2": (n / parameters["n_min"]) ** -0.5, "n^-1": (n / parameters["n_min"]) ** -1.0}
-            plans += [(f"{start:g} {schedule}", shrink[schedule], False) for schedule in parameters["schedules"]]
+            shrink = {
+                "n^-1/2": (n / parameters["n_min"]) ** -0.5,
+                "n^-1": (n / parameters["n_min"]) ** -1.0,
+            }
+            plans += [
+                (f"{start:g} {schedule}", shrink[schedule], False)
+                for schedule in parameters["schedules"]
+            ]
         for radius, factor, fixed in plans:
             if method.temperature:
                 factor = factor**-0.5  # KL ≈ Var/(2 tau²)
@@ -253,7 +304,9 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
             fit = method.fit(pairs, knob, truth.setting)
             theta = fit.theta.numpy()
             robust, nominal = theta - truth.targets[name, fraction], theta - truth.nominal
-            kl = truth.world.kl_to_reference(theta) if isinstance(truth.world, FiniteWorld) else None
+            kl = (
+                truth.world.kl_to_reference(theta) if isinstance(truth.world, FiniteWorld) else None
+            )
             tables.append(
                 pd.DataFrame(
                     {
@@ -284,16 +337,27 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
 
 def _norm(error: Array, matrix: Array) -> Array:
     """||e||_M for e (R, d), M (d, d) or (R, d, d)."""
-    return np.sqrt(np.maximum(np.einsum("ri,...ij,rj->r" if matrix.ndim == 2 else "ri,rij,rj->r", error, matrix, error), 0.0))
+    return np.sqrt(
+        np.maximum(
+            np.einsum(
+                "ri,...ij,rj->r" if matrix.ndim == 2 else "ri,rij,rj->r", error, matrix, error
+            ),
+            0.0,
+        )
+    )
 
 
 def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
     """The cells of a study, largest samples first so that no worker is left with one at the end."""
     if config.profile not in PROFILES:
-        raise ValueError(f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}.")
+        raise ValueError(
+            f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}."
+        )
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown:
-        raise ValueError(f"unknown method(s) {', '.join(unknown)}; choose from {', '.join(METHODS)}.")
+        raise ValueError(
+            f"unknown method(s) {', '.join(unknown)}; choose from {', '.join(METHODS)}."
+        )
     profile = PROFILES[config.profile]
     if config.sizes is not None:
         if (
@@ -302,23 +366,33 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
             or any(a >= b for a, b in zip(config.sizes, config.sizes[1:], strict=False))
         ):
             raise ValueError(
-                f"sizes must be at least two increasing whole numbers of at least 1, got {list(config.sizes)}: a slope needs two."
+                "sizes must be at least two increasing whole numbers of at least 1, got"
+                f" {list(config.sizes)}: a slope needs two."
             )
         small = tuple(n for n in config.sizes if n <= LARGEST_CONTINUOUS)
         profile = replace(profile, finite_sizes=config.sizes, continuous_sizes=small)
         if len(small) < 2:
-            profile = replace(profile, worlds=tuple(spec for spec in profile.worlds if spec.kind == "finite"))
+            profile = replace(
+                profile, worlds=tuple(spec for spec in profile.worlds if spec.kind == "finite")
+            )
     if config.fractions is not None:
         labels = {f"{fraction:g}" for fraction in config.fractions}
-        if not config.fractions or not all(0 < x < 1 for x in config.fractions) or len(labels) < len(config.fractions):
+        if (
+            not config.fractions
+            or not all(0 < x < 1 for x in config.fractions)
+            or len(labels) < len(config.fractions)
+        ):
             raise ValueError(
-                f"fractions must be different (to six digits), above 0 and below 1, got {list(config.fractions)}. "
-                "dpo stands for 0; from 1 on every exact robust estimator is the reference policy."
+                "fractions must be different (to six digits), above 0 and below 1, got"
+                f" {list(config.fractions)}. dpo stands for 0; from 1 on every exact robust"
+                " estimator is the reference policy."
             )
         profile = replace(profile, fractions=config.fractions)
     if config.pairs is not None:
         path = config.pairs.resolve()
-        profile = replace(profile, worlds=(WorldSpec("pairs", path=str(path), digest=_digest(path)),))
+        profile = replace(
+            profile, worlds=(WorldSpec("pairs", path=str(path), digest=_digest(path)),)
+        )
     for name in ("beta", "bound"):
         if (value := getattr(config, name)) is not None:
             changed = (replace(spec, **{name: value}) for spec in profile.worlds)
@@ -327,24 +401,33 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
         profile = replace(profile, replicates=config.replicates)
     worlds, replicates = profile.worlds, profile.replicates
     if replicates < 2:
-        raise ValueError(f"replicates must be at least 2, got {replicates}: one sample has no spread.")
+        raise ValueError(
+            f"replicates must be at least 2, got {replicates}: one sample has no spread."
+        )
     for spec in worlds:  # what is wrong with a world shows before anything is computed
         world = build_world(spec)
-        usable = [name for name in config.methods if not METHODS[name].finite_only or _has_metric(world)]
+        usable = [
+            name for name in config.methods if not METHODS[name].finite_only or _has_metric(world)
+        ]
         if not usable:
             raise ValueError(
-                f"none of {', '.join(config.methods)} can run in the world {spec.name}: they need a metric between all "
-                f"atoms, which is made for at most {METRIC_ATOMS} of them. Choose a method with free features."
+                f"none of {', '.join(config.methods)} can run in the world {spec.name}: they need a"
+                f" metric between all atoms, which is made for at most {METRIC_ATOMS} of them."
+                " Choose a method with free features."
             )
         if spec.kind == "pairs":
             _population(spec, tuple(config.methods), (*profile.fractions, profile.schedule_start))
     cells = []
     for spec in worlds:
-        sizes = profile.finite_sizes if spec.kind in ("finite", "pairs") else profile.continuous_sizes
+        sizes = (
+            profile.finite_sizes if spec.kind in ("finite", "pairs") else profile.continuous_sizes
+        )
         for n in reversed(sizes):
             for first in range(0, replicates, BLOCK):
                 parameters = {
-                    "world": asdict(replace(spec, path=Path(spec.path).stem)),  # which file it is says its digest
+                    "world": asdict(
+                        replace(spec, path=Path(spec.path).stem)
+                    ),  # which file it is says its digest
                     "seed": config.seed,
                     "methods": list(config.methods),
                     "fractions": list(profile.fractions),
@@ -357,18 +440,23 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
                 }
                 last = min(first + BLOCK, replicates) - 1
                 places = {"pairs": spec.path} if spec.path else {}
-                cells.append(Cell(f"{spec.name} n={n} replicates {first}-{last}", parameters, places))
+                cells.append(
+                    Cell(f"{spec.name} n={n} replicates {first}-{last}", parameters, places)
+                )
     return profile, cells
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def rates_table(errors: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Slopes for each world, method, radius, target and norm, over all n and over the upper half of the sizes (the tail)."""
+    """Slopes for each world, method, radius, target and norm, over all n and over the upper half of
+    the sizes (the tail)."""
     rows = []
     for (world, method, radius), group in errors.groupby(["world", "method", "radius"], sort=False):
         for target in ("robust", "nominal"):
             for norm in ("2", "data"):
-                table = group.pivot(index="n", columns="replicate", values=f"{target}_{norm}").sort_index()
+                table = group.pivot(
+                    index="n", columns="replicate", values=f"{target}_{norm}"
+                ).sort_index()
                 if table.isna().to_numpy().any():  # a shrinking radius has no fixed robust target
                     continue
                 for name, part in (("all", table), ("tail", table.iloc[len(table) // 2 :])):
@@ -393,11 +481,15 @@ def rates_table(errors: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def bounds_table(errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: tuple[float, ...]) -> pd.DataFrame:
-    """Prop. 1 and Theorems 1 and 2 with the constants of each world, next to the measured error quantile.
+def bounds_table(
+    errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: tuple[float, ...]
+) -> pd.DataFrame:
+    """Prop. 1 and Theorems 1 and 2 with the constants of each world, next to the measured error
+    quantile.
 
-    Theorem 2 stands twice: as printed, where the lower bound of the dual variable over Theta is zero because theta_ref is in
-    Theta, and with the range of the dual variable met at the two minimisers.
+    Theorem 2 stands twice: as printed, where the lower bound of the dual variable over Theta is
+    zero because theta_ref is in Theta, and with the range of the dual variable met at the two
+    minimisers.
     """
     rows = []
     methods = tuple(sorted(errors.method.unique()))
@@ -407,12 +499,27 @@ def bounds_table(errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: t
         if isinstance(world, ContinuousWorld) and not world.bounded:
             continue
         constants = {"beta": world.beta, "bound": world.bound}
-        for (method, radius, n), group in errors[errors.world == world_name].groupby(["method", "radius", "n"], sort=False):
+        for (method, radius, n), group in errors[errors.world == world_name].groupby(
+            ["method", "radius", "n"], sort=False
+        ):
             if method == "dpo":
-                if world.theta_star is None:  # Prop. 1 needs Bradley–Terry labels with a true parameter
+                if (
+                    world.theta_star is None
+                ):  # Prop. 1 needs Bradley–Terry labels with a true parameter
                     continue
                 value = bounds.proposition_1(n, world.dimension, delta=DELTA, **constants)
-                rows.append(_bound_row(world_name, method, radius, n, "Prop. 1", value, group.nominal_sample, np.nan))
+                rows.append(
+                    _bound_row(
+                        world_name,
+                        method,
+                        radius,
+                        n,
+                        "Prop. 1",
+                        value,
+                        group.nominal_sample,
+                        np.nan,
+                    )
+                )
                 continue
             fraction = float(group.fraction.iloc[0])
             if np.isnan(fraction) or method not in ("kldpo", "wdpo-w1", "wdpo-w2"):
@@ -422,8 +529,14 @@ def bounds_table(errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: t
                 dual = group.dual[np.isfinite(group.dual)]
                 loss = constants | {"regularity": regularity, "delta": DELTA}
                 printed = bounds.theorem_2(n, dual_low=0.0, dual_high=float(dual.max()), **loss)
-                rescued = bounds.theorem_2(n, dual_low=float(dual.min()), dual_high=float(dual.max()), **loss)
-                rows.append(_bound_row(world_name, method, radius, n, "Thm. 2", printed, group.robust_2, regularity))
+                rescued = bounds.theorem_2(
+                    n, dual_low=float(dual.min()), dual_high=float(dual.max()), **loss
+                )
+                rows.append(
+                    _bound_row(
+                        world_name, method, radius, n, "Thm. 2", printed, group.robust_2, regularity
+                    )
+                )
                 rows.append(
                     _bound_row(
                         world_name,
@@ -438,40 +551,70 @@ def bounds_table(errors: pd.DataFrame, specs: dict[str, WorldSpec], fractions: t
                 )
             else:
                 value = bounds.theorem_1(n, regularity=regularity, delta=DELTA, **constants)
-                rows.append(_bound_row(world_name, method, radius, n, "Thm. 1", value, group.robust_2, regularity))
+                rows.append(
+                    _bound_row(
+                        world_name, method, radius, n, "Thm. 1", value, group.robust_2, regularity
+                    )
+                )
     return pd.DataFrame(rows)
 
 
-def population_error(spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[float, ...]) -> float:
-    """How far the targets of a continuous world move with a coarser quadrature (48 nodes for 64); 0 in a finite world."""
+def population_error(
+    spec: WorldSpec, methods: tuple[str, ...], fractions: tuple[float, ...]
+) -> float:
+    """How far the targets of a continuous world move with a coarser quadrature (48 nodes for 64); 0
+    in a finite world."""
     truth = _population(spec, methods, fractions)
     if not isinstance(truth.world, ContinuousWorld):
         return 0.0
-    coarse, setting = truth.world.line(48), Setting(truth.world.beta, truth.world.bound, np.zeros(1), LABEL_COST)
+    coarse, setting = (
+        truth.world.line(48),
+        Setting(truth.world.beta, truth.world.bound, np.zeros(1), LABEL_COST),
+    )
     moved = [
-        np.linalg.norm(truth.world.lift(METHODS[name].fit(coarse, knob, setting).theta[0]) - truth.targets[name, fraction])
+        np.linalg.norm(
+            truth.world.lift(METHODS[name].fit(coarse, knob, setting).theta[0])
+            - truth.targets[name, fraction]
+        )
         for (name, fraction), knob in truth.knobs.items()
     ]
     return float(max(moved))
 
 
 @lru_cache(maxsize=256)
-def _regularity(spec: WorldSpec, method: str, fraction: float, methods: tuple[str, ...], fractions: tuple[float, ...]) -> float:
+def _regularity(
+    spec: WorldSpec,
+    method: str,
+    fraction: float,
+    methods: tuple[str, ...],
+    fractions: tuple[float, ...],
+) -> float:
     """lambda of Assumption 2, by optimisation over the ball of that world."""
     truth = _population(spec, methods, fractions)
     radius, world = truth.knobs[method, fraction], truth.world
-    if isinstance(world, ContinuousWorld):  # isotropic: every direction is the weakest, and one projection tells
+    if isinstance(
+        world, ContinuousWorld
+    ):  # isotropic: every direction is the weakest, and one projection tells
         line = world.line()
         return bounds.regularity_kl(line.ut[0].T.numpy(), line.p[0].numpy(), radius)
     if method == "kldpo":
         return bounds.regularity_kl(world.x, world.probability, radius)
     power = 1 if method == "wdpo-w1" else 2
     assert truth.setting.distance is not None
-    return bounds.regularity_finite(world.x, world.probability, truth.setting.distance**power, radius**power)
+    return bounds.regularity_finite(
+        world.x, world.probability, truth.setting.distance**power, radius**power
+    )
 
 
 def _bound_row(
-    world: str, method: str, radius: str, n: int, statement: str, bound: float, error: pd.Series, regularity: float
+    world: str,
+    method: str,
+    radius: str,
+    n: int,
+    statement: str,
+    bound: float,
+    error: pd.Series,
+    regularity: float,
 ) -> dict[str, Any]:
     quantile = float(error.quantile(1 - DELTA))
     return {
@@ -489,7 +632,7 @@ def _bound_row(
     }
 
 
-# ------------------------------------------------------------------------------------------------------------------ run
+# ---------------------------------------------------------------------------------------------- run
 def run(config: EstimationError) -> dict[str, pd.DataFrame]:
     """Run or resume the study and write its tables; returns them."""
     profile, cells = plan(config)
@@ -505,7 +648,9 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
             workers=config.workers,
             address=config.address,
         )
-        errors = errors.sort_values(["world", "method", "radius", "n", "replicate"], kind="stable", ignore_index=True)
+        errors = errors.sort_values(
+            ["world", "method", "radius", "n", "replicate"], kind="stable", ignore_index=True
+        )
         specs = {(spec := spec_of(cell.parameters | cell.places)).name: spec for cell in cells}
         methods, fractions = tuple(config.methods), (*profile.fractions, profile.schedule_start)
         tables = {
@@ -524,7 +669,9 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
                 "seed": config.seed,
                 "fits": len(errors),
                 "not_converged": int((~errors.converged).sum()),
-                "population_error": {name: population_error(spec, methods, fractions) for name, spec in specs.items()},
+                "population_error": {
+                    name: population_error(spec, methods, fractions) for name, spec in specs.items()
+                },
                 "methods_without_a_world": sorted(set(config.methods) - set(errors.method)),
                 **provenance(),
                 "wall_time_s": round(time.perf_counter() - began, 1),

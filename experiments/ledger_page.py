@@ -1,4 +1,5 @@
-"""The claims ledger as text: a Markdown page, and the section of one claim, which `prefdro verify --explain` shows too."""
+"""The claims ledger as text: a Markdown page, and the section of one claim, which
+`prefdro verify --explain` shows too."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,26 +32,47 @@ class Entry:
         return self.claim.check.__module__.rpartition(".")[2].replace("_", " ")
 
 
-def page(entries: Sequence[Entry], figures: Mapping[str, PurePosixPath], tables: Mapping[str, Sequence[str]], *, run: str) -> str:
+def page(
+    entries: Sequence[Entry],
+    figures: Mapping[str, PurePosixPath],
+    tables: Mapping[str, Sequence[str]],
+    *,
+    run: str,
+) -> str:
     """The whole ledger: a table with links, then a section for each claim.
 
-    figures: claim -> image, tables: claim -> files, both relative to the page. run: what was run, in words.
+    figures: claim -> image, tables: claim -> files, both relative to the page. run: what was run,
+    in words.
     """
-    counts = "; ".join(f"{count} × {verdict.value}" for verdict, count in verdict_counts(entries).items())
+    counts = "; ".join(
+        f"{count} × {verdict.value}" for verdict, count in verdict_counts(entries).items()
+    )
     lines = ["# The claims ledger", "", f"{len(entries)} claims: {counts}. {run}", ""]
     lines += ["| claim | source | verdict | key figure | seconds |", "|---|---|---|---|--:|"]
     for entry in entries:
         claim, finding = entry.claim, entry.finding
-        cells = (f"[{claim.name}](#{claim.name})", escape(claim.source), f"**{finding.verdict}**", escape(finding.figure))
+        cells = (
+            f"[{claim.name}](#{claim.name})",
+            escape(claim.source),
+            f"**{finding.verdict}**",
+            escape(finding.figure),
+        )
         lines.append(f"| {' | '.join(cells)} | {entry.seconds:.1f} |")
-    lines += ["", *(f"* **{verdict.value}**: {meaning}." for verdict, meaning in _MEANING.items()), ""]
+    lines += [
+        "",
+        *(f"* **{verdict.value}**: {meaning}." for verdict, meaning in _MEANING.items()),
+        "",
+    ]
     for entry in entries:
-        lines.append(section(entry, figures.get(entry.claim.name), tables.get(entry.claim.name, ())))
+        lines.append(
+            section(entry, figures.get(entry.claim.name), tables.get(entry.claim.name, ()))
+        )
     return "\n".join(lines)
 
 
 def section(entry: Entry, figure: PurePosixPath | None = None, tables: Sequence[str] = ()) -> str:
-    """One claim in Markdown: statement, assumptions, method, what would flip it, verdict, evidence, counterexamples."""
+    """One claim in Markdown: statement, assumptions, method, what would flip it, verdict, evidence,
+    counterexamples."""
     claim, finding = entry.claim, entry.finding
     lines = [f"## {claim.name}", "", f"**{escape(claim.title)}** ({escape(claim.source)})", ""]
     facts = (
@@ -67,7 +89,13 @@ def section(entry: Entry, figure: PurePosixPath | None = None, tables: Sequence[
     if figure is not None:
         lines += [f"![{claim.name}]({figure})", ""]
     if tables:
-        lines += ["Tables: " + ", ".join(f"[{PurePosixPath(name).stem.partition('--')[2]}](<{name}>)" for name in tables), ""]
+        lines += [
+            "Tables: "
+            + ", ".join(
+                f"[{PurePosixPath(name).stem.partition('--')[2]}](<{name}>)" for name in tables
+            ),
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -1,10 +1,11 @@
 """When is robustness more than staying near the reference policy?
 
-Policies are trained on labels of one mixture of two rewards and judged at every other mixture (Section 6, arXiv:2502.01930). Each
-robust fit is compared with two plain DPO policies that have the same KL to the reference: DPO shrunk along its ray, which is
-DPO with a larger beta, and DPO stopped early. Out come the rows (`shift.parquet`), the paired differences at matched KL
-(`matched.csv`) and the comparison of tuned radii (`tuned.csv`). Every seed is another world with another sample, or another
-sample of the given pairs, so that intervals over seeds speak of worlds of that kind.
+Policies are trained on labels of one mixture of two rewards and judged at every other mixture
+(Section 6, arXiv:2502.01930). Each robust fit is compared with two plain DPO policies that have the
+same KL to the reference: DPO shrunk along its ray, which is DPO with a larger beta, and DPO stopped
+early. Out come the rows (`shift.parquet`), the paired differences at matched KL (`matched.csv`) and
+the comparison of tuned radii (`tuned.csv`). Every seed is another world with another sample, or
+another sample of the given pairs, so that intervals over seeds speak of worlds of that kind.
 """
 
 import time
@@ -28,15 +29,33 @@ from theory.batch import PairBatch
 from theory.estimators import Fit
 from theory.objectives import dpo_loss
 from theory.policy import Array
-from theory.shift import KINDS, Descent, Shift, descend, evaluate, random_shift, scored_pairs, shrunk, stopped
+from theory.shift import (
+    KINDS,
+    Descent,
+    Shift,
+    descend,
+    evaluate,
+    random_shift,
+    scored_pairs,
+    shrunk,
+    stopped,
+)
 from theory.worlds import common_scale, feature_columns, read_table
 
 FIRST_REWARD, SECOND_REWARD = "gpt2-helpful", "gpt2-harmless"
-OTHER_SCORES = ("humor", "diversity", "coherence")  # perplexity is that of the model that answered: not comparable
-PAIR_FEATURES = {"pairs, other scores": OTHER_SCORES, "pairs, all scores": (*OTHER_SCORES, FIRST_REWARD, SECOND_REWARD)}
+OTHER_SCORES = (
+    "humor",
+    "diversity",
+    "coherence",
+)  # perplexity is that of the model that answered: not comparable
+PAIR_FEATURES = {
+    "pairs, other scores": OTHER_SCORES,
+    "pairs, all scores": (*OTHER_SCORES, FIRST_REWARD, SECOND_REWARD),
+}
 PAIR_BOUND = 20.0  # B for the given pairs, whose features have norms well below 1
 CONTROLS = ("shrunk", "stopped")
-# of the control curves; fraction f has the KL (1 - f)² of DPO's: near the reference that is (1 - f) times DPO's w
+# of the control curves; fraction f has the KL (1 - f)² of DPO's: near the reference that is (1 - f)
+# times DPO's w
 CONTROL_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LEVEL = 0.95  # of the intervals
 NOT_ROBUST = ("dpo", *(f"dpo-{control}" for control in CONTROLS))
@@ -58,13 +77,16 @@ class Profile:
 PROFILES = {
     "smoke": Profile(3, (200,), (0.3, 0.7), (0.2,), 5, ("convex", "contexts")),
     "quick": Profile(16, (100, 1000), (0.2, 0.5, 0.8), (0.2,), 11),
-    "paper": Profile(200, (50, 100, 300, 1000, 10000), (0.1, 0.3, 0.5, 0.7, 0.9), (0.1, 0.3, 0.5), 21),
+    "paper": Profile(
+        200, (50, 100, 300, 1000, 10000), (0.1, 0.3, 0.5, 0.7, 0.9), (0.1, 0.3, 0.5), 21
+    ),
 }
 
 
 @dataclass
 class PreferenceShift:
-    """Robust policies under preference shift, against DPO policies at the same distance from the reference."""
+    """Robust policies under preference shift, against DPO policies at the same distance from the
+    reference."""
 
     out: Path = Path("results/preference-shift")
     """Folder of the results; a run that was stopped resumes from what it holds."""
@@ -73,9 +95,11 @@ class PreferenceShift:
     seed: int = 0
     """Seed of all random numbers; the same seed gives the same rows."""
     replicates: int | None = None
-    """Worlds for each setting, instead of the profile's number; with given pairs as many samples of them."""
+    """Worlds for each setting, instead of the profile's number; with given pairs as many samples of
+    them."""
     rewards: Path | None = None
-    """Folder with two JSON files of scored answers to the same prompts, row by row, to use as two more settings."""
+    """Folder with two JSON files of scored answers to the same prompts, row by row, to use as two
+    more settings."""
     backend: str = "loky"
     """Where cells are computed: sequential, loky (processes), dask or ray."""
     workers: int | None = None
@@ -84,36 +108,50 @@ class PreferenceShift:
     """Address of a running dask or ray cluster."""
 
 
-# --------------------------------------------------------------------------------------------------------------- shifts
+# ------------------------------------------------------------------------------------------- shifts
 def read_pairs(folder: Path, features: tuple[str, ...]) -> tuple[Array, Array, Array, Array]:
-    """Features (N, d), scaled to norms of at most 1, and the two rewards (N, 2) of both answers to each prompt.
+    """Features (N, d), scaled to norms of at most 1, and the two rewards (N, 2) of both answers to
+    each prompt.
 
-    Each reward is divided by its standard deviation over all answers, so that a mixture weighs comparable numbers.
+    Each reward is divided by its standard deviation over all answers, so that a mixture weighs
+    comparable numbers.
     """
     files = sorted(Path(folder).glob("*.json"))
     if len(files) != 2:
         raise ValueError(
-            f"{folder} holds {len(files)} .json files, and two are needed: the scored answers of two models to the same prompts."
+            f"{folder} holds {len(files)} .json files, and two are needed: the scored answers of"
+            " two models to the same prompts."
         )
     tables = [read_table(file) for file in files]
-    psi, raw = ([feature_columns(table, list(names)) for table in tables] for names in (features, (FIRST_REWARD, SECOND_REWARD)))
+    psi, raw = (
+        [feature_columns(table, list(names)) for table in tables]
+        for names in (features, (FIRST_REWARD, SECOND_REWARD))
+    )
     if len(psi[0]) != len(psi[1]):
         raise ValueError(
-            f"{files[0].name} has {len(psi[0])} rows and {files[1].name} {len(psi[1])}: row i of both answers the same prompt."
+            f"{files[0].name} has {len(psi[0])} rows and {files[1].name} {len(psi[1])}: row i of"
+            " both answers the same prompt."
         )
     unit = np.concatenate(raw).std(0)
     return *common_scale(*psi), raw[0] / unit, raw[1] / unit
 
 
 @lru_cache(maxsize=8)
-def _read_pairs(folder: str, features: tuple[str, ...], digest: str) -> tuple[Array, Array, Array, Array]:
+def _read_pairs(
+    folder: str, features: tuple[str, ...], digest: str
+) -> tuple[Array, Array, Array, Array]:
     if digest != _digest(Path(folder)):
-        raise ValueError(f"the files in {folder} have changed since the run began. Start again: the old rows will not be used.")
+        raise ValueError(
+            f"the files in {folder} have changed since the run began. Start again: the old rows"
+            " will not be used."
+        )
     return read_pairs(Path(folder), features)
 
 
 def _digest(folder: Path) -> str:
-    return sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*.json")))).hexdigest()[:16]
+    return sha256(
+        b"".join(file.read_bytes() for file in sorted(folder.glob("*.json")))
+    ).hexdigest()[:16]
 
 
 def build_shift(parameters: dict[str, Any]) -> Shift:
@@ -123,13 +161,16 @@ def build_shift(parameters: dict[str, Any]) -> Shift:
     if setting in PAIR_FEATURES:
         pairs = _read_pairs(parameters["rewards"], PAIR_FEATURES[setting], parameters["digest"])
         return scored_pairs(*pairs, train=train, alpha=alpha, beta=1.0, bound=PAIR_BOUND)
-    return random_shift(setting, [parameters["seed"], parameters["replicate"]], train=train, alpha=alpha)
+    return random_shift(
+        setting, [parameters["seed"], parameters["replicate"]], train=train, alpha=alpha
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- cells
+# -------------------------------------------------------------------------------------------- cells
 @dataclass(frozen=True)
 class _Training:
-    """The K samples of a cell, DPO on them (K, d) with its KL to the reference, and the paths of gradient descent to it."""
+    """The K samples of a cell, DPO on them (K, d) with its KL to the reference, and the paths of
+    gradient descent to it."""
 
     shift: Shift
     n: Array
@@ -140,10 +181,14 @@ class _Training:
     path: Descent
 
     def controls(self, kl: Array) -> dict[str, Array]:
-        """DPO on every sample in turn with the KL `kl` (F K,) to the reference, shrunk and stopped: (F K, d) each."""
+        """DPO on every sample in turn with the KL `kl` (F K,) to the reference, shrunk and stopped:
+        (F K, d) each."""
         sample = np.arange(len(kl)) % len(self.n)
         world = self.shift.world
-        return {"shrunk": shrunk(world, self.dpo.theta.numpy()[sample], kl), "stopped": stopped(world, self.path, sample, kl)}
+        return {
+            "shrunk": shrunk(world, self.dpo.theta.numpy()[sample], kl),
+            "stopped": stopped(world, self.path, sample, kl),
+        }
 
 
 def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFrame:
@@ -151,19 +196,27 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
     shift = build_shift(parameters)
     world = shift.world
     # given pairs are the same for every seed, and their population is fitted once
-    whole = [np.inf] if parameters["setting"] not in PAIR_FEATURES or parameters["replicate"] == 0 else []
+    whole = (
+        [np.inf]
+        if parameters["setting"] not in PAIR_FEATURES or parameters["replicate"] == 0
+        else []
+    )
     n = np.array([*whole, *parameters["sizes"]])
     pairs, heldout = (_samples(shift, parameters, n, part) for part in ("training", "held out"))
     distance = world.distance(LABEL_COST) if len(world.probability) <= METRIC_ATOMS else None
     setting = Setting(world.beta, world.bound, world.theta_ref, LABEL_COST, distance)
     dpo = METHODS["dpo"].fit(pairs, 0.0, setting)
     theta = dpo.theta.numpy()
-    training = _Training(shift, n, pairs, heldout, dpo, evaluate(shift, theta).kl, descend(pairs, world, theta))
+    training = _Training(
+        shift, n, pairs, heldout, dpo, evaluate(shift, theta).kl, descend(pairs, world, theta)
+    )
 
     tables = [_rows(training, "dpo", (0.0,), np.zeros(1), theta, dpo)]
     kl = np.outer((1 - np.array(CONTROL_FRACTIONS)) ** 2, training.kl)
     for control, theta in training.controls(kl.ravel()).items():
-        tables.append(_rows(training, f"dpo-{control}", CONTROL_FRACTIONS, np.array(CONTROL_FRACTIONS), theta))
+        tables.append(
+            _rows(training, f"dpo-{control}", CONTROL_FRACTIONS, np.array(CONTROL_FRACTIONS), theta)
+        )
     fractions = tuple(parameters["fractions"])
     again = PairBatch(pairs.ut, pairs.p.repeat(len(fractions), 1))
     for name, method in METHODS.items():
@@ -172,11 +225,15 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
         knob = knobs(method, world.population(), fractions, setting)
         fit = method.fit(again, torch.from_numpy(knob.repeat(len(n))), setting)  # type: ignore[arg-type]  # one for each sample
         tables.append(_rows(training, name, fractions, knob, fit.theta.numpy(), fit))
-    parts = {name: parameters[name] for name in ("setting", "train")} | {"seed": parameters["replicate"]}
+    parts = {name: parameters[name] for name in ("setting", "train")} | {
+        "seed": parameters["replicate"]
+    }
     return pd.concat(tables, ignore_index=True).assign(**parts)
 
 
-def knobs(method: Method, population: PairBatch, fractions: tuple[float, ...], setting: Setting) -> Array:
+def knobs(
+    method: Method, population: PairBatch, fractions: tuple[float, ...], setting: Setting
+) -> Array:
     """The knob at each fraction of the population's collapse radius, which is computed once."""
     assert method.knob is not None
     if method.temperature:
@@ -185,9 +242,15 @@ def knobs(method: Method, population: PairBatch, fractions: tuple[float, ...], s
 
 
 def _rows(
-    training: _Training, method: str, fractions: tuple[float, ...], knob: Array, theta: Array, fit: Fit | None = None
+    training: _Training,
+    method: str,
+    fractions: tuple[float, ...],
+    knob: Array,
+    theta: Array,
+    fit: Fit | None = None,
 ) -> pd.DataFrame:
-    """One row for each alpha and each of the policies theta (F K, d), which stand fraction by fraction, with their controls."""
+    """One row for each alpha and each of the policies theta (F K, d), which stand fraction by
+    fraction, with their controls."""
     shift, samples = training.shift, len(training.n)
     outcome = evaluate(shift, theta)
     controls = training.controls(outcome.kl)
@@ -207,9 +270,16 @@ def _rows(
         "reward": outcome.reward.ravel(),
         "win_rate": outcome.win_rate.ravel(),
         "regret": outcome.regret.ravel(),
-        **{f"regret_{control}": evaluate(shift, point).regret.ravel() for control, point in controls.items()},
+        **{
+            f"regret_{control}": evaluate(shift, point).regret.ravel()
+            for control, point in controls.items()
+        },
     }
-    return pd.DataFrame(of_a_fit).loc[lambda table: table.index.repeat(len(shift.alpha))].assign(**at_an_alpha)
+    return (
+        pd.DataFrame(of_a_fit)
+        .loc[lambda table: table.index.repeat(len(shift.alpha))]
+        .assign(**at_an_alpha)
+    )
 
 
 def _loss(training: _Training, theta: Array) -> Array:
@@ -220,15 +290,20 @@ def _loss(training: _Training, theta: Array) -> Array:
 
 
 def _samples(shift: Shift, parameters: dict[str, Any], sizes: Array, part: str) -> PairBatch:
-    """One sample of each size, the population for an infinite one; `part` tells independent samples apart."""
+    """One sample of each size, the population for an infinite one; `part` tells independent samples
+    apart."""
     population = shift.world.population()
-    identity = int.from_bytes(sha256(f"{parameters['setting']}, {part}".encode()).digest()[:8], "big")
+    identity = int.from_bytes(
+        sha256(f"{parameters['setting']}, {part}".encode()).digest()[:8], "big"
+    )
     weights = []
     for n in sizes:
         if np.isinf(n):
             weights.append(population.p)
         else:
-            seed = np.random.SeedSequence([parameters["seed"], parameters["replicate"], identity, int(n)])
+            seed = np.random.SeedSequence(
+                [parameters["seed"], parameters["replicate"], identity, int(n)]
+            )
             weights.append(shift.world.sample(int(n), [seed]).p)
     return PairBatch(population.ut, torch.cat(weights))
 
@@ -236,17 +311,23 @@ def _samples(shift: Shift, parameters: dict[str, Any], sizes: Array, part: str) 
 def plan(config: PreferenceShift) -> tuple[Profile, list[Cell]]:
     """The cells of a study: one for each setting, alpha_o and seed; the largest worlds first."""
     if config.profile not in PROFILES:
-        raise ValueError(f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}.")
+        raise ValueError(
+            f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}."
+        )
     profile = PROFILES[config.profile]
     replicates = profile.replicates if config.replicates is None else config.replicates
     if replicates < 2:
-        raise ValueError(f"replicates must be at least 2, got {replicates}: a single world has no interval.")
+        raise ValueError(
+            f"replicates must be at least 2, got {replicates}: a single world has no interval."
+        )
     files, places = {"digest": ""}, {"rewards": ""}
     if config.rewards is not None:
         folder = config.rewards.resolve()
         files, places = {"digest": _digest(folder)}, {"rewards": str(folder)}
         for features in PAIR_FEATURES.values():
-            read_pairs(folder, features)  # what is wrong with the files shows before anything is computed
+            read_pairs(
+                folder, features
+            )  # what is wrong with the files shows before anything is computed
     cells = []
     for setting in [*(PAIR_FEATURES if config.rewards is not None else ()), *profile.settings]:
         for train in profile.train:
@@ -266,18 +347,23 @@ def plan(config: PreferenceShift) -> tuple[Profile, list[Cell]]:
     return profile, cells
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def measures(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each fit's regret and that of its controls: at each alpha, and the worst, mean and spread over alpha (column `alpha`)."""
+    """Each fit's regret and that of its controls: at each alpha, and the worst, mean and spread
+    over alpha (column `alpha`)."""
     values = ["regret", *(f"regret_{control}" for control in CONTROLS)]
     at = rows[[*KEYS, "seed", *values]].assign(alpha=rows.alpha.map("{:g}".format))
     groups = rows.groupby([*KEYS, "seed"], sort=False)[values]
     over = {"worst": groups.max(), "mean": groups.mean(), "spread": groups.max() - groups.min()}
-    return pd.concat([*(table.reset_index().assign(alpha=name) for name, table in over.items()), at], ignore_index=True)
+    return pd.concat(
+        [*(table.reset_index().assign(alpha=name) for name, table in over.items()), at],
+        ignore_index=True,
+    )
 
 
 def matched_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Regret minus that of the control at the same KL, in the mean over seeds with a t interval; below 0: the method is better.
+    """Regret minus that of the control at the same KL, in the mean over seeds with a t interval;
+    below 0: the method is better.
 
     `unmatched` counts the fits whose KL the control does not reach: they are left out.
     """
@@ -285,58 +371,87 @@ def matched_table(rows: pd.DataFrame) -> pd.DataFrame:
     kl = rows.groupby(KEYS, sort=False).kl.mean().rename("kl")
     parts = []
     for control in CONTROLS:
-        difference = table.assign(control=control, difference=table.regret - table[f"regret_{control}"])
+        difference = table.assign(
+            control=control, difference=table.regret - table[f"regret_{control}"]
+        )
         parts.append(_intervals(difference, [*KEYS, "control", "alpha"]))
     return pd.concat(parts, ignore_index=True).join(kl, on=KEYS)
 
 
 def tuned_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Worst-alpha regret with the fraction chosen for each seed, minus that of a rival; below 0: the method is better.
+    """Worst-alpha regret with the fraction chosen for each seed, minus that of a rival; below 0:
+    the method is better.
 
-    tuning: `oracle` takes the fraction of least worst-alpha regret, which nobody can know; `held-out` that of least DPO loss
-    on as many held-out pairs at alpha_o (on the population where that is the sample). rival: plain DPO, or DPO shrunk or stopped,
-    chosen in the same way among the KLs of the method's own fits. Plain DPO is among the choices of all.
+    tuning: `oracle` takes the fraction of least worst-alpha regret, which nobody can know;
+    `held-out` that of least DPO loss on as many held-out pairs at alpha_o (on the population where
+    that is the sample). rival: plain DPO, or DPO shrunk or stopped, chosen in the same way among
+    the KLs of the method's own fits. Plain DPO is among the choices of all.
     """
     place = ["setting", "train", "n", "seed"]
     index = [*place, "method"]
     values = {"regret": "max", "heldout": "first", "kl": "first"}
-    values |= {f"{value}_{control}": how for control in CONTROLS for value, how in (("regret", "max"), ("heldout", "first"))}
+    values |= {
+        f"{value}_{control}": how
+        for control in CONTROLS
+        for value, how in (("regret", "max"), ("heldout", "first"))
+    }
     fits = rows.groupby([*KEYS, "seed"], sort=False).agg(values).reset_index()
     plain = fits[fits.method == "dpo"].drop(columns="method")
     robust = fits[~fits.method.isin(NOT_ROBUST)]
-    choices = pd.concat([plain.merge(robust[index].drop_duplicates(), on=place), robust], ignore_index=True)
+    choices = pd.concat(
+        [plain.merge(robust[index].drop_duplicates(), on=place), robust], ignore_index=True
+    )
     parts = []
     for tuning, criterion in (("oracle", "regret"), ("held-out", "heldout")):
         best = _best(choices, [*place, "method"], criterion, "regret")
         rivals = {
-            control: _best(choices, [*place, "method"], f"{criterion}_{control}", f"regret_{control}") for control in CONTROLS
+            control: _best(
+                choices, [*place, "method"], f"{criterion}_{control}", f"regret_{control}"
+            )
+            for control in CONTROLS
         }
-        rivals["dpo"] = choices[choices.fraction == 0].set_index([*place, "method"]).assign(value=lambda t: t.regret)
+        rivals["dpo"] = (
+            choices[choices.fraction == 0]
+            .set_index([*place, "method"])
+            .assign(value=lambda t: t.regret)
+        )
         for rival, table in rivals.items():
-            pairs = best.assign(difference=best.value - table.value, tuning=tuning, rival=rival).reset_index()
+            pairs = best.assign(
+                difference=best.value - table.value, tuning=tuning, rival=rival
+            ).reset_index()
             keys = ["setting", "train", "n", "method", "tuning", "rival"]
             parts.append(_intervals(pairs, keys, means=("regret", "kl", "fraction")))
     return pd.concat(parts, ignore_index=True)
 
 
 def _best(choices: pd.DataFrame, keys: list[str], criterion: str, value: str) -> pd.DataFrame:
-    """The choice of least criterion in each group, the least fraction on a tie, with the column `value`; indexed by the keys."""
-    chosen = choices.sort_values([criterion, "fraction"], kind="stable").drop_duplicates(keys).set_index(keys)
+    """The choice of least criterion in each group, the least fraction on a tie, with the column
+    `value`; indexed by the keys."""
+    chosen = (
+        choices.sort_values([criterion, "fraction"], kind="stable")
+        .drop_duplicates(keys)
+        .set_index(keys)
+    )
     return chosen.assign(value=chosen[value])
 
 
 def _intervals(table: pd.DataFrame, keys: list[str], means: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Mean of `difference` over seeds in each group, with its t interval; NaN is left out and counted as unmatched."""
+    """Mean of `difference` over seeds in each group, with its t interval; NaN is left out and
+    counted as unmatched."""
     groups = table.groupby(keys, sort=False)
     summary = groups.difference.agg(difference="mean", deviation="std", seeds="count")
-    half = student.ppf((1 + LEVEL) / 2, (summary.seeds - 1).clip(lower=1)) * summary.deviation / np.sqrt(summary.seeds)
+    half = (
+        student.ppf((1 + LEVEL) / 2, (summary.seeds - 1).clip(lower=1))
+        * summary.deviation
+        / np.sqrt(summary.seeds)
+    )
     summary = summary.assign(low=summary.difference - half, high=summary.difference + half)
     summary["unmatched"] = groups.size() - summary.seeds
     columns = ["difference", "low", "high", "seeds", "unmatched"]
     return summary[columns].join(groups[list(means)].mean()).reset_index()
 
 
-# ------------------------------------------------------------------------------------------------------------------ run
+# ---------------------------------------------------------------------------------------------- run
 def run(config: PreferenceShift) -> dict[str, pd.DataFrame]:
     """Run or resume the study and write its tables; returns them."""
     profile, cells = plan(config)
@@ -362,7 +477,10 @@ def run(config: PreferenceShift) -> dict[str, pd.DataFrame]:
                 "experiment": "preference-shift",
                 "configuration": configuration(config),
                 "profile": asdict(profile),
-                "settings": [*profile.settings, *(PAIR_FEATURES if config.rewards is not None else ())],
+                "settings": [
+                    *profile.settings,
+                    *(PAIR_FEATURES if config.rewards is not None else ()),
+                ],
                 "fits": len(fits),
                 "not_converged": int((~fits.converged).sum()),
                 **provenance(),

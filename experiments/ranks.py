@@ -1,4 +1,5 @@
-"""The processes of one launch (`accelerate launch`, `torchrun`): which one this is, and waiting for each other."""
+"""The processes of one launch (`accelerate launch`, `torchrun`): which one this is, and waiting for
+each other."""
 
 import atexit
 import os
@@ -26,7 +27,8 @@ def wait_for_all() -> None:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process passes, in every process: decisions that depend on files are made once. Waits for all."""
+    """What the first process passes, in every process: decisions that depend on files are made
+    once. Waits for all."""
     if ranks() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -38,11 +40,14 @@ def from_first(value: Any) -> Any:
 
 def _joined() -> Any:
     import torch
-    from accelerate import PartialState  # slow to import, and joins the processes when it is first made
+    from accelerate import (
+        PartialState,
+    )  # slow to import, and joins the processes when it is first made
 
     atexit.unregister(_leave)  # once, and before whatever was registered earlier
     atexit.register(_leave)
-    # told that there is no GPU: left to itself it takes processes on a CPU for one that is alone, and would not wait
+    # told that there is no GPU: left to itself it takes processes on a CPU for one that is alone,
+    # and would not wait
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 

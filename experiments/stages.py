@@ -1,10 +1,13 @@
-"""Stages of a pipeline: folders of artefacts on disk, each made once from what it says it was made from.
+"""Stages of a pipeline: folders of artefacts on disk, each made once from what it says it was made
+from.
 
-    OUT/stages/NAME               a finished stage: its artefacts, made_from.json, and time.json with the seconds it took
-    OUT/stages/.NAME.prefdro-tmp  one that is being made, or that was when its run was killed: what it holds is used again
-    OUT/stages/.NAME.lock         held by the process that makes it, so that several jobs can share a folder
+    OUT/stages/NAME               a finished stage: its artefacts, made_from.json, and time.json
+    with the seconds it took OUT/stages/.NAME.prefdro-tmp  one that is being made, or that was when
+    its run was killed: what it holds is used again OUT/stages/.NAME.lock         held by the
+    process that makes it, so that several jobs can share a folder
 
-A stage that was made from anything else, such as another seed, other options or other code, is made again.
+A stage that was made from anything else, such as another seed, other options or other code, is made
+again.
 """
 
 import json
@@ -41,11 +44,15 @@ class Stage(NamedTuple):
 Task = Callable[[], Any]
 
 
-def stage(root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path], object]) -> Stage:
-    """The folder that `make` fills, unless it is there already and was made from the same; complete once it has its name.
+def stage(
+    root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path], object]
+) -> Stage:
+    """The folder that `make` fills, unless it is there already and was made from the same; complete
+    once it has its name.
 
-    Under a launcher every process calls `make` with the same folder, and waits for the others before and after. A run that was
-    killed finds in that folder what it had written: `make` may use what is complete.
+    Under a launcher every process calls `make` with the same folder, and waits for the others
+    before and after. A run that was killed finds in that folder what it had written: `make` may use
+    what is complete.
     """
     record = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
     made = Stage(root / name, sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16])
@@ -62,7 +69,9 @@ def stage(root: Path, name: str, made_from: dict[str, Any], make: Callable[[Path
             make(unfinished)
             wait_for_all()
             if rank() == 0:
-                write_json({"seconds": round(time.perf_counter() - began, 2)}, unfinished / "time.json")
+                write_json(
+                    {"seconds": round(time.perf_counter() - began, 2)}, unfinished / "time.json"
+                )
                 shutil.rmtree(made.folder, ignore_errors=True)
                 os.replace(unfinished, made.folder)
         wait_for_all()
@@ -84,8 +93,11 @@ def _held(root: Path, name: str) -> AbstractContextManager[Any]:
     return filelock.FileLock(root / f".{name}.lock")
 
 
-def in_parts(folder: Path, name: str, rows: int, size: int, make: Callable[[slice, int], pd.DataFrame]) -> Path:
-    """A table made part by part, `size` rows each: those in the folder are kept, the processes of a launch share the others.
+def in_parts(
+    folder: Path, name: str, rows: int, size: int, make: Callable[[slice, int], pd.DataFrame]
+) -> Path:
+    """A table made part by part, `size` rows each: those in the folder are kept, the processes of a
+    launch share the others.
 
     Args:
         name: of the table, a .parquet file in the folder.
@@ -117,24 +129,34 @@ def read_artefact(path: Path) -> pd.DataFrame:
     """
     try:
         return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (OSError, ValueError) as error:  # ArrowInvalid, ParserError and EmptyDataError are ValueErrors
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ArrowInvalid, ParserError and EmptyDataError are ValueErrors
         raise ValueError(
-            f"{path} is missing or damaged ({error}): restore it, or move the folder {path.parent} away and give the same "
-            "command again, which makes this stage again, and what depends on it."
+            f"{path} is missing or damaged ({error}): restore it, or move the folder {path.parent}"
+            " away and give the same command again, which makes this stage again, and what depends"
+            " on it."
         ) from error
 
 
 def together(tasks: Sequence[Task], workers: int, what: str = "stages") -> list[Any]:
-    """The results of all tasks, in order, from as many processes as workers; one after the other under a launcher.
+    """The results of all tasks, in order, from as many processes as workers; one after the other
+    under a launcher.
 
-    Each task has a single thread where there are several workers: sums that are split among threads are rounded differently.
+    Each task has a single thread where there are several workers: sums that are split among threads
+    are rounded differently.
     """
     if ranks() > 1:
         return [_quiet(task) for task in tasks]
     with progress_of(len(tasks), 0, len(tasks) > 1, what) as advance:
-        parallel = joblib.Parallel(n_jobs=max(1, min(workers, len(tasks))), batch_size=1, return_as="generator_unordered")
+        parallel = joblib.Parallel(
+            n_jobs=max(1, min(workers, len(tasks))), batch_size=1, return_as="generator_unordered"
+        )
         found: dict[int, Any] = {}
-        for number, result in parallel(joblib.delayed(_numbered)(number, task) for number, task in enumerate(tasks)):
+        for number, result in parallel(
+            joblib.delayed(_numbered)(number, task) for number, task in enumerate(tasks)
+        ):
             found[number] = result
             advance()
     return [found[number] for number in range(len(tasks))]
@@ -166,16 +188,26 @@ def quieten() -> None:
 
 
 def content(source: str | Path | None) -> Any:
-    """What identifies a source wherever it lies: digests of its files by their names within it, or its name on the hub.
+    """What identifies a source wherever it lies: digests of its files by their names within it, or
+    its name on the hub.
 
-    Of an adapter, also those of the model that it changes. Hidden files, such as those of a download, do not count.
+    Of an adapter, also those of the model that it changes. Hidden files, such as those of a
+    download, do not count.
     """
     if source is None or not (path := Path(source).expanduser()).exists():
         return source if source is None else str(source)
     if path.is_file():
         return _digest(path)
-    files = {str(file.relative_to(path).as_posix()): file for file in sorted(path.rglob("*")) if file.is_file()}
-    found: dict[str, Any] = {name: _digest(file) for name, file in files.items() if not name.startswith(".") and "/." not in name}
+    files = {
+        str(file.relative_to(path).as_posix()): file
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+    found: dict[str, Any] = {
+        name: _digest(file)
+        for name, file in files.items()
+        if not name.startswith(".") and "/." not in name
+    }
     if "adapter_config.json" in found:
         from llm.adapters import adapter_config
 
@@ -195,8 +227,16 @@ def derived_seed(*words: int) -> int:
 
 
 def times(root: Path, code: str) -> pd.DataFrame:
-    """How long each finished stage of that code took, in the session that finished it: columns stage, seconds."""
+    """How long each finished stage of that code took, in the session that finished it: columns
+    stage, seconds."""
     folders = [path.parent for path in sorted(root.glob("*/time.json"))]
-    mine = [folder for folder in folders if json.loads((folder / RECORD).read_text(encoding="utf-8")).get("code") == code]
-    rows = [(folder.name, json.loads((folder / "time.json").read_text(encoding="utf-8"))["seconds"]) for folder in mine]
+    mine = [
+        folder
+        for folder in folders
+        if json.loads((folder / RECORD).read_text(encoding="utf-8")).get("code") == code
+    ]
+    rows = [
+        (folder.name, json.loads((folder / "time.json").read_text(encoding="utf-8"))["seconds"])
+        for folder in mine
+    ]
     return pd.DataFrame(rows, columns=["stage", "seconds"])

@@ -1,13 +1,15 @@
-"""Where results live: one Parquet file per cell, written atomically, and read back only if it is what it says it is.
+"""Where results live: one Parquet file per cell, written atomically, and read back only if it is
+what it says it is.
 
 A run folder looks like this::
 
-    OUT/.lock, OUT/.owner.json         held, and signed, by the process that is writing to the folder
-    OUT/cells/<name>-<digest>.parquet  the rows of one finished cell
+    OUT/.lock, OUT/.owner.json         held, and signed, by the process that is writing to the
+    folder OUT/cells/<name>-<digest>.parquet  the rows of one finished cell
     OUT/...                            the tables made from the cells
 
-Every file is first written under a temporary name in the same folder and then renamed, so that a file with its final
-name is always complete. A cell is finished if and only if its file is in place and passes `read_cell`.
+Every file is first written under a temporary name in the same folder and then renamed, so that a
+file with its final name is always complete. A cell is finished if and only if its file is in place
+and passes `read_cell`.
 """
 
 from __future__ import annotations
@@ -50,11 +52,16 @@ class Cell:
     """One independent piece of an experiment, such as one sample size with its replicates."""
 
     name: str  # readable, unique within a run
-    parameters: dict[str, Any]  # what the experiment's function receives; anything that JSON can hold
-    places: dict[str, Any] = field(default_factory=dict)  # what it receives too: where files lie that the parameters identify
+    parameters: dict[
+        str, Any
+    ]  # what the experiment's function receives; anything that JSON can hold
+    places: dict[str, Any] = field(
+        default_factory=dict
+    )  # what it receives too: where files lie that the parameters identify
 
     def digest(self) -> bytes:
-        """SHA-256 of name and parameters: the cell's identity on every machine and in every run, wherever its files lie."""
+        """SHA-256 of name and parameters: the cell's identity on every machine and in every run,
+        wherever its files lie."""
         return hashlib.sha256(_canonical_json([self.name, self.parameters]).encode()).digest()
 
 
@@ -62,12 +69,13 @@ class Cell:
 def open_run(out: str | Path, *, wait: bool = False) -> Iterator[Path]:
     """Hold the run folder `out` for writing, creating it if needed, and yield its absolute path.
 
-    The operating system releases the lock when the process ends, however it ends. Opening a folder again that this
-    thread already holds is allowed, so that a caller can keep it from the first cell to the last table. What a killed
-    run has left half written is removed.
+    The operating system releases the lock when the process ends, however it ends. Opening a folder
+    again that this thread already holds is allowed, so that a caller can keep it from the first
+    cell to the last table. What a killed run has left half written is removed.
 
     Raises:
-        StoreError: another process holds the folder (unless `wait`, which waits for it), or it is not writable.
+        StoreError: another process holds the folder (unless `wait`, which waits for it), or it is
+            not writable.
     """
     folder = Path(out).resolve()
     try:
@@ -84,7 +92,9 @@ def open_run(out: str | Path, *, wait: bool = False) -> Iterator[Path]:
             for leftover in [*folder.glob(f".*{TEMPORARY}"), *folder.glob(f"cells/.*{TEMPORARY}")]:
                 leftover.unlink()
             started = datetime.now().astimezone().isoformat(timespec="seconds")
-            write_json({"pid": os.getpid(), "host": socket.gethostname(), "started": started}, owner_file)
+            write_json(
+                {"pid": os.getpid(), "host": socket.gethostname(), "started": started}, owner_file
+            )
         yield folder
     finally:
         if outermost:
@@ -100,8 +110,8 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, wait: bool) -> None:
         holder = _describe_owner(folder)
     if not wait:
         raise StoreError(
-            f"{folder} is in use by another run ({holder}). Two runs in one folder would overwrite each other's "
-            "results: wait until it has finished, stop it, or choose another folder."
+            f"{folder} is in use by another run ({holder}). Two runs in one folder would overwrite"
+            " each other's results: wait until it has finished, stop it, or choose another folder."
         )
     print(f"waiting for {folder}, in use by another run ({holder})", file=sys.stderr, flush=True)
     lock.acquire()
@@ -116,7 +126,8 @@ def _describe_owner(folder: Path) -> str:
 
 
 def cell_path(folder: Path, cell: Cell) -> Path:
-    """The file of `cell` in the run folder: a readable name, and a digest that tells equal readable names apart."""
+    """The file of `cell` in the run folder: a readable name, and a digest that tells equal readable
+    names apart."""
     slug = re.sub(r"[^a-z0-9.=]+", "-", cell.name.lower()).strip("-.")[:80]
     return folder / "cells" / f"{slug}-{cell.digest().hex()[:12]}.parquet"
 
@@ -126,7 +137,8 @@ def cell_record(cell: Cell, *, seed: int, fingerprint: str) -> dict[str, str]:
 
     Args:
         seed: the seed of the run.
-        fingerprint: identifies the code and the configuration that compute the rows; chosen by the caller.
+        fingerprint: identifies the code and the configuration that compute the rows; chosen by the
+            caller.
     """
     return {
         "format": str(FORMAT),
@@ -138,20 +150,26 @@ def cell_record(cell: Cell, *, seed: int, fingerprint: str) -> dict[str, str]:
 
 
 def encode_cell(rows: pd.DataFrame, record: dict[str, str]) -> bytes:
-    """The bytes of a cell file: `rows` (the index is dropped) with `record` and a checksum in the Parquet schema.
+    """The bytes of a cell file: `rows` (the index is dropped) with `record` and a checksum in the
+    Parquet schema.
 
     Raises:
-        pyarrow.ArrowException, ValueError: a column that Parquet cannot hold, such as one of mixed types.
+        pyarrow.ArrowException, ValueError: a column that Parquet cannot hold, such as one of mixed
+        types.
     """
-    # Parquet may change what it is given (a None among numbers becomes NaN): the checksum is that of the outcome.
-    rows = _parquet_table(_parquet_bytes(pa.Table.from_pandas(rows, preserve_index=False))).to_pandas()
+    # Parquet may change what it is given (a None among numbers becomes NaN): the checksum is that
+    # of the outcome.
+    rows = _parquet_table(
+        _parquet_bytes(pa.Table.from_pandas(rows, preserve_index=False))
+    ).to_pandas()
     table = pa.Table.from_pandas(rows, preserve_index=False)
     metadata = {METADATA_KEY: json.dumps({**record, "checksum": _checksum(rows)}).encode()}
     return _parquet_bytes(table.replace_schema_metadata({**table.schema.metadata, **metadata}))
 
 
 def write_cell(path: Path, content: bytes) -> None:
-    """Put the result of `encode_cell` in place, atomically. Raises StoreError if the disk is full or not writable."""
+    """Put the result of `encode_cell` in place, atomically. Raises StoreError if the disk is full
+    or not writable."""
     _write(path, content)
 
 
@@ -160,8 +178,8 @@ def read_cell(path: Path, record: dict[str, str]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CellRejected: with the reason, for a file that is truncated, damaged, not ours, or of another cell, seed,
-            configuration or version.
+        CellRejected: with the reason, for a file that is truncated, damaged, not ours, or of
+            another cell, seed, configuration or version.
     """
     content = path.read_bytes()
     try:
@@ -170,21 +188,28 @@ def read_cell(path: Path, record: dict[str, str]) -> pd.DataFrame:
         rows = table.to_pandas()
         checksum = _checksum(rows)
     except Exception as error:  # a damaged file can make the reader fail in any way
-        raise CellRejected(f"not a readable Parquet file, truncated or damaged ({type(error).__name__})") from error
+        raise CellRejected(
+            f"not a readable Parquet file, truncated or damaged ({type(error).__name__})"
+        ) from error
 
     if not isinstance(stored, dict):
-        raise CellRejected("a Parquet file that was not written by an experiment: it has no record of its cell")
+        raise CellRejected(
+            "a Parquet file that was not written by an experiment: it has no record of its cell"
+        )
     for key, expected in record.items():
         if stored.get(key) != expected:
             hint = " (the code or the configuration has changed)" if key == "fingerprint" else ""
-            raise CellRejected(f"{key} is {_shorten(stored.get(key))}, expected {_shorten(expected)}{hint}")
+            raise CellRejected(
+                f"{key} is {_shorten(stored.get(key))}, expected {_shorten(expected)}{hint}"
+            )
     if stored.get("checksum") != checksum:
         raise CellRejected("the rows do not match their checksum: the file is damaged")
     return rows
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as .csv or .parquet, by the ending of `path`, atomically. The index is left out.
+    """Write a table as .csv or .parquet, by the ending of `path`, atomically. The index is left
+    out.
 
     Raises:
         ValueError: another ending.
@@ -200,7 +225,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write `value` as indented JSON, atomically. Raises StoreError if the disk is full or not writable."""
+    """Write `value` as indented JSON, atomically. Raises StoreError if the disk is full or not
+    writable."""
     write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", path)
 
 
@@ -215,7 +241,9 @@ def _write(path: Path, content: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # the content must be on the disk before the name says that it is complete
+            os.fsync(
+                file.fileno()
+            )  # the content must be on the disk before the name says that it is complete
         os.replace(temporary, path)
     except OSError as error:
         raise storage_error(path, error) from error
@@ -225,13 +253,17 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def refuse_folder_of_another(out: Path, experiment: str) -> None:
-    """Raise StoreError where `out` holds the results of another experiment, which would be overwritten."""
+    """Raise StoreError where `out` holds the results of another experiment, which would be
+    overwritten."""
     try:
         other = json.loads((out / "run.json").read_text(encoding="utf-8"))["experiment"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if other != experiment:
-        raise StoreError(f"{out} holds the results of {other}, which {experiment} would overwrite: choose another --out.")
+        raise StoreError(
+            f"{out} holds the results of {other}, which {experiment} would overwrite: choose"
+            " another --out."
+        )
 
 
 def storage_error(path: Path, error: OSError) -> StoreError:
@@ -242,8 +274,9 @@ def storage_error(path: Path, error: OSError) -> StoreError:
     else:
         remedy = "Check that the folder is one that you may write to, or choose another one"
     return StoreError(
-        f"cannot write {path}: {error.strerror or error} ({shutil.disk_usage(existing).free:,} bytes are free there). "
-        f"{remedy}, and run the same command again: finished cells are kept, and are not computed again."
+        f"cannot write {path}: {error.strerror or error} ({shutil.disk_usage(existing).free:,}"
+        f" bytes are free there). {remedy}, and run the same command again: finished cells are"
+        " kept, and are not computed again."
     )
 
 
@@ -258,7 +291,8 @@ def _parquet_table(content: bytes) -> pa.Table:
 
 
 def _checksum(rows: pd.DataFrame) -> str:
-    """SHA-256 of column names, types and values. The schema's metadata is left out: it names library versions."""
+    """SHA-256 of column names, types and values. The schema's metadata is left out: it names
+    library versions."""
     table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:

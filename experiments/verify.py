@@ -1,8 +1,10 @@
-"""`prefdro verify`: check the claims of the theory, compare the verdicts with those on record, and write the ledger.
+"""`prefdro verify`: check the claims of the theory, compare the verdicts with those on record, and
+write the ledger.
 
-Into the folder go ledger.md (the page), ledger.parquet (a row a claim), evidence.parquet (a row a line of evidence), tables/
-(what the figures are drawn from) and figures/. They hold every claim that the folder has for the profile, the seed and this
-code, whether it was asked for this time or not.
+Into the folder go ledger.md (the page), ledger.parquet (a row a claim), evidence.parquet (a row a
+line of evidence), tables/ (what the figures are drawn from) and figures/. They hold every claim
+that the folder has for the profile, the seed and this code, whether it was asked for this time or
+not.
 """
 
 import difflib
@@ -42,7 +44,13 @@ from theory.claims.ledger import Finding, Measurement, Verdict
 BASELINE = Path(__file__).with_name("ledger_baseline.json")
 _LOG_WIDTH = 160  # columns, where the output is no terminal
 _SLOWEST = 5
-_DRAWING = ("x_label", "y_label", "log", "kind", "guide")  # columns of a table that only say how to draw it
+_DRAWING = (
+    "x_label",
+    "y_label",
+    "log",
+    "kind",
+    "guide",
+)  # columns of a table that only say how to draw it
 _COLORS = {
     Verdict.HOLDS: "green",
     Verdict.LOOSE: "cyan",
@@ -54,22 +62,28 @@ _COLORS = {
 
 @dataclass
 class Verify:
-    """Check the claims of the theory; exit status 1 where a verdict is not the one on record, or a check fails."""
+    """Check the claims of the theory; exit status 1 where a verdict is not the one on record, or a
+    check fails."""
 
     profile: Literal["smoke", "quick", "paper"] = "quick"
-    """How much to compute: smoke (half a minute on two cores), quick (a minute or two) or paper (thorough)."""
+    """How much to compute: smoke (half a minute on two cores), quick (a minute or two) or paper
+    (thorough)."""
     claim: tuple[str, ...] = ()
     """Only these claims, by name."""
     explain: str | None = None
-    """Show one claim in full: statement, assumptions, method, evidence, counterexample and figure."""
+    """Show one claim in full: statement, assumptions, method, evidence, counterexample and
+    figure."""
     json: bool = False
-    """Print a JSON list of the claims, and nothing else, to stdout; in ASCII, with escapes, whatever the encoding there."""
+    """Print a JSON list of the claims, and nothing else, to stdout; in ASCII, with escapes,
+    whatever the encoding there."""
     record: bool = False
     """Put the verdicts of this run on record for this profile, instead of comparing with it."""
     seed: int = 0
-    """Seed of all random numbers. The verdicts on record are of seed 0: another one can turn a close verdict."""
+    """Seed of all random numbers. The verdicts on record are of seed 0: another one can turn a
+    close verdict."""
     out: Path = Path("results/ledger")
-    """Folder of the ledger; claims that it holds, computed by the same code, are not computed again."""
+    """Folder of the ledger; claims that it holds, computed by the same code, are not computed
+    again."""
     workers: int | None = None
     """Number of processes; the number of cores where not given."""
 
@@ -94,7 +108,9 @@ def run(config: Verify) -> int:
         else:
             odd = differences(entries, config.profile, all_run=set(names) == set(CLAIMS))
     if config.json:
-        print(json.dumps([_as_json(entry) for entry in entries], indent=2))  # ASCII: the same bytes in every encoding
+        print(
+            json.dumps([_as_json(entry) for entry in entries], indent=2)
+        )  # ASCII: the same bytes in every encoding
     elif config.explain:
         for entry in entries:
             _explain(talk, entry, figures.get(entry.claim.name))
@@ -112,23 +128,33 @@ def run(config: Verify) -> int:
 def _chosen(config: Verify) -> list[str]:
     """The claims asked for, in the ledger's order."""
     if config.explain and config.claim:
-        raise ValueError(f"--explain {config.explain} shows one claim: leave out --claim {' '.join(config.claim)}.")
+        raise ValueError(
+            f"--explain {config.explain} shows one claim: leave out --claim"
+            f" {' '.join(config.claim)}."
+        )
     wanted = (config.explain,) if config.explain else config.claim
     for name in wanted:
         if name not in CLAIMS:
             close = difflib.get_close_matches(name, CLAIMS, n=3, cutoff=0.4)
-            near = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(CLAIMS)}."
+            near = (
+                f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(CLAIMS)}."
+            )
             raise ValueError(f"unknown claim {name!r}: {near}")
     return [name for name in CLAIMS if name in wanted] if wanted else list(CLAIMS)
 
 
-# ------------------------------------------------------------------------------------------------------- computed and stored
+# ------------------------------------------------------------------------------ computed and stored
 def check_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFrame:
     """Check one claim; the finding travels as JSON, since its tables have columns of their own."""
     began = time.perf_counter()
     finding = CLAIMS[parameters["claim"]].check(parameters["profile"], parameters["seed"])
     seconds = time.perf_counter() - began
-    return pd.DataFrame({"seconds": [seconds], "finding": [json.dumps(asdict(finding), default=lambda number: number.item())]})
+    return pd.DataFrame(
+        {
+            "seconds": [seconds],
+            "finding": [json.dumps(asdict(finding), default=lambda number: number.item())],
+        }
+    )
 
 
 def _cell(name: str, profile: str, seed: int) -> Cell:
@@ -145,10 +171,20 @@ def _compute(config: Verify, names: Sequence[str], out: Path) -> dict[str, str]:
     cells = [_cell(name, config.profile, config.seed) for name in names]
     backend = "sequential" if config.workers == 1 else "loky"
     try:
-        run_cells(cells, check_cell, out, seed=config.seed, fingerprint=_fingerprint(), backend=backend, workers=config.workers)
+        run_cells(
+            cells,
+            check_cell,
+            out,
+            seed=config.seed,
+            fingerprint=_fingerprint(),
+            backend=backend,
+            workers=config.workers,
+        )
     except CellsFailed as error:
         return {
-            name: error.tracebacks[cell.name] for name, cell in zip(names, cells, strict=True) if cell.name in error.tracebacks
+            name: error.tracebacks[cell.name]
+            for name, cell in zip(names, cells, strict=True)
+            if cell.name in error.tracebacks
         }
     return {}
 
@@ -159,7 +195,9 @@ def stored_entries(out: Path, profile: str, seed: int) -> list[Entry]:
     for name, claim in CLAIMS.items():
         cell = _cell(name, profile, seed)
         try:
-            rows = read_cell(cell_path(out, cell), cell_record(cell, seed=seed, fingerprint=_fingerprint()))
+            rows = read_cell(
+                cell_path(out, cell), cell_record(cell, seed=seed, fingerprint=_fingerprint())
+            )
         except (FileNotFoundError, CellRejected):
             continue
         entries.append(Entry(claim, _finding(json.loads(rows.finding[0])), float(rows.seconds[0])))
@@ -167,11 +205,14 @@ def stored_entries(out: Path, profile: str, seed: int) -> list[Entry]:
 
 
 def _finding(stored: dict[str, Any]) -> Finding:
-    lines = tuple(Measurement(**{**line, "verdict": Verdict(line["verdict"])}) for line in stored["measurements"])
+    lines = tuple(
+        Measurement(**{**line, "verdict": Verdict(line["verdict"])})
+        for line in stored["measurements"]
+    )
     return Finding(Verdict(stored["verdict"]), stored["figure"], lines, stored["tables"])
 
 
-# ------------------------------------------------------------------------------------------------------------------- record
+# ------------------------------------------------------------------------------------------- record
 def record(entries: Sequence[Entry], profile: str, path: Path | None = None) -> None:
     """Put these verdicts on record; those of other claims stay, unless the claim is gone."""
     path = path or BASELINE
@@ -182,18 +223,27 @@ def record(entries: Sequence[Entry], profile: str, path: Path | None = None) -> 
     write_json(verdicts, path)
 
 
-def differences(entries: Sequence[Entry], profile: str, *, all_run: bool, path: Path | None = None) -> list[str]:
-    """A sentence for each verdict that is not the one on record; with `all_run` for claims on record that are gone as well."""
+def differences(
+    entries: Sequence[Entry], profile: str, *, all_run: bool, path: Path | None = None
+) -> list[str]:
+    """A sentence for each verdict that is not the one on record; with `all_run` for claims on
+    record that are gone as well."""
     known = _recorded(path or BASELINE).get(profile, {})
     lines = []
     for entry in entries:
         name, verdict = entry.claim.name, str(entry.finding.verdict)
         if name not in known:
-            lines.append(f"{name}: not recorded for the profile {profile}, now {verdict}; run with --record.")
+            lines.append(
+                f"{name}: not recorded for the profile {profile}, now {verdict}; run with --record."
+            )
         elif known[name] != verdict:
             lines.append(f"{name}: recorded {known[name]}, now {verdict}; {entry.finding.figure}")
     if all_run:
-        lines += [f"{name}: recorded, but there is no such claim; run with --record." for name in known if name not in CLAIMS]
+        lines += [
+            f"{name}: recorded, but there is no such claim; run with --record."
+            for name in known
+            if name not in CLAIMS
+        ]
     return lines
 
 
@@ -201,9 +251,10 @@ def _recorded(path: Path) -> dict[str, dict[str, str]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-# ------------------------------------------------------------------------------------------------------------------- written
+# ------------------------------------------------------------------------------------------ written
 def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[str, Path]:
-    """Write page, tables and the figures whose tables are new; the image of each claim that has one."""
+    """Write page, tables and the figures whose tables are new; the image of each claim that has
+    one."""
     from paper_figures.ledger import draw  # matplotlib is slow to import
 
     claims = [
@@ -229,19 +280,32 @@ def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[st
     write_table(pd.DataFrame(claims), out / "ledger.parquet")
     write_table(pd.DataFrame(lines).astype({"ratio": float}), out / "evidence.parquet")
     tables, changed = _write_tables(out, entries)
-    about = {"experiment": "ledger", "profile": config.profile, "seed": config.seed, "claims": len(claims)}
+    about = {
+        "experiment": "ledger",
+        "profile": config.profile,
+        "seed": config.seed,
+        "claims": len(claims),
+    }
     write_json({**about, **provenance()}, out / "run.json")
     drawn = draw(out, claims=changed)
-    images = {entry.claim.name: out / "figures" / f"{entry.claim.name}.png" for entry in entries if entry.claim.name in tables}
+    images = {
+        entry.claim.name: out / "figures" / f"{entry.claim.name}.png"
+        for entry in entries
+        if entry.claim.name in tables
+    }
     images = {name: path for name, path in images.items() if path in drawn or path.exists()}
-    said = f"Profile {config.profile}, seed {config.seed}; made by `prefdro verify --profile {config.profile}`."
+    said = (
+        f"Profile {config.profile}, seed {config.seed}; made by `prefdro verify --profile"
+        f" {config.profile}`."
+    )
     links = {name: PurePosixPath("figures") / path.name for name, path in images.items()}
     write_text(page(entries, links, tables, run=said), out / "ledger.md")
     return images
 
 
 def _write_tables(out: Path, entries: Sequence[Entry]) -> tuple[dict[str, list[str]], list[str]]:
-    """Write OUT/tables and remove what is stale there: files of each claim, and claims whose tables changed or have no figure."""
+    """Write OUT/tables and remove what is stale there: files of each claim, and claims whose tables
+    changed or have no figure."""
     folder = out / "tables"
     folder.mkdir(exist_ok=True)
     files: dict[str, list[str]] = {}
@@ -264,14 +328,29 @@ def _write_tables(out: Path, entries: Sequence[Entry]) -> tuple[dict[str, list[s
     return files, changed
 
 
-# ------------------------------------------------------------------------------------------------------------------- printed
+# ------------------------------------------------------------------------------------------ printed
 def _as_json(entry: Entry) -> dict[str, Any]:
     claim = entry.claim
-    about = {name: getattr(claim, name) for name in ("source", "title", "statement", "assumptions", "method", "flips")}
+    about = {
+        name: getattr(claim, name)
+        for name in ("source", "title", "statement", "assumptions", "method", "flips")
+    }
     finding = asdict(entry.finding)
-    found = {"verdict": str(entry.finding.verdict), "figure": entry.finding.figure, "seconds": round(entry.seconds, 3)}
+    found = {
+        "verdict": str(entry.finding.verdict),
+        "figure": entry.finding.figure,
+        "seconds": round(entry.seconds, 3),
+    }
     measurements = [{**line, "verdict": str(line["verdict"])} for line in finding["measurements"]]
-    return _finite({"claim": claim.name, **about, **found, "subject": entry.subject, "measurements": measurements})
+    return _finite(
+        {
+            "claim": claim.name,
+            **about,
+            **found,
+            "subject": entry.subject,
+            "measurements": measurements,
+        }
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -289,18 +368,28 @@ def _table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         verdict = entry.finding.verdict
         word = f"[{_COLORS[verdict]}]{verdict}[/]"
-        name, source, figure = (plain(text) for text in (entry.claim.name, entry.claim.source, entry.finding.figure))
+        name, source, figure = (
+            plain(text) for text in (entry.claim.name, entry.claim.source, entry.finding.figure)
+        )
         table.add_row(name, source, word, figure, f"{entry.seconds:.1f}")
     return table
 
 
 def _summary(talk: Console, entries: Sequence[Entry], config: Verify) -> None:
-    counts = "; ".join(f"{count} × {verdict.value}" for verdict, count in verdict_counts(entries).items())
+    counts = "; ".join(
+        f"{count} × {verdict.value}" for verdict, count in verdict_counts(entries).items()
+    )
     slowest = sorted(entries, key=lambda entry: -entry.seconds)[:_SLOWEST]
     slow = ", ".join(f"{entry.claim.name} {entry.seconds:.1f} s" for entry in slowest)
-    talk.print(f"{len(entries)} claims ({config.profile}): {counts}. Slowest: {slow}.", markup=False, highlight=False)
     talk.print(
-        f"Results: {config.out} (ledger.md). One claim in full: prefdro verify --explain CLAIM", markup=False, highlight=False
+        f"{len(entries)} claims ({config.profile}): {counts}. Slowest: {slow}.",
+        markup=False,
+        highlight=False,
+    )
+    talk.print(
+        f"Results: {config.out} (ledger.md). One claim in full: prefdro verify --explain CLAIM",
+        markup=False,
+        highlight=False,
     )
     if config.record:
         talk.print(f"recorded in {BASELINE}", markup=False, highlight=False)
@@ -317,9 +406,16 @@ def _explain(talk: Console, entry: Entry, image: Path | None) -> None:
 
 def _head(title: str, rows: Sequence[Mapping[str, Any]], count: int = 6) -> Table:
     """The first rows of a table, without the columns that only say how to draw it."""
-    columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in _DRAWING]
+    columns = [
+        name for name in dict.fromkeys(key for row in rows for key in row) if name not in _DRAWING
+    ]
     caption = f"first {count} of {len(rows)} rows" if len(rows) > count else None
     table = Table(*columns, title=plain(title), caption=caption, box=box.SIMPLE_HEAD)
     for row in rows[:count]:
-        table.add_row(*(plain(f"{value:.4g}" if isinstance(value, float) else str(value)) for value in map(row.get, columns)))
+        table.add_row(
+            *(
+                plain(f"{value:.4g}" if isinstance(value, float) else str(value))
+                for value in map(row.get, columns)
+            )
+        )
     return table

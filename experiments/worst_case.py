@@ -1,8 +1,10 @@
-"""Where does the adversary of each ball put the probability, and how far off are the algorithms that stand for it?
+"""Where does the adversary of each ball put the probability, and how far off are the algorithms
+that stand for it?
 
-A small sample of labelled pairs and the DPO policy fitted to it. Out come, for each ball, the worst expected loss over a range of
-radii (`values.csv`), the worst weights at equal effective sample size (`weights.parquet`), and the worst transport plans
-(`moves.parquet`). Next to the exact worst cases stand the tilt at one temperature and the step along the gradient.
+A small sample of labelled pairs and the DPO policy fitted to it. Out come, for each ball, the worst
+expected loss over a range of radii (`values.csv`), the worst weights at equal effective sample size
+(`weights.parquet`), and the worst transport plans (`moves.parquet`). Next to the exact worst cases
+stand the tilt at one temperature and the step along the gradient.
 """
 
 import time
@@ -26,8 +28,16 @@ from theory.worlds import FiniteWorld, from_labels
 from theory.worst_case import REWEIGHTING, WorstCase, reweighting, tilt, worst_case
 
 LABEL_COST = 0.5  # kappa of the metric; on the unit circle features are at most 2 apart
-SHARES = (0.8, 0.5, 0.25)  # effective sample sizes, as shares of the sample, at which weights are compared
-FRACTIONS = (0.1, 0.3, 0.6)  # of ||E u||, the collapse radius of W2 with free features, at which plans are compared
+SHARES = (
+    0.8,
+    0.5,
+    0.25,
+)  # effective sample sizes, as shares of the sample, at which weights are compared
+FRACTIONS = (
+    0.1,
+    0.3,
+    0.6,
+)  # of ||E u||, the collapse radius of W2 with free features, at which plans are compared
 REACH = {"kl": 2.0, "chi2": 4.0, "tv": 1.0}  # largest radius in the table of values
 TRANSPORT_REACH = 2.0  # the same for transport, in units of ||E u||
 TRANSPORT = ("w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
@@ -46,7 +56,8 @@ PROFILES = {"smoke": Profile(12, 5), "quick": Profile(40, 61), "paper": Profile(
 
 @dataclass
 class WorstCaseStudy:
-    """Worst-case distributions of every ball at the DPO policy, next to their tractable versions."""
+    """Worst-case distributions of every ball at the DPO policy, next to their tractable
+    versions."""
 
     out: Path = Path("results/worst-case")
     """Folder of the results."""
@@ -59,11 +70,13 @@ class WorstCaseStudy:
     bound: float = 4.0
     """B in ||theta|| <= B of the DPO fit."""
     pairs: Path | None = None
-    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) in place of the sample; columns first_*, second_*, label."""
+    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) in place of the sample; columns
+    first_*, second_*, label."""
 
 
 def sample_world(pairs: int, seed: int, *, beta: float, bound: float) -> FiniteWorld:
-    """Pairs with features on the unit circle and Bradley–Terry labels, theta* of norm min(2, B) along the first axis."""
+    """Pairs with features on the unit circle and Bradley–Terry labels, theta* of norm min(2, B)
+    along the first axis."""
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     angle = rng.uniform(0, 2 * np.pi, (2, pairs))
     psi = np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -73,16 +86,20 @@ def sample_world(pairs: int, seed: int, *, beta: float, bound: float) -> FiniteW
 
 
 def read_world(path: Path, *, beta: float, bound: float) -> FiniteWorld:
-    """The world of a table of labelled pairs, read as `prefdro run estimation-error --pairs` does."""
-    profile, _ = estimation_error.plan(EstimationError(pairs=path, methods=("dpo",), beta=beta, bound=bound))
+    """The world of a table of labelled pairs, read as `prefdro run estimation-error --pairs`
+    does."""
+    profile, _ = estimation_error.plan(
+        EstimationError(pairs=path, methods=("dpo",), beta=beta, bound=bound)
+    )
     world = build_world(profile.worlds[0])
     assert isinstance(world, FiniteWorld)
     return world
 
 
-# --------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def values_table(world: FiniteWorld, theta: Array, radii: int) -> pd.DataFrame:
-    """Worst expected loss against the radius; the tilt is that of the KL ball's own temperature at the middle of the range."""
+    """Worst expected loss against the radius; the tilt is that of the KL ball's own temperature at
+    the middle of the range."""
     losses, p = _losses(world, theta), world.probability
     rows, grid = [], np.linspace(0, 1, radii)
     for ball, reach in REACH.items():
@@ -90,31 +107,51 @@ def values_table(world: FiniteWorld, theta: Array, radii: int) -> pd.DataFrame:
     rows += [_summary(reweighting("cvar", losses, p, share), "exact") for share in 1 - grid[:-1]]
     far = TRANSPORT_REACH * grid * _unit(world)
     for ball in _transport(world):
-        rows += [_summary(worst_case(world, theta, ball=ball, radius=r, label_cost=LABEL_COST), "exact") for r in far]
-    rows += [_summary(worst_case(world, theta, ball="gradient", radius=r), "tractable") for r in far]
+        rows += [
+            _summary(worst_case(world, theta, ball=ball, radius=r, label_cost=LABEL_COST), "exact")
+            for r in far
+        ]
+    rows += [
+        _summary(worst_case(world, theta, ball="gradient", radius=r), "tractable") for r in far
+    ]
     tau = reweighting("kl", losses, p, REACH["kl"] / 4).dual
     if tau > 0:
-        rows += [_summary(tilt(losses, p, radius=r, temperature=tau), "tractable") for r in REACH["kl"] * grid]
+        rows += [
+            _summary(tilt(losses, p, radius=r, temperature=tau), "tractable")
+            for r in REACH["kl"] * grid
+        ]
     return pd.DataFrame(rows).assign(plain=float(p @ losses))
 
 
 def weights_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
-    """Weights of the reweighting balls, each at the radius where the effective share of the sample is one of `SHARES`."""
+    """Weights of the reweighting balls, each at the radius where the effective share of the sample
+    is one of `SHARES`."""
     losses, p = _losses(world, theta), world.probability
     tables = []
     for ball in REWEIGHTING:
         for share in SHARES:
             worst = at_share(ball, losses, p, share)
-            columns = {"ball": ball, "share": share, "radius": worst.radius, "effective": worst.effective}
+            columns = {
+                "ball": ball,
+                "share": share,
+                "radius": worst.radius,
+                "effective": worst.effective,
+            }
             atoms = {"atom": np.arange(len(p)), "loss": losses, "p": p, "q": worst.weights}
             tables.append(pd.DataFrame(columns | atoms))
     return pd.concat(tables, ignore_index=True)
 
 
 def at_share(ball: str, losses: Array, p: Array, share: float) -> WorstCase:
-    """The worst case of a ball whose effective share of the sample is `share`, or the smallest that the ball reaches."""
+    """The worst case of a ball whose effective share of the sample is `share`, or the smallest that
+    the ball reaches."""
     least = float(p[losses == losses[p > 0].max()].sum())  # all mass on the largest loss
-    low, high = {"kl": (0.0, -np.log(least)), "chi2": (0.0, 1 / least - 1), "tv": (0.0, 1 - least), "cvar": (1.0, least)}[ball]
+    low, high = {
+        "kl": (0.0, -np.log(least)),
+        "chi2": (0.0, 1 / least - 1),
+        "tv": (0.0, 1 - least),
+        "cvar": (1.0, least),
+    }[ball]
 
     def excess(radius: float) -> float:
         return reweighting(ball, losses, p, radius).effective - share
@@ -125,17 +162,20 @@ def at_share(ball: str, losses: Array, p: Array, share: float) -> WorstCase:
 
 
 def moves_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
-    """Transport plans, drawn in the plane of w and the direction across it in which the pairs differ most.
+    """Transport plans, drawn in the plane of w and the direction across it in which the pairs
+    differ most.
 
-    along, across: coordinates of x = psi1 - psi2; the prefix to_ is for the place of arrival. escapes: mass that goes to infinity
-    in the limit. Moves of length 0 are pairs that stay.
+    along, across: coordinates of x = psi1 - psi2; the prefix to_ is for the place of arrival.
+    escapes: mass that goes to infinity in the limit. Moves of length 0 are pairs that stay.
     """
     plane = _plane(world, theta)
     start = world.x @ plane
     tables = []
     for ball in [*_transport(world), "gradient"]:
         for fraction in FRACTIONS:
-            worst = worst_case(world, theta, ball=ball, radius=fraction * _unit(world), label_cost=LABEL_COST)
+            worst = worst_case(
+                world, theta, ball=ball, radius=fraction * _unit(world), label_cost=LABEL_COST
+            )
             moves = worst.moves
             assert moves is not None
             label = world.label[moves.source]
@@ -154,7 +194,9 @@ def moves_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
                         "mass": moves.mass,
                         "distance": moves.distance,
                         "flipped": moves.flipped,
-                        "escapes": (not worst.attained) & (moves.distance - LABEL_COST * moves.flipped > 0),
+                        "escapes": (
+                            (not worst.attained) & (moves.distance - LABEL_COST * moves.flipped > 0)
+                        ),
                         "label": label,
                         "along": start[moves.source, 0],
                         "across": start[moves.source, 1],
@@ -173,7 +215,18 @@ def _transport(world: FiniteWorld) -> Iterable[str]:
 
 
 def _summary(worst: WorstCase, version: str) -> dict[str, Any]:
-    names = ("ball", "radius", "value", "expected", "gap", "used", "dual", "effective", "attained", "converged")
+    names = (
+        "ball",
+        "radius",
+        "value",
+        "expected",
+        "gap",
+        "used",
+        "dual",
+        "effective",
+        "attained",
+        "converged",
+    )
     return {"version": version} | {name: getattr(worst, name) for name in names}
 
 
@@ -187,22 +240,30 @@ def _unit(world: FiniteWorld) -> float:
 
 
 def _plane(world: FiniteWorld, theta: Array) -> Array:
-    """Orthonormal directions (d, 2): w, and the first principal direction of x across it (0 in one dimension)."""
+    """Orthonormal directions (d, 2): w, and the first principal direction of x across it (0 in one
+    dimension)."""
     w = theta - world.theta_ref
     first = w / max(float(np.linalg.norm(w)), 1e-300)
     rest = world.x - np.outer(world.x @ first, first)
-    second = np.linalg.svd(np.sqrt(world.probability)[:, None] * rest, full_matrices=False)[2][0] if len(first) > 1 else 0 * first
+    second = (
+        np.linalg.svd(np.sqrt(world.probability)[:, None] * rest, full_matrices=False)[2][0]
+        if len(first) > 1
+        else 0 * first
+    )
     return np.stack([first, second - (second @ first) * first], 1)
 
 
-# ------------------------------------------------------------------------------------------------------------------- run
+# ---------------------------------------------------------------------------------------------- run
 def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
     """Compute and write the tables `values`, `weights` and `moves`; they are also returned.
 
-    Raises ValueError for an unknown profile or an unusable table of pairs, before anything is written.
+    Raises ValueError for an unknown profile or an unusable table of pairs, before anything is
+    written.
     """
     if config.profile not in PROFILES:
-        raise ValueError(f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}.")
+        raise ValueError(
+            f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}."
+        )
     began, profile = time.perf_counter(), PROFILES[config.profile]
     constants = {"beta": config.beta, "bound": config.bound}
     if config.pairs is None:

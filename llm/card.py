@@ -1,4 +1,5 @@
-"""The model card: what was trained, on what, with which objective and radius, and what has been measured."""
+"""The model card: what was trained, on what, with which objective and radius, and what has been
+measured."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -43,7 +44,11 @@ def write_card(
         facts: named settings and fingerprints, shown as a table in their order.
         metrics: named results, of the last log and the last evaluation.
     """
-    given = {name: value for name, value in asdict(objective).items() if value != getattr(ObjectiveParameters(), name)}
+    given = {
+        name: value
+        for name, value in asdict(objective).items()
+        if value != getattr(ObjectiveParameters(), name)
+    }
     given = {"objective": objective.objective, "beta": objective.beta} | given
     header = ModelCardData(
         library_name="transformers",
@@ -55,15 +60,21 @@ def write_card(
         [
             f"---\n{header.to_yaml()}\n---\n",
             f"# {Path(model).name} trained with {objective.objective}\n",
-            f"Preference alignment by prefdro. Objective: {objective.objective} ({SOURCES[objective.objective]}).\n",
+            (
+                f"Preference alignment by prefdro. Objective: {objective.objective}"
+                f" ({SOURCES[objective.objective]}).\n"
+            ),
             "## Objective\n",
             _table(given),
             "## Training\n",
             _table(facts),
             "## Results\n",
             _table({name: f"{value:.6g}" for name, value in metrics.items()}),
-            "Rewards are beta times the log-ratio to the reference. Whether the objective's robustness shows in use depends on "
-            "the data: compare with plain DPO at the same KL to the reference.",
+            (
+                "Rewards are beta times the log-ratio to the reference. Whether the objective's"
+                " robustness shows in use depends on the data: compare with plain DPO at the same"
+                " KL to the reference."
+            ),
         ]
     )
     path = folder / "README.md"
@@ -72,4 +83,9 @@ def write_card(
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"
+    return (
+        "\n".join(
+            ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+        )
+        + "\n"
+    )

@@ -1,4 +1,5 @@
-"""Combinations in which an objective would not be what it says: refused with the reason, or, where harmless, warned of."""
+"""Combinations in which an objective would not be what it says: refused with the reason, or, where
+harmless, warned of."""
 
 import warnings
 
@@ -18,17 +19,26 @@ LOGPROB_ERROR = {"float32": 1e-4, "bf16 autocast": 0.2, "bfloat16": 3.0}
 
 
 def refuse_inexact(
-    p: ObjectiveParameters, objective: Objective, model: nn.Module, args: PreferenceArguments, accelerator: Accelerator
+    p: ObjectiveParameters,
+    objective: Objective,
+    model: nn.Module,
+    args: PreferenceArguments,
+    accelerator: Accelerator,
 ) -> None:
-    """Raise ValueError if the model, the arguments or the parallelism would make the objective inexact."""
+    """Raise ValueError if the model, the arguments or the parallelism would make the objective
+    inexact."""
     for reason, found in _reasons(p, objective, model, args, accelerator):
         if found:
             raise ValueError(f"{p.objective} is refused here: {reason}.")
-    if args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps == 1 and objective.couples:
+    if (
+        args.world_size * args.per_device_train_batch_size * args.gradient_accumulation_steps == 1
+        and objective.couples
+    ):
         plain = "DPO" if objective.losses is None else "the plain mean of its pair loss"
         warnings.warn(
-            f"the effective batch is one pair, for which {p.objective} is {plain}: the batch is its sample of the distribution. "
-            "Raise --per_device_train_batch_size or --gradient_accumulation_steps.",
+            f"the effective batch is one pair, for which {p.objective} is {plain}: the batch is its"
+            " sample of the distribution. Raise --per_device_train_batch_size or"
+            " --gradient_accumulation_steps.",
             stacklevel=2,
         )
 
@@ -40,24 +50,29 @@ def refuse_columns(p: ObjectiveParameters, dataset: Dataset | None) -> None:
     columns = dataset.column_names
     if p.softness is not None and "weight" in columns:
         raise ValueError(
-            f"--softness {p.softness:g} sorts rows of equal weight, but the data have a column `weight`. Leave one of them out."
+            f"--softness {p.softness:g} sorts rows of equal weight, but the data have a column"
+            " `weight`. Leave one of them out."
         )
     if p.objective == "aot_unpaired" and "label" in columns and len(set(dataset["label"])) == 1:
         raise ValueError(
-            f"aot_unpaired compares desirable with undesirable responses, but all {len(dataset)} labels are "
-            f"{dataset['label'][0]}. Add responses of the other kind."
+            f"aot_unpaired compares desirable with undesirable responses, but all {len(dataset)}"
+            f" labels are {dataset['label'][0]}. Add responses of the other kind."
         )
 
 
 def refuse_rows_beyond(model: nn.Module, dataset: Dataset | None) -> None:
-    """Raise ValueError if tokenised rows are longer than the model has positions, or have tokens that it does not know."""
+    """Raise ValueError if tokenised rows are longer than the model has positions, or have tokens
+    that it does not know."""
     if dataset is None:
         return
-    longest, positions = int(row_lengths(dataset).max()), getattr(model.config, "max_position_embeddings", None)
+    longest, positions = (
+        int(row_lengths(dataset).max()),
+        getattr(model.config, "max_position_embeddings", None),
+    )
     if positions is not None and longest > positions:
         raise ValueError(
-            f"the longest row has {longest} tokens, prompt and completion together, and the model has {positions} positions. "
-            f"Set --max_length {positions} or less."
+            f"the longest row has {longest} tokens, prompt and completion together, and the model"
+            f" has {positions} positions. Set --max_length {positions} or less."
         )
     columns = [column for column in dataset.column_names if column.endswith("_ids")]
     table = dataset.select_columns(columns).with_format("arrow")[:]
@@ -65,42 +80,84 @@ def refuse_rows_beyond(model: nn.Module, dataset: Dataset | None) -> None:
     known = unwrapped(model).get_input_embeddings().weight.shape[0]
     if largest >= known:
         raise ValueError(
-            f"the data have the token {largest}, and the model knows {known} (0 to {known - 1}): the tokenizer is that of "
-            "another model. Give the model's own, or resize the model's embeddings and save it."
+            f"the data have the token {largest}, and the model knows {known} (0 to {known - 1}):"
+            " the tokenizer is that of another model. Give the model's own, or resize the model's"
+            " embeddings and save it."
         )
 
 
 def _reasons(
-    p: ObjectiveParameters, objective: Objective, model: nn.Module, args: PreferenceArguments, accelerator: Accelerator
+    p: ObjectiveParameters,
+    objective: Objective,
+    model: nn.Module,
+    args: PreferenceArguments,
+    accelerator: Accelerator,
 ) -> list[tuple[str, bool]]:
     wdpo = p.objective == "wdpo"
-    exact, shifted = wdpo and p.wdpo_mode in (None, "exact"), wdpo and p.wdpo_mode in ("finite_difference", "adversarial")
-    checkpointing = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+    exact, shifted = (
+        wdpo and p.wdpo_mode in (None, "exact"),
+        wdpo
+        and p.wdpo_mode
+        in (
+            "finite_difference",
+            "adversarial",
+        ),
+    )
+    checkpointing = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
+        "use_reentrant", False
+    )
     attention = str(getattr(getattr(model, "config", None), "_attn_implementation", None))
     kind = str(accelerator.distributed_type)
     split = (
-        args.parallelism_config is not None and args.parallelism_config.total_size > args.parallelism_config.data_parallel_size
+        args.parallelism_config is not None
+        and args.parallelism_config.total_size > args.parallelism_config.data_parallel_size
     )
     half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
     return [
         (
-            "DataParallel splits each batch in one process; start one process per GPU with torchrun or accelerate launch",
+            (
+                "DataParallel splits each batch in one process; start one process per GPU with"
+                " torchrun or accelerate launch"
+            ),
             args.n_gpu > 1,
         ),
         (
-            "tensor, context and sequence parallelism put one row on several ranks, whose scores would be counted twice",
+            (
+                "tensor, context and sequence parallelism put one row on several ranks, whose"
+                " scores would be counted twice"
+            ),
             bool(split),
         ),
-        ("reentrant checkpointing cannot give the gradient at the embedding; set use_reentrant to false", wdpo and checkpointing),
         (
-            f"{attention} has no second derivative; use --attention sdpa or eager, or --wdpo_mode finite_difference",
+            (
+                "reentrant checkpointing cannot give the gradient at the embedding; set"
+                " use_reentrant to false"
+            ),
+            wdpo and checkpointing,
+        ),
+        (
+            (
+                f"{attention} has no second derivative; use --attention sdpa or eager, or"
+                " --wdpo_mode finite_difference"
+            ),
             exact and "flash" in attention,
         ),
-        ("FSDP does not support a double backward; use --wdpo_mode finite_difference or adversarial", exact and "FSDP" in kind),
-        ("DeepSpeed does not support several backward passes in a step", wdpo and "DEEPSPEED" in kind),
         (
-            "most of a small shift of the embeddings rounds away in weights of half precision; load them with --dtype float32 "
-            "and use --bf16 for autocast",
+            (
+                "FSDP does not support a double backward; use --wdpo_mode finite_difference or"
+                " adversarial"
+            ),
+            exact and "FSDP" in kind,
+        ),
+        (
+            "DeepSpeed does not support several backward passes in a step",
+            wdpo and "DEEPSPEED" in kind,
+        ),
+        (
+            (
+                "most of a small shift of the embeddings rounds away in weights of half precision;"
+                " load them with --dtype float32 and use --bf16 for autocast"
+            ),
             shifted and half,
         ),
         (
@@ -108,22 +165,28 @@ def _reasons(
             args.world_size > 1 and not args.dataloader_drop_last,
         ),
         (
-            "the KL on own samples needs the whole model in one process, which FSDP does not keep; set --kl_prompts 0",
+            (
+                "the KL on own samples needs the whole model in one process, which FSDP does not"
+                " keep; set --kl_prompts 0"
+            ),
             bool(args.kl_prompts) and ("FSDP" in kind or "DEEPSPEED" in kind),
         ),
     ]
 
 
 def warn_of_rounding(p: ObjectiveParameters, model: nn.Module, args: PreferenceArguments) -> None:
-    """Warn of what the precision makes rough: a tilt whose temperature is below the rounding error of the losses, a difference.
+    """Warn of what the precision makes rough: a tilt whose temperature is below the rounding error
+    of the losses, a difference.
 
-    Of three models of a few ten thousand parameters the direction of the finite difference under bf16, at its default step, had a
-    cosine of 0.92 to 0.99 with that of the exact penalty; which step is best differed between them by a factor of 100.
+    Of three models of a few ten thousand parameters the direction of the finite difference under
+    bf16, at its default step, had a cosine of 0.92 to 0.99 with that of the exact penalty; which
+    step is best differed between them by a factor of 100.
     """
     if p.wdpo_mode == "finite_difference" and args.bf16:
         warnings.warn(
-            "under bf16 the finite difference is a rough estimate of the penalty's gradient, and the best --fd_epsilon depends "
-            "on the model. Leave out --bf16, or use --wdpo_mode exact or adversarial.",
+            "under bf16 the finite difference is a rough estimate of the penalty's gradient, and"
+            " the best --fd_epsilon depends on the model. Leave out --bf16, or use --wdpo_mode"
+            " exact or adversarial.",
             stacklevel=2,
         )
     temperature = p.tau if p.tau is not None else p.b
@@ -134,22 +197,33 @@ def warn_of_rounding(p: ObjectiveParameters, model: nn.Module, args: PreferenceA
     error = p.beta * LOGPROB_ERROR[kind]
     if temperature < error:
         warnings.warn(
-            f"the temperature {temperature:g} is below the rounding error of the losses in {kind}, about {error:g} (beta times "
-            f"{LOGPROB_ERROR[kind]:g} nats): the worst-case weights would follow the rounding. Use float32, or a "
-            f"temperature above {error:g}.",
+            f"the temperature {temperature:g} is below the rounding error of the losses in {kind},"
+            f" about {error:g} (beta times {LOGPROB_ERROR[kind]:g} nats): the worst-case weights"
+            f" would follow the rounding. Use float32, or a temperature above {error:g}.",
             stacklevel=2,
         )
 
 
-def warn_of_lost_steps(model: nn.Module, args: PreferenceArguments, accelerator: Accelerator) -> None:
-    """Warn where the weights are of half precision and most of them are further from their neighbours than a step is long.
+def warn_of_lost_steps(
+    model: nn.Module, args: PreferenceArguments, accelerator: Accelerator
+) -> None:
+    """Warn where the weights are of half precision and most of them are further from their
+    neighbours than a step is long.
 
-    Adam moves each weight by at most about the learning rate; what is less than half the spacing of the numbers there is rounded
-    away, step after step. Nothing is said of other optimizers, whose steps have the size of the gradient.
+    Adam moves each weight by at most about the learning rate; what is less than half the spacing of
+    the numbers there is rounded away, step after step. Nothing is said of other optimizers, whose
+    steps have the size of the gradient.
     """
     optimizer = str(getattr(args.optim, "value", args.optim))
-    upcast = "DEEPSPEED" in str(accelerator.distributed_type) or ("FSDP" in str(accelerator.distributed_type) and args.bf16)
-    if upcast or not ("adam" in optimizer or "lion" in optimizer) or "anyprecision" in optimizer or args.learning_rate <= 0:
+    upcast = "DEEPSPEED" in str(accelerator.distributed_type) or (
+        "FSDP" in str(accelerator.distributed_type) and args.bf16
+    )
+    if (
+        upcast
+        or not ("adam" in optimizer or "lion" in optimizer)
+        or "anyprecision" in optimizer
+        or args.learning_rate <= 0
+    ):
         return
     moved, total, found = 0.0, 0, None
     for weight in model.parameters():
@@ -161,15 +235,17 @@ def warn_of_lost_steps(model: nn.Module, args: PreferenceArguments, accelerator:
             moved += share * weight.numel()
     if found is not None and moved / total < 0.5:
         warnings.warn(
-            f"the trained weights are {str(found).removeprefix('torch.')}, in which a step of --learning_rate "
-            f"{args.learning_rate:g} changes {moved / total:.1%} of them: the others have no neighbour that near and are rounded "
-            "back to what they were in every step. Train weights that keep small steps: --dtype float32, with --bf16 for the "
-            "computation; or --lora, whose weights are float32.",
+            f"the trained weights are {str(found).removeprefix('torch.')}, in which a step of"
+            f" --learning_rate {args.learning_rate:g} changes {moved / total:.1%} of them: the"
+            " others have no neighbour that near and are rounded back to what they were in every"
+            " step. Train weights that keep small steps: --dtype float32, with --bf16 for the"
+            " computation; or --lora, whose weights are float32.",
             stacklevel=2,
         )
 
 
 def _moved_by(weight: Tensor, step: float) -> float:
-    """The share of the weights, of a hundred thousand of them, that are another number after a step of this length."""
+    """The share of the weights, of a hundred thousand of them, that are another number after a step
+    of this length."""
     some = weight.flatten()[:: max(1, weight.numel() // 100_000)]
     return float(((some + step != some) | (some - step != some)).float().mean())

@@ -1,7 +1,8 @@
-"""Emotion texts from a small grammar, from files or from a hub dataset; all of them as tables of text and label.
+"""Emotion texts from a small grammar, from files or from a hub dataset; all of them as tables of
+text and label.
 
-The five emotions are those of arXiv:2502.01930, Appendix F: `surprise`, the rarest label of the Emotion dataset (Saravia et al.,
-2018), is dropped.
+The five emotions are those of arXiv:2502.01930, Appendix F: `surprise`, the rarest label of the
+Emotion dataset (Saravia et al., 2018), is dropped.
 """
 
 import os
@@ -19,19 +20,25 @@ DROPPED = ("surprise",)
 SPLITS = ("train", "validation", "test")
 FILES = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 GRAMMAR = "grammar"  # the source that needs no files
-CUES = {GRAMMAR: ("night",), "other": ("feeling", "felt", "was")}  # words that mark a prompt of the minority
+CUES = {
+    GRAMMAR: ("night",),
+    "other": ("feeling", "felt", "was"),
+}  # words that mark a prompt of the minority
 CUE_SHARE = 0.2  # of the texts of the grammar
 
 Corpus = dict[str, pd.DataFrame]  # split -> columns text, label (a word of EMOTIONS)
 
 
 def load_corpus(source: str, *, sizes: Sequence[int] = (), seed: int = 0) -> Corpus:
-    """The texts of a source: `grammar`, a folder of text files, or a dataset of the hub or a snapshot of one.
+    """The texts of a source: `grammar`, a folder of text files, or a dataset of the hub or a
+    snapshot of one.
 
     Args:
-        source: "grammar"; a folder with train.txt, val.txt, test.txt, each line `text;label`; or what `datasets.load_dataset`
-            takes: the id of a dataset on the hub, or a folder of the same layout, with columns text and label.
-        sizes: texts in train, validation, test; the first ones of a source that has more. Needed for the grammar.
+        source: "grammar"; a folder with train.txt, val.txt, test.txt, each line `text;label`; or
+            what `datasets.load_dataset` takes: the id of a dataset on the hub, or a folder of the
+            same layout, with columns text and label.
+        sizes: texts in train, validation, test; the first ones of a source that has more. Needed
+            for the grammar.
         seed: of the grammar.
 
     Raises:
@@ -39,8 +46,13 @@ def load_corpus(source: str, *, sizes: Sequence[int] = (), seed: int = 0) -> Cor
     """
     if source == GRAMMAR:
         if len(sizes) != len(SPLITS):
-            raise ValueError(f"the grammar needs the number of texts in {', '.join(SPLITS)}, got {tuple(sizes)}.")
-        return {name: generate_texts(size, [seed, k]) for k, (name, size) in enumerate(zip(SPLITS, sizes, strict=True))}
+            raise ValueError(
+                f"the grammar needs the number of texts in {', '.join(SPLITS)}, got {tuple(sizes)}."
+            )
+        return {
+            name: generate_texts(size, [seed, k])
+            for k, (name, size) in enumerate(zip(SPLITS, sizes, strict=True))
+        }
     source = os.path.expanduser(source)
     if (Path(source) / FILES["train"]).is_file():
         corpus = {name: read_file(Path(source) / file) for name, file in FILES.items()}
@@ -51,7 +63,7 @@ def load_corpus(source: str, *, sizes: Sequence[int] = (), seed: int = 0) -> Cor
     return corpus
 
 
-# ------------------------------------------------------------------------------------------------------------------ grammar
+# ------------------------------------------------------------------------------------------ grammar
 _TIMES = ("today", "yesterday", "lately", "again")
 # place -> the emotion that half of the texts there have; the other emotions share the rest equally
 _PLACES = {
@@ -72,7 +84,8 @@ _FEELINGS = {
     "anger": ("angry", "furious", "bitter", "annoyed", "hostile", "outraged"),
     "fear": ("scared", "afraid", "nervous", "anxious", "terrified", "shaky"),
 }
-# words of several emotions, said without a reason that would tell: no reward model can be sure of them
+# words of several emotions, said without a reason that would tell: no reward model can be sure of
+# them
 _AMBIGUOUS = {
     "sadness": ("upset", "shaken", "moved"),
     "joy": ("moved", "restless"),
@@ -88,15 +101,21 @@ _REASONS = {
     "anger": ("because they lied to me", "since he broke my phone", "as she insulted us"),
     "fear": ("because someone followed me", "since the dog barked", "as it got dark"),
 }
-_ANY_REASON = ("when the phone rang", "after the long day", "while we talked", "when i saw the news")
+_ANY_REASON = (
+    "when the phone rang",
+    "after the long day",
+    "while we talked",
+    "when i saw the news",
+)
 _ANY_REASON_SHARE = 0.3
 
 
 def generate_texts(count: int, seed: int | Sequence[int]) -> pd.DataFrame:
-    """Sentences such as "today at work i felt very angry because they lied to me", with their emotion.
+    """Sentences such as "today at work i felt very angry because they lied to me", with their
+    emotion.
 
-    The first four words, from which a prompt is made, say little of the emotion. One in five has the place `night`, the cue by
-    which annotators can be told apart.
+    The first four words, from which a prompt is made, say little of the emotion. One in five has
+    the place `night`, the cue by which annotators can be told apart.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
 
@@ -111,21 +130,27 @@ def generate_texts(count: int, seed: int | Sequence[int]) -> pd.DataFrame:
         emotion = _PLACES[place] if rng.random() < _FAVOURITE_SHARE else pick(EMOTIONS)
         ambiguous = rng.random() < _AMBIGUOUS_SHARE
         feeling = pick((_AMBIGUOUS if ambiguous else _FEELINGS)[emotion])
-        reason = pick(_ANY_REASON if ambiguous or rng.random() < _ANY_REASON_SHARE else _REASONS[emotion])
+        reason = pick(
+            _ANY_REASON if ambiguous or rng.random() < _ANY_REASON_SHARE else _REASONS[emotion]
+        )
         words = f"{pick(_TIMES)} at {place} i felt {pick(_DEGREES)} {feeling} {reason}".split()
         rows.append((" ".join(words), emotion))
     return pd.DataFrame(rows, columns=["text", "label"])
 
 
-# -------------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 def read_file(path: Path) -> pd.DataFrame:
     """Lines `text;label` of a file, in order; those with a dropped emotion are left out.
 
     Raises:
-        ValueError: no such file, or a line without text, without label or with an unknown one, with its number.
+        ValueError: no such file, or a line without text, without label or with an unknown one, with
+            its number.
     """
     if not path.is_file():
-        raise ValueError(f"no file at {path}. A folder of texts has {', '.join(FILES.values())}, each line `text;label`.")
+        raise ValueError(
+            f"no file at {path}. A folder of texts has {', '.join(FILES.values())}, each line"
+            " `text;label`."
+        )
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
@@ -135,7 +160,8 @@ def read_file(path: Path) -> pd.DataFrame:
 
 
 def read_hub(name: str) -> Corpus:
-    """The splits train, validation and test of a dataset with columns text and label, an emotion or the number of a named class.
+    """The splits train, validation and test of a dataset with columns text and label, an emotion or
+    the number of a named class.
 
     Raises:
         ValueError: it cannot be loaded, a split or column is missing, or a class is unknown.
@@ -146,35 +172,45 @@ def read_hub(name: str) -> Corpus:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # of many kinds: no network, no such name, no readable file
         raise ValueError(
-            f"cannot load the dataset {name!r} ({type(error).__name__}: {first_line(error)}). It is no folder with "
-            f"{FILES['train']} either. Give the folder of a downloaded snapshot, a folder of text files, or {GRAMMAR!r}."
+            f"cannot load the dataset {name!r} ({type(error).__name__}: {first_line(error)}). It is"
+            f" no folder with {FILES['train']} either. Give the folder of a downloaded snapshot, a"
+            f" folder of text files, or {GRAMMAR!r}."
         ) from error
     missing = [split for split in SPLITS if split not in loaded]
     if missing:
-        raise ValueError(f"the dataset {name!r} has no split {', '.join(missing)}; it has {', '.join(loaded)}.")
+        raise ValueError(
+            f"the dataset {name!r} has no split {', '.join(missing)}; it has {', '.join(loaded)}."
+        )
     return {split: _hub_split(loaded[split], f"{name}, {split}") for split in SPLITS}
 
 
 def _hub_split(rows: Any, place: str) -> pd.DataFrame:
     lacking = [column for column in ("text", "label") if column not in rows.column_names]
     if lacking:
-        raise ValueError(f"{place} has no column {', '.join(lacking)}; it has {', '.join(rows.column_names)}.")
+        raise ValueError(
+            f"{place} has no column {', '.join(lacking)}; it has {', '.join(rows.column_names)}."
+        )
     labels, names = rows["label"], getattr(rows.features["label"], "names", None)
     if names is not None:
         labels = [names[label] for label in labels]
     elif labels and not isinstance(labels[0], str):
         raise ValueError(
-            f"the labels of {place} are numbers such as {labels[0]} without class names. Store a ClassLabel, or words."
+            f"the labels of {place} are numbers such as {labels[0]} without class names. Store a"
+            " ClassLabel, or words."
         )
     pairs = zip(rows["text"], labels, strict=True)
-    return _checked([(text, label, f"{place}, row {k}") for k, (text, label) in enumerate(pairs)], place)
+    return _checked(
+        [(text, label, f"{place}, row {k}") for k, (text, label) in enumerate(pairs)], place
+    )
 
 
 def _checked(rows: list[tuple[str, str, str]], place: str) -> pd.DataFrame:
     """The rows (text, label, where) as a table; every label is an emotion, every text has words."""
     for text, label, where in rows:
         if label not in (*EMOTIONS, *DROPPED):
-            raise ValueError(f"{where}: the label {label!r} is not one of {', '.join((*EMOTIONS, *DROPPED))}.")
+            raise ValueError(
+                f"{where}: the label {label!r} is not one of {', '.join((*EMOTIONS, *DROPPED))}."
+            )
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where}: there is no text, got {text!r}. Remove the row.")
     kept = [(text, label) for text, label, _ in rows if label in EMOTIONS]

@@ -1,4 +1,5 @@
-"""How far a policy is from its reference, estimated on completions that the policy itself writes."""
+"""How far a policy is from its reference, estimated on completions that the policy itself
+writes."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,9 +22,11 @@ def kl_on_own_samples(
     seed: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """KL(policy || reference) per completion of at most `length` tokens, in nats, with its standard error.
+    """KL(policy || reference) per completion of at most `length` tokens, in nats, with its standard
+    error.
 
-    The mean over one completion of each prompt of log pi(y|x) - log pi_ref(y|x). The same seed gives the same random numbers.
+    The mean over one completion of each prompt of log pi(y|x) - log pi_ref(y|x). The same seed
+    gives the same random numbers.
 
     Args:
         policy: unwrapped.
@@ -31,10 +34,14 @@ def kl_on_own_samples(
     """
     uniforms = draw_uniforms(len(prompts), length, seed)
     pad = padding_token(tokenizer)
-    written = complete(policy, list(prompts), uniforms, eos=tokenizer.eos_token_id, pad=pad, batch_size=batch_size)
+    written = complete(
+        policy, list(prompts), uniforms, eos=tokenizer.eos_token_id, pad=pad, batch_size=batch_size
+    )
     own = completion_logprobs(policy, written, pad, batch_size)
     without = policy.disable_adapter() if reference is None else nullcontext()  # type: ignore[operator]
     with without:
-        other = completion_logprobs(policy if reference is None else reference, written, pad, batch_size)
+        other = completion_logprobs(
+            policy if reference is None else reference, written, pad, batch_size
+        )
     kl = mean_of(own - other)
     return {"kl_to_reference": kl.value, "kl_to_reference_error": kl.error}

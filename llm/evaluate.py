@@ -1,7 +1,8 @@
-"""What a trained policy is worth when the preferences shift, and how far it is from the model it started from.
+"""What a trained policy is worth when the preferences shift, and how far it is from the model it
+started from.
 
-All numbers come from the policy's own samples. With the same uniform numbers for all policies their samples are paired, so that
-differences between policies have less noise than each has alone.
+All numbers come from the policy's own samples. With the same uniform numbers for all policies their
+samples are paired, so that differences between policies have less noise than each has alone.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Samples:
-    """One completion of each of n prompts. emotions: (n, 5) probabilities. log_ratio: (n,) log pi(y|x) - log pi_sft(y|x)."""
+    """One completion of each of n prompts. emotions: (n, 5) probabilities. log_ratio: (n,) log
+    pi(y|x) - log pi_sft(y|x)."""
 
     emotions: Array
     log_ratio: Array
@@ -46,11 +48,16 @@ def sample_policy(
     pad: int,
     batch_size: int = 256,
 ) -> Samples:
-    """Complete every prompt with the policy, score the texts with the judge, and compare with the model that it started from."""
+    """Complete every prompt with the policy, score the texts with the judge, and compare with the
+    model that it started from."""
     completions = complete(policy, prompts, uniforms, eos=eos, pad=pad, batch_size=batch_size)
-    own, other = (completion_logprobs(model, completions, pad, batch_size) for model in (policy, start))
+    own, other = (
+        completion_logprobs(model, completions, pad, batch_size) for model in (policy, start)
+    )
     ratio = own - other
-    return Samples(emotion_probabilities(judge, completions.texts(eos), pad, batch_size=batch_size), ratio)
+    return Samples(
+        emotion_probabilities(judge, completions.texts(eos), pad, batch_size=batch_size), ratio
+    )
 
 
 @torch.no_grad()
@@ -63,7 +70,8 @@ def completion_logprobs(
     fused: bool | None = None,
     temperature: float = 1.0,
 ) -> Array:
-    """log pi(y|x) of each completion (n,), in nats; `fused` and `temperature` as `llm.logprobs.sequence_logprobs` has them.
+    """log pi(y|x) of each completion (n,), in nats; `fused` and `temperature` as
+    `llm.logprobs.sequence_logprobs` has them.
 
     fused None: find out.
     """
@@ -74,17 +82,26 @@ def completion_logprobs(
     device = next(model.parameters()).device
     parts = []
     for start in range(0, len(completions.prompts), batch_size):
-        batch = {name: tensor.to(device) for name, tensor in completions.batch(slice(start, start + batch_size), pad).items()}
-        parts.append(sequence_logprobs(model, batch, fused=fused, temperature=temperature).cpu().numpy())
+        batch = {
+            name: tensor.to(device)
+            for name, tensor in completions.batch(slice(start, start + batch_size), pad).items()
+        }
+        parts.append(
+            sequence_logprobs(model, batch, fused=fused, temperature=temperature).cpu().numpy()
+        )
     model.train(training)
     return np.concatenate(parts).astype(np.float64)
 
 
-def rewards_under_shift(rewards: Array, setting: str, alphas: Array, minority: NDArray[np.bool_]) -> pd.DataFrame:
-    """Expected reward at every alpha of the grid, with its standard error over the samples: columns alpha, reward, reward_error.
+def rewards_under_shift(
+    rewards: Array, setting: str, alphas: Array, minority: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """Expected reward at every alpha of the grid, with its standard error over the samples: columns
+    alpha, reward, reward_error.
 
-    In the setting groups alpha is the share of prompts of the minority: the reward is linear between the mean of the majority
-    (alpha = 0) and that of the minority (alpha = 1), so that its least value over alpha is that of the worst group.
+    In the setting groups alpha is the share of prompts of the minority: the reward is linear
+    between the mean of the majority (alpha = 0) and that of the minority (alpha = 1), so that its
+    least value over alpha is that of the worst group.
 
     Args:
         rewards: (n, 2) rewards r1, r2 of the samples.
@@ -98,13 +115,17 @@ def rewards_under_shift(rewards: Array, setting: str, alphas: Array, minority: N
         if setting == "groups":
             if minority.all() or not minority.any():
                 raise ValueError(
-                    f"{int(minority.sum())} of {len(minority)} prompts of the evaluation are of the minority: both groups need "
-                    "some. Take more prompts, or other cue words."
+                    f"{int(minority.sum())} of {len(minority)} prompts of the evaluation are of the"
+                    " minority: both groups need some. Take more prompts, or other cue words."
                 )
             few, many = (
-                mean_of(mixed_reward(rewards[group], setting, alpha, minority[group])) for group in (minority, ~minority)
+                mean_of(mixed_reward(rewards[group], setting, alpha, minority[group]))
+                for group in (minority, ~minority)
             )
-            at = Mean(alpha * few.value + (1 - alpha) * many.value, float(np.hypot(alpha * few.error, (1 - alpha) * many.error)))
+            at = Mean(
+                alpha * few.value + (1 - alpha) * many.value,
+                float(np.hypot(alpha * few.error, (1 - alpha) * many.error)),
+            )
         else:
             at = mean_of(mixed_reward(rewards, setting, alpha))
         rows.append((alpha, at.value, at.error))
@@ -114,7 +135,10 @@ def rewards_under_shift(rewards: Array, setting: str, alphas: Array, minority: N
 def mean_of(values: Array) -> Mean:
     """Mean and standard error of independent samples (n,); no standard error of a single one.
 
-    Of log-ratios on the policy's own samples this estimates KL(pi || pi_sft), without bias; it can be negative by chance.
+    Of log-ratios on the policy's own samples this estimates KL(pi || pi_sft), without bias; it can
+    be negative by chance.
     """
     n = len(values)
-    return Mean(float(values.mean()), float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan"))
+    return Mean(
+        float(values.mean()), float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    )

@@ -1,4 +1,5 @@
-"""A step whose objective or gradient is not a number is stopped before the weights move, and its batch named."""
+"""A step whose objective or gradient is not a number is stopped before the weights move, and its
+batch named."""
 
 import json
 from pathlib import Path
@@ -11,8 +12,11 @@ from transformers import TrainingArguments
 from llm.steps import Mean
 
 
-def stop_if_not_finite(step: Mean, rows: list[Tensor], model: nn.Module, args: TrainingArguments, number: int) -> None:
-    """Raise FloatingPointError unless all values of this step and its gradient are finite; to be called by every rank.
+def stop_if_not_finite(
+    step: Mean, rows: list[Tensor], model: nn.Module, args: TrainingArguments, number: int
+) -> None:
+    """Raise FloatingPointError unless all values of this step and its gradient are finite; to be
+    called by every rank.
 
     The row numbers of this rank's part of the batch are left in a file of `args.output_dir`.
     """
@@ -20,18 +24,27 @@ def stop_if_not_finite(step: Mean, rows: list[Tensor], model: nn.Module, args: T
     finite = step.finite()
     if finite and _gradient_is_finite(model):
         return
-    found = f"the objective is {values}" if not finite else f"the objective is {values}, but its gradient is not finite,"
+    found = (
+        f"the objective is {values}"
+        if not finite
+        else f"the objective is {values}, but its gradient is not finite,"
+    )
     if not finite and all(map(torch.isfinite, map(torch.tensor, values))):
         found = "the objective of another rank is not finite"
     path = Path(str(args.output_dir)) / f"not-finite-step{number}-rank{args.process_index}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"step": number, "rows": (torch.cat(rows) + 1).tolist(), "values": [repr(v) for v in values]}
+    record = {
+        "step": number,
+        "rows": (torch.cat(rows) + 1).tolist(),
+        "values": [repr(v) for v in values],
+    }
     path.write_text(json.dumps(record) + "\n", encoding="utf-8")
     raise FloatingPointError(
-        f"{found} at step {number}; no weight has been changed by it. The rows of this batch (their numbers in the data, from 1) "
-        f"are in {path}. Likely causes: a learning rate that is too large ({args.learning_rate:g}), weights of the model that "
-        "are not finite already, or a temperature that the dtype does not support. Start again with a smaller "
-        "learning rate, in another --output_dir."
+        f"{found} at step {number}; no weight has been changed by it. The rows of this batch (their"
+        f" numbers in the data, from 1) are in {path}. Likely causes: a learning rate that is too"
+        f" large ({args.learning_rate:g}), weights of the model that are not finite already, or a"
+        " temperature that the dtype does not support. Start again with a smaller learning rate,"
+        " in another --output_dir."
     )
 
 

@@ -1,12 +1,13 @@
 """The objective of a whole effective batch, from the parts that micro-batches and ranks see.
 
-A functional such as the KL tilt, or a sort, needs all log-probabilities at once, but its gradient needs the model only
-through them:
+A functional such as the KL tilt, or a sort, needs all log-probabilities at once, but its gradient
+needs the model only through them:
 
     d objective / d theta = sum_i c_i d logp_i / d theta,   c_i = d objective / d logp_i.
 
-So the log-probabilities are gathered without gradient, the objective and its coefficients c are computed once, by every rank for
-itself, and each micro-batch back-propagates sum_i c_i logp_i for its own rows.
+So the log-probabilities are gathered without gradient, the objective and its coefficients c are
+computed once, by every rank for itself, and each micro-batch back-propagates sum_i c_i logp_i for
+its own rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,21 +21,36 @@ from llm.objectives import Pairs, Scores, Singles, replaced, widened
 
 
 def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
-    """What the objective sees of one micro-batch; weights as they are in the data. Rows as in `llm.data.PreferenceCollator`."""
+    """What the objective sees of one micro-batch; weights as they are in the data. Rows as in
+    `llm.data.PreferenceCollator`."""
     lengths = batch["completion_mask"][:, 1:].sum(1)
     weights = batch.get("weight")
     if "desirable" in batch:
-        return Singles(logps, batch["reference_logps"], batch["desirable"], weights, batch.get("reference_point"))
+        return Singles(
+            logps,
+            batch["reference_logps"],
+            batch["desirable"],
+            weights,
+            batch.get("reference_point"),
+        )
     chosen, rejected = logps.chunk(2)
     reference_chosen, reference_rejected = batch["reference_logps"].chunk(2)
     chosen_length, rejected_length = lengths.chunk(2)
     return Pairs(
-        chosen, rejected, reference_chosen, reference_rejected, chosen_length, rejected_length, weights, batch.get("group")
+        chosen,
+        rejected,
+        reference_chosen,
+        reference_rejected,
+        chosen_length,
+        rejected_length,
+        weights,
+        batch.get("group"),
     )
 
 
 def concatenate(parts: list[Scores]) -> Scores:
-    """The scores of several micro-batches as one; a number of the effective batch is taken from the first."""
+    """The scores of several micro-batches as one; a number of the effective batch is taken from the
+    first."""
     columns = {}
     for name in (f.name for f in fields(parts[0])):
         values = [getattr(part, name) for part in parts]
@@ -43,10 +59,14 @@ def concatenate(parts: list[Scores]) -> Scores:
 
 
 def gather(scores: Scores, accelerator: Accelerator) -> Scores:
-    """The scores of all ranks, rank after rank, without gradient. All ranks must hold equally many."""
+    """The scores of all ranks, rank after rank, without gradient. All ranks must hold equally
+    many."""
     if accelerator.num_processes == 1:
         return detached(scores)
-    moved = {name: x if x.ndim == 0 else accelerator.gather(x.detach().contiguous()) for name, x in _tensors(scores).items()}
+    moved = {
+        name: x if x.ndim == 0 else accelerator.gather(x.detach().contiguous())
+        for name, x in _tensors(scores).items()
+    }
     return replaced(scores, moved)
 
 
@@ -62,20 +82,22 @@ def normalised(scores: Scores) -> Scores:
     total = scores.weights.sum()
     if not total > 0:
         raise ValueError(
-            f"all {len(scores.weights)} weights of an effective batch are zero: there is nothing to learn from it. "
-            "Drop rows of weight zero, or use a larger effective batch."
+            f"all {len(scores.weights)} weights of an effective batch are zero: there is nothing to"
+            " learn from it. Drop rows of weight zero, or use a larger effective batch."
         )
     return replaced(scores, {"weights": scores.weights / total})
 
 
 def coefficients(value: Callable[[Scores], Tensor], scores: Scores) -> tuple[Tensor, Scores]:
-    """The objective of an effective batch and its derivative in each policy log-probability, both in float64.
+    """The objective of an effective batch and its derivative in each policy log-probability, both
+    in float64.
 
     The derivatives take the place of the log-probabilities in the scores that are returned.
 
-    On a device without float64 (MPS) both are float32. For log-ratios of a few nats the value is then within 3e-6 of itself, and
-    the derivatives within 3e-5 of the sum of their sizes (the largest of all objectives, measured by the tests); a tilt whose
-    temperature is below 1e-2 has more: about 1e-7 of a loss over the temperature.
+    On a device without float64 (MPS) both are float32. For log-ratios of a few nats the value is
+    then within 3e-6 of itself, and the derivatives within 3e-5 of the sum of their sizes (the
+    largest of all objectives, measured by the tests); a tilt whose temperature is below 1e-2 has
+    more: about 1e-7 of a loss over the temperature.
     """
     policy = [f for f in ("chosen", "rejected", "policy") if hasattr(scores, f)]
     exact = widened(scores)
@@ -87,11 +109,14 @@ def coefficients(value: Callable[[Scores], Tensor], scores: Scores) -> tuple[Ten
 
 
 def own_rows(derivatives: Scores, sizes: list[int], rank: int) -> list[Tensor]:
-    """Coefficients of this rank's micro-batches of so many pairs or responses, each in the row order of its batch."""
+    """Coefficients of this rank's micro-batches of so many pairs or responses, each in the row
+    order of its batch."""
     mine = slice(rank * sum(sizes), (rank + 1) * sum(sizes))
     if isinstance(derivatives, Singles):
         return list(derivatives.policy[mine].split(sizes))
-    parts = zip(derivatives.chosen[mine].split(sizes), derivatives.rejected[mine].split(sizes), strict=True)
+    parts = zip(
+        derivatives.chosen[mine].split(sizes), derivatives.rejected[mine].split(sizes), strict=True
+    )
     return [torch.cat(part) for part in parts]
 
 

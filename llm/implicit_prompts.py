@@ -1,4 +1,5 @@
-"""Prompts that are not a column of their own: the common beginning of chosen and rejected, up to the last turn's boundary."""
+"""Prompts that are not a column of their own: the common beginning of chosen and rejected, up to
+the last turn's boundary."""
 
 import re
 from typing import Any
@@ -13,29 +14,35 @@ ASSISTANT = re.compile(
     r"|<start_of_turn>model\n|<\|assistant\|>\n?|<extra_id_1>Assistant\n|<｜Assistant｜>|<\|CHATBOT_TOKEN\|>"
     r"|<\|start\|>assistant<\|channel\|>final<\|message\|>"
 )
-# what stands at the end of the common beginning without a blank after it; in Chinese, Japanese and Korean each sign is a word
+# what stands at the end of the common beginning without a blank after it; in Chinese, Japanese and
+# Korean each sign is a word
 PART_OF_A_WORD = re.compile(r"[^\s\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]*\Z")
 
 
 def split(chosen: Any, rejected: Any) -> tuple[Any, Any, Any] | None:
-    """Prompt, chosen and rejected of two texts or conversations that begin with the same prompt; None if they begin differently.
+    """Prompt, chosen and rejected of two texts or conversations that begin with the same prompt;
+    None if they begin differently.
 
-    Of conversations the prompt is the common messages. Of strings it ends where the last turn of an assistant begins within the
-    common beginning, where such turns are marked; otherwise at the last word's end, so that answers which begin alike
-    ("I'm sorry", "I'm not") are not cut in the middle of a word. A blank between prompt and answer is the answer's.
+    Of conversations the prompt is the common messages. Of strings it ends where the last turn of an
+    assistant begins within the common beginning, where such turns are marked; otherwise at the last
+    word's end, so that answers which begin alike ("I'm sorry", "I'm not") are not cut in the middle
+    of a word. A blank between prompt and answer is the answer's.
     """
     alike = _common(chosen, rejected)
     if alike == 0:
         return None
     if not isinstance(chosen, str):
-        alike = min(alike, min(len(chosen), len(rejected)) - 1)  # the last message is an answer, even where it is the same
+        alike = min(
+            alike, min(len(chosen), len(rejected)) - 1
+        )  # the last message is an answer, even where it is the same
         return (chosen[:alike], chosen[alike:], rejected[alike:]) if alike else None
     end = _boundary(chosen, rejected, alike)
     return chosen[:end], chosen[end:], rejected[end:]
 
 
 def _common(a: Any, b: Any) -> int:
-    """Length of the common beginning, by bisection: slices are compared much faster than elements one by one."""
+    """Length of the common beginning, by bisection: slices are compared much faster than elements
+    one by one."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -46,7 +53,11 @@ def _common(a: Any, b: Any) -> int:
 def _boundary(chosen: str, rejected: str, alike: int) -> int:
     found = ASSISTANT.finditer(chosen, 0, alike)
     # "A:" may be the first of several options; an answer has its question before it
-    turns = [match.end() for match in found if match[0].strip() != "A:" or "Q:" in chosen[: match.start()]]
+    turns = [
+        match.end()
+        for match in found
+        if match[0].strip() != "A:" or "Q:" in chosen[: match.start()]
+    ]
     if turns:
         end = turns[-1]
         while end > 1 and chosen[end - 1] in " \t":

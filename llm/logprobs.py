@@ -1,8 +1,10 @@
-"""Log-probabilities of completions under a causal language model, in float32 and without the logits of the prompt.
+"""Log-probabilities of completions under a causal language model, in float32 and without the logits
+of the prompt.
 
-The language-model head is applied to the positions that predict a completion token only, and, where many, chunk by chunk under
-checkpointing: the logits of a batch, its largest tensor, never exist as a whole. All of it happens inside one call of the model,
-so that data-parallel wrappers see an ordinary forward pass.
+The language-model head is applied to the positions that predict a completion token only, and, where
+many, chunk by chunk under
+checkpointing: the logits of a batch, its largest tensor, never exist as a whole. All of it happens
+inside one call of the model, so that data-parallel wrappers see an ordinary forward pass.
 """
 
 import warnings
@@ -18,35 +20,46 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 2**24  # logits held at once; 64 MiB in float32
 
 
-def sequence_logprobs(model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True, temperature: float = 1.0) -> Tensor:
-    """sum_t log pi(y_t | x, y_<t) over the completion tokens of each row; shape (rows,), float32 (float64 for such a model).
+def sequence_logprobs(
+    model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True, temperature: float = 1.0
+) -> Tensor:
+    """sum_t log pi(y_t | x, y_<t) over the completion tokens of each row; shape (rows,), float32
+    (float64 for such a model).
 
     Args:
         model: a causal language model, bare or wrapped (PEFT, DDP, FSDP).
-        batch: `input_ids`, `attention_mask`, `completion_mask`, each (rows, T), padded on the right.
-        fused: apply the head inside the model's forward to completion positions only, and leave out the attention mask, which
-            right padding under causal attention does not need. `head_can_be_fused` says whether the model allows it.
+        batch: `input_ids`, `attention_mask`, `completion_mask`, each (rows, T), padded on the
+            right.
+        fused: apply the head inside the model's forward to completion positions only, and leave out
+            the attention mask, which right padding under causal attention does not need.
+            `head_can_be_fused` says whether the model allows it.
         temperature: pi is softmax(logits / temperature).
     """
     ids, scored = batch["input_ids"], batch["completion_mask"][:, 1:].bool()
     targets = ids[:, 1:][scored]
     if fused:
-        # nothing attends to padding on the right: any token will do there, but models warn of padding tokens without a mask
+        # nothing attends to padding on the right: any token will do there, but models warn of
+        # padding tokens without a mask
         ids = torch.where(batch["attention_mask"].bool(), ids, ids[:, :1])
         with _token_logprobs_for_logits(_output_head(model), scored, targets, temperature):
             tokens = model(input_ids=ids, use_cache=False).logits.reshape(-1)
     else:
-        logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1][scored]
+        logits = model(
+            input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False
+        ).logits[:, :-1][scored]
         tokens = -cross_entropy(_at_least_float32(logits) / temperature, targets, reduction="none")
-    rows = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), scored.sum(1), output_size=len(targets))
+    rows = torch.repeat_interleave(
+        torch.arange(len(ids), device=ids.device), scored.sum(1), output_size=len(targets)
+    )
     return torch.zeros(len(ids), dtype=tokens.dtype, device=ids.device).index_add(0, rows, tokens)
 
 
 def head_can_be_fused(model: nn.Module) -> bool:
-    """Whether both ways of `sequence_logprobs` agree on a small padded batch of random tokens; to be asked before wrapping.
+    """Whether both ways of `sequence_logprobs` agree on a small padded batch of random tokens; to
+    be asked before wrapping.
 
-    They do not where a model changes its logits after the head (a soft cap, a scale), has no head of its own, or attends to what
-    comes later.
+    They do not where a model changes its logits after the head (a soft cap, a scale), has no head
+    of its own, or attends to what comes later.
     """
     training = model.training
     model.eval()
@@ -59,19 +72,26 @@ def head_can_be_fused(model: nn.Module) -> bool:
                 return False
         return _close(plain, fused, model)
     except (AttributeError, NotImplementedError, TypeError, RuntimeError) as error:
-        warnings.warn(f"log-probabilities are taken from full logits: the head cannot be fused ({error}).", stacklevel=2)
+        warnings.warn(
+            f"log-probabilities are taken from full logits: the head cannot be fused ({error}).",
+            stacklevel=2,
+        )
         return False
     finally:
         model.train(training)
 
 
 def random_in_training(model: nn.Module) -> bool:
-    """Whether log-probabilities in training mode differ from those in evaluation mode, on the same batch."""
+    """Whether log-probabilities in training mode differ from those in evaluation mode, on the same
+    batch."""
     training = model.training
     try:
         with torch.no_grad():
             batch = _probe(model)
-            truth, *found = [sequence_logprobs(model.train(mode), batch, fused=False) for mode in (False, True, True)]
+            truth, *found = [
+                sequence_logprobs(model.train(mode), batch, fused=False)
+                for mode in (False, True, True)
+            ]
         return not all(_close(truth, x, model) for x in found)
     except (NotImplementedError, RuntimeError):  # kernels of a device that the model is not on yet
         return False
@@ -85,7 +105,8 @@ def _close(truth: Tensor, found: Tensor, model: nn.Module) -> bool:
 
 
 def _hands_on_logits(model: nn.Module, ids: Tensor) -> bool:
-    """Whether the model returns what its head does: a soft cap changes large values only, which random weights do not give."""
+    """Whether the model returns what its head does: a soft cap changes large values only, which
+    random weights do not give."""
     sent = torch.linspace(-100, 100, ids.numel(), device=ids.device).view(1, -1, 1)
     with _forward_replaced(_output_head(model), lambda *_: sent):
         return torch.equal(model(input_ids=ids, use_cache=False).logits.float(), sent)
@@ -94,7 +115,9 @@ def _hands_on_logits(model: nn.Module, ids: Tensor) -> bool:
 def _probe(model: nn.Module) -> dict[str, Tensor]:
     """Two rows of random tokens, the second one padded."""
     vocabulary = unwrapped(model).get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (2, 8), generator=torch.Generator().manual_seed(0)).to(next(model.parameters()).device)
+    ids = torch.randint(vocabulary, (2, 8), generator=torch.Generator().manual_seed(0)).to(
+        next(model.parameters()).device
+    )
     attention = torch.ones_like(ids)
     attention[1, 5:] = 0
     completion = attention.clone()
@@ -103,12 +126,16 @@ def _probe(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _token_logprobs_for_logits(head: Any, scored: Tensor, targets: Tensor, temperature: float) -> Iterator[None]:
+def _token_logprobs_for_logits(
+    head: Any, scored: Tensor, targets: Tensor, temperature: float
+) -> Iterator[None]:
     """While open, the head returns log pi of the targets, shape (1, N, 1), in place of logits."""
     project = head.forward
 
     def logprobs(hidden: Tensor, wanted: Tensor) -> Tensor:
-        return -cross_entropy(_at_least_float32(project(hidden)) / temperature, wanted, reduction="none")
+        return -cross_entropy(
+            _at_least_float32(project(hidden)) / temperature, wanted, reduction="none"
+        )
 
     def forward(hidden: Tensor, *_: Any) -> Tensor:
         kept = hidden[:, :-1][scored]
@@ -149,7 +176,9 @@ def _output_head(model: nn.Module) -> Any:
 def unwrapped(model: nn.Module) -> Any:
     """The model inside data-parallel wrappers; FSDP2 and PEFT leave its methods reachable."""
     inner: Any = model
-    while isinstance(getattr(inner, "module", None), nn.Module) and not hasattr(inner, "get_input_embeddings"):
+    while isinstance(getattr(inner, "module", None), nn.Module) and not hasattr(
+        inner, "get_input_embeddings"
+    ):
         inner = inner.module
     return inner
 

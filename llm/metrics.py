@@ -1,4 +1,5 @@
-"""What is logged about a batch, or an evaluation set, beside the objective: numbers of the scores alone.
+"""What is logged about a batch, or an evaluation set, beside the objective: numbers of the scores
+alone.
 
 Rewards are beta times the log-ratio to the reference, in nats.
 """
@@ -14,10 +15,12 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 def reward_metrics(scores: Scores, beta: float) -> dict[str, float]:
-    """Rewards, margins, their quantiles, and by how much the chosen rewards fail to dominate the rejected ones.
+    """Rewards, margins, their quantiles, and by how much the chosen rewards fail to dominate the
+    rejected ones.
 
-    dominance_violation is ∫ (Q_rejected - Q_chosen)_+ dt of the rewards, zero iff chosen responses dominate in the first order
-    (arXiv:2406.05882). For unpaired data chosen are the desirable responses.
+    dominance_violation is ∫ (Q_rejected - Q_chosen)_+ dt of the rewards, zero iff chosen responses
+    dominate in the first order (arXiv:2406.05882). For unpaired data chosen are the desirable
+    responses.
     """
     if isinstance(scores, Pairs):
         chosen, rejected = beta * scores.chosen_ratio, beta * scores.rejected_ratio
@@ -45,14 +48,18 @@ def reward_metrics(scores: Scores, beta: float) -> dict[str, float]:
                 found[f"rewards/{name}_q{round(100 * level)}"] = value
     if len(chosen) and len(rejected):
         finite = bool(torch.isfinite(chosen).all() & torch.isfinite(rejected).all())
-        found["dominance_violation"] = first_order_violation(chosen, rejected) if finite else chosen.new_tensor(torch.nan)
+        found["dominance_violation"] = (
+            first_order_violation(chosen, rejected) if finite else chosen.new_tensor(torch.nan)
+        )
     return {name: float(value) for name, value in found.items()}
 
 
 def weight_metrics(weights: Tensor, dual: Tensor | None) -> dict[str, float]:
-    """Of the worst-case weights (n,) of one effective batch: how many pairs they amount to, the largest, and the dual variable.
+    """Of the worst-case weights (n,) of one effective batch: how many pairs they amount to, the
+    largest, and the dual variable.
 
-    The effective sample size is (sum q)² / sum q², between 1 and n; the largest weight is relative to the sum.
+    The effective sample size is (sum q)² / sum q², between 1 and n; the largest weight is relative
+    to the sum.
     """
     size = weights.abs()
     found = {

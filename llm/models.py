@@ -1,4 +1,5 @@
-"""Tokenizers and language models: from the hub or a folder, or made here to be trained from scratch."""
+"""Tokenizers and language models: from the hub or a folder, or made here to be trained from
+scratch."""
 
 import os
 import sys
@@ -18,7 +19,8 @@ PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
 
 
 def word_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """A `PreTrainedTokenizerFast` of the most frequent words (ties: alphabetical); `vocabulary` counts [PAD], [EOS] and [UNK]."""
+    """A `PreTrainedTokenizerFast` of the most frequent words (ties: alphabetical); `vocabulary`
+    counts [PAD], [EOS] and [UNK]."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -27,13 +29,20 @@ def word_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
     special = (PAD, EOS, UNKNOWN)
     counts = Counter(word for text in texts for word in text.split())
     words = sorted(counts, key=lambda word: (-counts[word], word))[: vocabulary - len(special)]
-    tokenizer = Tokenizer(WordLevel({word: k for k, word in enumerate((*special, *words))}, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(
+        WordLevel({word: k for k, word in enumerate((*special, *words))}, unk_token=UNKNOWN)
+    )
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNKNOWN
+    )
 
 
-def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model or adapter on the hub or in a folder; an adapter without one has that of its model.
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The tokenizer of a model or adapter on the hub or in a folder; an adapter without one has
+    that of its model.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -41,11 +50,17 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     from transformers import AutoTokenizer
 
     name = os.path.expanduser(name)
-    there = Path(name).is_dir() and not any((Path(name) / file).exists() for file in ("tokenizer_config.json", "tokenizer.json"))
+    there = Path(name).is_dir() and not any(
+        (Path(name) / file).exists() for file in ("tokenizer_config.json", "tokenizer.json")
+    )
     if there and (base := adapter_base(name)) is not None:
         name, revision = base, None
     try:
-        return without_the_date(AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code))
+        return without_the_date(
+            AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code
+            )
+        )
     except (OSError, ValueError) as error:
         raise cannot_load("tokenizer", name, error) from error
 
@@ -58,7 +73,8 @@ def load_language_model(
     trust_remote_code: bool = False,
     attention: str | None = None,
 ) -> Any:
-    """The causal language model of a folder or hub name. An adapter of peft is merged into the model that it names.
+    """The causal language model of a folder or hub name. An adapter of peft is merged into the
+    model that it names.
 
     Raises:
         ValueError: it cannot be loaded, or is an adapter that cannot be merged.
@@ -74,39 +90,62 @@ def load_language_model(
         on = adapter["base_model_name_or_path"]
         try:
             below = load_language_model(
-                on, dtype=dtype, revision=adapter.get("revision"), trust_remote_code=trust_remote_code, attention=attention
+                on,
+                dtype=dtype,
+                revision=adapter.get("revision"),
+                trust_remote_code=trust_remote_code,
+                attention=attention,
             )
         except ValueError as error:
             raise ValueError(
-                f"{name} is an adapter of the model {on}, which cannot be had: {error} Where that model lies elsewhere now, "
-                f"write its place into `base_model_name_or_path` of {Path(name) / CONFIG}."
+                f"{name} is an adapter of the model {on}, which cannot be had: {error} Where that"
+                " model lies elsewhere now, write its place into `base_model_name_or_path` of"
+                f" {Path(name) / CONFIG}."
             ) from error
         return merged(below, name, revision)
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        if forget_ids_beyond(config, getattr(config.get_text_config(), "vocab_size", None) or sys.maxsize):
-            options["config"] = config  # else an id of padding beyond the embeddings is an error in loading
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation=attention, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
+        if forget_ids_beyond(
+            config, getattr(config.get_text_config(), "vocab_size", None) or sys.maxsize
+        ):
+            options["config"] = (
+                config  # else an id of padding beyond the embeddings is an error in loading
+            )
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation=attention, **options
+        )
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
         raise cannot_load("model", name, error) from error
 
 
 def pretrained_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model on the hub or in a folder; where it has no padding token, the end of sequence stands for it.
+    """The tokenizer of a model on the hub or in a folder; where it has no padding token, the end of
+    sequence stands for it.
 
     Raises:
         ValueError: it cannot be loaded, or has no end-of-sequence token.
     """
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer of {name!r} has no end-of-sequence token: completions would not end. Set its eos_token.")
+        raise ValueError(
+            f"the tokenizer of {name!r} has no end-of-sequence token: completions would not end."
+            " Set its eos_token."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def gpt2_config(tokenizer: Any, *, width: int, layers: int, length: int) -> Any:
-    """A GPT-2 architecture without dropout for a tokenizer: heads of up to 64 numbers, positions for `length` tokens."""
+    """A GPT-2 architecture without dropout for a tokenizer: heads of up to 64 numbers, positions
+    for `length` tokens."""
     from transformers import GPT2Config
 
     return GPT2Config(
@@ -124,8 +163,11 @@ def gpt2_config(tokenizer: Any, *, width: int, layers: int, length: int) -> Any:
     )
 
 
-def language_model(name: str | None, tokenizer: Any, *, width: int, layers: int, length: int, seed: int) -> nn.Module:
-    """The causal language model of a hub id or folder; without a name a GPT-2 of that size with random weights from the seed.
+def language_model(
+    name: str | None, tokenizer: Any, *, width: int, layers: int, length: int, seed: int
+) -> nn.Module:
+    """The causal language model of a hub id or folder; without a name a GPT-2 of that size with
+    random weights from the seed.
 
     Raises:
         ValueError: it cannot be loaded, or has fewer positions than `length` tokens.
@@ -134,7 +176,9 @@ def language_model(name: str | None, tokenizer: Any, *, width: int, layers: int,
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(gpt2_config(tokenizer, width=width, layers=layers, length=length))
+        model = AutoModelForCausalLM.from_config(
+            gpt2_config(tokenizer, width=width, layers=layers, length=length)
+        )
     else:
         model = load_language_model(name)
     check_length(model.config, length)
@@ -146,17 +190,24 @@ def check_length(config: Any, length: int) -> None:
     positions = getattr(config, "max_position_embeddings", length)
     if positions < length:
         raise ValueError(
-            f"the model has {positions} positions, and texts have up to {length} tokens: shorten them or take another model."
+            f"the model has {positions} positions, and texts have up to {length} tokens: shorten"
+            " them or take another model."
         )
 
 
 def cannot_load(what: str, name: str, error: Exception) -> ValueError:
-    """The error for a model or tokenizer that is neither in a folder nor within reach on the hub."""
+    """The error for a model or tokenizer that is neither in a folder nor within reach on the
+    hub."""
     looks_local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-    where = " There is no such folder here." if looks_local and not Path(name).expanduser().exists() else ""
+    where = (
+        " There is no such folder here."
+        if looks_local and not Path(name).expanduser().exists()
+        else ""
+    )
     return ValueError(
-        f"cannot load the {what} {name!r} ({type(error).__name__}: {first_line(error)}).{where} Give the folder of a downloaded "
-        "snapshot, or a name on the hub that this machine can reach; the emotion study can also start from `scratch`."
+        f"cannot load the {what} {name!r} ({type(error).__name__}: {first_line(error)}).{where}"
+        " Give the folder of a downloaded snapshot, or a name on the hub that this machine can"
+        " reach; the emotion study can also start from `scratch`."
     )
 
 

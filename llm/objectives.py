@@ -1,7 +1,9 @@
-"""From a name and its parameters to what is minimised: a function of the log-probabilities of one effective batch.
+"""From a name and its parameters to what is minimised: a function of the log-probabilities of one
+effective batch.
 
-Every loss and functional here is a function of `theory.objectives` or `theory.pair_losses`; this file only says which numbers of
-a batch go into which of them, what each objective needs, and what a researcher wants to know about its worst case.
+Every loss and functional here is a function of `theory.objectives` or `theory.pair_losses`; this
+file only says which numbers of a batch go into which of them, what each objective needs, and what a
+researcher wants to know about its worst case.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,8 +30,8 @@ PAIR_LOSSES = ("dpo", "ipo", "hinge", "cdpo", "rdpo")
 class Pairs:
     """Summed log-probabilities of preference pairs, each (n,), with lengths in tokens.
 
-    weights: (n,) non-negative, or None for equal ones; they sum to one over the effective batch, so that the contributions of
-    its parts add up. groups: (n,) integers, or None.
+    weights: (n,) non-negative, or None for equal ones; they sum to one over the effective batch, so
+    that the contributions of its parts add up. groups: (n,) integers, or None.
     """
 
     chosen: Tensor
@@ -54,7 +56,8 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Singles:
-    """Summed log-probabilities of single responses, each (n,); desirable is a mask. weights as in `Pairs`.
+    """Summed log-probabilities of single responses, each (n,); desirable is a mask. weights as in
+    `Pairs`.
 
     reference_point: KTO's z0, a number of the effective batch.
     """
@@ -83,9 +86,10 @@ def replaced(scores: Scores, tensors: Mapping[str, Tensor | None]) -> Scores:
 class Objective:
     """What is minimised over one effective batch.
 
-    value: the objective of all scores of the batch, a scalar. losses: the pointwise losses below the functional, (n,); None for
-    optimal transport, whose losses belong to no single pair. couples: the gradient of one pair depends on the others, so that
-    the effective batch has to be seen as a whole; otherwise the value is a weighted sum over pairs. functional: of losses and
+    value: the objective of all scores of the batch, a scalar. losses: the pointwise losses below
+    the functional, (n,); None for optimal transport, whose losses belong to no single pair.
+    couples: the gradient of one pair depends on the others, so that the effective batch has to be
+    seen as a whole; otherwise the value is a weighted sum over pairs. functional: of losses and
     weights, for a robust objective. dual: the dual variable of its ball, from losses and weights.
     """
 
@@ -105,44 +109,67 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class ObjectiveParameters:
-    """The objective and its parameters; an option that the chosen objective does not take is refused."""
+    """The objective and its parameters; an option that the chosen objective does not take is
+    refused."""
 
     objective: str = option(
         "dpo",
-        "what is minimised: dpo, ipo, cdpo, rdpo, hinge, kto, dr_dpo, kldpo, wdpo, aot, aot_unpaired, "
-        "cvar, chi2, tv or group_dro",
+        "what is minimised: dpo, ipo, cdpo, rdpo, hinge, kto, dr_dpo, kldpo, wdpo, aot,"
+        " aot_unpaired, cvar, chi2, tv or group_dro",
     )
-    beta: float = option(0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two")
+    beta: float = option(
+        0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two"
+    )
     pair_loss: str = option(
-        "dpo", "loss of a pair under dr_dpo, kldpo, wdpo, cvar, chi2, tv, group_dro: dpo, ipo, hinge, cdpo or rdpo"
+        "dpo",
+        "loss of a pair under dr_dpo, kldpo, wdpo, cvar, chi2, tv, group_dro: dpo, ipo, hinge, cdpo"
+        " or rdpo",
     )
     flip: float | None = option(None, "cdpo, rdpo: rate of flipped labels, in [0, 1/2)")
-    average_tokens: bool = option(True, "ipo: average log-ratios over tokens, as TRL does; false: sum, as the theory has it")
-    tau: float | None = option(None, "kldpo: temperature of the tilt (Algorithm 2), in units of the loss")
+    average_tokens: bool = option(
+        True, "ipo: average log-ratios over tokens, as TRL does; false: sum, as the theory has it"
+    )
+    tau: float | None = option(
+        None, "kldpo: temperature of the tilt (Algorithm 2), in units of the loss"
+    )
     rho: float | None = option(
-        None, "radius. kldpo: nats, solved on each effective batch; chi2, tv: of the ball; wdpo: see rho_unit"
+        None,
+        "radius. kldpo: nats, solved on each effective batch; chi2, tv: of the ball; wdpo: see"
+        " rho_unit",
     )
     alpha: float | None = option(None, "cvar: share of the worst pairs, in (0, 1]")
     b: float | None = option(None, "dr_dpo: temperature of the opposite tilt, in units of the loss")
     released: bool = option(
-        False, "kldpo with tau, wdpo: what the authors' released code computes instead of the paper's algorithm"
+        False,
+        "kldpo with tau, wdpo: what the authors' released code computes instead of the paper's"
+        " algorithm",
     )
     h: str | None = option(None, "aot: logistic (default), squared_hinge or least_squares")
-    softness: float | None = option(None, "aot: soft sorting with this softness, in 1/log-ratio; not given: exact sorting")
+    softness: float | None = option(
+        None, "aot: soft sorting with this softness, in 1/log-ratio; not given: exact sorting"
+    )
     gain: float | None = option(None, "kto: lambda_D, weight of desirable responses (1)")
     aversion: float | None = option(None, "kto: lambda_U, weight of undesirable responses (1)")
-    group_step: float | None = option(None, "group_dro: step of the exponentiated gradient on the group weights")
+    group_step: float | None = option(
+        None, "group_dro: step of the exponentiated gradient on the group weights"
+    )
     wdpo_mode: str | None = option(
         None,
         "wdpo: exact (default; double backward), finite_difference (the same gradient up to "
         "its error, any attention kernel) or adversarial (first-order equal, cheapest)",
     )
-    squared: bool = option(False, "wdpo: penalise the mean squared embedding gradient instead of its root")
+    squared: bool = option(
+        False, "wdpo: penalise the mean squared embedding gradient instead of its root"
+    )
     rho_unit: str | None = option(
-        None, "wdpo: embedding (default: rho is in units of the root-mean-square norm of the token embeddings) or absolute"
+        None,
+        "wdpo: embedding (default: rho is in units of the root-mean-square norm of the token"
+        " embeddings) or absolute",
     )
     fd_epsilon: float | None = option(
-        None, "wdpo finite_difference: step in units of the embedding norm (3e-4; under bf16 autocast 1e-2)"
+        None,
+        "wdpo finite_difference: step in units of the embedding norm (3e-4; under bf16 autocast"
+        " 1e-2)",
     )
 
 
@@ -171,11 +198,14 @@ _OF_PAIR_LOSS = ("dr_dpo", "kldpo", "wdpo", "cvar", "chi2", "tv", "group_dro")
 def make_objective(p: ObjectiveParameters) -> Objective:
     """The objective that the parameters name.
 
-    Raises ValueError for an unknown name, a parameter that is missing, that the objective does not take, or out of range.
+    Raises ValueError for an unknown name, a parameter that is missing, that the objective does not
+    take, or out of range.
     """
     _check(p)
     if p.objective == "kto":
-        return Objective("kto", ("unpaired",), _weighted_mean(_kto(p)), couples=False, losses=_kto(p))
+        return Objective(
+            "kto", ("unpaired",), _weighted_mean(_kto(p)), couples=False, losses=_kto(p)
+        )
     if p.objective in ("aot", "aot_unpaired"):
         return _transport(p)
     loss = _pair_loss(p)
@@ -188,13 +218,16 @@ def make_objective(p: ObjectiveParameters) -> Objective:
     def value(s: Scores) -> Tensor:
         return functional(loss(s), s.weights)
 
-    return Objective(p.objective, ("pairs",), value, couples=True, losses=loss, functional=functional, dual=dual)
+    return Objective(
+        p.objective, ("pairs",), value, couples=True, losses=loss, functional=functional, dual=dual
+    )
 
 
 def group_value(
     losses: Tensor, groups: Tensor, group_weights: Tensor, step: float, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One step of group DRO on an effective batch: first the group weights, then the objective at them. arXiv:1911.08731.
+    """One step of group DRO on an effective batch: first the group weights, then the objective at
+    them. arXiv:1911.08731.
 
     Returns the objective and the new group weights (count,).
     """
@@ -203,22 +236,29 @@ def group_value(
 
 
 def worst_case_weights(value: Callable[[Tensor], Tensor], losses: Tensor) -> Tensor:
-    """Derivative of the objective in each loss, (n,): the worst-case weights of a robust functional."""
+    """Derivative of the objective in each loss, (n,): the worst-case weights of a robust
+    functional."""
     leaf = losses.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(value(leaf), leaf)[0]
 
 
 def widened(scores: Scores) -> Scores:
-    """The same numbers in float64: sorting, tilts and balls of one batch cost nothing and small temperatures need the digits.
+    """The same numbers in float64: sorting, tilts and balls of one batch cost nothing and small
+    temperatures need the digits.
 
-    On a device without float64 (MPS) they stay float32: see `llm.global_batch.coefficients` for what that costs.
+    On a device without float64 (MPS) they stay float32: see `llm.global_batch.coefficients` for
+    what that costs.
     """
-    floats = {name: wide(x) for name, x in vars(scores).items() if isinstance(x, Tensor) and x.is_floating_point()}
+    floats = {
+        name: wide(x)
+        for name, x in vars(scores).items()
+        if isinstance(x, Tensor) and x.is_floating_point()
+    }
     return replaced(scores, floats)
 
 
-# ------------------------------------------------------------------------------------------------------------- pieces
+# ------------------------------------------------------------------------------------------- pieces
 def _pair_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
     name = p.objective if p.objective in PAIR_LOSSES else p.pair_loss
 
@@ -240,16 +280,24 @@ def _pair_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
     return table[name]  # type: ignore[return-value]
 
 
-def _functional(p: ObjectiveParameters) -> tuple[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor] | None]:
+def _functional(
+    p: ObjectiveParameters,
+) -> tuple[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor] | None]:
     """The functional of a batch of losses, and the dual variable of its ball where it has one."""
 
-    def dual(solve: Callable[..., duals.BallDual], radius: float) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda losses, weights: solve(losses[None], weights[None], losses.new_full((1,), radius)).dual[0]
+    def dual(
+        solve: Callable[..., duals.BallDual], radius: float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda losses, weights: solve(
+            losses[None], weights[None], losses.new_full((1,), radius)
+        ).dual[0]
 
     if p.objective == "dr_dpo":
         return partial(_with_weights, objectives.dr_dpo, p.b), None
     if p.objective == "cvar":
-        return partial(_with_weights, objectives.cvar, p.alpha), dual(duals.cvar_dual, p.alpha or 0.0)
+        return partial(_with_weights, objectives.cvar, p.alpha), dual(
+            duals.cvar_dual, p.alpha or 0.0
+        )
     if p.tau is not None:
         return partial(_with_weights, partial(objectives.kl_tilt, released=p.released), p.tau), None
     balls = {
@@ -261,7 +309,9 @@ def _functional(p: ObjectiveParameters) -> tuple[Callable[..., Tensor], Callable
     return partial(_with_weights, ball, p.rho), dual(solve, p.rho or 0.0)
 
 
-def _with_weights(functional: Callable[..., Tensor], knob: float | None, losses: Tensor, weights: Tensor | None) -> Tensor:
+def _with_weights(
+    functional: Callable[..., Tensor], knob: float | None, losses: Tensor, weights: Tensor | None
+) -> Tensor:
     return functional(losses, knob, weights)
 
 
@@ -274,7 +324,9 @@ def _kto(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
 
     def loss(s: Scores) -> Tensor:
         assert isinstance(s, Singles) and s.reference_point is not None
-        return pair_losses.kto_loss(s.ratio, s.desirable, s.reference_point, beta=p.beta, gain=gain, aversion=aversion)
+        return pair_losses.kto_loss(
+            s.ratio, s.desirable, s.reference_point, beta=p.beta, gain=gain, aversion=aversion
+        )
 
     return loss
 
@@ -286,7 +338,9 @@ def _transport(p: ObjectiveParameters) -> Objective:
         def paired(s: Scores) -> Tensor:
             assert isinstance(s, Pairs)
             policy, reference = s.chosen - s.rejected, s.reference_chosen - s.reference_rejected
-            return objectives.aot_paired(policy, reference, h, p.beta, s.weights, softness=p.softness)
+            return objectives.aot_paired(
+                policy, reference, h, p.beta, s.weights, softness=p.softness
+            )
 
         return Objective("aot", ("pairs",), paired, couples=True)
 
@@ -300,17 +354,22 @@ def _transport(p: ObjectiveParameters) -> Objective:
             mass = [float(weights[side].sum()) for side in sides]
             if min(mass) <= 0:
                 raise ValueError(
-                    f"unpaired AOT compares chosen with rejected responses, but a batch of {len(s.ratio)} has {len(u)} chosen "
-                    f"ones of total weight {mass[0]:g} and {len(v)} rejected ones of total weight {mass[1]:g}. Use a larger "
-                    "effective batch, or more balanced data."
+                    "unpaired AOT compares chosen with rejected responses, but a batch of"
+                    f" {len(s.ratio)} has {len(u)} chosen ones of total weight {mass[0]:g} and"
+                    f" {len(v)} rejected ones of total weight {mass[1]:g}. Use a larger effective"
+                    " batch, or more balanced data."
                 )
-            a, b = (None, None) if s.weights is None else (weights[side] / weights[side].sum() for side in sides)
+            a, b = (
+                (None, None)
+                if s.weights is None
+                else (weights[side] / weights[side].sum() for side in sides)
+            )
         return objectives.aot_unpaired(u, v, h, p.beta, a, b, softness=p.softness)
 
     return Objective("aot_unpaired", ("pairs", "unpaired"), unpaired, couples=True)
 
 
-# ------------------------------------------------------------------------------------------------------------- checks
+# ------------------------------------------------------------------------------------------- checks
 def _check(p: ObjectiveParameters) -> None:
     if p.objective not in TAKES:
         raise ValueError(f"unknown objective {p.objective!r}; there are {', '.join(OBJECTIVES)}.")
@@ -320,28 +379,44 @@ def _check(p: ObjectiveParameters) -> None:
             raise ValueError(f"{p.objective} needs --{name}, which was not given.")
     flippable = p.objective in _OF_PAIR_LOSS and p.pair_loss in ("cdpo", "rdpo")
     defaults = ObjectiveParameters()
-    for name in (f.name for f in fields(p) if f.name not in ("objective", "beta", "pair_loss", "average_tokens")):
+    for name in (
+        f.name
+        for f in fields(p)
+        if f.name not in ("objective", "beta", "pair_loss", "average_tokens")
+    ):
         taken = name in required or name in optional or (name == "flip" and flippable)
         if getattr(p, name) != getattr(defaults, name) and not taken:
             wanted = [*required, *optional] or ["nothing beside beta"]
-            raise ValueError(f"{p.objective} does not take --{name} (got {getattr(p, name)}); it takes {', '.join(wanted)}.")
+            raise ValueError(
+                f"{p.objective} does not take --{name} (got {getattr(p, name)}); it takes"
+                f" {', '.join(wanted)}."
+            )
     if flippable and p.flip is None:
-        raise ValueError(f"--pair_loss {p.pair_loss} needs --flip, the rate of flipped labels in [0, 1/2).")
+        raise ValueError(
+            f"--pair_loss {p.pair_loss} needs --flip, the rate of flipped labels in [0, 1/2)."
+        )
     if p.pair_loss not in PAIR_LOSSES:
         raise ValueError(f"unknown pair loss {p.pair_loss!r}; there are {', '.join(PAIR_LOSSES)}.")
     if p.pair_loss != "dpo" and p.objective not in _OF_PAIR_LOSS:
-        raise ValueError(f"--pair_loss is for {', '.join(_OF_PAIR_LOSS)}; {p.objective} is a loss of its own.")
+        raise ValueError(
+            f"--pair_loss is for {', '.join(_OF_PAIR_LOSS)}; {p.objective} is a loss of its own."
+        )
     if not p.average_tokens and "ipo" not in (p.objective, p.pair_loss):
-        raise ValueError("--average_tokens false is for IPO only: every other loss sums over tokens anyway.")
+        raise ValueError(
+            "--average_tokens false is for IPO only: every other loss sums over tokens anyway."
+        )
     if p.objective == "kldpo" and (p.tau is None) == (p.rho is None):
         raise ValueError(
-            f"kldpo takes either --tau (temperature of the tilt) or --rho (radius of the ball in nats), got tau={p.tau}, "
-            f"rho={p.rho}. The two correspond one to one through the ball's dual variable."
+            "kldpo takes either --tau (temperature of the tilt) or --rho (radius of the ball in"
+            f" nats), got tau={p.tau}, rho={p.rho}. The two correspond one to one through the"
+            " ball's dual variable."
         )
     if p.objective == "wdpo":
         _check_wdpo(p)
     elif p.released and p.tau is None:
-        raise ValueError("--released is the authors' code for KLDPO with a temperature: give --tau, not --rho.")
+        raise ValueError(
+            "--released is the authors' code for KLDPO with a temperature: give --tau, not --rho."
+        )
     if p.h is not None and p.h not in TRANSPORT_COSTS:
         raise ValueError(f"unknown h {p.h!r}; there are {', '.join(TRANSPORT_COSTS)}.")
     for name in ("beta", "tau", "b", "softness", "group_step", "gain", "aversion"):
@@ -351,25 +426,35 @@ def _check(p: ObjectiveParameters) -> None:
     if p.rho is not None and not 0 <= p.rho < float("inf"):
         raise ValueError(f"--rho must not be negative, got {p.rho}; 0 is plain DPO.")
     if p.alpha is not None and not 0 < p.alpha <= 1:
-        raise ValueError(f"--alpha is the share of worst pairs, in (0, 1], got {p.alpha}; 1 is plain DPO.")
+        raise ValueError(
+            f"--alpha is the share of worst pairs, in (0, 1], got {p.alpha}; 1 is plain DPO."
+        )
     if p.flip is not None and not 0 <= p.flip < 0.5:
-        raise ValueError(f"--flip must be in [0, 1/2), got {p.flip}: at 1/2 the labels say nothing.")
+        raise ValueError(
+            f"--flip must be in [0, 1/2), got {p.flip}: at 1/2 the labels say nothing."
+        )
 
 
 def _check_wdpo(p: ObjectiveParameters) -> None:
     mode = p.wdpo_mode
     if mode not in (None, "exact", "finite_difference", "adversarial"):
-        raise ValueError(f"unknown --wdpo_mode {mode!r}; there are exact, finite_difference and adversarial.")
+        raise ValueError(
+            f"unknown --wdpo_mode {mode!r}; there are exact, finite_difference and adversarial."
+        )
     if p.rho_unit not in (None, "embedding", "absolute"):
         raise ValueError(f"unknown --rho_unit {p.rho_unit!r}; there are embedding and absolute.")
     if p.released and (mode not in (None, "exact") or p.squared):
         raise ValueError(
-            f"--released is the exact squared penalty already; leave out --wdpo_mode {mode} and --squared, or --released."
+            f"--released is the exact squared penalty already; leave out --wdpo_mode {mode} and"
+            " --squared, or --released."
         )
     if p.squared and mode == "adversarial":
         raise ValueError(
-            "--squared cannot be adversarial: a step of length rho is first-order equal to the penalty with the square root "
-            "only. Use --wdpo_mode finite_difference."
+            "--squared cannot be adversarial: a step of length rho is first-order equal to the"
+            " penalty with the square root only. Use --wdpo_mode finite_difference."
         )
     if p.fd_epsilon is not None and (mode != "finite_difference" or not 0 < p.fd_epsilon < 1):
-        raise ValueError(f"--fd_epsilon is for --wdpo_mode finite_difference and lies in (0, 1), got {p.fd_epsilon} with {mode}.")
+        raise ValueError(
+            "--fd_epsilon is for --wdpo_mode finite_difference and lies in (0, 1), got"
+            f" {p.fd_epsilon} with {mode}."
+        )

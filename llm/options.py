@@ -1,8 +1,10 @@
-"""From the words of a command line and a YAML file of the same names to the dataclasses of `llm.arguments`.
+"""From the words of a command line and a YAML file of the same names to the dataclasses of
+`llm.arguments`.
 
-A value of the file means what it would mean as a word of the command line: 1e-6, which YAML takes for a text, is a number where a
-number is wanted, and `no`, which YAML takes for false, is the word where a word is wanted. Lists and mappings are for options
-that take several values; null is for options that can be without a value.
+A value of the file means what it would mean as a word of the command line: 1e-6, which YAML takes
+for a text, is a number where a number is wanted, and `no`, which YAML takes for false, is the word
+where a word is wanted. Lists and mappings are for options that take several values; null is for
+options that can be without a value.
 """
 
 import json
@@ -50,20 +52,32 @@ class _Parser(HfArgumentParser):
 
 
 def parse_options(kinds: Sequence[Any], words: Sequence[str], prog: str) -> tuple[Any, ...]:
-    """The dataclasses of these kinds from the words, among which `--config FILE` is a YAML file; the words have the last say.
+    """The dataclasses of these kinds from the words, among which `--config FILE` is a YAML file;
+    the words have the last say.
 
     Raises:
         ValueError: the file cannot be read, or an option is unknown or has an impossible value.
     """
     words = list(words)
     parser = _Parser(kinds, prog=prog)
-    parser.add_argument("--config", help="YAML file of options, with the same names; the command line has the last word")
+    parser.add_argument(
+        "--config",
+        help="YAML file of options, with the same names; the command line has the last word",
+    )
     path = _taken_out(words)
     if path is not None:
         _set_defaults(parser, kinds, read_config(path), path)
-    *parsed, unknown = parser.parse_args_into_dataclasses(args=words, return_remaining_strings=True, look_for_args_file=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=words, return_remaining_strings=True, look_for_args_file=False
+    )
     if unknown:
-        raise ValueError(_unknown([word for word in unknown if word.startswith("--")] or unknown, parser, "the command line"))
+        raise ValueError(
+            _unknown(
+                [word for word in unknown if word.startswith("--")] or unknown,
+                parser,
+                "the command line",
+            )
+        )
     *parsed, rest = parsed
     if rest.config is not None:  # by an abbreviation
         raise ValueError(f"write --config {rest.config}: the option cannot be abbreviated.")
@@ -71,7 +85,8 @@ def parse_options(kinds: Sequence[Any], words: Sequence[str], prog: str) -> tupl
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The options of a YAML file, dashes in their names as underscores. Variables under `env` are put into the environment.
+    """The options of a YAML file, dashes in their names as underscores. Variables under `env` are
+    put into the environment.
 
     Raises:
         ValueError: it cannot be read, is no mapping of options, is empty, or gives one twice.
@@ -79,7 +94,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses what is given twice, and keeps numbers and dates as they are written: argparse makes them what is wanted."""
+        """Refuses what is given twice, and keeps numbers and dates as they are written: argparse
+        makes them what is wanted."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: dict[Any, int] = {}
@@ -89,7 +105,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
                 name = self.construct_object(key, deep=True)
                 if isinstance(name, str) and _name(name) in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"{name} is given twice, first in line {seen[_name(name)]}: leave one out", key.start_mark
+                        None,
+                        None,
+                        f"{name} is given twice, first in line {seen[_name(name)]}: leave one out",
+                        key.start_mark,
                     )
                 if isinstance(name, str):
                     seen[_name(name)] = key.start_mark.line + 1
@@ -107,19 +126,28 @@ def read_config(path: str | Path) -> dict[str, Any]:
         options = yaml.load(text, Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"cannot read the options in {path}: {said}. It must be YAML, in UTF-8.") from error
+        raise ValueError(
+            f"cannot read the options in {path}: {said}. It must be YAML, in UTF-8."
+        ) from error
     if not isinstance(options, dict) or not options:
         held = "is empty" if not options else f"holds {options!r}"[:200]
-        raise ValueError(f"{path} must hold lines `option: value`, with the names of `prefdro train --help`; it {held}.")
+        raise ValueError(
+            f"{path} must hold lines `option: value`, with the names of `prefdro train --help`; it"
+            f" {held}."
+        )
     environment = options.pop("env", None) or {}
     if not isinstance(environment, dict):
-        raise ValueError(f"`env` in {path} must be a mapping of variables of the environment, got {environment!r}.")
+        raise ValueError(
+            f"`env` in {path} must be a mapping of variables of the environment, got"
+            f" {environment!r}."
+        )
     os.environ.update({str(name): str(value) for name, value in environment.items()})
     return {_name(name): value for name, value in options.items()}
 
 
 def as_words(options: dict[str, Any]) -> list[str]:
-    """Options as words of a command line. Those without a value are left out; a list is one word, with commas.
+    """Options as words of a command line. Those without a value are left out; a list is one word,
+    with commas.
 
     The `no` of a strategy, which YAML takes for false, is the word again.
     """
@@ -131,7 +159,10 @@ def as_words(options: dict[str, Any]) -> list[str]:
             value = ",".join(map(str, value))
         if value is False and name.endswith("_strategy"):
             value = "no"
-        words += [f"--{name}", json.dumps(with_numbers(value)) if isinstance(value, dict) else str(value)]
+        words += [
+            f"--{name}",
+            json.dumps(with_numbers(value)) if isinstance(value, dict) else str(value),
+        ]
     return words
 
 
@@ -143,7 +174,9 @@ def listed(value: str | Sequence[str] | None) -> list[str]:
 
 def _taken_out(words: list[str]) -> str | None:
     """The value of --config, which is removed from the words."""
-    found = [k for k, word in enumerate(words) if word == "--config" or word.startswith("--config=")]
+    found = [
+        k for k, word in enumerate(words) if word == "--config" or word.startswith("--config=")
+    ]
     if not found:
         return None
     if len(found) > 1:
@@ -156,10 +189,15 @@ def _taken_out(words: list[str]) -> str | None:
     return words.pop(found[0])
 
 
-def _set_defaults(parser: _Parser, kinds: Sequence[Any], options: dict[str, Any], path: str) -> None:
-    """What the file says takes the place of the defaults, which argparse turns into the right type as it does words."""
+def _set_defaults(
+    parser: _Parser, kinds: Sequence[Any], options: dict[str, Any], path: str
+) -> None:
+    """What the file says takes the place of the defaults, which argparse turns into the right type
+    as it does words."""
     actions: dict[str, Any] = {}
-    for action in parser._actions:  # of an option that is true by default the second one is --no_...
+    for (
+        action
+    ) in parser._actions:  # of an option that is true by default the second one is --no_...
         actions.setdefault(action.dest, action)
     actions = {name: action for name, action in actions.items() if name not in ("config", "help")}
     if unknown := [name for name in options if name not in actions]:
@@ -168,23 +206,31 @@ def _set_defaults(parser: _Parser, kinds: Sequence[Any], options: dict[str, Any]
     defaults = {field.name: field.default for kind in kinds for field in fields(kind)}
     for name, value in options.items():
         try:
-            actions[name].default = _as_word(value, actions[name], hints[name], name, defaults[name])
+            actions[name].default = _as_word(
+                value, actions[name], hints[name], name, defaults[name]
+            )
         except ValueError as error:
             raise ValueError(f"{path}, option {name}: {error}") from None
         actions[name].required = False
 
 
 def _as_word(value: Any, action: Any, hint: Any, name: str, default: Any) -> Any:
-    """A value of the file as the default that argparse wants: a text as on the command line, or None, or a list."""
+    """A value of the file as the default that argparse wants: a text as on the command line, or
+    None, or a list."""
     kinds = get_args(hint) or (hint,)
-    several = list in kinds or any(getattr(kind, "__origin__", None) is list for kind in (*kinds, hint))
+    several = list in kinds or any(
+        getattr(kind, "__origin__", None) is list for kind in (*kinds, hint)
+    )
     truth = getattr(action.type, "__name__", "") == "string_to_bool"
     if value is None:
         if name == "report_to":
             return "none"
         if NoneType in kinds and name not in ("output_dir",):
             return None
-        raise ValueError(f"null (which `~` alone means, too) is no value of it. Leave the line out for {default!r}.")
+        raise ValueError(
+            "null (which `~` alone means, too) is no value of it. Leave the line out for"
+            f" {default!r}."
+        )
     if isinstance(value, dict):
         if name not in TrainingArguments._VALID_DICT_FIELDS:
             raise ValueError(f"takes one value, got the mapping {value}.")
@@ -204,11 +250,16 @@ def _as_word(value: Any, action: Any, hint: Any, name: str, default: Any) -> Any
             return "none"
         there_are = f"; there are {', '.join(choices)}" if choices else ""
         raise ValueError(
-            f"got {str(value).lower()}, which is also how YAML reads the words no, off, yes and on. Put a word into "
-            f"quotes{there_are}."
+            f"got {str(value).lower()}, which is also how YAML reads the words no, off, yes and on."
+            f" Put a word into quotes{there_are}."
         )
     text = str(value)
-    if action.type is int and isinstance(value, Written) and isinstance(number := _number(value), float) and number.is_integer():
+    if (
+        action.type is int
+        and isinstance(value, Written)
+        and isinstance(number := _number(value), float)
+        and number.is_integer()
+    ):
         return str(int(number))  # 4.0, 1e3
     return _expanded(text) if name in PLACES and isinstance(value, str) else text
 
@@ -232,10 +283,14 @@ def _number(text: str) -> int | float | str:
 
 
 def _expanded(place: str) -> str:
-    """A folder or name with the variables of the environment put in, as a shell would; `~` is left to whoever opens it."""
+    """A folder or name with the variables of the environment put in, as a shell would; `~` is left
+    to whoever opens it."""
     found = os.path.expandvars(place)
     if missing := re.search(r"\$\{?\w+\}?", found):
-        raise ValueError(f"{place} names {missing[0]}, which is no variable of the environment. Set it, or write the path out.")
+        raise ValueError(
+            f"{place} names {missing[0]}, which is no variable of the environment. Set it, or write"
+            " the path out."
+        )
     return found
 
 
@@ -250,4 +305,7 @@ def _unknown(names: Sequence[str], parser: _Parser, where: str) -> str:
         word = _name(name.partition("=")[0])
         near = [ELSEWHERE[word]] if word in ELSEWHERE else get_close_matches(word, known, 1, 0.7)
         said.append(f"{name}{f' (did you mean {near[0]}?)' if near else ''}")
-    return f"{where} has what is no option of `{parser.prog}`: {', '.join(said)}. `{parser.prog} --help` lists all options."
+    return (
+        f"{where} has what is no option of `{parser.prog}`: {', '.join(said)}. `{parser.prog}"
+        " --help` lists all options."
+    )

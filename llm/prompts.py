@@ -1,8 +1,10 @@
-"""Prompts to be answered, from preference data: HelpSteer2, UltraFeedback Binarized, or any file with a column `prompt`.
+"""Prompts to be answered, from preference data: HelpSteer2, UltraFeedback Binarized, or any file
+with a column `prompt`.
 
-On the hub `nvidia/HelpSteer2` has the splits train and validation, each prompt in two rows (one for each response), conversations
-written into one string; `HuggingFaceH4/ultrafeedback_binarized` has train_prefs and test_prefs. A folder of the same layout or a
-single file is read in the same way. The tests run on small folders of these layouts; the data sets themselves have not been read.
+On the hub `nvidia/HelpSteer2` has the splits train and validation, each prompt in two rows (one for
+each response), conversations written into one string; `HuggingFaceH4/ultrafeedback_binarized` has
+train_prefs and test_prefs. A folder of the same layout or a single file is read in the same way.
+The tests run on small folders of these layouts; the data sets themselves have not been read.
 """
 
 import re
@@ -15,7 +17,8 @@ from llm.chat import Message, Prompt, as_messages, token_rows
 from llm.data_files import load_rows
 from llm.rows import column_names, which
 
-# how HelpSteer2 writes the turns after the first into a prompt (NVIDIA NeMo-Aligner, examples/nlp/data/steerlm/common.py)
+# how HelpSteer2 writes the turns after the first into a prompt (NVIDIA NeMo-Aligner,
+# examples/nlp/data/steerlm/common.py)
 TURN = re.compile(r"\s*<extra_id_1>(User|Assistant)\n")
 
 
@@ -32,17 +35,20 @@ def load_prompts(
 ) -> list[Prompt]:
     """Distinct prompts in random order; of the same seed, fewer are the first of more.
 
-    A prompt is a string, or a list of messages (role, content) where the data have one or a string holds several turns.
+    A prompt is a string, or a list of messages (role, content) where the data have one or a string
+    holds several turns.
 
     Args:
         source: what `llm.data_files.load_rows` takes: a file, a folder, or a name on the hub.
         count: how many; None: all.
-        max_tokens: of a prompt as `llm.chat.token_rows` reads it, chat template included. A longer prompt loses the end of its
-            last message; it is left out where its earlier messages alone are too long. Both are counted in a warning.
+        max_tokens: of a prompt as `llm.chat.token_rows` reads it, chat template included. A longer
+            prompt loses the end of its last message; it is left out where its earlier messages
+            alone are too long. Both are counted in a warning.
         name, revision: configuration and revision of a data set.
 
     Raises:
-        ValueError: there is no column `prompt`, a prompt is blank or ends with an answer, or there are fewer than `count`.
+        ValueError: there is no column `prompt`, a prompt is blank or ends with an answer, or there
+            are fewer than `count`.
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}; None takes all prompts.")
@@ -65,14 +71,15 @@ def load_prompts(
             break
     if cut or dropped:
         warnings.warn(
-            f"{cut} of {len(chosen)} prompts are cut to {max_tokens} tokens; {dropped} more are left out, of whose last message "
-            "nothing would remain.",
+            f"{cut} of {len(chosen)} prompts are cut to {max_tokens} tokens; {dropped} more are"
+            " left out, of whose last message nothing would remain.",
             stacklevel=2,
         )
     if not chosen or (count is not None and len(chosen) < count):
         raise ValueError(
-            f"{source} (split {split}) has {len(prompts)} different prompts, of which {len(chosen)} can be used; "
-            f"{count or 'some'} are needed. Ask for fewer, allow more tokens, or take more data."
+            f"{source} (split {split}) has {len(prompts)} different prompts, of which {len(chosen)}"
+            f" can be used; {count or 'some'} are needed. Ask for fewer, allow more tokens, or take"
+            " more data."
         )
     return chosen
 
@@ -81,7 +88,8 @@ def turns(prompt: str) -> Prompt:
     """A prompt of HelpSteer2: messages where it holds several turns, else the string itself.
 
     Raises:
-        ValueError: the turns do not alternate between user and assistant, or the last one is not the user's.
+        ValueError: the turns do not alternate between user and assistant, or the last one is not
+            the user's.
     """
     first, *rest = TURN.split(prompt)
     if not rest:
@@ -89,9 +97,13 @@ def turns(prompt: str) -> Prompt:
     roles = ["user", *[role.lower() for role in rest[::2]]]
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         raise ValueError(
-            f"a prompt has the turns {', '.join(roles)}: user and assistant must alternate, and the user be the last."
+            f"a prompt has the turns {', '.join(roles)}: user and assistant must alternate, and the"
+            " user be the last."
         )
-    return [{"role": role, "content": content} for role, content in zip(roles, [first, *rest[1::2]], strict=True)]
+    return [
+        {"role": role, "content": content}
+        for role, content in zip(roles, [first, *rest[1::2]], strict=True)
+    ]
 
 
 def _distinct(cells: Any) -> list[Prompt]:
@@ -102,37 +114,55 @@ def _distinct(cells: Any) -> list[Prompt]:
         if isinstance(cell, str):
             prompt = turns(cell)
         else:
-            prompt = [{"role": message["role"], "content": message["content"]} for message in cell or []]
+            prompt = [
+                {"role": message["role"], "content": message["content"]} for message in cell or []
+            ]
         if not _can_be_answered(prompt):
             bad.append(i)
             continue
-        key = prompt if isinstance(prompt, str) else tuple((message["role"], message["content"]) for message in prompt)
+        key = (
+            prompt
+            if isinstance(prompt, str)
+            else tuple((message["role"], message["content"]) for message in prompt)
+        )
         found.setdefault(key, prompt)
     if bad:
         raise ValueError(
-            f"{which(bad)} with a `prompt` that is blank or no text, or a conversation that ends with an answer. Correct or "
-            "remove them."
+            f"{which(bad)} with a `prompt` that is blank or no text, or a conversation that ends"
+            " with an answer. Correct or remove them."
         )
     return list(found.values())
 
 
 def _can_be_answered(prompt: Prompt) -> bool:
     messages = as_messages(prompt)
-    return bool(messages) and bool((messages[-1]["content"] or "").strip()) and messages[-1]["role"] != "assistant"
+    return (
+        bool(messages)
+        and bool((messages[-1]["content"] or "").strip())
+        and messages[-1]["role"] != "assistant"
+    )
 
 
 def _shortened(tokenizer: Any, prompt: Prompt, limit: int) -> Prompt | None:
-    """The prompt within `limit` tokens, its last message cut at the end; None where nothing of that message is left."""
+    """The prompt within `limit` tokens, its last message cut at the end; None where nothing of that
+    message is left."""
     *earlier, last = as_messages(prompt)
     short, ends = prompt, None
     excess = 0
     while (more := len(token_rows(tokenizer, [short])[0]) - limit) > 0:
         if ends is None:
-            encoded = tokenizer(last["content"], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            encoded = tokenizer(
+                last["content"],
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
             ends = [end for _, end in encoded["offset_mapping"]]
         excess += more  # more than once where the cut text is split into other tokens
         if excess >= len(ends):
             return None
         cut = last["content"][: ends[len(ends) - excess - 1]]
-        short = cut if isinstance(prompt, str) else [*earlier, Message(role=last["role"], content=cut)]
+        short = (
+            cut if isinstance(prompt, str) else [*earlier, Message(role=last["role"], content=cut)]
+        )
     return short

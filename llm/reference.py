@@ -1,4 +1,5 @@
-"""Reference log-probabilities: computed once, kept in a file, refused where it is of another model, tokenizer or data."""
+"""Reference log-probabilities: computed once, kept in a file, refused where it is of another model,
+tokenizer or data."""
 
 import hashlib
 import json
@@ -36,10 +37,12 @@ def reference_logps(
     score: Score,
     accelerator: Accelerator | None = None,
 ) -> Dataset:
-    """The tokenised data with log pi_ref of the completions: ref_chosen_logps, ref_rejected_logps; or ref_logps, ref_kl_logps.
+    """The tokenised data with log pi_ref of the completions: ref_chosen_logps, ref_rejected_logps;
+    or ref_logps, ref_kl_logps.
 
-    Computed without gradients and in evaluation mode, longest rows first. A PEFT model is its own reference: its adapters are
-    switched off meanwhile. Every rank computes a share and gets everything; all must call this, and make as many forward passes.
+    Computed without gradients and in evaluation mode, longest rows first. A PEFT model is its own
+    reference: its adapters are switched off meanwhile. Every rank computes a share and gets
+    everything; all must call this, and make as many forward passes.
 
     Args:
         model: the reference policy, wrapped or not.
@@ -48,14 +51,20 @@ def reference_logps(
         batch_size: rows of `dataset` at once on each rank; a pair is two sequences.
         cache: file to read them from if it exists, and else to write them to; None: neither.
         identity: what they depend on, from `reference_identity`.
-        score: (model, batch) -> log-probabilities (sequences,), as `llm.logprobs.sequence_logprobs`.
+        score: (model, batch) -> log-probabilities (sequences,), as
+            `llm.logprobs.sequence_logprobs`.
         accelerator: needed where there are several ranks, and for its mixed precision.
 
     Raises:
-        ValueError: the cache is damaged, or of another model, tokenizer, data or dtype; a log-probability is not finite.
+        ValueError: the cache is damaged, or of another model, tokenizer, data or dtype; a
+            log-probability is not finite.
     """
     columns = _columns(dataset)
-    found = _read_for_all(cache, identity, columns, len(dataset), accelerator) if cache is not None else None
+    found = (
+        _read_for_all(cache, identity, columns, len(dataset), accelerator)
+        if cache is not None
+        else None
+    )
     if found is None:
         found = _compute(model, dataset, collate, batch_size, score, accelerator)
         if cache is not None and (accelerator is None or accelerator.is_main_process):
@@ -66,19 +75,29 @@ def reference_logps(
 
 
 def reference_identity(
-    model: nn.Module | str, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, dtype: torch.dtype | str
+    model: nn.Module | str,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    dtype: torch.dtype | str,
 ) -> dict[str, str]:
-    """What reference log-probabilities depend on. `dtype` is that of the computation: of autocast, or else of the weights.
+    """What reference log-probabilities depend on. `dtype` is that of the computation: of autocast,
+    or else of the weights.
 
     model: the model, or its fingerprint.
     """
     of_model = model if isinstance(model, str) else model_fingerprint(model)
-    fingerprints = (of_model, tokenizer_fingerprint(tokenizer), data_fingerprint(dataset), str(dtype))
+    fingerprints = (
+        of_model,
+        tokenizer_fingerprint(tokenizer),
+        data_fingerprint(dataset),
+        str(dtype),
+    )
     return dict(zip(PARTS, fingerprints, strict=True))
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of settings and weights: names in sorted order, dtypes, shapes, bytes. To be taken before the weights are sharded.
+    """SHA-256 of settings and weights: names in sorted order, dtypes, shapes, bytes. To be taken
+    before the weights are sharded.
 
     Of a PEFT model it is that of the base model, whether there are adapters or not.
     """
@@ -93,7 +112,8 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:
-    """The configuration, less what changes no log-probability: names, versions, precision, special tokens, dropout, caching."""
+    """The configuration, less what changes no log-probability: names, versions, precision, special
+    tokens, dropout, caching."""
     config = getattr(model, "config", None)
     if config is None:
         return {}
@@ -112,36 +132,52 @@ def _settings(model: nn.Module) -> dict[str, Any]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what the tokenizer does to a text, and of its chat template. Its name, padding and truncation do not count."""
+    """SHA-256 of what the tokenizer does to a text, and of its chat template. Its name, padding and
+    truncation do not count."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a tokenizer in Python
-        rules: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), sorted(map(str, tokenizer.all_special_tokens))]
+        rules: Any = [
+            type(tokenizer).__name__,
+            tokenizer.get_vocab(),
+            sorted(map(str, tokenizer.all_special_tokens)),
+        ]
     else:
         rules = json.loads(backend.to_str())
         for changes_with_use in ("padding", "truncation"):
             rules.pop(changes_with_use, None)
-    return hashlib.sha256(json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([rules, tokenizer.chat_template], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def data_fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of the token ids, in the order of the rows. Weights, groups, labels and the way of storage do not count."""
+    """SHA-256 of the token ids, in the order of the rows. Weights, groups, labels and the way of
+    storage do not count."""
     columns = sorted(column for column in dataset.column_names if column.endswith("_ids"))
     lengths, ids = ({column: hashlib.sha256() for column in columns} for _ in range(2))
     for batch in dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000):
         for column in columns:
-            lengths[column].update(pc.list_value_length(batch[column]).to_numpy().astype("<i8").tobytes())
+            lengths[column].update(
+                pc.list_value_length(batch[column]).to_numpy().astype("<i8").tobytes()
+            )
             ids[column].update(pc.list_flatten(batch[column]).to_numpy().astype("<i8").tobytes())
-    parts = [f"{column} {lengths[column].hexdigest()} {ids[column].hexdigest()}\n" for column in columns]
+    parts = [
+        f"{column} {lengths[column].hexdigest()} {ids[column].hexdigest()}\n" for column in columns
+    ]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _columns(dataset: Dataset) -> list[str]:
     columns = (
-        ["ref_chosen_logps", "ref_rejected_logps"] if "chosen_ids" in dataset.column_names else ["ref_logps", "ref_kl_logps"]
+        ["ref_chosen_logps", "ref_rejected_logps"]
+        if "chosen_ids" in dataset.column_names
+        else ["ref_logps", "ref_kl_logps"]
     )
     there = [column for column in columns if column in dataset.column_names]
     if there:
-        raise ValueError(f"the data have {', '.join(there)} already. Remove them: they are computed here.")
+        raise ValueError(
+            f"the data have {', '.join(there)} already. Remove them: they are computed here."
+        )
     return columns
 
 
@@ -159,32 +195,50 @@ def _compute(
     columns, count = _columns(dataset), len(dataset)
     rank, ranks = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = accelerator.device if accelerator else next(model.parameters()).device
-    longest_first = np.argsort(-row_lengths(dataset), kind="stable")  # less padding, and too large a batch fails at once
+    longest_first = np.argsort(
+        -row_lengths(dataset), kind="stable"
+    )  # less padding, and too large a batch fails at once
     batches = [longest_first[i : i + batch_size] for i in range(0, count, batch_size)]
-    rounds = -(-len(batches) // ranks)  # a forward of a sharded model needs all ranks: those without a batch repeat the last one
+    rounds = -(
+        -len(batches) // ranks
+    )  # a forward of a sharded model needs all ranks: those without a batch repeat the last one
 
     values = torch.zeros(len(columns), count, dtype=torch.float32, device=device)
-    with _as_reference(model), torch.no_grad(), accelerator.autocast() if accelerator else nullcontext():
-        for i in tqdm(range(rounds), desc="reference log-probabilities", unit="batch", disable=rank != 0):
+    with (
+        _as_reference(model),
+        torch.no_grad(),
+        accelerator.autocast() if accelerator else nullcontext(),
+    ):
+        for i in tqdm(
+            range(rounds), desc="reference log-probabilities", unit="batch", disable=rank != 0
+        ):
             mine = i * ranks + rank
             rows = batches[min(mine, len(batches) - 1)]
-            batch = {key: value.to(device) for key, value in collate(dataset.__getitems__(rows.tolist())).items()}
+            batch = {
+                key: value.to(device)
+                for key, value in collate(dataset.__getitems__(rows.tolist())).items()
+            }
             parts = [score(model, batch)]
             if "kl_input_ids" in batch:
                 other = ("input_ids", "attention_mask", "completion_mask")
                 parts.append(score(model, {key: batch[f"kl_{key}"] for key in other}))
             if mine < len(batches):
-                values[:, torch.from_numpy(rows).to(device)] = torch.cat(parts).float().reshape(len(columns), len(rows))
+                values[:, torch.from_numpy(rows).to(device)] = (
+                    torch.cat(parts).float().reshape(len(columns), len(rows))
+                )
     if accelerator and ranks > 1:
-        values = accelerator.reduce(values, "sum")  # exact: each value is of one rank, and zero on the others
+        values = accelerator.reduce(
+            values, "sum"
+        )  # exact: each value is of one rank, and zero on the others
     values = values.cpu()
     bad = (~torch.isfinite(values)).any(0).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
         number = (int(dataset[row]["index"]) if "index" in dataset.column_names else row) + 1
         raise ValueError(
-            f"the reference gives {len(bad)} of {count} rows a log-probability that is not finite; the first is row {number} "
-            f"({values[:, row].tolist()}). Check the model's weights, its dtype, and that no row is longer than its positions."
+            f"the reference gives {len(bad)} of {count} rows a log-probability that is not finite;"
+            f" the first is row {number} ({values[:, row].tolist()}). Check the model's weights,"
+            " its dtype, and that no row is longer than its positions."
         )
     return dict(zip(columns, values, strict=True))
 
@@ -223,15 +277,25 @@ def _base_state(model: Any) -> Iterator[tuple[str, Tensor]]:
     adapter = getattr(model.base_model, "prefix", None)  # such as lora_
     for name, tensor in base.state_dict().items():
         parts = name.split(".")
-        if "modules_to_save" in parts or (adapter and any(part.startswith(adapter) for part in parts)):
+        if "modules_to_save" in parts or (
+            adapter and any(part.startswith(adapter) for part in parts)
+        ):
             continue
-        yield ".".join(part for part in parts if part not in ("base_layer", "original_module")), tensor
+        yield (
+            ".".join(part for part in parts if part not in ("base_layer", "original_module")),
+            tensor,
+        )
 
 
 def _read_for_all(
-    cache: Path, identity: Mapping[str, str], columns: list[str], count: int, accelerator: Accelerator | None
+    cache: Path,
+    identity: Mapping[str, str],
+    columns: list[str],
+    count: int,
+    accelerator: Accelerator | None,
 ) -> dict[str, Tensor] | None:
-    """What the main process finds in the cache, on every rank, or its error: a file may be visible to one machine only."""
+    """What the main process finds in the cache, on every rank, or its error: a file may be visible
+    to one machine only."""
     if accelerator is None or accelerator.num_processes == 1:
         return _read(cache, identity, columns, count)
     outcome: list[Any] = [None]
@@ -246,26 +310,49 @@ def _read_for_all(
     return outcome[0]
 
 
-def _read(cache: Path, identity: Mapping[str, str], columns: list[str], count: int) -> dict[str, Tensor] | None:
+def _read(
+    cache: Path, identity: Mapping[str, str], columns: list[str], count: int
+) -> dict[str, Tensor] | None:
     if not cache.exists():
         return None
-    remedy = "Give another --reference_cache or --output_dir; or move the file away, and they are computed again"
+    remedy = (
+        "Give another --reference_cache or --output_dir; or move the file away, and they are"
+        " computed again"
+    )
     try:
         with safe_open(cache, framework="pt") as file:
             stored = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{cache} is truncated, damaged or no file of safetensors ({error}). {remedy}.") from error
+        raise ValueError(
+            f"{cache} is truncated, damaged or no file of safetensors ({error}). {remedy}."
+        ) from error
     if "prefdro_reference" not in stored:
-        raise ValueError(f"{cache} was not written as a file of reference log-probabilities. {remedy}.")
+        raise ValueError(
+            f"{cache} was not written as a file of reference log-probabilities. {remedy}."
+        )
     if stored["prefdro_reference"] != FORMAT:
-        raise ValueError(f"{cache} has format {stored['prefdro_reference']}, this version reads {FORMAT}. {remedy}.")
+        raise ValueError(
+            f"{cache} has format {stored['prefdro_reference']}, this version reads {FORMAT}."
+            f" {remedy}."
+        )
     differ = [part for part in PARTS if stored.get(part) != identity[part]]
     if differ:
-        received = "; ".join(f"{part} {_short(stored.get(part))} there, {_short(identity[part])} here" for part in differ)
-        raise ValueError(f"{cache} holds log-probabilities of another {' and '.join(differ)} ({received}). {remedy}.")
-    if sorted(values) != sorted(columns) or any(value.shape != (count,) for value in values.values()):
-        raise ValueError(f"{cache} does not hold {' and '.join(columns)} of {count} rows: it is damaged. {remedy}.")
+        received = "; ".join(
+            f"{part} {_short(stored.get(part))} there, {_short(identity[part])} here"
+            for part in differ
+        )
+        raise ValueError(
+            f"{cache} holds log-probabilities of another {' and '.join(differ)} ({received})."
+            f" {remedy}."
+        )
+    if sorted(values) != sorted(columns) or any(
+        value.shape != (count,) for value in values.values()
+    ):
+        raise ValueError(
+            f"{cache} does not hold {' and '.join(columns)} of {count} rows: it is damaged."
+            f" {remedy}."
+        )
     return values
 
 
@@ -274,7 +361,11 @@ def _write(cache: Path, values: dict[str, Tensor], identity: Mapping[str, str]) 
     metadata = {"prefdro_reference": FORMAT} | {part: identity[part] for part in PARTS}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({column: value.contiguous() for column, value in values.items()}, temporary, metadata=metadata)
+        save_file(
+            {column: value.contiguous() for column, value in values.items()},
+            temporary,
+            metadata=metadata,
+        )
         os.replace(temporary, cache)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
-"""Reward models behind one small interface: a prompt and a completion in, a number for each objective out.
+"""Reward models behind one small interface: a prompt and a completion in, a number for each
+objective out.
 
-ArmoRM is `llm.armorm`; any other sequence classifier of the hub or of a folder is taken as it is, with a reward for each label.
+ArmoRM is `llm.armorm`; any other sequence classifier of the hub or of a folder is taken as it is,
+with a reward for each label.
 """
 
 from collections.abc import Sequence
@@ -53,7 +55,8 @@ class RewardModel(Protocol):
         """The objectives."""
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Array:
-        """Rewards (n, len(names)) of n answers, each to a prompt given as a string or as a list of messages (role, content)."""
+        """Rewards (n, len(names)) of n answers, each to a prompt given as a string or as a list of
+        messages (role, content)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class SequenceRewardModel:
     batch_size: int
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> Array:
-        """Rewards (n, len(names)), whatever the batch size up to rounding; the longest texts are scored first.
+        """Rewards (n, len(names)), whatever the batch size up to rounding; the longest texts are
+        scored first.
 
         Raises:
             ValueError: a text has no token, or more than `max_length`.
@@ -77,24 +81,32 @@ class SequenceRewardModel:
         rows = token_rows(self.tokenizer, prompts, completions)
         lengths = np.array([len(row) for row in rows], dtype=int)
         self._check(lengths)
-        order = np.argsort(-lengths, kind="stable")  # texts of about the same length together: little padding
+        order = np.argsort(
+            -lengths, kind="stable"
+        )  # texts of about the same length together: little padding
         logits = np.zeros((len(rows), len(self.names)))
         if len(rows):
-            logits[order] = classifier_logits(self.model, [rows[k] for k in order], self.pad_token, batch_size=self.batch_size)
+            logits[order] = classifier_logits(
+                self.model, [rows[k] for k in order], self.pad_token, batch_size=self.batch_size
+            )
         return expit(logits) if self.sigmoid else logits
 
     def _check(self, lengths: NDArray[np.int_]) -> None:
         empty = np.flatnonzero(lengths == 0)
         if len(empty):
-            raise ValueError(f"{len(empty)} texts of {len(lengths)} have no token (the first is number {empty[0]}): remove them.")
+            raise ValueError(
+                f"{len(empty)} texts of {len(lengths)} have no token (the first is number"
+                f" {empty[0]}): remove them."
+            )
         if self.max_length is None:
             return
         long = np.flatnonzero(lengths > self.max_length)
         if len(long):
             raise ValueError(
-                f"{len(long)} texts of {len(lengths)} have more than {self.max_length} tokens (the longest has {lengths.max()}, "
-                f"the first is number {long[0]}). The reward is read at the end of a text, so that none is cut: shorten prompts "
-                "or completions, or raise max_length up to what the model can read."
+                f"{len(long)} texts of {len(lengths)} have more than {self.max_length} tokens (the"
+                f" longest has {lengths.max()}, the first is number {long[0]}). The reward is read"
+                " at the end of a text, so that none is cut: shorten prompts or completions, or"
+                " raise max_length up to what the model can read."
             )
 
 
@@ -121,8 +133,9 @@ def _labels(config: Any) -> tuple[str, ...]:
 
 def _cannot_load(name: str, error: Exception) -> ValueError:
     return ValueError(
-        f"cannot load the reward model {name!r} ({type(error).__name__}: {first_line(error)}). Give the folder of a downloaded "
-        "snapshot with config, weights and tokenizer, or a name on the hub that this machine can reach."
+        f"cannot load the reward model {name!r} ({type(error).__name__}: {first_line(error)}). Give"
+        " the folder of a downloaded snapshot with config, weights and tokenizer, or a name on the"
+        " hub that this machine can reach."
     )
 
 
@@ -138,24 +151,27 @@ def load_reward_model(
 ) -> RewardModel:
     """The reward model of a folder or hub id, with its tokenizer from the same place.
 
-    * ArmoRM (architecture LlamaForRewardModelWithGating): its 19 objectives, not transformed, and `ArmoRM`, the gated score.
-      Built natively, without the code that comes with the weights.
-    * Any other sequence classifier: one objective for each label, named by id2label. Probabilities (sigmoid) where problem_type
-      is multi_label_classification, the raw logits otherwise.
+    * ArmoRM (architecture LlamaForRewardModelWithGating): its 19 objectives, not transformed, and
+      `ArmoRM`, the gated score. Built natively, without the code that comes with the weights.
+    * Any other sequence classifier: one objective for each label, named by id2label. Probabilities
+      (sigmoid) where problem_type is multi_label_classification, the raw logits otherwise.
 
-    A text is what the tokenizer's chat template makes of prompt and answer; without a template it is both, joined by a blank.
-    A text that is too long is refused, since the reward is read at its end. A model whose config names no padding token is given
-    the tokenizer's, unless that is also the end of sequence, which can be part of a text: then texts are scored one at a time.
+    A text is what the tokenizer's chat template makes of prompt and answer; without a template it
+    is both, joined by a blank. A text that is too long is refused, since the reward is read at its
+    end. A model whose config names no padding token is given the tokenizer's, unless that is also
+    the end of sequence, which can be part of a text: then texts are scored one at a time.
 
     Args:
         revision: of a model on the hub.
-        trust_remote_code: run the Python code that comes with a model. Off: such a model is refused.
+        trust_remote_code: run the Python code that comes with a model. Off: such a model is
+            refused.
         dtype: "float32" or "bfloat16", of the weights; the head of ArmoRM is float32 in both.
         max_length: in tokens; None: what model and tokenizer can read.
         device: e.g. "cuda:1"; None: the GPU where there is one.
 
     Raises:
-        ValueError: it cannot be loaded, needs remote code that is not trusted, lacks weights, or an argument is out of range.
+        ValueError: it cannot be loaded, needs remote code that is not trusted, lacks weights, or an
+            argument is out of range.
     """
     from transformers import AutoTokenizer, PretrainedConfig
 
@@ -170,11 +186,18 @@ def load_reward_model(
         if not native and not trust_remote_code:
             _refuse_remote_code(name, raw)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=remote)
-        model = _load(name, native, revision=revision, trust_remote_code=remote, dtype=DTYPES[dtype])
+        model = _load(
+            name, native, revision=revision, trust_remote_code=remote, dtype=DTYPES[dtype]
+        )
     except OSError as error:
         raise _cannot_load(name, error) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files of a tokenizer
-        raise ValueError(f"there is no tokenizer beside the reward model {name!r}: save the one that it was trained with there.")
+    if len(tokenizer) <= len(
+        tokenizer.all_special_tokens
+    ):  # what transformers makes where there are no files of a tokenizer
+        raise ValueError(
+            f"there is no tokenizer beside the reward model {name!r}: save the one that it was"
+            " trained with there."
+        )
     alone, pad = _padding(model.config, tokenizer)
     return SequenceRewardModel(
         names=(*ARMORM_OBJECTIVES, ARMORM_SCORE) if native else _labels(model.config),
@@ -191,13 +214,15 @@ def _refuse_remote_code(name: str, config: dict[str, Any]) -> None:
     code = config.get("auto_map") or {}
     if {"AutoConfig", "AutoModelForSequenceClassification"} & set(code):
         raise ValueError(
-            f"the reward model {name!r} comes with Python code of its own ({', '.join(map(str, code.values()))}), which would "
-            "run on this machine. Read it, then allow it with trust_remote_code, or take a model that needs none."
+            f"the reward model {name!r} comes with Python code of its own"
+            f" ({', '.join(map(str, code.values()))}), which would run on this machine. Read it,"
+            " then allow it with trust_remote_code, or take a model that needs none."
         )
 
 
 def _load(name: str, native: bool, **options: Any) -> Any:
-    """The model, all of whose weights are in the files; those of a head that is missing would be random numbers."""
+    """The model, all of whose weights are in the files; those of a head that is missing would be
+    random numbers."""
     architecture: Any
     kinds = ["missing_keys"]
     if native:
@@ -212,21 +237,25 @@ def _load(name: str, native: bool, **options: Any) -> Any:
     model, info = architecture.from_pretrained(name, output_loading_info=True, **options)
     wrong = {kind: sorted(map(str, info[kind])) for kind in kinds if info[kind]}
     if wrong:
-        found = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, as {keys[0]}" for kind, keys in wrong.items())
+        found = "; ".join(
+            f"{len(keys)} {kind.replace('_', ' ')}, as {keys[0]}" for kind, keys in wrong.items()
+        )
         raise ValueError(
-            f"the weights of {name!r} are not those of a {type(model).__name__} ({found}). It is probably no reward model (a "
-            "language model has no such head), or its files are incomplete: download it again, or take another one."
+            f"the weights of {name!r} are not those of a {type(model).__name__} ({found}). It is"
+            " probably no reward model (a language model has no such head), or its files are"
+            " incomplete: download it again, or take another one."
         )
     if native and model.regression_layer.out_features != len(ARMORM_OBJECTIVES):
         raise ValueError(
-            f"{name!r} has {model.regression_layer.out_features} objectives, and the names of the {len(ARMORM_OBJECTIVES)} of "
-            "RLHFlow/ArmoRM-Llama3-8B-v0.1 are known: take that one."
+            f"{name!r} has {model.regression_layer.out_features} objectives, and the names of the"
+            f" {len(ARMORM_OBJECTIVES)} of RLHFlow/ArmoRM-Llama3-8B-v0.1 are known: take that one."
         )
     return model
 
 
 def _padding(config: Any, tokenizer: Any) -> tuple[bool, int]:
-    """Whether texts have to be scored one at a time, and the token to pad with; the config is told where it names none."""
+    """Whether texts have to be scored one at a time, and the token to pad with; the config is told
+    where it names none."""
     if config.pad_token_id is not None:
         return False, config.pad_token_id
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -237,10 +266,18 @@ def _padding(config: Any, tokenizer: Any) -> tuple[bool, int]:
 
 def _longest(config: Any, tokenizer: Any, wanted: int | None) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
-    # a tokenizer without a limit of its own says 1e30; RoBERTa's knows of two positions that cannot be used
-    limits = [limit for limit in (positions, tokenizer.model_max_length) if limit is not None and limit < 1e9]
+    # a tokenizer without a limit of its own says 1e30; RoBERTa's knows of two positions that cannot
+    # be used
+    limits = [
+        limit
+        for limit in (positions, tokenizer.model_max_length)
+        if limit is not None and limit < 1e9
+    ]
     if wanted is None:
         return min(limits, default=None)
     if wanted < 1 or (limits and wanted > min(limits)):
-        raise ValueError(f"max_length must be between 1 and {min(limits, default='any number')} tokens, got {wanted}.")
+        raise ValueError(
+            f"max_length must be between 1 and {min(limits, default='any number')} tokens, got"
+            f" {wanted}."
+        )
     return wanted

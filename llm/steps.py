@@ -1,14 +1,15 @@
 """How one training step of an effective batch goes, for each kind of objective.
 
-A step sees all micro-batches first (`before`) and then gives each of them a loss (`loss`), whose gradient is this micro-batch's
-share of the gradient of the objective and whose value is its share of the objective. Data parallelism averages gradients over
-ranks, so that shares are multiplied by their number.
+A step sees all micro-batches first (`before`) and then gives each of them a loss (`loss`), whose
+gradient is this micro-batch's share of the gradient of the objective and whose value is its share
+of the objective. Data parallelism averages gradients over ranks, so that shares are multiplied by
+their number.
 
-| step           | before                                            | forward passes with / without gradient |
-|----------------|---------------------------------------------------|-----------------------------------------|
-| Mean           | weights that sum to one over the effective batch  | 1 / 0                                   |
-| KahnemanTversky| and z0 from mismatched pairs                      | 1 / 1 (of the mismatched pairs)         |
-| Coupled        | coefficients; nothing for a single micro-batch    | 1 / 1 (0 for the first micro-batch)     |
+| step           | before                                        | passes with / without gradient  |
+|----------------|-----------------------------------------------|---------------------------------|
+| Mean           | weights that sum to one over all micro-batches| 1 / 0                           |
+| KahnemanTversky| and z0 from mismatched pairs                  | 1 / 1 (of the mismatched pairs) |
+| Coupled        | coefficients; nothing for a single micro-batch| 1 / 1 (0 for the first of them) |
 
 WDPO has steps of its own: `llm.wasserstein_steps`.
 """
@@ -23,7 +24,15 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from llm.global_batch import coefficients, concatenate, detached, gather, normalised, own_rows, scores_of
+from llm.global_batch import (
+    coefficients,
+    concatenate,
+    detached,
+    gather,
+    normalised,
+    own_rows,
+    scores_of,
+)
 from llm.logprobs import sequence_logprobs
 from llm.metrics import weight_metrics
 from llm.objectives import Objective, Pairs, Scores, group_value, worst_case_weights
@@ -39,8 +48,12 @@ class Mean:
     def __init__(self, objective: Objective, accelerator: Accelerator, *, fused: bool) -> None:
         self.objective, self.accelerator, self.fused = objective, accelerator, fused
         self.seen: list[Scores] = []  # scores since the last log
-        self.numbers: defaultdict[str, list[float]] = defaultdict(list)  # one for each step since the last log
-        self.values: list[Tensor] = []  # of the current step, to be looked at before the weights move
+        self.numbers: defaultdict[str, list[float]] = defaultdict(
+            list
+        )  # one for each step since the last log
+        self.values: list[
+            Tensor
+        ] = []  # of the current step, to be looked at before the weights move
 
     def score(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities of the rows of a batch, (rows,)."""
@@ -53,7 +66,10 @@ class Mean:
         raw = [batch.get("weight", one) for batch, one in zip(batches, ones, strict=True)]
         total = self.accelerator.reduce(wide(torch.cat(raw)).sum(), "sum")
         if not total > 0:
-            raise ValueError("all weights of an effective batch are zero. Drop rows of weight zero, or use a larger batch.")
+            raise ValueError(
+                "all weights of an effective batch are zero. Drop rows of weight zero, or use a"
+                " larger batch."
+            )
         for batch, weight in zip(batches, raw, strict=True):
             batch["weight"] = (weight.to(total.dtype) / total).to(weight.dtype)
 
@@ -83,13 +99,15 @@ class Mean:
         self.numbers.clear()
 
     def finite(self) -> bool:
-        """Whether all values of the current step are, on every rank: a rank that stopped alone would leave the others waiting."""
+        """Whether all values of the current step are, on every rank: a rank that stopped alone
+        would leave the others waiting."""
         bad = (~torch.isfinite(torch.stack([wide(value) for value in self.values]))).float().sum()
         return not bool(self.accelerator.reduce(bad, "sum") > 0)
 
 
 class KahnemanTversky(Mean):
-    """KTO: a mean of losses relative to z0, a number of the whole effective batch. arXiv:2402.01306."""
+    """KTO: a mean of losses relative to z0, a number of the whole effective batch.
+    arXiv:2402.01306."""
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
         """Also z0, from all mismatched pairs of the effective batch."""
@@ -104,15 +122,19 @@ class KahnemanTversky(Mean):
 
     def mismatched_ratio(self, model: nn.Module, batch: Batch) -> Tensor:
         """log pi_theta/pi_ref of completions put to the prompts of other rows, (b,)."""
-        mismatched = {name: batch[f"kl_{name}"] for name in ("input_ids", "attention_mask", "completion_mask")}
+        mismatched = {
+            name: batch[f"kl_{name}"] for name in ("input_ids", "attention_mask", "completion_mask")
+        }
         return self.score(model, mismatched) - batch["kl_reference_logps"]
 
 
 class Coupled(Mean):
-    """A functional of all scores of the effective batch, by coefficients: see `llm.global_batch`."""
+    """A functional of all scores of the effective batch, by coefficients: see
+    `llm.global_batch`."""
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
-        """With several micro-batches, a pass over them for the coefficients; that of the first one serves its loss as well."""
+        """With several micro-batches, a pass over them for the coefficients; that of the first one
+        serves its loss as well."""
         self.values = []
         if len(batches) > 1:
             with torch.no_grad():
@@ -129,7 +151,9 @@ class Coupled(Mean):
         return with_value((batch["coefficients"] * logps).sum(), batch["value"])
 
     def _add_coefficients(self, batches: list[Batch], logps: list[Tensor]) -> None:
-        local = [detached(scores_of(batch, logp)) for batch, logp in zip(batches, logps, strict=True)]
+        local = [
+            detached(scores_of(batch, logp)) for batch, logp in zip(batches, logps, strict=True)
+        ]
         self.seen.extend(local)
         everything = normalised(gather(concatenate(local), self.accelerator))
         value, derivatives = coefficients(self.value, everything)
@@ -148,10 +172,17 @@ class Coupled(Mean):
 
 
 class GroupRobust(Coupled):
-    """Group DRO: the group weights move with the losses of each effective batch, then weight them. arXiv:1911.08731."""
+    """Group DRO: the group weights move with the losses of each effective batch, then weight them.
+    arXiv:1911.08731."""
 
     def __init__(
-        self, objective: Objective, accelerator: Accelerator, *, fused: bool, callbacks: list[TrainerCallback], step: float
+        self,
+        objective: Objective,
+        accelerator: Accelerator,
+        *,
+        fused: bool,
+        callbacks: list[TrainerCallback],
+        step: float,
     ) -> None:
         super().__init__(objective, accelerator, fused=fused)
         self._callbacks, self._step = callbacks, step
@@ -182,7 +213,8 @@ class GroupWeights(TrainerCallback, ExportableState):
 
 
 def worst_case_metrics(objective: Objective, scores: Scores) -> dict[str, float]:
-    """Effective sample size, largest weight and dual variable of a robust functional; nothing for the other objectives."""
+    """Effective sample size, largest weight and dual variable of a robust functional; nothing for
+    the other objectives."""
     if objective.losses is None or objective.functional is None:
         return {}
     functional, losses = objective.functional, wide(objective.losses(scores).detach())

@@ -35,7 +35,14 @@ from llm.objectives import ObjectiveParameters, make_objective
 from llm.options import parse_options
 from llm.processes import leave
 from llm.reference import model_fingerprint, tokenizer_fingerprint
-from llm.resume import CONTENT, RECORD, last_checkpoint, refuse_another_run, rows_fingerprint, stored_metrics
+from llm.resume import (
+    CONTENT,
+    RECORD,
+    last_checkpoint,
+    refuse_another_run,
+    rows_fingerprint,
+    stored_metrics,
+)
 from llm.special_ids import settle_special_ids
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
@@ -45,15 +52,20 @@ Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, Preference
 
 
 def parse(words: list[str]) -> Arguments:
-    """Command line, with --config FILE a YAML file of the same names; the command line has the last word."""
+    """Command line, with --config FILE a YAML file of the same names; the command line has the last
+    word."""
     kinds = (ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments)
     return cast(Arguments, parse_options(kinds, words, "prefdro train"))
 
 
 def train(
-    model_arguments: ModelArguments, data: DataArguments, objective: ObjectiveParameters, args: PreferenceArguments
+    model_arguments: ModelArguments,
+    data: DataArguments,
+    objective: ObjectiveParameters,
+    args: PreferenceArguments,
 ) -> dict[str, float]:
-    """Train and save: model, tokenizer, card, log.csv and training.json in `args.output_dir`. Returns the last metrics.
+    """Train and save: model, tokenizer, card, log.csv and training.json in `args.output_dir`.
+    Returns the last metrics.
 
     Raises ValueError, FileNotFoundError or FloatingPointError with the cause and the next step.
     """
@@ -62,10 +74,13 @@ def train(
     for name, value in (("--model", model_arguments.model), ("--data", data.data)):
         if not value:
             raise ValueError(
-                f"{name} was not given. `prefdro train --help` lists all options; they can also stand in a YAML file."
+                f"{name} was not given. `prefdro train --help` lists all options; they can also"
+                " stand in a YAML file."
             )
     out = Path(str(args.output_dir))
-    configuration = _configuration(model_arguments, data, objective, args)  # the trainer changes some of the arguments
+    configuration = _configuration(
+        model_arguments, data, objective, args
+    )  # the trainer changes some of the arguments
     tokenizer = load_tokenizer(model_arguments)
     train_data, eval_data, left_out = _datasets(data, tokenizer, kinds)
     if args.process_index == 0:
@@ -82,7 +97,10 @@ def train(
     }
     refuse_another_run(out, configuration)
     if (done := stored_metrics(out, configuration)) is not None:
-        print(f"this run has finished before: its model is in {out}. For another one choose another --output_dir.")
+        print(
+            f"this run has finished before: its model is in {out}. For another one choose another"
+            " --output_dir."
+        )
         return done
     checkpoint = last_checkpoint(out, configuration)
     if args.kl_prompts and eval_data is not None:
@@ -97,7 +115,11 @@ def train(
         processing_class=tokenizer,
         data_collator=PreferenceCollator(padding_token(tokenizer)),
     )
-    cache = out / "reference-train.safetensors" if data.reference_cache is None else Path(data.reference_cache).expanduser()
+    cache = (
+        out / "reference-train.safetensors"
+        if data.reference_cache is None
+        else Path(data.reference_cache).expanduser()
+    )
     trainer.add_reference(
         cache,
         cache.with_name(f"{cache.stem}-eval{cache.suffix}"),
@@ -111,7 +133,11 @@ def train(
         for part, bad in left_out.items():
             bad.write(path := out / f"left-out-rows-{part}.csv")
             if len(bad):
-                print(f"{len(bad)} rows of the {part} data are left out; their numbers and reasons: {path}", file=sys.stderr)
+                print(
+                    f"{len(bad)} rows of the {part} data are left out; their numbers and reasons:"
+                    f" {path}",
+                    file=sys.stderr,
+                )
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"resuming from {checkpoint}", file=sys.stderr)
 
@@ -119,14 +145,29 @@ def train(
     trainer.save_model()
     trainer.save_state()
     evaluation = trainer.evaluate() if eval_data is not None else {}
-    if model_arguments.lora and adapter_base(model_arguments.model, model_arguments.revision) and trainer.is_world_process_zero():
+    if (
+        model_arguments.lora
+        and adapter_base(model_arguments.model, model_arguments.revision)
+        and trainer.is_world_process_zero()
+    ):
         _merge_saved(out, model_arguments)
     metrics = _last_metrics(trainer.state.log_history) | evaluation
     if trainer.is_world_process_zero():
-        pd.DataFrame(trainer.state.log_history).to_csv(out / "log.csv", index=False, lineterminator="\n")
+        pd.DataFrame(trainer.state.log_history).to_csv(
+            out / "log.csv", index=False, lineterminator="\n"
+        )
         facts = _facts(trainer, model_arguments, data, len(train_data))
-        write_card(out, objective, model=model_arguments.model, data=data.data, facts=facts, metrics=metrics)
-        _write_record(out, configuration | {"reference": trainer.reference_identity, "metrics": metrics})
+        write_card(
+            out,
+            objective,
+            model=model_arguments.model,
+            data=data.data,
+            facts=facts,
+            metrics=metrics,
+        )
+        _write_record(
+            out, configuration | {"reference": trainer.reference_identity, "metrics": metrics}
+        )
         print(f"trained model in {out}: model, tokenizer, README.md (card), log.csv, {RECORD}")
     return metrics
 
@@ -135,7 +176,9 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, or the one named instead."""
     own = arguments.tokenizer is None  # the revision is the model's
     name, revision = (arguments.model, arguments.revision) if own else (arguments.tokenizer, None)
-    return models.load_tokenizer(str(name), revision=revision, trust_remote_code=arguments.trust_remote_code)
+    return models.load_tokenizer(
+        str(name), revision=revision, trust_remote_code=arguments.trust_remote_code
+    )
 
 
 def load_model(arguments: ModelArguments, args: PreferenceArguments | None = None) -> nn.Module:
@@ -165,17 +208,25 @@ def load_model(arguments: ModelArguments, args: PreferenceArguments | None = Non
         torch.manual_seed(args.seed)  # the adapter's first weights
     if args is not None and args.gradient_checkpointing:
         model.enable_input_require_grads()
-    if Path(arguments.model).is_dir():  # the adapter names its model, and must find it from elsewhere, too
+    if Path(
+        arguments.model
+    ).is_dir():  # the adapter names its model, and must find it from elsewhere, too
         model.name_or_path = str(Path(arguments.model).resolve())
     return cast(nn.Module, get_peft_model(model, config))
 
 
 def _merge_saved(out: Path, arguments: ModelArguments) -> None:
-    """In place of the adapter, the whole model that was trained: the model that the adapter changes is nowhere on the disk.
+    """In place of the adapter, the whole model that was trained: the model that the adapter changes
+    is nowhere on the disk.
 
     It is --model, itself an adapter, merged into its model.
     """
-    plain = replace(arguments, lora=False, lora_rank=ModelArguments.lora_rank, lora_alpha=ModelArguments.lora_alpha)
+    plain = replace(
+        arguments,
+        lora=False,
+        lora_rank=ModelArguments.lora_rank,
+        lora_alpha=ModelArguments.lora_alpha,
+    )
     model = merged(load_model(plain, None), str(out))
     model.save_pretrained(out)  # type: ignore[operator]
     for name in (CONFIG, *WEIGHTS):
@@ -183,19 +234,28 @@ def _merge_saved(out: Path, arguments: ModelArguments) -> None:
 
 
 def _refuse_ignored(model: ModelArguments, data: DataArguments, args: PreferenceArguments) -> None:
-    """Raise ValueError for an option that needs another one to act, or that would overwrite what it reads."""
+    """Raise ValueError for an option that needs another one to act, or that would overwrite what it
+    reads."""
     read = {"--model": model.model, "--tokenizer": model.tokenizer}
     if model.model:
-        read["the model that the adapter --model changes"] = adapter_base(model.model, model.revision)
+        read["the model that the adapter --model changes"] = adapter_base(
+            model.model, model.revision
+        )
     for what, place in read.items():
-        if place and Path(place).exists() and Path(place).resolve() == Path(str(args.output_dir)).resolve():
+        if (
+            place
+            and Path(place).exists()
+            and Path(place).resolve() == Path(str(args.output_dir)).resolve()
+        ):
             raise ValueError(
-                f"--output_dir {args.output_dir} is the folder of {what}: it would be overwritten. Choose another one."
+                f"--output_dir {args.output_dir} is the folder of {what}: it would be overwritten."
+                " Choose another one."
             )
     for name in ("lora_rank", "lora_alpha", "lora_targets"):
         if not model.lora and getattr(model, name) != getattr(ModelArguments, name):
             raise ValueError(
-                f"--{name} ({getattr(model, name)}) is of an adapter, but all weights are trained. Give --lora, too."
+                f"--{name} ({getattr(model, name)}) is of an adapter, but all weights are trained."
+                " Give --lora, too."
             )
     if args.kl_prompts and data.eval_data is None and data.eval_split is None:
         raise ValueError(
@@ -210,7 +270,11 @@ def _datasets(
     """Training and evaluation data, and the rows of each that were left out."""
     columns = _columns(data.columns)
     train_bad, eval_bad = BadRows(data.drop_bad_rows), BadRows(data.drop_bad_rows)
-    cut: dict[str, Any] = {"max_length": data.max_length, "long_prompts": data.long_prompts, "strings": data.strings}
+    cut: dict[str, Any] = {
+        "max_length": data.max_length,
+        "long_prompts": data.long_prompts,
+        "strings": data.strings,
+    }
     rows = load_rows(data.data, data.split, data.data_name, bad=train_bad)
     labelled = "label" in columns or any("label" in row for row in rows)
     kind = "unpaired" if "unpaired" in kinds and ("pairs" not in kinds or labelled) else "pairs"
@@ -223,7 +287,11 @@ def _datasets(
     else:
         return train_data, None, accounts
     known = group_numbers(train_data) or None
-    return train_data, tokenise(held_out, tokenizer, kind, **cut, columns=columns, bad=eval_bad, groups=known), accounts
+    return (
+        train_data,
+        tokenise(held_out, tokenizer, kind, **cut, columns=columns, bad=eval_bad, groups=known),
+        accounts,
+    )
 
 
 def _columns(text: str | None) -> dict[str, str]:
@@ -235,8 +303,8 @@ def _columns(text: str | None) -> dict[str, str]:
             continue
         if not equals or not theirs or ours not in (*READ, "system") or ours in columns:
             raise ValueError(
-                f"--columns {text!r}: {part.strip()!r} is not of the form ours=theirs, with each of ours once and one of "
-                f"{', '.join((*READ, 'system'))}."
+                f"--columns {text!r}: {part.strip()!r} is not of the form ours=theirs, with each of"
+                f" ours once and one of {', '.join((*READ, 'system'))}."
             )
         columns[ours] = theirs
     return columns
@@ -253,29 +321,50 @@ def _configuration(*groups: Any) -> dict[str, Any]:
     """All arguments as JSON can hold them."""
     merged: dict[str, Any] = {}
     for group in groups:
-        of_trainer = isinstance(group, PreferenceArguments)  # the number of ranks is part of the effective batch
-        merged |= group.to_dict() | {"world_size": group.world_size} if of_trainer else asdict(group)
+        of_trainer = isinstance(
+            group, PreferenceArguments
+        )  # the number of ranks is part of the effective batch
+        merged |= (
+            group.to_dict() | {"world_size": group.world_size} if of_trainer else asdict(group)
+        )
     return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))
 
 
-def _facts(trainer: PreferenceTrainer, model: ModelArguments, data: DataArguments, rows: int) -> dict[str, Any]:
+def _facts(
+    trainer: PreferenceTrainer, model: ModelArguments, data: DataArguments, rows: int
+) -> dict[str, Any]:
     args = trainer.args
     micro = args.per_device_train_batch_size
     facts: dict[str, Any] = {
-        "base model": model.model + ("" if (base := adapter_base(model.model)) is None else f", an adapter merged into {base}"),
+        "base model": (
+            model.model
+            + (
+                ""
+                if (base := adapter_base(model.model)) is None
+                else f", an adapter merged into {base}"
+            )
+        ),
         "data": f"{data.data} ({rows} rows)",
         "seed": args.seed,
-        "effective batch": f"{micro * args.gradient_accumulation_steps * args.world_size} "
-        f"({micro} x {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)",
+        "effective batch": (
+            f"{micro * args.gradient_accumulation_steps * args.world_size} ({micro} x"
+            f" {args.gradient_accumulation_steps} micro-batches x {args.world_size} ranks)"
+        ),
         "steps": trainer.state.global_step,
         "learning rate": args.learning_rate,
         "precision": f"{model.dtype} weights" + (", bfloat16 autocast" if args.bf16 else ""),
-        "adapter": f"LoRA, rank {model.lora_rank}, alpha {model.lora_alpha:g}" if model.lora else "none",
+        "adapter": (
+            f"LoRA, rank {model.lora_rank}, alpha {model.lora_alpha:g}" if model.lora else "none"
+        ),
     }
     if isinstance(trainer.step, Wasserstein):
         unit = "embedding output" + (", squared" if trainer.step.squared else "")
         facts[f"radius in units of the {unit}"] = f"{trainer.step.radius:.6g}"
-    facts |= {f"sha256 of the {part}": value for part, value in trainer.reference_identity.items() if part != "dtype"}
+    facts |= {
+        f"sha256 of the {part}": value
+        for part, value in trainer.reference_identity.items()
+        if part != "dtype"
+    }
     facts |= versions("prefdro", "torch", "transformers")
     return facts
 
@@ -289,8 +378,11 @@ def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _as_a_line(message: Warning | str, category: type[Warning], *_: Any) -> str:
-    """What concerns the data or the model is for the reader of this run; other warnings say where in the code they come from."""
-    return f"warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
+    """What concerns the data or the model is for the reader of this run; other warnings say where
+    in the code they come from."""
+    return (
+        f"warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
+    )
 
 
 def main(words: list[str] | None = None) -> None:

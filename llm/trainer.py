@@ -1,7 +1,9 @@
-"""The trainer: every objective exact over the effective batch, whatever the micro-batches and ranks.
+"""The trainer: every objective exact over the effective batch, whatever the micro-batches and
+ranks.
 
-A subclass of `transformers.Trainer` through public hooks: `get_batch_samples` sees all micro-batches of a step and lets the
-objective's step (`llm.steps`) prepare what couples them; `compute_loss` asks it for the loss of one micro-batch.
+A subclass of `transformers.Trainer` through public hooks: `get_batch_samples` sees all
+micro-batches of a step and lets the objective's step (`llm.steps`) prepare what couples them;
+`compute_loss` asks it for the loss of one micro-batch.
 """
 
 import contextlib
@@ -25,7 +27,15 @@ from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.metrics import reward_metrics
 from llm.objectives import Objective, ObjectiveParameters, Pairs, Scores, make_objective, replaced
 from llm.reference import model_fingerprint, reference_identity, reference_logps
-from llm.steps import Batch, Coupled, GroupRobust, GroupWeights, KahnemanTversky, Mean, worst_case_metrics
+from llm.steps import (
+    Batch,
+    Coupled,
+    GroupRobust,
+    GroupWeights,
+    KahnemanTversky,
+    Mean,
+    worst_case_metrics,
+)
 from llm.wasserstein import embedding_norm, twice_differentiable_attention
 from llm.wasserstein_steps import Adversarial, Exact, FiniteDifference
 from theory.objectives import worst_group
@@ -39,14 +49,20 @@ class PreferenceTrainer(Trainer):
         model: a causal language model, with or without adapters; its dropout is turned off.
         args: the arguments of the Trainer and a few more.
         objective: what is minimised; DPO where not given.
-        others: arguments of the Trainer. train_dataset and eval_dataset as `llm.data.tokenise` makes them, with the columns of
-            `llm.reference.reference_logps`; data_collator: `llm.data.PreferenceCollator`.
+        others: arguments of the Trainer. train_dataset and eval_dataset as `llm.data.tokenise`
+            makes them, with the columns of `llm.reference.reference_logps`; data_collator:
+            `llm.data.PreferenceCollator`.
 
-    Raises ValueError for a combination in which the objective could not be exact, naming the reason.
+    Raises ValueError for a combination in which the objective could not be exact, naming the
+    reason.
     """
 
     def __init__(
-        self, model: nn.Module, args: PreferenceArguments, objective: ObjectiveParameters | None = None, **others: Any
+        self,
+        model: nn.Module,
+        args: PreferenceArguments,
+        objective: ObjectiveParameters | None = None,
+        **others: Any,
     ) -> None:
         self.args: PreferenceArguments
         self.parameters = ObjectiveParameters() if objective is None else objective
@@ -54,7 +70,8 @@ class PreferenceTrainer(Trainer):
         for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if others.get(name) is not None:
                 raise ValueError(
-                    f"{name} is refused: the objective and its metrics are functions of log-probabilities. Leave it out."
+                    f"{name} is refused: the objective and its metrics are functions of"
+                    " log-probabilities. Leave it out."
                 )
         turn_off_dropout(model)
         if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
@@ -67,8 +84,9 @@ class PreferenceTrainer(Trainer):
         super().__init__(model=model, args=args, **others)
         if random_in_training(self.model):
             raise ValueError(
-                "the model is random in training mode, although its dropout modules are off: two passes over a batch would see "
-                "different models. Set the dropout and noise of its configuration to zero before loading it."
+                "the model is random in training mode, although its dropout modules are off: two"
+                " passes over a batch would see different models. Set the dropout and noise of its"
+                " configuration to zero before loading it."
             )
         for rows in (self.train_dataset, self.eval_dataset):
             refuse_columns(self.parameters, rows)
@@ -78,11 +96,20 @@ class PreferenceTrainer(Trainer):
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
         self.step = self._make_step(fused=head_can_be_fused(self.model))
         self.reference_identity: dict[str, str] = {}
-        self.rows: list[Tensor] = []  # of the current step, to name them if the objective is not a number
+        self.rows: list[
+            Tensor
+        ] = []  # of the current step, to name them if the objective is not a number
         self.add_callback(_StopBeforeNotFinite(self))
 
     def _make_step(self, *, fused: bool) -> Mean:
-        p, common = self.parameters, {"objective": self.objective, "accelerator": self.accelerator, "fused": fused}
+        p, common = (
+            self.parameters,
+            {
+                "objective": self.objective,
+                "accelerator": self.accelerator,
+                "fused": fused,
+            },
+        )
         if p.objective == "kto":
             return KahnemanTversky(**common)
         if p.objective == "group_dro":
@@ -90,7 +117,9 @@ class PreferenceTrainer(Trainer):
             self.add_callback(GroupWeights(_first_group_weights(self.train_dataset)))
             if self.eval_dataset is not None:
                 _groups(self.eval_dataset, "evaluation")
-            return GroupRobust(**common, callbacks=self.callback_handler.callbacks, step=p.group_step)
+            return GroupRobust(
+                **common, callbacks=self.callback_handler.callbacks, step=p.group_step
+            )
         if p.objective == "wdpo":
             return self._make_wasserstein_step(common)
         return Coupled(**common) if self.objective.couples else Mean(**common)
@@ -100,7 +129,10 @@ class PreferenceTrainer(Trainer):
         assert p.rho is not None
         unit = 1.0 if p.rho_unit == "absolute" else embedding_norm(self.model)
         squared = p.squared or p.released
-        wasserstein = common | {"radius": p.rho * (unit**2 if squared else unit), "squared": squared}
+        wasserstein = common | {
+            "radius": p.rho * (unit**2 if squared else unit),
+            "squared": squared,
+        }
         if p.wdpo_mode == "adversarial":
             return Adversarial(**wasserstein)
         if p.wdpo_mode == "finite_difference":
@@ -109,12 +141,18 @@ class PreferenceTrainer(Trainer):
         return Exact(**wasserstein)
 
     def add_reference(
-        self, train_cache: Path | None, eval_cache: Path | None, batch_size: int, fingerprint: str | None = None
+        self,
+        train_cache: Path | None,
+        eval_cache: Path | None,
+        batch_size: int,
+        fingerprint: str | None = None,
     ) -> None:
-        """Put the reference log-probabilities of the model as it is now into the data, from a cache where there is one.
+        """Put the reference log-probabilities of the model as it is now into the data, from a cache
+        where there is one.
 
-        See `llm.reference`; `reference_identity` keeps the fingerprints of model, tokenizer and training data. The model is moved
-        to this rank's device as a whole, whatever shards it in training. fingerprint: the model's, where it is known.
+        See `llm.reference`; `reference_identity` keeps the fingerprints of model, tokenizer and
+        training data. The model is moved to this rank's device as a whole, whatever shards it in
+        training. fingerprint: the model's, where it is known.
         """
         assert self.processing_class is not None and self.data_collator is not None
         model = self.model.to(self.args.device)
@@ -138,8 +176,10 @@ class PreferenceTrainer(Trainer):
             )
             setattr(self, name, scored)
 
-    # ------------------------------------------------------------------------------------------------------ training
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, None]:
+    # ------------------------------------------------------------------------------------- training
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, None]:
         """The micro-batches of one step, with what couples them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [self._prepare_inputs(batch) for batch in batches]
@@ -152,7 +192,9 @@ class PreferenceTrainer(Trainer):
                 self.step.before(self.model_wrapped, batches)
         return batches, None
 
-    def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None
+    ) -> Tensor:
         """Forward and backward of one micro-batch; of the finite difference, of both its ends."""
         if isinstance(self.step, FiniteDifference):
             with self.accelerator.no_sync(model):
@@ -162,26 +204,38 @@ class PreferenceTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
-        self, model: nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         """The share of one micro-batch in the objective of the effective batch; see `llm.steps`."""
         if return_outputs:
-            raise NotImplementedError("the objective is a function of log-probabilities: there are no outputs to return.")
+            raise NotImplementedError(
+                "the objective is a function of log-probabilities: there are no outputs to return."
+            )
         return self.step.loss(model, inputs)
 
     def _attention(self) -> contextlib.AbstractContextManager:
-        return twice_differentiable_attention() if isinstance(self.step, Exact) else contextlib.nullcontext()
+        return (
+            twice_differentiable_attention()
+            if isinstance(self.step, Exact)
+            else contextlib.nullcontext()
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of all pairs since the last log, over all ranks."""
         if self.step.seen and "loss" in logs:
             scores = gather(concatenate(self.step.seen), self.accelerator)
             logs |= reward_metrics(scores, self.parameters.beta)
-            logs |= {name: sum(numbers) / len(numbers) for name, numbers in self.step.numbers.items()}
+            logs |= {
+                name: sum(numbers) / len(numbers) for name, numbers in self.step.numbers.items()
+            }
             self.step.forget()
         super().log(logs, start_time)
 
-    # ---------------------------------------------------------------------------------------------------- evaluation
+    # ----------------------------------------------------------------------------------- evaluation
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """All rows, also where training drops the last ones so that ranks hold equally many."""
         kept, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
@@ -203,7 +257,9 @@ class PreferenceTrainer(Trainer):
         WDPO reports its mean loss, without the penalty; group DRO the mean loss of its worst group.
         """
         scores = self._scores_of_all(dataloader)
-        found = {"loss": float(self._evaluation_value(scores))} | reward_metrics(scores, self.parameters.beta)
+        found = {"loss": float(self._evaluation_value(scores))} | reward_metrics(
+            scores, self.parameters.beta
+        )
         found |= worst_case_metrics(self.objective, scores)
         if self.args.kl_prompts:
             found |= self._kl_on_own_samples(dataloader.dataset)
@@ -223,11 +279,17 @@ class PreferenceTrainer(Trainer):
                 columns = {name: x for name, x in vars(scores).items() if isinstance(x, Tensor)}
                 parts.append(replaced(scores, self.accelerator.gather_for_metrics(columns)))
                 if isinstance(self.step, KahnemanTversky):
-                    mismatched.append(self.accelerator.gather_for_metrics(self.step.mismatched_ratio(model, batch)))
+                    mismatched.append(
+                        self.accelerator.gather_for_metrics(
+                            self.step.mismatched_ratio(model, batch)
+                        )
+                    )
         scores = normalised(concatenate(parts))
         if not mismatched:
             return scores
-        return replaced(scores, {"reference_point": kto_reference_point(torch.cat(mismatched), scores.weights)})
+        return replaced(
+            scores, {"reference_point": kto_reference_point(torch.cat(mismatched), scores.weights)}
+        )
 
     def _evaluation_value(self, scores: Scores) -> Tensor:
         if self.objective.name != "group_dro":
@@ -240,7 +302,9 @@ class PreferenceTrainer(Trainer):
         assert self.processing_class is not None
         if self._initial is not None:
             self._initial.to(self.args.device)
-        with self.accelerator.autocast():  # both in the same precision, else the rounding of one would be part of the KL
+        with (
+            self.accelerator.autocast()
+        ):  # both in the same precision, else the rounding of one would be part of the KL
             return kl_on_own_samples(
                 unwrapped(self.model),
                 self._initial,
@@ -256,29 +320,39 @@ class _StopBeforeNotFinite(TrainerCallback):
     def __init__(self, trainer: PreferenceTrainer) -> None:
         self.trainer = trainer
 
-    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         trainer = self.trainer
-        stop_if_not_finite(trainer.step, trainer.rows, trainer.model, trainer.args, state.global_step)
+        stop_if_not_finite(
+            trainer.step, trainer.rows, trainer.model, trainer.args, state.global_step
+        )
 
 
 def turn_off_dropout(model: nn.Module) -> None:
     """Set every dropout to zero: two passes over a batch must see the same model."""
     for module in model.modules():
-        for name, value in list(vars(module).items()):  # p of a module; numbers that others keep for their kernels
-            if isinstance(value, float) and ("drop" in name or (name == "p" and "Dropout" in type(module).__name__)):
+        for name, value in list(
+            vars(module).items()
+        ):  # p of a module; numbers that others keep for their kernels
+            if isinstance(value, float) and (
+                "drop" in name or (name == "p" and "Dropout" in type(module).__name__)
+            ):
                 setattr(module, name, 0.0)
 
 
 def _groups(dataset: Any, name: str) -> list[int]:
     if dataset is None or "group" not in dataset.column_names:
         raise ValueError(
-            f"group_dro needs a column `group` in the {name} data, which has none. Add it, or take another objective."
+            f"group_dro needs a column `group` in the {name} data, which has none. Add it, or take"
+            " another objective."
         )
     groups = dataset["group"]
     largest, count = max(groups), len(set(groups))
     if largest > 1000 + 2 * count:  # each number up to the largest has a weight, and is logged
         raise ValueError(
-            f"the {name} data have {count} groups, with numbers up to {largest}. Number them from 0, or give them names."
+            f"the {name} data have {count} groups, with numbers up to {largest}. Number them from"
+            " 0, or give them names."
         )
     return groups
 

@@ -1,12 +1,14 @@
-"""Training steps of WDPO: exact, by finite difference, and adversarial; see `llm.wasserstein` for what each computes.
+"""Training steps of WDPO: exact, by finite difference, and adversarial; see `llm.wasserstein` for
+what each computes.
 
-The penalty rho (E ||g||²)^(1/2) couples all pairs of the effective batch through one number, E ||g||².
+The penalty rho (E ||g||²)^(1/2) couples all pairs of the effective batch through one number, E
+||g||².
 
-| step             | before                                             | per micro-batch                   |
-|------------------|----------------------------------------------------|-----------------------------------|
-| Exact            | ||g_i||² of all pairs, if micro-batches share them | double backward                   |
-| FiniteDifference | plain gradient, which gives g on the way           | gradients at both ends z ± eps u  |
-| Adversarial      | g                                                  | gradient at z + rho u             |
+| step             | before                                    | per micro-batch                   |
+|------------------|-------------------------------------------|-----------------------------------|
+| Exact            | ||g_i||² of all pairs, over micro-batches | double backward                   |
+| FiniteDifference | plain gradient, which gives g on the way  | gradients at both ends z ± eps u  |
+| Adversarial      | g                                         | gradient at z + rho u             |
 """
 
 import torch
@@ -22,14 +24,24 @@ from theory.precision import wide
 
 
 class Wasserstein(Mean):
-    """What the three have in common. radius: rho in units of the embedding output (its square, if `squared`)."""
+    """What the three have in common. radius: rho in units of the embedding output (its square, if
+    `squared`)."""
 
-    def __init__(self, objective: Objective, accelerator: Accelerator, *, fused: bool, radius: float, squared: bool) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        accelerator: Accelerator,
+        *,
+        fused: bool,
+        radius: float,
+        squared: bool,
+    ) -> None:
         super().__init__(objective, accelerator, fused=fused)
         self.radius, self.squared = radius, squared
 
     def penalty(self, norms: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of ||g_i||² and weights of this rank's pairs: the penalty of the effective batch, (E ||g||²)^(1/2), and slopes.
+        """Of ||g_i||² and weights of this rank's pairs: the penalty of the effective batch, (E
+        ||g||²)^(1/2), and slopes.
 
         The slopes are d penalty / d ||g_i||² for this rank's pairs, times the number of ranks.
         """
@@ -44,7 +56,9 @@ class Wasserstein(Mean):
         self.numbers["embedding_gradient_norm"].append(float(root))
         return penalty.detach().to(norms.dtype), root.to(norms.dtype), own.to(norms.dtype)
 
-    def scores_and_output(self, model: nn.Module, batch: Batch, shift: Tensor | None = None) -> tuple[Scores, Tensor]:
+    def scores_and_output(
+        self, model: nn.Module, batch: Batch, shift: Tensor | None = None
+    ) -> tuple[Scores, Tensor]:
         """Scores of a micro-batch, and the embedding output that they were computed from."""
         with embedding_outputs(model, shift) as outputs:
             scores = scores_of(batch, self.score(model, batch))
@@ -68,7 +82,9 @@ class Exact(Wasserstein):
         if self.squared or len(batches) == 1:
             return
         norms = [squared_norms(self.gradients(model, batch)) for batch in batches]
-        penalty, _, slopes = self.penalty(torch.cat(norms), torch.cat([batch["weight"] for batch in batches]))
+        penalty, _, slopes = self.penalty(
+            torch.cat(norms), torch.cat([batch["weight"] for batch in batches])
+        )
         for batch, own in zip(batches, slopes.split([len(n) for n in norms]), strict=True):
             batch["slopes"], batch["penalty"] = own, penalty / len(batches)
 
@@ -76,7 +92,9 @@ class Exact(Wasserstein):
         """sum_i p_i l_i + s_i ||g_i||²."""
         scores, output = self.scores_and_output(model, batch)
         self.seen.append(detached(scores))
-        norms = squared_norms(torch.autograd.grad(self.losses(scores).sum(), output, create_graph=True)[0])
+        norms = squared_norms(
+            torch.autograd.grad(self.losses(scores).sum(), output, create_graph=True)[0]
+        )
         if "slopes" in batch:
             penalty, slopes = batch["penalty"], batch["slopes"]
         elif self.squared:  # a mean: shares of it add up
@@ -104,7 +122,8 @@ class Adversarial(Directed):
     """The loss at z + rho u, a point of the ball."""
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
-        """u of all pairs. The rewards that are logged are those of the policy, not of the adversary."""
+        """u of all pairs. The rewards that are logged are those of the policy, not of the
+        adversary."""
         super().before(model, batches)
         self.add_directions(batches, [self.gradients(model, batch, log=True) for batch in batches])
 
@@ -117,12 +136,20 @@ class Adversarial(Directed):
 class FiniteDifference(Directed):
     """Plain gradient, plus a central difference of plain gradients along u with the step epsilon.
 
-    epsilon is the length of the shift of a whole pair, so that each of its tokens moves by less: in low precision it has to be
-    large for the shift not to be lost in the rounding of the activations.
+    epsilon is the length of the shift of a whole pair, so that each of its tokens moves by less: in
+    low precision it has to be large for the shift not to be lost in the rounding of the
+    activations.
     """
 
     def __init__(
-        self, objective: Objective, accelerator: Accelerator, *, fused: bool, radius: float, squared: bool, epsilon: float
+        self,
+        objective: Objective,
+        accelerator: Accelerator,
+        *,
+        fused: bool,
+        radius: float,
+        squared: bool,
+        epsilon: float,
     ) -> None:
         super().__init__(objective, accelerator, fused=fused, radius=radius, squared=squared)
         self.epsilon = epsilon
@@ -146,7 +173,9 @@ class FiniteDifference(Directed):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """One end, batch["sign"] = ±1; a step needs both."""
-        scores, _ = self.scores_and_output(model, batch, batch["sign"] * self.epsilon * batch["direction"])
+        scores, _ = self.scores_and_output(
+            model, batch, batch["sign"] * self.epsilon * batch["direction"]
+        )
         # of rho E ||g||² the derivative is 2 rho (E ||g||²)^(1/2) times that of E l along u
         strength = self.radius * (2 * batch["root"] if self.squared else 1.0)
         surrogate = batch["sign"] * strength / (2 * self.epsilon) * self.share(scores)

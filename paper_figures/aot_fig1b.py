@@ -1,4 +1,5 @@
-"""Fig. 1b of arXiv:2406.05882: quantiles of the log-likelihood ratio, chosen to rejected, against the base model."""
+"""Fig. 1b of arXiv:2406.05882: quantiles of the log-likelihood ratio, chosen to rejected, against
+the base model."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ SHOWN = ("start", "aot", "aot_unpaired", "dpo", "kto", "ipo")
 
 
 def figure(quantiles: pd.DataFrame, run: dict[str, Any]) -> Figure:
-    """Quantile functions of log pi(chosen)/pi(rejected), of every method and of the model before training."""
+    """Quantile functions of log pi(chosen)/pi(rejected), of every method and of the model before
+    training."""
     table = quantiles[quantiles.quantity == "log_ratio"].rename(columns={"value": "shown"})
     notes = [
-        f"{policies.scale(run)}. Bands: 95 % over seeds; beta = {run['beta']:g}. The paper (Fig. 1b) has a 7B model and "
-        "UltraFeedback; no numbers of it are at hand."
+        f"{policies.scale(run)}. Bands: 95 % over seeds; beta = {run['beta']:g}. The paper (Fig."
+        " 1b) has a 7B model and UltraFeedback; no numbers of it are at hand."
     ]
     below = 0.36 + policies.room_for(notes, style.COLUMN)
     drawn, axes = style.grid(style.COLUMN, [2.0], 1, left=0.45, right=1.05, bottom=below)
@@ -42,7 +44,9 @@ def draw(results: Path, out: Path) -> list[Path]:
     Raises:
         ValueError: a table or a column is missing.
     """
-    tables, run = read_tables(study_folder(results, "aot-benchmark"), COLUMNS, "prefdro run aot-benchmark")
+    tables, run = read_tables(
+        study_folder(results, "aot-benchmark"), COLUMNS, "prefdro run aot-benchmark"
+    )
     with style.paper():
         drawn = figure(tables["quantiles"], run)
     return style.save_all([("aot_fig1b", drawn)], out)

@@ -1,4 +1,5 @@
-"""Fig. 2 of arXiv:2406.05882: effect of beta, of the batch size, of the loss h, and of hard against soft sorting on AOT."""
+"""Fig. 2 of arXiv:2406.05882: effect of beta, of the batch size, of the loss h, and of hard against
+soft sorting on AOT."""
 
 import math
 from pathlib import Path
@@ -17,23 +18,41 @@ from paper_figures.tables import read_tables, study_folder
 COLUMNS = {"ablations.csv": ("axis", "value", "method", "seed", "win_rate", "kl")}
 AXES = {"beta": r"$\beta$", "batch_size": "batch size", "h": "loss $h$", "sorting": "sorting"}
 MEASURES = {"win_rate": "win rate", "kl": "KL to the start"}
-SHORT = {"least squares": "squares", "squared hinge": "hinge²", "least_squares": "squares", "squared_hinge": "hinge²"}
+SHORT = {
+    "least squares": "squares",
+    "squared hinge": "hinge²",
+    "least_squares": "squares",
+    "squared_hinge": "hinge²",
+}
 _APART = 0.16  # between methods at one value
 
 
 def figure(ablations: pd.DataFrame, run: dict[str, Any]) -> Figure:
-    """Columns: beta, batch size, h, sorting; rows: win rate and KL. Only what the column names differs within it."""
+    """Columns: beta, batch size, h, sorting; rows: win rate and KL. Only what the column names
+    differs within it."""
     shown = [axis for axis in AXES if axis in set(ablations.axis)]
     methods = [name for name in METHODS if name in set(ablations.method)]
     notes = [
-        f"{policies.scale(run)}. Bars: 95 % over seeds; where not varied beta = {run['beta']:g}. KL in nats per completion. Win "
-        "rate: over the start, one completion of each test prompt from the same random numbers, ties half. All "
-        "runs have the same epochs: smaller batches take more steps. Of hinge² and squares beta is the margin, not the slope.",
+        (
+            f"{policies.scale(run)}. Bars: 95 % over seeds; where not varied beta ="
+            f" {run['beta']:g}. KL in nats per completion. Win rate: over the start, one completion"
+            " of each test prompt from the same random numbers, ties half. All runs have the same"
+            " epochs: smaller batches take more steps. Of hinge² and squares beta is the margin,"
+            " not the slope."
+        ),
         "The paper (Fig. 2) has a 7B model and UltraFeedback; no numbers of it are at hand.",
     ]
     below = 0.64 + policies.room_for(notes, style.PAGE)
     drawn, axes = style.grid(
-        style.PAGE, [1.2, 1.0], len(shown), left=0.45, right=0.05, top=0.25, bottom=below, gap_x=0.22, gap_y=0.16
+        style.PAGE,
+        [1.2, 1.0],
+        len(shown),
+        left=0.45,
+        right=0.05,
+        top=0.25,
+        bottom=below,
+        gap_x=0.22,
+        gap_y=0.16,
     )
     for line, (measure, label) in enumerate(MEASURES.items()):
         low, high = math.inf, -math.inf
@@ -49,9 +68,18 @@ def figure(ablations: pd.DataFrame, run: dict[str, Any]) -> Figure:
             panel.tick_params(labelleft=panel is axes[line, 0])
             panel.yaxis.set_major_locator(MaxNLocator(4))
         axes[line, 0].set_ylabel(label, labelpad=2)
-    handles = [Line2D([], [], **METHODS[name].line, label=METHODS[name].label, markersize=4) for name in methods]
+    handles = [
+        Line2D([], [], **METHODS[name].line, label=METHODS[name].label, markersize=4)
+        for name in methods
+    ]
     place = (0.5, (below - 0.34) / drawn.get_size_inches()[1])
-    drawn.legend(handles=handles, loc="upper center", bbox_to_anchor=place, ncols=len(handles), handlelength=2.6)
+    drawn.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=place,
+        ncols=len(handles),
+        handlelength=2.6,
+    )
     policies.small_print(drawn, notes)
     return drawn
 
@@ -65,22 +93,35 @@ def _panel(axes: Axes, rows: pd.DataFrame, measure: str, methods: list[str]) -> 
         if mine.empty:
             continue
         look = METHODS[method]
-        band = policies.interval(mine.pivot(index="value", columns="seed", values=measure)).reindex(values)
+        band = policies.interval(mine.pivot(index="value", columns="seed", values=measure)).reindex(
+            values
+        )
         places = [k + (i - (len(methods) - 1) / 2) * _APART for k in range(len(values))]
         axes.vlines(places, band.low, band.high, color=look.color, linewidth=0.8)
         numbers = all(math.isfinite(_order(value)[0]) for value in values)
         line: dict[str, Any] = {"linestyle": look.dashes if numbers else "", "linewidth": 0.7}
-        axes.plot(places, band["mean"], marker=look.marker, color=look.color, markersize=3, gid=method, **line)
+        axes.plot(
+            places,
+            band["mean"],
+            marker=look.marker,
+            color=look.color,
+            markersize=3,
+            gid=method,
+            **line,
+        )
         edges += [x for x in band.to_numpy().ravel() if math.isfinite(x)]
     names = [SHORT.get(value, value) for value in values]
     turned = max(map(len, names)) > 6
-    axes.set_xticks(range(len(values)), names, rotation=25 if turned else 0, ha="right" if turned else "center")
+    axes.set_xticks(
+        range(len(values)), names, rotation=25 if turned else 0, ha="right" if turned else "center"
+    )
     axes.set_xlim(-0.5, len(values) - 0.5)
     return min(edges), max(edges)
 
 
 def _order(value: str) -> tuple[float, float]:
-    """Numbers by size, then words as they stand, then those with a number at the end (`soft 0.1`) by it."""
+    """Numbers by size, then words as they stand, then those with a number at the end (`soft 0.1`)
+    by it."""
     words = str(value).split()
     try:
         number = float(words[-1])

@@ -1,4 +1,5 @@
-"""What a run of `prefdro run aot` says: its tables, read and checked, and their main numbers as Markdown."""
+"""What a run of `prefdro run aot` says: its tables, read and checked, and their main numbers as
+Markdown."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +11,61 @@ import pandas as pd
 from paper_figures.tables import read_tables
 
 COLUMNS = {
-    "rate.parquet": ("world", "n", "replicate", "fixed", "minimiser", "excess", "violation", "violation_population", "bound"),
+    "rate.parquet": (
+        "world",
+        "n",
+        "replicate",
+        "fixed",
+        "minimiser",
+        "excess",
+        "violation",
+        "violation_population",
+        "bound",
+    ),
     "minibatch.parquet": ("actions", "h", "batch", "replicate", "controlled", "population", "dpo"),
-    "softness.parquet": ("n", "replicate", "softness", "minimum", "hard_there", "hard_minimum", "distance", "converged"),
+    "softness.parquet": (
+        "n",
+        "replicate",
+        "softness",
+        "minimum",
+        "hard_there",
+        "hard_minimum",
+        "distance",
+        "converged",
+    ),
     "surrogate.parquet": ("world", "h", "beta", "n", "violation", "gap", "kl", "boundary"),
-    "pairing.parquet": ("world", "n", "method", "data", "value", "dpo", "relative", "cosine", "win_rate"),
-    "minima.parquet": ("n", "dimension", "signal", "starts", "minima", "best", "spread", "share_best"),
-    "methods.parquet": ("world", "n", "method", "matched", "relative", "kl", "win_rate", "boundary", "converged"),
+    "pairing.parquet": (
+        "world",
+        "n",
+        "method",
+        "data",
+        "value",
+        "dpo",
+        "relative",
+        "cosine",
+        "win_rate",
+    ),
+    "minima.parquet": (
+        "n",
+        "dimension",
+        "signal",
+        "starts",
+        "minima",
+        "best",
+        "spread",
+        "share_best",
+    ),
+    "methods.parquet": (
+        "world",
+        "n",
+        "method",
+        "matched",
+        "relative",
+        "kl",
+        "win_rate",
+        "boundary",
+        "converged",
+    ),
     "quantiles.parquet": ("world", "n", "method", "matched", "level", "chosen", "rejected"),
     "rates.csv": ("part", "setting", "quantity", "slope", "ci_low", "ci_high"),
 }
@@ -62,26 +111,40 @@ def summary(study: Study) -> str:
     lines = [
         "# AOT",
         "",
-        f"Seed {run.get('seed', '?')}, code {run.get('commit') or 'unknown'}; {unsettled} minimisations not converged.",
+        (
+            f"Seed {run.get('seed', '?')}, code {run.get('commit') or 'unknown'}; {unsettled}"
+            " minimisations not converged."
+        ),
         "",
         *(f"* {sentence}" for sentence in _headlines(study)),
         "",
         "## Rates",
         "",
-        "Slopes of log deviation on log n, and of log bias on log b, with 95 % bootstrap intervals.",
+        (
+            "Slopes of log deviation on log n, and of log bias on log b, with 95 % bootstrap"
+            " intervals."
+        ),
         "",
         "| part | setting | quantity | slope | 95 % interval |",
         "|---|---|---|--:|--:|",
     ]
     for row in study["rates"].itertuples():
         known = math.isfinite(row.slope)
-        slope, interval = (f"{row.slope:.3f}", f"[{row.ci_low:.3f}, {row.ci_high:.3f}]") if known else ("zero at some size", "")
+        slope, interval = (
+            (f"{row.slope:.3f}", f"[{row.ci_low:.3f}, {row.ci_high:.3f}]")
+            if known
+            else ("zero at some size", "")
+        )
         lines.append(f"| {row.part} | {row.setting} | {row.quantity} | {slope} | {interval} |")
     lines += [
         "",
         "## Pairing",
         "",
-        *_table(_largest(study["pairing"]), ["world", "n", "method", "data"], ["value", "relative", "cosine", "win_rate"]),
+        *_table(
+            _largest(study["pairing"]),
+            ["world", "n", "method", "data"],
+            ["value", "relative", "cosine", "win_rate"],
+        ),
         "",
         "## Choice of h and beta",
         "",
@@ -89,13 +152,24 @@ def summary(study: Study) -> str:
         "",
         "## Local minima",
         "",
-        *_table(study["minima"], ["signal", "dimension", "n"], ["minima", "best", "spread", "share_best"]),
+        *_table(
+            study["minima"],
+            ["signal", "dimension", "n"],
+            ["minima", "best", "spread", "share_best"],
+        ),
         "",
         "## Methods",
         "",
-        "relative: violation over the mean distance of the quantile functions; boundary: share of fits at ||theta|| = B.",
+        (
+            "relative: violation over the mean distance of the quantile functions; boundary: share"
+            " of fits at ||theta|| = B."
+        ),
         "",
-        *_table(_largest(study["methods"]), ["world", "n", "matched", "method"], ["relative", "kl", "win_rate", "boundary"]),
+        *_table(
+            _largest(study["methods"]),
+            ["world", "n", "matched", "method"],
+            ["relative", "kl", "win_rate", "boundary"],
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -105,7 +179,9 @@ def _headlines(study: Study) -> list[str]:
     """What the tables say, in a sentence each."""
     rate = study["rate"]
     bounds = rate.groupby(["world", "n"]).bound.first()
-    tightest = (bounds / rate.assign(size=rate.fixed.abs()).groupby(["world", "n"])["size"].mean()).min()
+    tightest = (
+        bounds / rate.assign(size=rate.fixed.abs()).groupby(["world", "n"])["size"].mean()
+    ).min()
     soft = study["softness"]
     softest = soft[soft.softness == soft.softness.max()].mean(numeric_only=True)
     pairing = study["pairing"]
@@ -113,18 +189,30 @@ def _headlines(study: Study) -> list[str]:
     minima = study["minima"]
     edge = study["surrogate"].groupby("h", sort=False).boundary.mean()
     matched = (
-        _largest(study["methods"]).query("matched").groupby(["world", "method"], sort=False)[["relative", "win_rate"]].mean()
+        _largest(study["methods"])
+        .query("matched")
+        .groupby(["world", "method"], sort=False)[["relative", "win_rate"]]
+        .mean()
     )
     sentences = [
         f"The bound 2LM/sqrt(n) is at least {tightest:.1f} times the mean deviation at theta*.",
-        f"At softness {softest.softness:g} the soft minimum is {softest.minimum / softest.hard_minimum:.2f} of the hard one, and "
-        f"its minimiser is worth {softest.hard_there / softest.hard_minimum:.2f} of it with hard sorting.",
-        f"AOT is at most DPO at the same policy in {int((paired.value <= paired.dpo + 1e-12).sum())} of {len(paired)} fits.",
+        (
+            f"At softness {softest.softness:g} the soft minimum is"
+            f" {softest.minimum / softest.hard_minimum:.2f} of the hard one, and its minimiser is"
+            f" worth {softest.hard_there / softest.hard_minimum:.2f} of it with hard sorting."
+        ),
+        (
+            "AOT is at most DPO at the same policy in"
+            f" {int((paired.value <= paired.dpo + 1e-12).sum())} of {len(paired)} fits."
+        ),
         "Fits that end on the boundary ||theta|| = B: "
         + ", ".join(f"{h} {100 * share:.0f} %" for h, share in edge.items())
         + ".",
-        f"{minima.starts.max()} starts end at {minima.minima.min()} to {minima.minima.max()} local minima; the worst is above "
-        f"the best by {100 * (minima.spread / minima.best).median():.1f} % in the median sample.",
+        (
+            f"{minima.starts.max()} starts end at {minima.minima.min()} to {minima.minima.max()}"
+            " local minima; the worst is above the best by"
+            f" {100 * (minima.spread / minima.best).median():.1f} % in the median sample."
+        ),
     ]
     for world in matched.index.unique("world"):
         found = "; ".join(
@@ -143,10 +231,17 @@ def _table(rows: pd.DataFrame, keys: list[str], columns: list[str]) -> list[str]
     """Means with their standard errors."""
     groups = rows.groupby(keys, sort=False)[columns]
     mean, error = groups.mean(), groups.sem().fillna(0)
-    lines = ["| " + " | ".join([*keys, *columns]) + " |", "|" + "---|" * len(keys) + "--:|" * len(columns)]
+    lines = [
+        "| " + " | ".join([*keys, *columns]) + " |",
+        "|" + "---|" * len(keys) + "--:|" * len(columns),
+    ]
     for key in mean.index:
         cells = [
-            f"{mean.loc[key, c]:.3g} ± {error.loc[key, c]:.1g}" if error.loc[key, c] > 1e-12 else f"{mean.loc[key, c]:.3g}"
+            (
+                f"{mean.loc[key, c]:.3g} ± {error.loc[key, c]:.1g}"
+                if error.loc[key, c] > 1e-12
+                else f"{mean.loc[key, c]:.3g}"
+            )
             for c in columns
         ]
         lines.append("| " + " | ".join([*map(str, key), *cells]) + " |")

@@ -1,4 +1,5 @@
-"""Every figure and table: what it shows, where it comes from, which experiment makes its rows, and whether it is drawn.
+"""Every figure and table: what it shows, where it comes from, which experiment makes its rows, and
+whether it is drawn.
 
 Nothing here imports matplotlib, so that `prefdro list` starts at once.
 """
@@ -18,7 +19,8 @@ RECORD = "figures.json"  # in the folder of figures: what was drawn, from which 
 
 @dataclass(frozen=True)
 class Entry:
-    """One figure or table: the stem of its files, what it shows, source, experiment ("": needs no rows) and its module."""
+    """One figure or table: the stem of its files, what it shows, source, experiment ("": needs no
+    rows) and its module."""
 
     name: str
     title: str
@@ -28,12 +30,14 @@ class Entry:
 
     @property
     def ours(self) -> bool:
-        """Whether it is a figure of our own study, whose module draws from the study's own folder."""
+        """Whether it is a figure of our own study, whose module draws from the study's own
+        folder."""
         return self.source == OURS
 
     @property
     def folder(self) -> str:
-        """Its folder among the figures: one for each of our studies, none for what is the papers'."""
+        """Its folder among the figures: one for each of our studies, none for what is the
+        papers'."""
         return self.experiment if self.ours else ""
 
     @property
@@ -45,33 +49,112 @@ class Entry:
         """What makes its rows in results/experiment."""
         run = "verify" if self.experiment == "ledger" else f"run {self.experiment}"
         default = Path("results")
-        return f"prefdro {run}" + ("" if results == default else f" --out {results / self.experiment}")
+        return f"prefdro {run}" + (
+            "" if results == default else f" --out {results / self.experiment}"
+        )
 
     def owns(self, path: Path) -> bool:
-        """Whether a file is one of its: the stem is its name, or begins with it and an underscore."""
+        """Whether a file is one of its: the stem is its name, or begins with it and an
+        underscore."""
         return path.stem == self.name or path.stem.startswith(f"{self.name}_")
 
 
 ENTRIES = (
     Entry("wdpo_fig1", "Preference shift: a drawn scheme", f"{WDPO}, Fig. 1", "", "wdpo_fig1"),
-    Entry("wdpo_fig2", "Emotion: reward against alpha, three radii each", f"{WDPO}, Fig. 2", "emotion", "wdpo_fig2"),
-    Entry("wdpo_fig3", "Five objectives, three training pairs", f"{WDPO}, Fig. 3", "armorm", "wdpo_fig3"),
-    Entry("wdpo_fig4", "Reward against alpha, three pairs of objectives", f"{WDPO}, Fig. 4", "armorm", "wdpo_fig4"),
-    Entry("wdpo_table1", "Open LLM Leaderboard v2", f"{WDPO}, Table 1", "leaderboard", "wdpo_table1"),
-    Entry("wdpo_table3", "39 tasks of the leaderboard, models of 1B", f"{WDPO}, Table 3", "leaderboard", "wdpo_table3"),
-    Entry("wdpo_table4", "39 tasks of the leaderboard, models of 8B", f"{WDPO}, Table 4", "leaderboard", "wdpo_table4"),
-    Entry("aot_fig1a", "Quantiles of chosen and rejected rewards", f"{AOT}, Fig. 1a", "aot-benchmark", "aot_fig1a"),
-    Entry("aot_fig1b", "Quantiles of the log-likelihood ratio", f"{AOT}, Fig. 1b", "aot-benchmark", "aot_fig1b"),
-    Entry("aot_fig2", "Effect of beta, batch size, h, sorting", f"{AOT}, Fig. 2", "aot-benchmark", "aot_fig2"),
-    Entry("aot_benchmarks", "Benchmarks", f"{AOT}, benchmark tables", "aot-benchmark", "aot_benchmarks"),
-    Entry("estimation_error", "Rates: estimation error, with the bounds", OURS, "estimation-error", "estimation_error"),
+    Entry(
+        "wdpo_fig2",
+        "Emotion: reward against alpha, three radii each",
+        f"{WDPO}, Fig. 2",
+        "emotion",
+        "wdpo_fig2",
+    ),
+    Entry(
+        "wdpo_fig3",
+        "Five objectives, three training pairs",
+        f"{WDPO}, Fig. 3",
+        "armorm",
+        "wdpo_fig3",
+    ),
+    Entry(
+        "wdpo_fig4",
+        "Reward against alpha, three pairs of objectives",
+        f"{WDPO}, Fig. 4",
+        "armorm",
+        "wdpo_fig4",
+    ),
+    Entry(
+        "wdpo_table1", "Open LLM Leaderboard v2", f"{WDPO}, Table 1", "leaderboard", "wdpo_table1"
+    ),
+    Entry(
+        "wdpo_table3",
+        "39 tasks of the leaderboard, models of 1B",
+        f"{WDPO}, Table 3",
+        "leaderboard",
+        "wdpo_table3",
+    ),
+    Entry(
+        "wdpo_table4",
+        "39 tasks of the leaderboard, models of 8B",
+        f"{WDPO}, Table 4",
+        "leaderboard",
+        "wdpo_table4",
+    ),
+    Entry(
+        "aot_fig1a",
+        "Quantiles of chosen and rejected rewards",
+        f"{AOT}, Fig. 1a",
+        "aot-benchmark",
+        "aot_fig1a",
+    ),
+    Entry(
+        "aot_fig1b",
+        "Quantiles of the log-likelihood ratio",
+        f"{AOT}, Fig. 1b",
+        "aot-benchmark",
+        "aot_fig1b",
+    ),
+    Entry(
+        "aot_fig2",
+        "Effect of beta, batch size, h, sorting",
+        f"{AOT}, Fig. 2",
+        "aot-benchmark",
+        "aot_fig2",
+    ),
+    Entry(
+        "aot_benchmarks",
+        "Benchmarks",
+        f"{AOT}, benchmark tables",
+        "aot-benchmark",
+        "aot_benchmarks",
+    ),
+    Entry(
+        "estimation_error",
+        "Rates: estimation error, with the bounds",
+        OURS,
+        "estimation-error",
+        "estimation_error",
+    ),
     Entry("slopes", "Rates: slopes with intervals", OURS, "estimation-error", "estimation_error"),
     Entry("tightness", "Tightness: bound over error", OURS, "estimation-error", "estimation_error"),
     Entry("bias", "Error to the nominal parameter", OURS, "estimation-error", "estimation_error"),
-    Entry("sweep", "Rates over d, beta and B (of --profile paper)", OURS, "estimation-error", "estimation_error"),
+    Entry(
+        "sweep",
+        "Rates over d, beta and B (of --profile paper)",
+        OURS,
+        "estimation-error",
+        "estimation_error",
+    ),
     Entry("worst_weights", "Worst-case distributions: weights", OURS, "worst-case", "worst_case"),
-    Entry("worst_transport", "Worst-case distributions: where the mass goes", OURS, "worst-case", "worst_case"),
-    Entry("worst_values", "Worst expected loss against the radius", OURS, "worst-case", "worst_case"),
+    Entry(
+        "worst_transport",
+        "Worst-case distributions: where the mass goes",
+        OURS,
+        "worst-case",
+        "worst_case",
+    ),
+    Entry(
+        "worst_values", "Worst expected loss against the radius", OURS, "worst-case", "worst_case"
+    ),
     Entry("regret", "Regret against alpha", OURS, "preference-shift", "preference_shift"),
     Entry("frontier", "Worst regret against the KL", OURS, "preference-shift", "preference_shift"),
     Entry("matched", "Regret at equal KL", OURS, "preference-shift", "preference_shift"),
@@ -86,10 +169,20 @@ ENTRIES = (
     Entry("matched", "Emotion: worst reward at equal KL", OURS, "emotion", "emotion"),
     Entry("ledger", "The claims ledger at a glance", OURS, "ledger", "ledger"),
     Entry("rate-quarter", "Claim: is n^-1/4 the rate?", OURS, "ledger", "ledger"),
-    Entry("gradient-norm-rate", "Claim: Algorithm 1 can be as slow as n^-1/4", OURS, "ledger", "ledger"),
+    Entry(
+        "gradient-norm-rate",
+        "Claim: Algorithm 1 can be as slow as n^-1/4",
+        OURS,
+        "ledger",
+        "ledger",
+    ),
     Entry("collapse-kl", "Claim: collapse of the KL ball", OURS, "ledger", "ledger"),
-    Entry("collapse-wasserstein", "Claim: collapse of the Wasserstein balls", OURS, "ledger", "ledger"),
-    Entry("kldpo-is-larger-beta", "Claim: KLDPO is DPO with a larger beta", OURS, "ledger", "ledger"),
+    Entry(
+        "collapse-wasserstein", "Claim: collapse of the Wasserstein balls", OURS, "ledger", "ledger"
+    ),
+    Entry(
+        "kldpo-is-larger-beta", "Claim: KLDPO is DPO with a larger beta", OURS, "ledger", "ledger"
+    ),
     Entry("aot-minibatch-bias", "Claim: minibatch bias of AOT", OURS, "ledger", "ledger"),
 )
 
@@ -127,7 +220,8 @@ def state(entry: Entry, results: Path, out: Path, drawn: dict[str, Any] | None =
 
 
 def record(out: Path) -> dict[str, Any]:
-    """What was drawn into a folder of figures: key -> files, rows, code; empty where nothing was."""
+    """What was drawn into a folder of figures: key -> files, rows, code; empty where nothing
+    was."""
     path = out / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -136,7 +230,11 @@ def rows_digest(entry: Entry, results: Path) -> str:
     """Names, sizes and times of the tables of its experiment."""
     if not entry.experiment:
         return ""
-    tables = sorted(path for path in (results / entry.experiment).iterdir() if path.suffix in _TABLES and path.name[0] != ".")
+    tables = sorted(
+        path
+        for path in (results / entry.experiment).iterdir()
+        if path.suffix in _TABLES and path.name[0] != "."
+    )
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in tables]
     return sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -144,5 +242,7 @@ def rows_digest(entry: Entry, results: Path) -> str:
 @cache
 def code_digest() -> str:
     """Of all that draws: the code here and the printed numbers."""
-    files: Sequence[Path] = sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.json")])
+    files: Sequence[Path] = sorted(
+        [*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.json")]
+    )
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

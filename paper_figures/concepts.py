@@ -1,7 +1,8 @@
-"""The pictures of the guide: margins, the three kinds of worst case, collapse, and what robustness can do.
+"""The pictures of the guide: margins, the three kinds of worst case, collapse, and what robustness
+can do.
 
-`python -m paper_figures.concepts docs/guide/img` draws them. They need no rows: each is computed here, in a second or two, in a
-world that is small enough to see.
+`python -m paper_figures.concepts docs/guide/img` draws them. They need no rows: each is computed
+here, in a second or two, in a world that is small enough to see.
 """
 
 import sys
@@ -30,9 +31,15 @@ MOVE = 0.5  # of the collapse radius, W2
 SHORT = 0.1  # moves below this length are no more than the dot
 FRACTIONS = np.linspace(0, 1.1, 45)  # of the collapse radius
 ALPHA = np.linspace(0, 1, 11)
-KINDS = {"convex": "annotators who agree", "sure annotators": "annotators who disagree"}  # of theory.shift
+KINDS = {
+    "convex": "annotators who agree",
+    "sure annotators": "annotators who disagree",
+}  # of theory.shift
 WORLDS = 12
-DASHES: dict[str, str | tuple[float, tuple[float, ...]]] = {"kl": "-", "w2-free": (0, (4, 1.5))}  # for grey print
+DASHES: dict[str, str | tuple[float, tuple[float, ...]]] = {
+    "kl": "-",
+    "w2-free": (0, (4, 1.5)),
+}  # for grey print
 STEPS = np.linspace(0.1, 0.9, 9)  # of the collapse radius
 BALLS = {
     "kl": Look("KLDPO", BLUE, "s"),
@@ -42,7 +49,8 @@ BALLS = {
 
 
 def example(pairs: int = 24, seed: int = 3) -> FiniteWorld:
-    """Labelled pairs with features on the unit circle, Bradley-Terry in theta* = (2, 0), beta = 1."""
+    """Labelled pairs with features on the unit circle, Bradley-Terry in theta* = (2, 0), beta =
+    1."""
     rng = np.random.default_rng(seed)
     angle = rng.uniform(0, 2 * np.pi, (2, pairs))
     psi = np.stack([np.cos(angle), np.sin(angle)], -1)
@@ -55,14 +63,17 @@ def fitted(world: FiniteWorld) -> Array:
     return dpo(world.u, world.probability, beta=world.beta, bound=world.bound).theta[0].numpy()
 
 
-# --------------------------------------------------------------------------------------------------------------- margins
+# ------------------------------------------------------------------------------------------ margins
 def margins(world: FiniteWorld) -> Figure:
-    """Left: the pairs as signed feature differences, with w. Right: the loss of each at its margin."""
+    """Left: the pairs as signed feature differences, with w. Right: the loss of each at its
+    margin."""
     theta = fitted(world)
     margin = world.beta * world.u @ theta
     loss = dpo_loss(torch.from_numpy(margin)).numpy()
     wrong = margin < 0
-    figure, axes = style.grid(style.PAGE, [2.15], 2, left=0.45, right=0.9, top=0.25, bottom=0.42, gap_x=0.75)
+    figure, axes = style.grid(
+        style.PAGE, [2.15], 2, left=0.45, right=0.9, top=0.25, bottom=0.42, gap_x=0.75
+    )
     left, right = axes[0]
     _plane(left, "each dot is a pair, $u = (2y-1)(\\psi_1-\\psi_2)$")
     _border(left, theta)
@@ -72,9 +83,20 @@ def margins(world: FiniteWorld) -> Figure:
     right.plot(line, curve, color=GREY, linewidth=0.8)
     for rows, colour, marker in ((~wrong, BLUE, "o"), (wrong, VERMILLION, "X")):
         left.plot(*world.u[rows].T, marker, color=colour, markersize=4)
-        right.plot(margin[rows], loss[rows], marker, color=colour, markersize=4, gid="right" if colour == BLUE else "wrong")
+        right.plot(
+            margin[rows],
+            loss[rows],
+            marker,
+            color=colour,
+            markersize=4,
+            gid="right" if colour == BLUE else "wrong",
+        )
     right.axhline(loss.mean(), color=BLACK, linewidth=0.6, linestyle=(0, (4, 1.5)))
-    right.set(xlabel=r"margin $m=\beta\,w\cdot u$", ylabel=r"loss $\log(1+e^{-m})$", title="what the policy pays for it")
+    right.set(
+        xlabel=r"margin $m=\beta\,w\cdot u$",
+        ylabel=r"loss $\log(1+e^{-m})$",
+        title="what the policy pays for it",
+    )
     ends = [
         (float(line[-1]), float(curve[-1]), "loss", Look("", GREY, "")),
         (float(line[-1]), float(loss.mean()), "mean: DPO", Look("", BLACK, "", (0, (4, 1.5)))),
@@ -85,11 +107,14 @@ def margins(world: FiniteWorld) -> Figure:
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------------------- balls
+# -------------------------------------------------------------------------------------------- balls
 def balls(world: FiniteWorld) -> Figure:
-    """What the adversary does at the DPO policy: KL reweights, Wasserstein moves; and what AOT compares."""
+    """What the adversary does at the DPO policy: KL reweights, Wasserstein moves; and what AOT
+    compares."""
     theta = fitted(world)
-    figure, axes = style.grid(style.PAGE, [1.95], 3, left=0.42, right=0.12, top=0.25, bottom=0.42, gap_x=0.5)
+    figure, axes = style.grid(
+        style.PAGE, [1.95], 3, left=0.42, right=0.12, top=0.25, bottom=0.42, gap_x=0.5
+    )
     _weights(axes[0, 0], world, theta)
     _moves(axes[0, 1], world, theta)
     _quantiles(axes[0, 2], world, theta)
@@ -101,12 +126,26 @@ def _weights(panel: Axes, world: FiniteWorld, theta: Array) -> None:
     loss = np.sort(np.logaddexp(0, -world.beta * world.u @ theta))
     for tau, colour in TAUS.items():
         weight = len(loss) * tilt_weights(torch.from_numpy(loss), tau).numpy()
-        panel.plot(loss, weight, "-o", color=colour, markersize=2.4, linewidth=0.8, gid=f"tau={tau:g}")
+        panel.plot(
+            loss, weight, "-o", color=colour, markersize=2.4, linewidth=0.8, gid=f"tau={tau:g}"
+        )
         name = rf"$\tau={tau:g}$"
-        panel.annotate(name, (loss[-1], weight[-1]), (-4, 1), textcoords="offset points", ha="right", va="bottom", color=colour)
+        panel.annotate(
+            name,
+            (loss[-1], weight[-1]),
+            (-4, 1),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            color=colour,
+        )
     panel.axhline(1, color=BLACK, linewidth=0.6, linestyle=(0, (4, 1.5)))
     panel.text(loss[0], 1.1, "DPO: all 1", va="bottom", ha="left")
-    panel.set(xlabel="loss of the pair", ylabel="weight in the worst case", title="KL ball: pairs count more or less")
+    panel.set(
+        xlabel="loss of the pair",
+        ylabel="weight in the worst case",
+        title="KL ball: pairs count more or less",
+    )
     panel.set_ylim(0, None)
 
 
@@ -123,33 +162,63 @@ def _moves(panel: Axes, world: FiniteWorld, theta: Array) -> None:
         if np.linalg.norm(end - start) < SHORT:
             continue
         panel.annotate(
-            "", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": PURPLE, "lw": 0.7, "mutation_scale": 5} | flush
+            "",
+            xy=end,
+            xytext=start,
+            arrowprops={"arrowstyle": "->", "color": PURPLE, "lw": 0.7, "mutation_scale": 5}
+            | flush,
         )
     _arrow(panel, theta / np.linalg.norm(theta) * 1.2, "$w$")
 
 
 def _quantiles(panel: Axes, world: FiniteWorld, theta: Array) -> None:
-    """Rewards of chosen and rejected responses, each sorted: what AOT pays for where the chosen ones are not higher."""
+    """Rewards of chosen and rejected responses, each sorted: what AOT pays for where the chosen
+    ones are not higher."""
     chosen, rejected = sides(world, theta)
     level = (np.arange(len(chosen)) + 0.5) / len(chosen)
     panel.plot(level, chosen, "-o", color=BLUE, markersize=2.4, linewidth=0.8, gid="chosen")
-    panel.plot(level, rejected, "-s", color=VERMILLION, markersize=2.4, linewidth=0.8, gid="rejected")
+    panel.plot(
+        level, rejected, "-s", color=VERMILLION, markersize=2.4, linewidth=0.8, gid="rejected"
+    )
     panel.vlines(level, rejected, chosen, color=GREY, linewidth=0.4)
-    panel.annotate("chosen", (0.42, chosen[10]), (-3, 6), textcoords="offset points", ha="right", va="bottom", color=BLUE)
-    panel.annotate("rejected", (0.6, rejected[14]), (3, -6), textcoords="offset points", ha="left", va="top", color=VERMILLION)
-    panel.set(xlabel="quantile", ylabel=r"reward $\beta\,w\cdot\psi$", title="AOT: whole distributions")
+    panel.annotate(
+        "chosen",
+        (0.42, chosen[10]),
+        (-3, 6),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        color=BLUE,
+    )
+    panel.annotate(
+        "rejected",
+        (0.6, rejected[14]),
+        (3, -6),
+        textcoords="offset points",
+        ha="left",
+        va="top",
+        color=VERMILLION,
+    )
+    panel.set(
+        xlabel="quantile", ylabel=r"reward $\beta\,w\cdot\psi$", title="AOT: whole distributions"
+    )
 
 
 def sides(world: FiniteWorld, theta: Array) -> tuple[Array, Array]:
-    """Rewards beta w.psi of the chosen and of the rejected responses, each in ascending order (n,)."""
+    """Rewards beta w.psi of the chosen and of the rejected responses, each in ascending order
+    (n,)."""
     first = (world.label == 1)[:, None]
-    chosen, rejected = np.where(first, world.psi1, world.psi2), np.where(first, world.psi2, world.psi1)
+    chosen, rejected = (
+        np.where(first, world.psi1, world.psi2),
+        np.where(first, world.psi2, world.psi1),
+    )
     return np.sort(world.beta * chosen @ theta), np.sort(world.beta * rejected @ theta)
 
 
-# -------------------------------------------------------------------------------------------------------------- collapse
+# ----------------------------------------------------------------------------------------- collapse
 def collapse(world: FiniteWorld) -> Figure:
-    """How far the robust policy goes from the reference, relative to DPO, against the radius in units of the collapse radius."""
+    """How far the robust policy goes from the reference, relative to DPO, against the radius in
+    units of the collapse radius."""
     figure, axes = style.grid(4.4, [1.75], 1, left=0.5, right=1.05, top=0.1, bottom=0.42)
     panel: Axes = axes[0, 0]
     length = float(np.linalg.norm(fitted(world)))
@@ -161,8 +230,15 @@ def collapse(world: FiniteWorld) -> Figure:
         ends.append((float(FRACTIONS[middle]), float(share[middle]), look))
     panel.axvline(1, color=GREY, linewidth=0.6, linestyle=(0, (1.2, 1.2)))
     panel.text(0.985, 0.97, "collapse", ha="right", va="top", color=GREY)
-    panel.set(xlabel="radius / collapse radius", ylabel=r"$\Vert w\Vert$ / that of DPO", xlim=(0, FRACTIONS[-1]), ylim=(0, 1.03))
-    for (_, _, look), place in zip(sorted(ends, key=lambda end: -end[1]), (0.78, 0.66, 0.54), strict=True):
+    panel.set(
+        xlabel="radius / collapse radius",
+        ylabel=r"$\Vert w\Vert$ / that of DPO",
+        xlim=(0, FRACTIONS[-1]),
+        ylim=(0, 1.03),
+    )
+    for (_, _, look), place in zip(
+        sorted(ends, key=lambda end: -end[1]), (0.78, 0.66, 0.54), strict=True
+    ):
         panel.plot(1.06, place, **look.line, transform=panel.transAxes, clip_on=False)
         panel.text(1.09, place, look.label, transform=panel.transAxes, va="center_baseline")
     return figure
@@ -178,19 +254,34 @@ def robust(world: FiniteWorld, ball: str, radius: float) -> Fit:
     """The exact robust fit of a ball of `BALLS`."""
     if ball == "kl":
         return kldpo(world.u, world.probability, radius=radius, beta=world.beta, bound=world.bound)
-    return wdpo_free(world.u, world.probability, power=int(ball[1]), radius=radius, beta=world.beta, bound=world.bound)
+    return wdpo_free(
+        world.u,
+        world.probability,
+        power=int(ball[1]),
+        radius=radius,
+        beta=world.beta,
+        bound=world.bound,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------- limits
 def limits() -> Figure:
-    """What a radius changes at equal KL to the reference: worst regret minus that of DPO with another beta, world by world."""
-    figure, axes = style.grid(style.PAGE, [1.95], 2, left=0.75, right=0.85, top=0.25, bottom=0.42, gap_x=0.6)
+    """What a radius changes at equal KL to the reference: worst regret minus that of DPO with
+    another beta, world by world."""
+    figure, axes = style.grid(
+        style.PAGE, [1.95], 2, left=0.75, right=0.85, top=0.25, bottom=0.42, gap_x=0.6
+    )
     for panel, (kind, title) in zip(axes[0], KINDS.items(), strict=True):
         panel.axhline(0, color=BLACK, linewidth=0.8)
         for ball in ("w2-free", "kl"):
             for seed in range(WORLDS):
                 panel.plot(
-                    STEPS, advantage(kind, seed, ball), color=BALLS[ball].color, linestyle=DASHES[ball], linewidth=0.8, gid=ball
+                    STEPS,
+                    advantage(kind, seed, ball),
+                    color=BALLS[ball].color,
+                    linestyle=DASHES[ball],
+                    linewidth=0.8,
+                    gid=ball,
                 )
         panel.set(xlabel="radius / collapse radius", title=title, xlim=(0, 1), ylim=(-0.1, 0.2))
     axes[0, 0].set_ylabel("worst regret minus\nDPO's at equal KL")
@@ -207,7 +298,8 @@ def limits() -> Figure:
 
 
 def advantage(kind: str, seed: int, ball: str) -> Array:
-    """Worst regret over the mixtures minus that of the DPO policy with the same KL, at each of `STEPS`; whole populations."""
+    """Worst regret over the mixtures minus that of the DPO policy with the same KL, at each of
+    `STEPS`; whole populations."""
     shift = random_shift(kind, seed, train=0.2, alpha=ALPHA)
     world = shift.world
     reach = collapse_radius(ball, world.u, world.probability).item()
@@ -218,16 +310,29 @@ def advantage(kind: str, seed: int, ball: str) -> Array:
     return found.regret.max(1) - evaluate(shift, control).regret.max(1)
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 def _plane(panel: Axes, title: str) -> None:
-    panel.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), title=title, aspect="equal", xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+    panel.set(
+        xlim=(-2.6, 2.6),
+        ylim=(-2.6, 2.6),
+        title=title,
+        aspect="equal",
+        xticks=(-2, 0, 2),
+        yticks=(-2, 0, 2),
+    )
     panel.set(xlabel="first feature of $u$", ylabel="second feature of $u$")
 
 
 def _border(panel: Axes, theta: Array) -> None:
     """The line where the margin is 0; beyond it the policy disagrees with the label."""
     across = np.array([-theta[1], theta[0]]) / np.linalg.norm(theta)
-    panel.plot(*np.outer([-3.5, 3.5], across).T, color=GREY, linewidth=0.6, linestyle=(0, (4, 1.5)), clip_on=True)
+    panel.plot(
+        *np.outer([-3.5, 3.5], across).T,
+        color=GREY,
+        linewidth=0.6,
+        linestyle=(0, (4, 1.5)),
+        clip_on=True,
+    )
 
 
 def _arrow(panel: Axes, end: Array, text: str) -> None:
@@ -245,7 +350,12 @@ def draw(out: Path) -> list[Path]:
     world = example()
     written = []
     with style.paper():
-        figures = {"margins": margins(world), "balls": balls(world), "collapse": collapse(world), "limits": limits()}
+        figures = {
+            "margins": margins(world),
+            "balls": balls(world),
+            "collapse": collapse(world),
+            "limits": limits(),
+        }
         for name, figure in figures.items():
             target = out / f"{name}.png"
             figure.savefig(target, dpi=PIXELS)

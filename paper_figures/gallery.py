@@ -11,15 +11,37 @@ from typing import Any
 from joblib import Parallel, cpu_count, delayed
 
 from paper_figures import policies
-from paper_figures.catalogue import AOT, ENTRIES, OURS, RECORD, WDPO, Entry, code_digest, has_rows, record, rows_digest
+from paper_figures.catalogue import (
+    AOT,
+    ENTRIES,
+    OURS,
+    RECORD,
+    WDPO,
+    Entry,
+    code_digest,
+    has_rows,
+    record,
+    rows_digest,
+)
 
-_SLOW_FIRST = ("estimation_error", "aot", "preference_shift", "ledger", "emotion")  # so that no long one comes last
-_SECTIONS = ((WDPO, "WDPO and KLDPO, arXiv:2502.01930"), (AOT, "AOT, arXiv:2406.05882"), (OURS, "Our studies"))
+_SLOW_FIRST = (
+    "estimation_error",
+    "aot",
+    "preference_shift",
+    "ledger",
+    "emotion",
+)  # so that no long one comes last
+_SECTIONS = (
+    (WDPO, "WDPO and KLDPO, arXiv:2502.01930"),
+    (AOT, "AOT, arXiv:2406.05882"),
+    (OURS, "Our studies"),
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one figure: its files, relative to the folder of figures, and its module's error, if that failed."""
+    """What became of one figure: its files, relative to the folder of figures, and its module's
+    error, if that failed."""
 
     entry: Entry
     rows: bool
@@ -27,8 +49,11 @@ class Outcome:
     error: str = ""
 
 
-def draw_all(results: Path, out: Path, workers: int | None = None, entries: Sequence[Entry] = ENTRIES) -> list[Outcome]:
-    """Draw every entry that has rows into `out`, and README.md that shows them; a module that fails stops no other.
+def draw_all(
+    results: Path, out: Path, workers: int | None = None, entries: Sequence[Entry] = ENTRIES
+) -> list[Outcome]:
+    """Draw every entry that has rows into `out`, and README.md that shows them; a module that fails
+    stops no other.
 
     Args:
         results: the folder that holds the studies' folders.
@@ -37,8 +62,12 @@ def draw_all(results: Path, out: Path, workers: int | None = None, entries: Sequ
     """
     out.mkdir(parents=True, exist_ok=True)
     ready = [entry for entry in entries if has_rows(entry, results)]
-    before = {entry.key: rows_digest(entry, results) for entry in ready}  # rows that change meanwhile count as not drawn
-    modules = sorted({entry.module for entry in ready}, key=lambda name: (name not in _SLOW_FIRST, name))
+    before = {
+        entry.key: rows_digest(entry, results) for entry in ready
+    }  # rows that change meanwhile count as not drawn
+    modules = sorted(
+        {entry.module for entry in ready}, key=lambda name: (name not in _SLOW_FIRST, name)
+    )
     jobs = [(module, [entry for entry in ready if entry.module == module]) for module in modules]
     done = Parallel(n_jobs=max(min(workers or cpu_count(), len(jobs)), 1), batch_size=1)(
         delayed(_draw_module)(module, mine, results, out) for module, mine in jobs
@@ -59,7 +88,9 @@ def draw_all(results: Path, out: Path, workers: int | None = None, entries: Sequ
     return outcomes
 
 
-def _draw_module(module: str, entries: Sequence[Entry], results: Path, out: Path) -> tuple[list[Path], str]:
+def _draw_module(
+    module: str, entries: Sequence[Entry], results: Path, out: Path
+) -> tuple[list[Path], str]:
     """What a module wrote, and the error where it failed; in a process of its own."""
     first = entries[0]
     try:
@@ -67,20 +98,36 @@ def _draw_module(module: str, entries: Sequence[Entry], results: Path, out: Path
         if not first.ours:
             return draw(results, out), ""
         source, folder = results / first.experiment, out / first.folder
-        if module == "ledger":  # only the claims that have a place here; `prefdro verify` draws the figure of every claim
+        if (
+            module == "ledger"
+            # only the claims that have a place here; `prefdro verify` draws the figure of every
+            # claim
+        ):
             return draw(source, folder, claims=[entry.name for entry in entries]), ""
         return draw(source, folder), ""
     except Exception as error:  # whatever it is, the others are drawn, and this one is named
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return [], f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
+        return (
+            [],
+            f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})",
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------------ page
+# --------------------------------------------------------------------------------------------- page
 def page(outcomes: Sequence[Outcome], results: Path, out: Path) -> str:
-    """The page: for each figure its image, title, source, scale, experiment and command; then what has no rows or failed."""
+    """The page: for each figure its image, title, source, scale, experiment and command; then what
+    has no rows or failed."""
     shown = [o for o in outcomes if o.files]
-    drawn = f"{len(shown)} of {len(outcomes)} are drawn, by `prefdro figures --all`, from the rows in `{results}`."
-    lines = ["# Figures and tables", "", f"{drawn} Numbers that the papers printed and ours are never in one column.", ""]
+    drawn = (
+        f"{len(shown)} of {len(outcomes)} are drawn, by `prefdro figures --all`, from the rows in"
+        f" `{results}`."
+    )
+    lines = [
+        "# Figures and tables",
+        "",
+        f"{drawn} Numbers that the papers printed and ours are never in one column.",
+        "",
+    ]
     for source, title in _SECTIONS:
         mine = [o for o in shown if o.entry.source.startswith(source)]
         if mine:
@@ -90,12 +137,17 @@ def page(outcomes: Sequence[Outcome], results: Path, out: Path) -> str:
     for title, rest in (
         ("Failed", [(o, o.error) for o in outcomes if o.error]),
         ("No rows yet", [(o, f"`{o.entry.command(results)}`") for o in outcomes if not o.rows]),
-        ("Nothing for it in these rows", [(o, "") for o in outcomes if o.rows and not o.files and not o.error]),
+        (
+            "Nothing for it in these rows",
+            [(o, "") for o in outcomes if o.rows and not o.files and not o.error],
+        ),
     ):
         if rest:
             lines += [f"## {title}", ""]
             lines += [
-                f"* `{o.entry.key}` ({o.entry.title}; {o.entry.source})" + (f": {said}" if said else "") for o, said in rest
+                f"* `{o.entry.key}` ({o.entry.title}; {o.entry.source})"
+                + (f": {said}" if said else "")
+                for o, said in rest
             ]
             lines.append("")
     return "\n".join(lines).rstrip() + "\n"
@@ -120,7 +172,9 @@ def scale(entry: Entry, results: Path) -> str:
     """At which scale the rows were made: the sentence of the run, or the name of its profile."""
     if not entry.experiment:
         return "computed, no rows"
-    run: dict[str, Any] = json.loads((results / entry.experiment / "run.json").read_text(encoding="utf-8"))
+    run: dict[str, Any] = json.loads(
+        (results / entry.experiment / "run.json").read_text(encoding="utf-8")
+    )
     if run.get("scale") or entry.experiment == "emotion":
         return policies.scale(run)
     named = run.get("configuration", {}).get("profile", run.get("profile"))

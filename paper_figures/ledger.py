@@ -1,9 +1,11 @@
-"""Figures of `prefdro verify`: the ledger at a glance, and one figure for each claim whose tables can be drawn.
+"""Figures of `prefdro verify`: the ledger at a glance, and one figure for each claim whose tables
+can be drawn.
 
-Everything is read from ledger.parquet and tables/CLAIM--TABLE.parquet, with - for any / in a name. A table is drawn, as one panel
-with the table's name as its title, when it has the columns `x` and `y`. Optional columns: `low` and `high` (a band, or whiskers),
-`series` (its name), and, the same in all rows, `x_label`, `y_label`, `log` ("x", "y" or "xy"), `kind` ("line", "points" or
-"bars") and `guide` (a thin line to compare with: "y = x", or "y = " and a number).
+Everything is read from ledger.parquet and tables/CLAIM--TABLE.parquet, with - for any / in a name.
+A table is drawn, as one panel with the table's name as its title, when it has the columns `x` and
+`y`. Optional columns: `low` and `high` (a band, or whiskers), `series` (its name), and, the same in
+all rows, `x_label`, `y_label`, `log` ("x", "y" or "xy"), `kind` ("line", "points" or "bars") and
+`guide` (a thin line to compare with: "y = x", or "y = " and a number).
 """
 
 import math
@@ -19,7 +21,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from paper_figures import style
-from paper_figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILLION, Look
+from paper_figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    Look,
+)
 
 COLUMNS = ("claim", "subject", "verdict", "figure", "tables")
 VERDICTS = {
@@ -34,14 +47,22 @@ _GUIDE: dict[str, Any] = {"color": GREY, "linewidth": 0.6, "zorder": 0.5}
 _COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-_NAMED, _SHORT = 6, 34  # so many series with names of so many letters are named at their ends; others go into a legend
+_NAMED, _SHORT = (
+    6,
+    34,
+)  # so many series with names of so many letters are named at their ends; others go into a legend
 _LETTER = 0.051  # width of a letter in a label, inches: the widest that a mean over a line gets
 _LONGEST = 110  # characters of a key figure
-_LEFT, _TITLE, _BELOW, _NARROWEST = 0.6, 0.3, 0.48, 1.5  # inches: margins of a panel, and its least width with names at its side
+_LEFT, _TITLE, _BELOW, _NARROWEST = (
+    0.6,
+    0.3,
+    0.48,
+    1.5,
+)  # inches: margins of a panel, and its least width with names at its side
 _TURN = 30  # degrees, of words below bars that have no room side by side
 
 
-# ------------------------------------------------------------------------------------------------------------ at a glance
+# -------------------------------------------------------------------------------------- at a glance
 def glance(claims: pd.DataFrame) -> Figure:
     """Claims as rows, grouped by subject: verdict by colour, shape and word, and the key figure."""
     left, word, figure_at = 1.72, 1.86, 2.62  # inches: end of the names, verdict, key figure
@@ -55,7 +76,9 @@ def glance(claims: pd.DataFrame) -> Figure:
             y += 0.08 if subject else 0.0
             headings.append((y, claim.subject))
             y, subject = y + line + 0.02, claim.subject
-        text = textwrap.wrap(textwrap.shorten(claim.figure, 2 * _LONGEST, placeholder=" ..."), room) or [""]
+        text = textwrap.wrap(
+            textwrap.shorten(claim.figure, 2 * _LONGEST, placeholder=" ..."), room
+        ) or [""]
         rows.append((y, claim, text))
         y += line * len(text) + 0.035
     height = y + 0.36
@@ -69,7 +92,15 @@ def glance(claims: pd.DataFrame) -> Figure:
     for place, claim, text in rows:
         look = VERDICTS.get(claim.verdict, Look(claim.verdict, GREY, "*"))
         axes.text(left, place, claim.claim, ha="right", va="center", fontsize=7.5)
-        axes.plot(word - 0.05, place, marker=look.marker, color=look.color, markersize=4.6, gid=claim.claim, clip_on=False)
+        axes.plot(
+            word - 0.05,
+            place,
+            marker=look.marker,
+            color=look.color,
+            markersize=4.6,
+            gid=claim.claim,
+            clip_on=False,
+        )
         axes.text(
             word + 0.05,
             place,
@@ -92,9 +123,10 @@ def _dark(look: Look) -> bool:
     return look.color in (GREEN, VERMILLION, GREY)
 
 
-# ------------------------------------------------------------------------------------------------------- one claim's tables
+# ------------------------------------------------------------------------------- one claim's tables
 def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
-    """A panel for each table that has x and y; None where none has. Series of the same name look the same in all panels."""
+    """A panel for each table that has x and y; None where none has. Series of the same name look
+    the same in all panels."""
     panels = {title: rows for title, rows in tables.items() if drawable(rows)}
     if not panels:
         return None
@@ -105,17 +137,31 @@ def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
     several = [set(names) for names in series.values() if len(names) > 1]
     shared = len(several) > 1 and all(names == several[0] for names in several)
     ended, right = ([], 0.15) if shared else _room_for_names(panels, series, width, columns)
-    legends = {title: names for title, names in series.items() if not shared and title not in ended and len(names) > 1}
+    legends = {
+        title: names
+        for title, names in series.items()
+        if not shared and title not in ended and len(names) > 1
+    }
     panel = (width - columns * (_LEFT + right)) / columns
 
     titles = {title: textwrap.fill(_spaced(title), int(panel / _LETTER)) for title in panels}
     top = _TITLE + max(title.count("\n") for title in titles.values()) * style.LINE_HEIGHT
     rows_of_panels = math.ceil(len(panels) / columns)
     last = list(panels)[(rows_of_panels - 1) * columns :]
-    keys = {title: _legend_lines(names, width / columns) * style.LINE_HEIGHT for title, names in legends.items()}
-    key, last_key = (max((h for title, h in keys.items() if (title in last) == end), default=0.0) for end in (False, True))
+    keys = {
+        title: _legend_lines(names, width / columns) * style.LINE_HEIGHT
+        for title, names in legends.items()
+    }
+    key, last_key = (
+        max((h for title, h in keys.items() if (title in last) == end), default=0.0)
+        for end in (False, True)
+    )
     below = _BELOW + max(_turned_height(rows, panel) for rows in panels.values())
-    bottom = below + last_key + (_legend_lines(list(looks), width) * style.LINE_HEIGHT if shared else 0.0)
+    bottom = (
+        below
+        + last_key
+        + (_legend_lines(list(looks), width) * style.LINE_HEIGHT if shared else 0.0)
+    )
     heights = [2.0 if columns < 3 else 1.5] * rows_of_panels
     figure, axes = style.grid(
         width,
@@ -131,9 +177,21 @@ def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
     for place, (title, rows) in zip(axes.flat, panels.items(), strict=False):
         _draw(place, rows, titles[title], looks, named=title in ended)
         if title in legends:
-            _legend(place, {name: looks[name] for name in legends[title]}, _kind(rows), width / columns, below)
+            _legend(
+                place,
+                {name: looks[name] for name in legends[title]},
+                _kind(rows),
+                width / columns,
+                below,
+            )
     if shared:
-        _legend(axes[-1, 0], {name: looks[name] for name in looks if name}, _kind(next(iter(panels.values()))), width, below)
+        _legend(
+            axes[-1, 0],
+            {name: looks[name] for name in looks if name},
+            _kind(next(iter(panels.values()))),
+            width,
+            below,
+        )
     for place in axes.flat[len(panels) :]:
         place.set_visible(False)
     return figure
@@ -146,8 +204,11 @@ def _room_for_names(
     few = [
         title
         for title, names in series.items()
-        if 1 < len(names) <= _NAMED and max(map(len, names)) <= _SHORT and _kind(panels[title]) == "line"
-        if panels[title].groupby("series").x.max().nunique() == 1  # a line from a name to an end further left looks like a curve
+        if 1 < len(names) <= _NAMED
+        and max(map(len, names)) <= _SHORT
+        and _kind(panels[title]) == "line"
+        if panels[title].groupby("series").x.max().nunique()
+        == 1  # a line from a name to an end further left looks like a curve
     ]
     right = 0.45 + _LETTER * max((len(name) for title in few for name in series[title]), default=0)
     if not few or width / columns - _LEFT - right < _NARROWEST:
@@ -164,18 +225,26 @@ def drawable(rows: pd.DataFrame) -> bool:
     if not {"x", "y"} <= set(rows):
         return False
     numeric = _kind(rows) == "bars" or pd.api.types.is_numeric_dtype(rows.x)
-    return numeric and pd.api.types.is_numeric_dtype(rows.y) and bool(np.isfinite(rows.y.astype(float)).any())
+    return (
+        numeric
+        and pd.api.types.is_numeric_dtype(rows.y)
+        and bool(np.isfinite(rows.y.astype(float)).any())
+    )
 
 
 def _kind(rows: pd.DataFrame) -> str:
     kind = _constant(rows, "kind", "line")
     if kind not in KINDS:
-        raise ValueError(f"a table of the ledger asks for the kind {kind!r}; there are {', '.join(KINDS)}.")
+        raise ValueError(
+            f"a table of the ledger asks for the kind {kind!r}; there are {', '.join(KINDS)}."
+        )
     return kind
 
 
 def _constant(rows: pd.DataFrame, column: str, default: str) -> str:
-    return str(rows[column].iloc[0]) if column in rows and pd.notna(rows[column].iloc[0]) else default
+    return (
+        str(rows[column].iloc[0]) if column in rows and pd.notna(rows[column].iloc[0]) else default
+    )
 
 
 def _series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -186,7 +255,8 @@ def _series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _looks(series: Sequence[str]) -> dict[str, Look]:
-    """Colours and shapes go round together, at a different pace, and dashes change with each round of the colours."""
+    """Colours and shapes go round together, at a different pace, and dashes change with each round
+    of the colours."""
     return {
         name: Look(
             name,
@@ -198,7 +268,9 @@ def _looks(series: Sequence[str]) -> dict[str, Look]:
     }
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, title: str, looks: dict[str, Look], *, named: bool) -> None:
+def _draw(
+    axes: Axes, rows: pd.DataFrame, title: str, looks: dict[str, Look], *, named: bool
+) -> None:
     kind, log = _kind(rows), _constant(rows, "log", "")
     level = _constant(rows, "guide", "").removeprefix("y = ")
     series = _series(rows)
@@ -219,7 +291,10 @@ def _draw(axes: Axes, rows: pd.DataFrame, title: str, looks: dict[str, Look], *,
     if "y" in log:
         style.decades(axes.yaxis, *_limits(drawn, 1.6))
     if level == "x":
-        inside = [max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])]
+        inside = [
+            max(axes.get_xlim()[0], axes.get_ylim()[0]),
+            min(axes.get_xlim()[1], axes.get_ylim()[1]),
+        ]
         axes.plot(inside, inside, scalex=False, scaley=False, **_GUIDE)
     if named:
         axes.autoscale_view()
@@ -235,7 +310,9 @@ def _limits(columns: Sequence[pd.Series], factor: float) -> tuple[float, float]:
     """Around all positive numbers; a logarithmic axis has no place for the others."""
     values = np.concatenate([column.to_numpy() for column in columns])
     values = values[np.isfinite(values) & (values > 0)]
-    return (float(values.min()) / factor, float(values.max()) * factor) if len(values) else (0.1, 10.0)
+    return (
+        (float(values.min()) / factor, float(values.max()) * factor) if len(values) else (0.1, 10.0)
+    )
 
 
 def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str) -> None:
@@ -264,17 +341,30 @@ def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str) -> 
 
 def _bars(axes: Axes, series: dict[str, pd.DataFrame], looks: dict[str, Look]) -> None:
     """Groups of bars at the values of x, side by side for the series."""
-    places = {x: i for i, x in enumerate(dict.fromkeys(x for part in series.values() for x in part.x))}
+    places = {
+        x: i for i, x in enumerate(dict.fromkeys(x for part in series.values() for x in part.x))
+    }
     width = 0.8 / len(series)
     for k, (name, part) in enumerate(series.items()):
         at = np.array([places[x] for x in part.x]) + (k - (len(series) - 1) / 2) * width
         hatch = "///" if looks[name].dashes != "-" else None
-        axes.bar(at, part.y, width * 0.9, color=looks[name].color, hatch=hatch, edgecolor="white", linewidth=0.4, gid=name)
+        axes.bar(
+            at,
+            part.y,
+            width * 0.9,
+            color=looks[name].color,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.4,
+            gid=name,
+        )
         if {"low", "high"} <= set(part):
             axes.vlines(at, part.low, part.high, color=BLACK, linewidth=0.7)
     labels = [_word(x) for x in places]
     turned: dict[str, Any] = {"rotation": _TURN, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(labels)), labels, **(turned if _crowd(labels, style.inches(axes)[0]) else {}))
+    axes.set_xticks(
+        range(len(labels)), labels, **(turned if _crowd(labels, style.inches(axes)[0]) else {})
+    )
 
 
 def _word(x: Any) -> str:
@@ -321,7 +411,7 @@ def _legend(axes: Axes, looks: dict[str, Look], kind: str, width: float, below: 
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 def read(source: Path) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]]:
     """The claims, and for each the tables it left, by name, in the claim's order.
 
@@ -335,7 +425,9 @@ def read(source: Path) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]
     claims = pd.read_parquet(path)
     lacking = [column for column in COLUMNS if column not in claims]
     if lacking or claims.empty:
-        raise ValueError(f"{path} has {f'no column {chr(44).join(lacking)}' if lacking else 'no rows'}. {remedy}")
+        raise ValueError(
+            f"{path} has {f'no column {chr(44).join(lacking)}' if lacking else 'no rows'}. {remedy}"
+        )
     tables: dict[str, dict[str, pd.DataFrame]] = {name: {} for name in claims.claim}
     for claim, titles in zip(claims.claim, claims.tables, strict=True):
         for title in titles:
@@ -346,7 +438,8 @@ def read(source: Path) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]
 
 
 def draw(source: Path, out: Path | None = None, claims: Sequence[str] | None = None) -> list[Path]:
-    """Draw the ledger at a glance and the figure of each claim that has one, as PDF and PNG; returns the paths written.
+    """Draw the ledger at a glance and the figure of each claim that has one, as PDF and PNG;
+    returns the paths written.
 
     Args:
         source: folder of `prefdro verify`.

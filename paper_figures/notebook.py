@@ -11,7 +11,8 @@ DPI = 130  # a figure of the width of a page has 900 points, and some 40 KB
 
 
 def show(figure: Figure) -> Any:
-    """The figure as an image (IPython.display.Image); figures of `style.grid` belong to no backend that would show them."""
+    """The figure as an image (IPython.display.Image); figures of `style.grid` belong to no backend
+    that would show them."""
     from IPython.display import Image
 
     buffer = BytesIO()

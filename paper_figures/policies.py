@@ -1,4 +1,5 @@
-"""What the figures of trained language models share: names and looks of methods, curves with intervals, the line on the scale."""
+"""What the figures of trained language models share: names and looks of methods, curves with
+intervals, the line on the scale."""
 
 import math
 import re
@@ -31,7 +32,9 @@ METHODS = {
 KNOBS = {"wdpo": r"$\rho$", "kldpo": r"$\tau$"}
 RADII = ("-", _DASHED, _DOTTED)  # dashes of a method's radii, from the smallest
 RADII_MARKERS = ("o", "s", "^")
-Curve = tuple[str, Look, pd.DataFrame]  # name, look, and columns alpha, reward, reward_low, reward_high
+Curve = tuple[
+    str, Look, pd.DataFrame
+]  # name, look, and columns alpha, reward, reward_low, reward_high
 
 
 def name(method: str, radius: float) -> str:
@@ -49,23 +52,31 @@ def few(radii: Sequence[float], most: int = 3) -> list[float]:
 
 def of_radius(look: Look, index: int) -> Look:
     """The look of a method at its radius number `index`, from the smallest."""
-    return replace(look, dashes=RADII[index % len(RADII)], marker=RADII_MARKERS[index % len(RADII_MARKERS)])
+    return replace(
+        look, dashes=RADII[index % len(RADII)], marker=RADII_MARKERS[index % len(RADII_MARKERS)]
+    )
 
 
 def interval(values: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % t interval of each row over its columns (seeds): mean, low, high; NaN limits from a single seed."""
+    """Mean and 95 % t interval of each row over its columns (seeds): mean, low, high; NaN limits
+    from a single seed."""
     mean, count = values.mean(axis=1), values.count(axis=1)
     half = student.ppf(0.975, (count - 1).clip(lower=1)) * values.std(axis=1) / np.sqrt(count)
     return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
 
 
 def scale(run: dict[str, Any]) -> str:
-    """The sentence on the scale of a run, `ours: ...`; that of the emotion study is made from its profile."""
+    """The sentence on the scale of a run, `ours: ...`; that of the emotion study is made from its
+    profile."""
     if run.get("scale"):
         text = str(run["scale"]).strip().rstrip(".")
     elif isinstance(run.get("profile"), dict):
         profile = run["profile"]
-        texts = "texts of a grammar" if profile.get("source") == "grammar" else f"texts of {profile.get('source')}"
+        texts = (
+            "texts of a grammar"
+            if profile.get("source") == "grammar"
+            else f"texts of {profile.get('source')}"
+        )
         size = f"{profile.get('layers')} layers of width {profile.get('width')}"
         model = profile.get("model") or f"GPT-2 of {size}, trained from scratch"
         pairs = _first(run.get("pairs"), profile.get("prompts"))
@@ -80,7 +91,8 @@ def _first(values: Any, default: Any) -> Any:
 
 
 def distances(rows: pd.DataFrame, beta: float) -> str:
-    """How far each method is from the start, as a sentence: mean of the column kl at that beta, over all rows of a radius."""
+    """How far each method is from the start, as a sentence: mean of the column kl at that beta,
+    over all rows of a radius."""
     mine = rows[(rows.beta == beta) & (rows.method != "start")]
     means = mine.groupby(["method", "radius"]).kl.mean()
     parts = [f"{name(method, radius)}: {kl:.1f}" for (method, radius), kl in means.items()]
@@ -88,7 +100,8 @@ def distances(rows: pd.DataFrame, beta: float) -> str:
 
 
 def small_print(figure: Figure, lines: Iterable[str]) -> None:
-    """Lines at the bottom of a figure, wrapped to its width; `room_for` says how much height they need."""
+    """Lines at the bottom of a figure, wrapped to its width; `room_for` says how much height they
+    need."""
     style.footnote(figure, "\n".join(wrap(lines, float(figure.get_size_inches()[0]))))
 
 
@@ -98,12 +111,17 @@ def room_for(lines: Iterable[str], width: float) -> float:
 
 
 def wrap(lines: Iterable[str], width: float) -> list[str]:
-    return [part for line in lines for part in textwrap.wrap(line, int(width * 21.5), break_long_words=False)]
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, int(width * 21.5), break_long_words=False)
+    ]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Reward against alpha in one setting: title, label of alpha; for each column its curves and their differences to DPO."""
+    """Reward against alpha in one setting: title, label of alpha; for each column its curves and
+    their differences to DPO."""
 
     title: str
     xlabel: str
@@ -111,8 +129,11 @@ class Row:
     differences: dict[str, list[Curve]]
 
 
-def curve_panels(rows: Sequence[Row], *, headings: Sequence[str], trained: float, notes: Sequence[str]) -> Figure:
-    """Reward against alpha, and below it the difference to DPO by seed: a line of panels for each row, a column for each method.
+def curve_panels(
+    rows: Sequence[Row], *, headings: Sequence[str], trained: float, notes: Sequence[str]
+) -> Figure:
+    """Reward against alpha, and below it the difference to DPO by seed: a line of panels for each
+    row, a column for each method.
 
     Args:
         headings: the columns, keys of the curves of every row.
@@ -122,12 +143,27 @@ def curve_panels(rows: Sequence[Row], *, headings: Sequence[str], trained: float
     below = 0.4 + room_for(notes, style.PAGE)
     heights = [1.15, 0.7] * len(rows)
     figure, axes = style.grid(
-        style.PAGE, heights, len(headings), left=0.5, right=0.98, top=0.25, bottom=below - 0.25, gap_x=1.28, gap_y=0.42
+        style.PAGE,
+        heights,
+        len(headings),
+        left=0.5,
+        right=0.98,
+        top=0.25,
+        bottom=below - 0.25,
+        gap_x=1.28,
+        gap_y=0.42,
     )
     for index, row in enumerate(rows):
-        for kind, line, sets in (("expected reward", 2 * index, row.curves), ("minus DPO", 2 * index + 1, row.differences)):
-            reach = math.inf if kind == "minus DPO" else 1.0  # how wide these intervals are is the message
-            edges = limits((table for curves in sets.values() for _, _, table in curves), reach=reach)
+        for kind, line, sets in (
+            ("expected reward", 2 * index, row.curves),
+            ("minus DPO", 2 * index + 1, row.differences),
+        ):
+            reach = (
+                math.inf if kind == "minus DPO" else 1.0
+            )  # how wide these intervals are is the message
+            edges = limits(
+                (table for curves in sets.values() for _, _, table in curves), reach=reach
+            )
             for panel, head in zip(axes[line], headings, strict=True):
                 if kind == "minus DPO":  # close to the panel above, whose scale of alpha it shares
                     box = panel.get_position()
@@ -147,21 +183,32 @@ def curve_panels(rows: Sequence[Row], *, headings: Sequence[str], trained: float
                 panel.yaxis.set_major_locator(MaxNLocator(4 if kind == "expected reward" else 3))
                 style.label_ends(panel, ends)
     if math.isfinite(trained):
-        box = {"xycoords": ("data", "axes fraction"), "xytext": (2, -1), "textcoords": "offset points"}
+        box = {
+            "xycoords": ("data", "axes fraction"),
+            "xytext": (2, -1),
+            "textcoords": "offset points",
+        }
         axes[0, 0].annotate("training", (trained, 1), va="top", color=GREY, fontsize=7, **box)
     small_print(figure, notes)
     return figure
 
 
-def _curve(axes: Axes, label: str, look: Look, table: pd.DataFrame) -> tuple[float, float, str, Look]:
+def _curve(
+    axes: Axes, label: str, look: Look, table: pd.DataFrame
+) -> tuple[float, float, str, Look]:
     table = table.sort_values("alpha")
-    axes.fill_between(table.alpha, table.reward_low, table.reward_high, color=look.color, alpha=0.10, linewidth=0)
+    axes.fill_between(
+        table.alpha, table.reward_low, table.reward_high, color=look.color, alpha=0.10, linewidth=0
+    )
     axes.plot(table.alpha, table.reward, **look.line, markersize=2.6, gid=label)
     return float(table.alpha.iloc[-1]), float(table.reward.iloc[-1]), label, look
 
 
-def limits(tables: Iterable[pd.DataFrame], pad: float = 0.05, reach: float = 1.0) -> tuple[float, float]:
-    """Limits of a reward axis that hold every curve whole, and every interval up to `reach` spans of the curves beyond them."""
+def limits(
+    tables: Iterable[pd.DataFrame], pad: float = 0.05, reach: float = 1.0
+) -> tuple[float, float]:
+    """Limits of a reward axis that hold every curve whole, and every interval up to `reach` spans
+    of the curves beyond them."""
     tables = list(tables)
     low, high = min(t.reward.min() for t in tables), max(t.reward.max() for t in tables)
     span = max(high - low, 1e-9)
@@ -171,16 +218,27 @@ def limits(tables: Iterable[pd.DataFrame], pad: float = 0.05, reach: float = 1.0
     return low - pad * (high - low), high + pad * (high - low)
 
 
-def robust_row(title: str, xlabel: str, rows: pd.DataFrame, by_seed: pd.DataFrame, methods: Sequence[str], beta: float) -> Row:
-    """The row of a setting: for each robust method its radii, the start and DPO; and the differences to DPO, seed by seed.
+def robust_row(
+    title: str,
+    xlabel: str,
+    rows: pd.DataFrame,
+    by_seed: pd.DataFrame,
+    methods: Sequence[str],
+    beta: float,
+) -> Row:
+    """The row of a setting: for each robust method its radii, the start and DPO; and the
+    differences to DPO, seed by seed.
 
     Args:
         rows: columns method, radius, beta, alpha, reward, reward_low, reward_high.
         by_seed: columns method, radius, beta, alpha, seed, reward.
         methods: the robust methods, one for each column of panels.
-        beta: of the runs that are compared; DPO runs with a larger one are a control that is not drawn.
+        beta: of the runs that are compared; DPO runs with a larger one are a control that is not
+            drawn.
     """
-    rows, by_seed = (table[(table.method == "start") | np.isclose(table.beta, beta)] for table in (rows, by_seed))
+    rows, by_seed = (
+        table[(table.method == "start") | np.isclose(table.beta, beta)] for table in (rows, by_seed)
+    )
     dpo = by_seed[by_seed.method == "dpo"].pivot(index="alpha", columns="seed", values="reward")
     shared: list[Curve] = [("DPO", METHODS["dpo"], rows[rows.method == "dpo"])]
     start = rows[rows.method == "start"]
@@ -198,6 +256,8 @@ def robust_row(title: str, xlabel: str, rows: pd.DataFrame, by_seed: pd.DataFram
             curves[head].append((label, look, mine[mine.radius == radius]))
             seeds = by_seed[(by_seed.method == method) & (by_seed.radius == radius)]
             table = interval(seeds.pivot(index="alpha", columns="seed", values="reward") - dpo)
-            table = table.rename(columns={"mean": "reward", "low": "reward_low", "high": "reward_high"}).reset_index()
+            table = table.rename(
+                columns={"mean": "reward", "low": "reward_low", "high": "reward_high"}
+            ).reset_index()
             differences[head].append((label, look, table))
     return Row(title, xlabel, curves, differences)

@@ -1,7 +1,9 @@
-"""Figures of `prefdro run preference-shift`: regret against alpha, regret against KL, and differences at equal KL.
+"""Figures of `prefdro run preference-shift`: regret against alpha, regret against KL, and
+differences at equal KL.
 
-Nothing is fitted here: everything is read from shift.parquet, matched.csv and run.json. Regret is 0 for the best policy and 1 for
-the reference. Radii are the middle one of the study, as a fraction of the collapse radius.
+Nothing is fitted here: everything is read from shift.parquet, matched.csv and run.json. Regret is 0
+for the best policy and 1 for the reference. Radii are the middle one of the study, as a fraction of
+the collapse radius.
 """
 
 import math
@@ -50,20 +52,32 @@ class Study:
     def methods(self) -> list[str]:
         """The robust methods, in the order of the style."""
         present = set(self.matched.method)
-        return [name for name in style.METHODS if name in present] + sorted(present - set(style.METHODS))
+        return [name for name in style.METHODS if name in present] + sorted(
+            present - set(style.METHODS)
+        )
 
     def worst(self, n: float) -> pd.DataFrame:
-        """Differences in worst-alpha regret to DPO shrunk to the same KL, at the middle fraction and one n."""
+        """Differences in worst-alpha regret to DPO shrunk to the same KL, at the middle fraction
+        and one n."""
         table = self.matched.query("control == 'shrunk' and alpha == 'worst'")
         return table[(table.fraction == self.fraction) & (table.n == n)]
 
     def spotlight(self) -> list[str]:
-        """The first setting, the one with the lowest difference in the population, and the one with the highest on average."""
+        """The first setting, the one with the lowest difference in the population, and the one with
+        the highest on average."""
         differences = self.worst(math.inf).groupby("setting").difference
-        return list(dict.fromkeys([self.settings[0], str(differences.min().idxmin()), str(differences.mean().idxmax())]))
+        return list(
+            dict.fromkeys(
+                [
+                    self.settings[0],
+                    str(differences.min().idxmin()),
+                    str(differences.mean().idxmax()),
+                ]
+            )
+        )
 
 
-# -------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 def read(source: Path) -> Study:
     """The tables in a folder.
 
@@ -72,7 +86,9 @@ def read(source: Path) -> Study:
     """
     tables, run = read_tables(source, COLUMNS, "prefdro run preference-shift", text=("alpha",))
     rows, matched = tables["shift"], tables["matched"]
-    settings = tuple(name for name in run.get("settings", []) if name in set(rows.setting)) or tuple(rows.setting.unique())
+    settings = tuple(
+        name for name in run.get("settings", []) if name in set(rows.setting)
+    ) or tuple(rows.setting.unique())
     train = float(min(rows.train))
     return Study(rows[rows.train == train], matched[matched.train == train], settings, train)
 
@@ -84,11 +100,14 @@ def mean_band(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
 
 
-# ----------------------------------------------------------------------------------------------------- (1) regret curves
+# -------------------------------------------------------------------------------- (1) regret curves
 def regret(study: Study) -> Figure:
-    """Regret against alpha in the population: DPO, robust methods, and (dashed) DPO with the KL of each robust method."""
+    """Regret against alpha in the population: DPO, robust methods, and (dashed) DPO with the KL of
+    each robust method."""
     settings = study.spotlight()
-    figure, axes = style.grid(style.COLUMN, [1.3] * len(settings), 1, left=0.45, right=1.05, bottom=0.72, gap_y=0.42)
+    figure, axes = style.grid(
+        style.COLUMN, [1.3] * len(settings), 1, left=0.45, right=1.05, bottom=0.72, gap_y=0.42
+    )
     for panel, setting in zip(axes[:, 0], settings, strict=True):
         mine = study.rows[(study.rows.setting == setting) & np.isinf(study.rows.n)]
         ends: list[tuple[float, float, str, Look]] = []
@@ -101,10 +120,18 @@ def regret(study: Study) -> Figure:
             look = replace(style.look(method), dashes="-", marker="")
             band = mean_band(part.pivot(index="alpha", columns="seed", values="regret"))
             panel.plot(band.index, band["mean"], color=look.color, gid=method)
-            panel.fill_between(band.index, band.low, band.high, color=look.color, alpha=0.13, linewidth=0)
+            panel.fill_between(
+                band.index, band.low, band.high, color=look.color, alpha=0.13, linewidth=0
+            )
             if method != "dpo":
                 near = mean_band(part.pivot(index="alpha", columns="seed", values="regret_shrunk"))
-                panel.plot(near.index, near["mean"], color=look.color, linestyle=(0, (2, 1.5)), gid=f"{method}|shrunk")
+                panel.plot(
+                    near.index,
+                    near["mean"],
+                    color=look.color,
+                    linestyle=(0, (2, 1.5)),
+                    gid=f"{method}|shrunk",
+                )
             ends.append((float(band.index[-1]), float(band["mean"].iloc[-1]), look.label, look))
         ends.append((1.0, 1.0, "reference", Look("", style.GREY, "", (0, (6, 2)))))
         panel.set(xlim=(0, 1), title=setting)
@@ -114,17 +141,20 @@ def regret(study: Study) -> Figure:
     axes[-1, 0].set_xlabel(r"test mixture $\alpha$", labelpad=1)
     style.footnote(
         figure,
-        f"Population, {study.fraction:g} $\\rho_c$; trained at $\\alpha_o$ = {study.train:g}. Bands: 95 %, over worlds.\n"
-        "Dashed: DPO with the KL of the method of that colour.",
+        f"Population, {study.fraction:g} $\\rho_c$; trained at $\\alpha_o$ = {study.train:g}."
+        " Bands: 95 %, over worlds.\nDashed: DPO with the KL of the method of that colour.",
     )
     return figure
 
 
-# ----------------------------------------------------------------------------------------------------------- (2) frontier
+# ------------------------------------------------------------------------------------- (2) frontier
 def frontier(study: Study) -> Figure:
-    """Worst-alpha regret against the KL to the reference, as a share of DPO's: the DPO control and the robust methods."""
+    """Worst-alpha regret against the KL to the reference, as a share of DPO's: the DPO control and
+    the robust methods."""
     settings = study.spotlight()
-    figure, axes = style.grid(style.COLUMN, [1.3] * len(settings), 1, left=0.45, right=1.05, bottom=0.72, gap_y=0.42)
+    figure, axes = style.grid(
+        style.COLUMN, [1.3] * len(settings), 1, left=0.45, right=1.05, bottom=0.72, gap_y=0.42
+    )
     for panel, setting in zip(axes[:, 0], settings, strict=True):
         table = worst_regret(study.rows[(study.rows.setting == setting) & np.isinf(study.rows.n)])
         control = table[table.method.isin(["dpo", "dpo-shrunk"])].pivot(
@@ -136,15 +166,37 @@ def frontier(study: Study) -> Figure:
             panel.plot(line.share, line.worst, color=style.BLACK, linewidth=0.4, alpha=0.15)
         middle = pd.concat([start, control.T.groupby(level=0).mean().T]).sort_values("share")
         panel.plot(middle.share, middle.worst, color=style.BLACK, gid="dpo")
-        ends = [(float(middle.share.iloc[-1]), float(middle.worst.iloc[-1]), "DPO, shrunk", Look("", style.BLACK, ""))]
+        ends = [
+            (
+                float(middle.share.iloc[-1]),
+                float(middle.worst.iloc[-1]),
+                "DPO, shrunk",
+                Look("", style.BLACK, ""),
+            )
+        ]
         for method in SHOWN:
             part = table[table.method == method]
             if part.empty:
                 continue
             look = replace(style.look(method), dashes="-")
-            panel.plot(part.share, part.worst, look.marker, color=look.color, markersize=1.6, alpha=0.3, markeredgewidth=0)
+            panel.plot(
+                part.share,
+                part.worst,
+                look.marker,
+                color=look.color,
+                markersize=1.6,
+                alpha=0.3,
+                markeredgewidth=0,
+            )
             centre = part.groupby("fraction")[["share", "worst"]].mean()
-            panel.plot(centre.share, centre.worst, look.marker, color=look.color, markersize=4.5, gid=method)
+            panel.plot(
+                centre.share,
+                centre.worst,
+                look.marker,
+                color=look.color,
+                markersize=4.5,
+                gid=method,
+            )
             first = centre.loc[centre.share.idxmax()]
             ends.append((float(first.share), float(first.worst), look.label, look))
         panel.set(xlim=(0, 1.02), title=setting)
@@ -154,28 +206,40 @@ def frontier(study: Study) -> Figure:
         panel.set_ylabel(r"worst-$\alpha$ regret")
     axes[-1, 0].set_xlabel("KL to the reference / KL of DPO", labelpad=1)
     style.footnote(
-        figure, "Population. Faint: single worlds; bold: their mean at each radius.\nNot drawn: worlds beyond the panel."
+        figure,
+        "Population. Faint: single worlds; bold: their mean at each radius.\nNot drawn: worlds"
+        " beyond the panel.",
     )
     return figure
 
 
 def worst_regret(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a fit: its worst regret over alpha, and its KL to the reference as a share of DPO's on the same sample."""
-    fits = rows.groupby(["method", "fraction", "seed"], sort=False).agg(worst=("regret", "max"), kl=("kl", "first")).reset_index()
+    """One row a fit: its worst regret over alpha, and its KL to the reference as a share of DPO's
+    on the same sample."""
+    fits = (
+        rows.groupby(["method", "fraction", "seed"], sort=False)
+        .agg(worst=("regret", "max"), kl=("kl", "first"))
+        .reset_index()
+    )
     dpo = fits[fits.method == "dpo"].set_index("seed").kl
     return fits.assign(share=fits.kl / fits.seed.map(dpo))
 
 
-# ------------------------------------------------------------------------------------------------------------ (3) matched
+# -------------------------------------------------------------------------------------- (3) matched
 def matched(study: Study) -> Figure:
-    """Worst-alpha regret minus that of DPO with the same KL, for every setting and method: population and smallest sample."""
+    """Worst-alpha regret minus that of DPO with the same KL, for every setting and method:
+    population and smallest sample."""
     sizes = sorted(study.matched.n.unique(), reverse=True)
     sizes = [sizes[0], sizes[-1]] if len(sizes) > 1 else sizes
     step, gap = 0.06, 0.13  # inches
     height = len(study.settings) * (step * len(study.methods) + gap)
-    figure, axes = style.grid(style.COLUMN, [height], len(sizes), left=0.78, right=0.08, top=0.3, bottom=1.2, gap_x=0.3)
+    figure, axes = style.grid(
+        style.COLUMN, [height], len(sizes), left=0.78, right=0.08, top=0.3, bottom=1.2, gap_x=0.3
+    )
     tables = [study.worst(n) for n in sizes]
-    edges = np.concatenate([table[["low", "high", "difference"]].to_numpy().ravel() for table in tables])
+    edges = np.concatenate(
+        [table[["low", "high", "difference"]].to_numpy().ravel() for table in tables]
+    )
     edges = edges[np.isfinite(edges)]
     for panel, n, table in zip(axes[0], sizes, tables, strict=True):
         y, ticks = 0.0, []
@@ -185,20 +249,33 @@ def matched(study: Study) -> Figure:
                 row = table[(table.setting == setting) & (table.method == method)]
                 look = style.look(method)
                 if len(row):
-                    low, high, middle = (float(row[name].iloc[0]) for name in ("low", "high", "difference"))
+                    low, high, middle = (
+                        float(row[name].iloc[0]) for name in ("low", "high", "difference")
+                    )
                     if math.isfinite(low):
                         panel.hlines(y, low, high, color=look.color, linewidth=0.8)
                     face = look.color if not low <= 0 <= high and math.isfinite(low) else "white"
                     panel.plot(
-                        middle, y, look.marker, color=look.color, markersize=2.8, markerfacecolor=face, gid=f"{setting}|{method}"
+                        middle,
+                        y,
+                        look.marker,
+                        color=look.color,
+                        markersize=2.8,
+                        markerfacecolor=face,
+                        gid=f"{setting}|{method}",
                     )
                 y -= step
             ticks.append((top + y + step) / 2)
             y -= gap
             panel.axhline(y + step / 2 + gap / 2, color=style.PALE, linewidth=0.6)
         panel.axvline(0, color=style.GREY, linewidth=0.7, zorder=0)
-        panel.set(ylim=(y + gap / 2 + step / 2, gap / 2 + step / 2), xlim=(edges.min() * 1.1 - 1e-3, edges.max() * 1.1 + 1e-3))
-        panel.set_yticks(ticks, [name.replace(", ", ",\n").replace("sure ", "sure\n") for name in study.settings])
+        panel.set(
+            ylim=(y + gap / 2 + step / 2, gap / 2 + step / 2),
+            xlim=(edges.min() * 1.1 - 1e-3, edges.max() * 1.1 + 1e-3),
+        )
+        panel.set_yticks(
+            ticks, [name.replace(", ", ",\n").replace("sure ", "sure\n") for name in study.settings]
+        )
         panel.tick_params(axis="y", length=0, labelleft=panel is axes[0, 0])
         panel.set_title("population" if math.isinf(n) else f"$n$ = {n:g}")
     width, tall = figure.get_size_inches()
@@ -208,22 +285,36 @@ def matched(study: Study) -> Figure:
         "regret minus that of DPO at equal KL\n(left of 0: the robust method is better)",
         va="top",
     )
-    marks = [axes[0, 0].plot([], [], style.look(m).marker, color=style.look(m).color)[0] for m in study.methods]
+    marks = [
+        axes[0, 0].plot([], [], style.look(m).marker, color=style.look(m).color)[0]
+        for m in study.methods
+    ]
     labels = [style.look(method).label for method in study.methods]
     figure.legend(
-        marks, labels, loc="lower center", ncols=3, borderaxespad=0.1, handletextpad=0.1, columnspacing=0.6, labelspacing=0.25
+        marks,
+        labels,
+        loc="lower center",
+        ncols=3,
+        borderaxespad=0.1,
+        handletextpad=0.1,
+        columnspacing=0.6,
+        labelspacing=0.25,
     )
     return figure
 
 
-# ------------------------------------------------------------------------------------------------------------ summary.md
+# --------------------------------------------------------------------------------------- summary.md
 def summary(study: Study) -> str:
-    """Markdown: differences in worst-alpha regret at equal KL, for every setting, n and method at the middle fraction."""
+    """Markdown: differences in worst-alpha regret at equal KL, for every setting, n and method at
+    the middle fraction."""
     lines = [
         "# Preference shift",
         "",
-        f"Worst-alpha regret minus that of DPO shrunk to the same KL to the reference, at {study.fraction:g} of the collapse "
-        f"radius, trained at alpha_o = {study.train:g}: mean over seeds with 95 % t interval. Below 0 the robust one wins.",
+        (
+            "Worst-alpha regret minus that of DPO shrunk to the same KL to the reference, at"
+            f" {study.fraction:g} of the collapse radius, trained at alpha_o = {study.train:g}:"
+            " mean over seeds with 95 % t interval. Below 0 the robust one wins."
+        ),
         "",
         "| setting | n | " + " | ".join(study.methods) + " |",
         "|---|--:|" + "--:|" * len(study.methods),
@@ -232,8 +323,14 @@ def summary(study: Study) -> str:
         for n in sorted(study.matched.n.unique()):
             table = study.worst(n)
             mine = table[table.setting == setting].set_index("method")
-            cells = [_cell(mine.loc[method]) if method in mine.index else "" for method in study.methods]
-            lines.append(f"| {setting} | {'infinite' if math.isinf(n) else f'{n:g}'} | " + " | ".join(cells) + " |")
+            cells = [
+                _cell(mine.loc[method]) if method in mine.index else "" for method in study.methods
+            ]
+            lines.append(
+                f"| {setting} | {'infinite' if math.isinf(n) else f'{n:g}'} | "
+                + " | ".join(cells)
+                + " |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -242,12 +339,17 @@ def _cell(row: pd.Series) -> str:
     return f"{row.difference:+.4f}{interval}"
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
-FIGURES: dict[str, Callable[[Study], Figure]] = {"regret": regret, "frontier": frontier, "matched": matched}
+# ------------------------------------------------------------------------------------------ drawing
+FIGURES: dict[str, Callable[[Study], Figure]] = {
+    "regret": regret,
+    "frontier": frontier,
+    "matched": matched,
+}
 
 
 def draw(source: Path, out: Path | None = None) -> list[Path]:
-    """Draw every figure from the tables in `source`, as PDF and PNG, and summary.md; returns the paths written.
+    """Draw every figure from the tables in `source`, as PDF and PNG, and summary.md; returns the
+    paths written.
 
     Args:
         source: folder of `prefdro run preference-shift`.

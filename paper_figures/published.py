@@ -1,4 +1,5 @@
-"""What the papers printed: the digits of the tables of arXiv:2502.01930 and the set-ups of both papers, from published.json.
+"""What the papers printed: the digits of the tables of arXiv:2502.01930 and the set-ups of both
+papers, from published.json.
 
 The digits were read by a machine; `notes` says where those of two tables do not fit together.
 """
@@ -12,8 +13,16 @@ from typing import Any
 
 WDPO, AOT = "arXiv:2502.01930", "arXiv:2406.05882"
 COLUMNS = ("IFEval", "BBH", "MATH", "GPQA", "MUSR", "MMLU")  # of Table 1, in its order
-_GROUPS = {"ifeval": "IFEval", "bbh": "BBH", "math": "MATH", "gpqa": "GPQA", "musr": "MUSR", "mmlu": "MMLU"}
-# Test questions of the seven parts of MATH level 5 (Hendrycks et al., arXiv:2103.03874; as in Open LLM Leaderboard v2).
+_GROUPS = {
+    "ifeval": "IFEval",
+    "bbh": "BBH",
+    "math": "MATH",
+    "gpqa": "GPQA",
+    "musr": "MUSR",
+    "mmlu": "MMLU",
+}
+# Test questions of the seven parts of MATH level 5 (Hendrycks et al., arXiv:2103.03874; as in Open
+# LLM Leaderboard v2).
 MATH_HARD = {
     "algebra": 307,
     "counting-and-prob": 123,
@@ -27,7 +36,8 @@ MATH_HARD = {
 
 @dataclass(frozen=True)
 class Printed:
-    """A printed table: where it stands, its columns, and for each model the rows label -> numbers (len(columns) each)."""
+    """A printed table: where it stands, its columns, and for each model the rows label -> numbers
+    (len(columns) each)."""
 
     source: str
     table: str
@@ -45,7 +55,9 @@ def table1() -> Printed:
     """Table 1: accuracy on the six columns of Open LLM Leaderboard v2, three models."""
     models = record()["wdpo_kldpo"]["table1_openllm_v2"]
     rows = {
-        model: {label: tuple(scores[column] for column in COLUMNS) for label, scores in labels.items()}
+        model: {
+            label: tuple(scores[column] for column in COLUMNS) for label, scores in labels.items()
+        }
         for model, labels in models.items()
     }
     return Printed(WDPO, "Table 1", COLUMNS, rows)
@@ -75,50 +87,80 @@ def setup(name: str) -> dict[str, Any]:
     """
     setups = {**record()["wdpo_kldpo"]["setups"], "aot-benchmark": record()["aot"]["setup"]}
     if name not in setups:
-        raise ValueError(f"the papers have no set-up named {name!r}; there are {', '.join(setups)}.")
+        raise ValueError(
+            f"the papers have no set-up named {name!r}; there are {', '.join(setups)}."
+        )
     return setups[name]
 
 
 def column_of(task: str) -> str:
-    """The column of Table 1 that a task of Tables 3 and 4 belongs to, such as `bbh-navigate` -> `BBH`."""
+    """The column of Table 1 that a task of Tables 3 and 4 belongs to, such as `bbh-navigate` ->
+    `BBH`."""
     return _GROUPS[task.split("-")[0]]
 
 
 def column_means(tasks: Sequence[str], numbers: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """For each column of Table 1 the mean over its tasks, plain and (MATH only) weighted by the number of questions."""
+    """For each column of Table 1 the mean over its tasks, plain and (MATH only) weighted by the
+    number of questions."""
     means = {}
     for column in COLUMNS:
-        mine = {task: x for task, x in zip(tasks, numbers, strict=True) if column_of(task) == column}
+        mine = {
+            task: x for task, x in zip(tasks, numbers, strict=True) if column_of(task) == column
+        }
         plain = sum(mine.values()) / len(mine)
         weighted = plain
         if column == "MATH":
-            counts = {task: MATH_HARD[task.removeprefix("math-").removesuffix("-hard")] for task in mine}
+            counts = {
+                task: MATH_HARD[task.removeprefix("math-").removesuffix("-hard")] for task in mine
+            }
             weighted = sum(counts[task] * x for task, x in mine.items()) / sum(counts.values())
         means[column] = plain, weighted
     return means
 
 
 def notes() -> list[str]:
-    """Where an average of Table 1 fits only one kind of mean over the tasks of Tables 3 and 4, or none; one line for each."""
-    labels = {"DPO epoch 2": ("DPO epoch 2 (early stopping)", "DPO"), "DPO epoch 4": ("DPO epoch 4 (goodfit)",)}
+    """Where an average of Table 1 fits only one kind of mean over the tasks of Tables 3 and 4, or
+    none; one line for each."""
+    labels = {
+        "DPO epoch 2": ("DPO epoch 2 (early stopping)", "DPO"),
+        "DPO epoch 4": ("DPO epoch 4 (goodfit)",),
+    }
     found = []
     for subtasks in (table3(), table4()):
         for model, rows in subtasks.rows.items():
             averages = table1().rows[model]
             for label, numbers in rows.items():
-                printed = next((averages[name] for name in (label, *labels.get(label, ())) if name in averages), None)
+                printed = next(
+                    (
+                        averages[name]
+                        for name in (label, *labels.get(label, ()))
+                        if name in averages
+                    ),
+                    None,
+                )
                 if printed is None:
                     continue  # epoch 4 of the 8B model is in Table 4 only
                 for column, means in column_means(subtasks.columns, numbers).items():
                     value = printed[COLUMNS.index(column)]
-                    fits = [kind for kind, mean in zip(("plain", "weighted"), means, strict=True) if _can_be(value, mean)]
+                    fits = [
+                        kind
+                        for kind, mean in zip(("plain", "weighted"), means, strict=True)
+                        if _can_be(value, mean)
+                    ]
                     if len(fits) < 2:
-                        said = f"plain mean of {subtasks.table} {means[0]:.3f}, weighted by questions {means[1]:.3f}"
+                        said = (
+                            f"plain mean of {subtasks.table} {means[0]:.3f}, weighted by questions"
+                            f" {means[1]:.3f}"
+                        )
                         verdict = f"fits the {fits[0]} mean only" if fits else "fits neither"
-                        found.append(f"{model}, {label}, {column}: Table 1 has {value:.2f}; {said}: {verdict}.")
+                        found.append(
+                            f"{model}, {label}, {column}: Table 1 has {value:.2f}; {said}:"
+                            f" {verdict}."
+                        )
     return found
 
 
 def _can_be(printed: float, mean: float) -> bool:
-    """Whether a mean of numbers rounded to 0.01 can have been printed so, itself rounded: each error is at most 0.005."""
+    """Whether a mean of numbers rounded to 0.01 can have been printed so, itself rounded: each
+    error is at most 0.005."""
     return abs(printed - mean) <= 0.01 + 1e-9

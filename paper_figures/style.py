@@ -1,4 +1,5 @@
-"""One look for all figures: sizes in inches as printed, colours for colour-blind readers, markers and dashes for grey print."""
+"""One look for all figures: sizes in inches as printed, colours for colour-blind readers, markers
+and dashes for grey print."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -94,7 +95,8 @@ def look(method: str) -> Look:
 
 @contextmanager
 def paper() -> Iterator[None]:
-    """Draw and save inside this context: matplotlib's own defaults and this style, whatever the user's matplotlibrc says."""
+    """Draw and save inside this context: matplotlib's own defaults and this style, whatever the
+    user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)  # type: ignore[arg-type]
@@ -113,7 +115,8 @@ def grid(
     gap_x: float = 0.5,
     gap_y: float = 0.5,
 ) -> tuple[Figure, NDArray[Any]]:
-    """A figure and its axes (rows, columns). All in inches: panel heights from the top, margins, gaps between panels."""
+    """A figure and its axes (rows, columns). All in inches: panel heights from the top, margins,
+    gaps between panels."""
     height = top + sum(heights) + gap_y * (len(heights) - 1) + bottom
     panel = (width - left - right - gap_x * (columns - 1)) / columns
     figure = Figure(figsize=(width, height))
@@ -129,17 +132,30 @@ def grid(
 
 
 def decades(axis: Axis, low: float, high: float) -> None:
-    """A logarithmic axis from low to high: powers of ten, or 1, 2, 5 in plain numbers where there are few of those."""
+    """A logarithmic axis from low to high: powers of ten, or 1, 2, 5 in plain numbers where there
+    are few of those."""
     axes = axis.axes
-    axes.set(**({"xscale": "log", "xlim": (low, high)} if axis is axes.xaxis else {"yscale": "log", "ylim": (low, high)}))
+    axes.set(
+        **(
+            {"xscale": "log", "xlim": (low, high)}
+            if axis is axes.xaxis
+            else {"yscale": "log", "ylim": (low, high)}
+        )
+    )
     powers = math.floor(math.log10(high)) - math.ceil(math.log10(low)) + 1
     if powers >= 3:
         axis.set_major_locator(LogLocator(10, numticks=8))
         axis.set_major_formatter(LogFormatterMathtext(10))
     else:
-        axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if powers < 2 else (1.0, 3.0), numticks=12))
+        axis.set_major_locator(
+            LogLocator(10, subs=(1.0, 2.0, 5.0) if powers < 2 else (1.0, 3.0), numticks=12)
+        )
         axis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}" if value < 1e4 else f"$10^{{{math.log10(value):.0f}}}$")
+            FuncFormatter(
+                lambda value, _: (
+                    f"{value:g}" if value < 1e4 else f"$10^{{{math.log10(value):.0f}}}$"
+                )
+            )
         )
     axis.set_minor_locator(LogLocator(10, subs=tuple(range(2, 10)), numticks=12))
     axis.set_minor_formatter(NullFormatter())
@@ -152,7 +168,8 @@ def inches(axes: Axes) -> tuple[float, float]:
 
 
 def spread(wanted: Sequence[float], gap: float) -> NDArray[Any]:
-    """Positions in [0, 1], as near as possible to those wanted, in the same order and `gap` apart."""
+    """Positions in [0, 1], as near as possible to those wanted, in the same order and `gap`
+    apart."""
     order = np.argsort(wanted, kind="stable")
     steps = gap * np.arange(len(order))
     packed = isotonic_regression(np.asarray(wanted, dtype=float)[order] - steps).x
@@ -161,8 +178,11 @@ def spread(wanted: Sequence[float], gap: float) -> NDArray[Any]:
     return places
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], *, offset: float = 0.22) -> None:
-    """Name series at the right of the panel: (x, y) of the last point, text, look. Call it when the limits are final."""
+def label_ends(
+    axes: Axes, ends: Sequence[tuple[float, float, str, Look]], *, offset: float = 0.22
+) -> None:
+    """Name series at the right of the panel: (x, y) of the last point, text, look. Call it when the
+    limits are final."""
     if not ends:
         return
     width, height = inches(axes)
@@ -175,7 +195,13 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], *, of
             xy=(x, y),
             xytext=(start - 0.06 / width, place),
             textcoords="axes fraction",
-            arrowprops={"arrowstyle": "-", "color": style.color, "lw": 0.5, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": style.color,
+                "lw": 0.5,
+                "shrinkA": 0,
+                "shrinkB": 3,
+            },
             annotation_clip=False,
         )
         axes.plot(start, place, **style.line, transform=axes.transAxes, clip_on=False)
@@ -191,7 +217,9 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]], *, of
 
 def heading(axes: Axes, text: str) -> None:
     """A heading for a row of panels, above the title of its first one."""
-    place = axes.transAxes + ScaledTranslation(0, 17 / 72, axes.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
+    whole = axes.get_figure(root=True)
+    assert whole is not None
+    place = axes.transAxes + ScaledTranslation(0, 17 / 72, whole.dpi_scale_trans)
     axes.text(0, 1, text, transform=place, va="bottom", weight="bold")
 
 
@@ -210,8 +238,11 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def save_all(figures: Iterable[tuple[str, Figure | None]], out: Path, summary: str | None = None) -> list[Path]:
-    """Save each named figure (None: nothing to show) in the style of the paper, and `summary` as summary.md; the paths written.
+def save_all(
+    figures: Iterable[tuple[str, Figure | None]], out: Path, summary: str | None = None
+) -> list[Path]:
+    """Save each named figure (None: nothing to show) in the style of the paper, and `summary` as
+    summary.md; the paths written.
 
     `figures` may be a generator: each figure is made, saved and let go before the next.
     """

@@ -1,4 +1,5 @@
-"""Read the tables of a finished experiment; what is missing is said, with the command that makes it."""
+"""Read the tables of a finished experiment; what is missing is said, with the command that makes
+it."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -44,7 +45,9 @@ def read_tables(
             table = pd.DataFrame(columns=list(needed))
         lacking = [column for column in needed if column not in table]
         if lacking:
-            raise ValueError(f"{path} has no column {', '.join(lacking)}; it has {', '.join(table)}. {remedy}")
+            raise ValueError(
+                f"{path} has no column {', '.join(lacking)}; it has {', '.join(table)}. {remedy}"
+            )
         if table.empty and name not in may_be_empty:
             raise ValueError(f"{path} has no rows. {remedy}")
         tables[path.stem] = table
@@ -56,7 +59,8 @@ def remedy_of(source: Path, command: str) -> str:
 
 
 def study_folder(results: Path, experiment: str) -> Path:
-    """The folder of an experiment in the folder `results` of all of them; `results` itself where that is the experiment's.
+    """The folder of an experiment in the folder `results` of all of them; `results` itself where
+    that is the experiment's.
 
     Raises:
         ValueError: neither is there, with the command that makes the rows.
@@ -64,6 +68,12 @@ def study_folder(results: Path, experiment: str) -> Path:
     if (results / experiment).is_dir():
         return results / experiment
     record = results / "run.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("experiment") == experiment:
+    if (
+        record.is_file()
+        and json.loads(record.read_text(encoding="utf-8")).get("experiment") == experiment
+    ):
         return results
-    raise ValueError(f"{results} has no folder {experiment}. {remedy_of(results / experiment, f'prefdro run {experiment}')}")
+    raise ValueError(
+        f"{results} has no folder {experiment}."
+        f" {remedy_of(results / experiment, f'prefdro run {experiment}')}"
+    )

@@ -1,4 +1,5 @@
-"""A table of numbers as Markdown, as LaTeX (booktabs) and as CSV. What is printed and what is ours are never one block."""
+"""A table of numbers as Markdown, as LaTeX (booktabs) and as CSV. What is printed and what is ours
+are never one block."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Cell:
-    """A number, the half width of its 95 % interval where there is one, and whether it is the best of its group."""
+    """A number, the half width of its 95 % interval where there is one, and whether it is the best
+    of its group."""
 
     value: float
     half: float | None = None
@@ -19,7 +21,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Block:
-    """One table: caption, names of the columns, and groups of rows: (group, label, cells); None where there is no number.
+    """One table: caption, names of the columns, and groups of rows: (group, label, cells); None
+    where there is no number.
 
     `stem` names its CSV file; `digits` after the point.
     """
@@ -36,12 +39,16 @@ def markdown(title: str, blocks: Sequence[Block], notes: Sequence[str] = ()) -> 
     """The blocks one under the other, each under its caption."""
     lines = [f"# {title}", ""]
     for block in blocks:
-        groups = len({group for group, _, _ in block.rows}) > 1 or any(group for group, _, _ in block.rows)
+        groups = len({group for group, _, _ in block.rows}) > 1 or any(
+            group for group, _, _ in block.rows
+        )
         head = (["model"] if groups else []) + [block.label, *block.columns]
         lines += [f"**{block.caption}**", "", f"| {' | '.join(head)} |"]
         lines.append("|" + "---|" * (2 if groups else 1) + "--:|" * len(block.columns))
         for group, label, cells in block.rows:
-            texts = ["" if cell is None else _text(cell, block.digits, "**", "**", "±") for cell in cells]
+            texts = [
+                "" if cell is None else _text(cell, block.digits, "**", "**", "±") for cell in cells
+            ]
             lines.append(f"| {' | '.join(([group] if groups else []) + [label, *texts])} |")
         lines.append("")
     lines += [f"* {note}" for note in notes]
@@ -59,13 +66,17 @@ def latex(blocks: Sequence[Block], notes: Sequence[str] = ()) -> str:
             f"\\caption{{{_escaped(block.caption)}}}",
             f"\\begin{{tabular}}{{{'l' * (1 + groups)}{'r' * len(block.columns)}}}",
             "\\toprule",
-            " & ".join([*(["model"] if groups else []), block.label, *map(_escaped, block.columns)]) + r" \\",
+            " & ".join([*(["model"] if groups else []), block.label, *map(_escaped, block.columns)])
+            + r" \\",
         ]
         before = None
         for group, label, cells in block.rows:
             if group != before:
                 lines.append("\\midrule")
-            texts = ["" if cell is None else _text(cell, block.digits, "\\textbf{", "}", "$\\pm$") for cell in cells]
+            texts = [
+                "" if cell is None else _text(cell, block.digits, "\\textbf{", "}", "$\\pm$")
+                for cell in cells
+            ]
             first = [_escaped(group) if group != before else ""] if groups else []
             lines.append(" & ".join([*first, _escaped(label), *texts]) + r" \\")
             before = group
@@ -87,7 +98,9 @@ def rows_of(block: Block) -> pd.DataFrame:
     )
 
 
-def write(stem: str, title: str, blocks: Sequence[Block], out: Path, notes: Sequence[str] = ()) -> list[Path]:
+def write(
+    stem: str, title: str, blocks: Sequence[Block], out: Path, notes: Sequence[str] = ()
+) -> list[Path]:
     """Write stem.md, stem.tex and one .csv for each block; the paths written."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{stem}.md", out / f"{stem}.tex"]

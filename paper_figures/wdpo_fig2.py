@@ -1,4 +1,5 @@
-"""Fig. 2 of arXiv:2502.01930: reward against alpha of emotion policies, DPO against WDPO and KLDPO at three radii each."""
+"""Fig. 2 of arXiv:2502.01930: reward against alpha of emotion policies, DPO against WDPO and KLDPO
+at three radii each."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,18 @@ from paper_figures.published import setup
 from paper_figures.tables import read_tables, study_folder
 
 COLUMNS = {
-    "summary.csv": ("setting", "method", "radius", "beta", "final", "alpha", "reward", "reward_low", "reward_high", "seeds"),
+    "summary.csv": (
+        "setting",
+        "method",
+        "radius",
+        "beta",
+        "final",
+        "alpha",
+        "reward",
+        "reward_low",
+        "reward_high",
+        "seeds",
+    ),
     "rewards.parquet": ("setting", "method", "radius", "beta", "step", "seed", "alpha", "reward"),
 }
 SETTINGS = {
@@ -21,27 +33,43 @@ SETTINGS = {
 
 
 def figure(summary: pd.DataFrame, rewards: pd.DataFrame, run: dict[str, Any]) -> Figure:
-    """Rows: convex and geometric mixtures of the rewards of anger and fear; columns: WDPO and KLDPO, at three radii each."""
+    """Rows: convex and geometric mixtures of the rewards of anger and fear; columns: WDPO and
+    KLDPO, at three radii each."""
     means = summary[summary.final & ~summary.alpha.isin(["worst", "mean"])]
-    means = means.assign(alpha=means.alpha.astype(float), method=means.method.replace("sft", "start"))
+    means = means.assign(
+        alpha=means.alpha.astype(float), method=means.method.replace("sft", "start")
+    )
     last = rewards.groupby(["setting", "method", "radius", "beta", "seed"]).step.transform("max")
     seeds = rewards[rewards.step == last]
-    beta = float(means.beta[means.method == "dpo"].min())  # the DPO runs of the control have a larger one
+    beta = float(
+        means.beta[means.method == "dpo"].min()
+    )  # the DPO runs of the control have a larger one
     robust = [method for method in ("wdpo", "kldpo") if method in set(means.method)]
     settings = [name for name in SETTINGS if name in set(means.setting)]
     rows = [
-        policies.robust_row(s, SETTINGS[s], means[means.setting == s], seeds[seeds.setting == s], robust, beta) for s in settings
+        policies.robust_row(
+            s, SETTINGS[s], means[means.setting == s], seeds[seeds.setting == s], robust, beta
+        )
+        for s in settings
     ]
     paper = setup("emotion")
-    radii = f"rho_o = {', '.join(map(str, paper['rho_o']))} and tau = {', '.join(map(str, paper['tau']))}"
+    radii = (
+        f"rho_o = {', '.join(map(str, paper['rho_o']))} and tau ="
+        f" {', '.join(map(str, paper['tau']))}"
+    )
     return policies.curve_panels(
         rows,
         headings=[policies.METHODS[method].label for method in robust],
         trained=float(run.get("profile", {}).get("alpha", "nan")),
         notes=[
-            f"{policies.scale(run)}. $r_1$ = anger, $r_2$ = fear; "
-            f"bands: 95 % over seeds, of the difference seed by seed; beta = {beta:g}.",
-            f"The paper (Fig. 2): GPT-2 and the Emotion texts, {radii}; no numbers of it are at hand.",
+            (
+                f"{policies.scale(run)}. $r_1$ = anger, $r_2$ = fear; "
+                f"bands: 95 % over seeds, of the difference seed by seed; beta = {beta:g}."
+            ),
+            (
+                f"The paper (Fig. 2): GPT-2 and the Emotion texts, {radii}; no numbers of it are at"
+                " hand."
+            ),
         ],
     )
 

@@ -1,4 +1,5 @@
-"""Fig. 4 of arXiv:2502.01930: reward against alpha for three pairs of objectives, alpha of the training marked."""
+"""Fig. 4 of arXiv:2502.01930: reward against alpha for three pairs of objectives, alpha of the
+training marked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ COLUMNS = {
 
 
 def figure(mixtures: pd.DataFrame, rewards: pd.DataFrame, run: dict[str, Any]) -> Figure:
-    """Rows: the pairs of the run's `curve_pairs`; columns: WDPO and KLDPO, at up to three radii each, with DPO and the start."""
+    """Rows: the pairs of the run's `curve_pairs`; columns: WDPO and KLDPO, at up to three radii
+    each, with DPO and the start."""
     robust = [method for method in ("wdpo", "kldpo") if method in set(mixtures.method)]
     rows = []
     for pair in [pair for pair in run["curve_pairs"] if pair in set(mixtures.pair)]:
@@ -38,20 +40,29 @@ def figure(mixtures: pd.DataFrame, rewards: pd.DataFrame, run: dict[str, Any]) -
         headings=[policies.METHODS[method].label for method in robust],
         trained=float(run["alpha"]),
         notes=[
-            f"{policies.scale(run)}. Bands: 95 % over seeds, of the difference seed by seed; beta = {run['beta']:g}.",
+            (
+                f"{policies.scale(run)}. Bands: 95 % over seeds, of the difference seed by seed;"
+                f" beta = {run['beta']:g}."
+            ),
             policies.distances(rewards[rewards.pair.isin(run["curve_pairs"])], float(run["beta"])),
-            f"The paper (Fig. 4): LLaMA-3.2-1B, ArmoRM; {pairs_of_paper}; alpha_o = {numbers['alpha_o']}, "
-            f"rho_o = {', '.join(map(str, numbers['rho_o']))}, tau = {', '.join(map(str, numbers['tau']))}; "
-            "no numbers of it are at hand.",
+            (
+                f"The paper (Fig. 4): LLaMA-3.2-1B, ArmoRM; {pairs_of_paper}; alpha_o ="
+                f" {numbers['alpha_o']}, rho_o = {', '.join(map(str, numbers['rho_o']))}, tau ="
+                f" {', '.join(map(str, numbers['tau']))}; no numbers of it are at hand."
+            ),
         ],
     )
 
 
 def mixed(rewards: pd.DataFrame, first: str, second: str, alphas: Sequence[float]) -> pd.DataFrame:
-    """Reward of alpha * first + (1 - alpha) * second of each policy of `rewards`, one row for each alpha."""
+    """Reward of alpha * first + (1 - alpha) * second of each policy of `rewards`, one row for each
+    alpha."""
     keys = ["method", "radius", "beta", "seed"]
     table = rewards.pivot_table(index=keys, columns="objective", values="reward")
-    parts = [(a * table[first] + (1 - a) * table[second]).rename("reward").reset_index().assign(alpha=a) for a in alphas]
+    parts = [
+        (a * table[first] + (1 - a) * table[second]).rename("reward").reset_index().assign(alpha=a)
+        for a in alphas
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -68,7 +79,10 @@ def draw(results: Path, out: Path) -> list[Path]:
     source = study_folder(results, "armorm")
     tables, run = read_tables(source, COLUMNS, "prefdro run armorm")
     if not set(run["curve_pairs"]) & set(tables["mixtures"].pair):
-        raise ValueError(f"{source / 'mixtures.csv'} has rows of none of the pairs {', '.join(run['curve_pairs'])} of run.json.")
+        raise ValueError(
+            f"{source / 'mixtures.csv'} has rows of none of the pairs"
+            f" {', '.join(run['curve_pairs'])} of run.json."
+        )
     with style.paper():
         drawn = figure(tables["mixtures"], tables["rewards"], run)
     return style.save_all([("wdpo_fig4", drawn)], out)

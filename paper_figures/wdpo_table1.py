@@ -1,9 +1,18 @@
-"""Table 1 of arXiv:2502.01930, Open LLM Leaderboard v2: the printed table, and ours under it with its own columns."""
+"""Table 1 of arXiv:2502.01930, Open LLM Leaderboard v2: the printed table, and ours under it with
+its own columns."""
 
 from pathlib import Path
 
 from paper_figures import policies, style, typeset
-from paper_figures.leaderboard_tables import base_label, by_column, difference_panels, our_block, our_caption, printed_block, read
+from paper_figures.leaderboard_tables import (
+    base_label,
+    by_column,
+    difference_panels,
+    our_block,
+    our_caption,
+    printed_block,
+    read,
+)
 from paper_figures.published import notes, table1
 
 
@@ -22,7 +31,10 @@ def draw(results: Path, out: Path) -> list[Path]:
     blocks = [printed_block(printed), our_block(ours, run["labels"], our_caption(run, scores))]
     title = "arXiv:2502.01930, Table 1: Open LLM Leaderboard v2"
     remarks = [
-        "Ours: in a column every question counts the same, as in the groups of lm-evaluation-harness.",
+        (
+            "Ours: in a column every question counts the same, as in the groups of"
+            " lm-evaluation-harness."
+        ),
         *(f"Printed: {note}" for note in notes()),
     ]
     written = typeset.write("wdpo_table1", title, blocks, out, remarks)
@@ -31,8 +43,11 @@ def draw(results: Path, out: Path) -> list[Path]:
     if base is None:
         return written
     small = [
-        f"Score minus that of DPO (printed: the first row of the model; ours: {base}). {policies.scale(run)}; 95 % over seeds, "
-        "of the difference seed by seed; filled: 0 is outside. Printed: single numbers without intervals, all filled.",
+        (
+            f"Score minus that of DPO (printed: the first row of the model; ours: {base})."
+            f" {policies.scale(run)}; 95 % over seeds, of the difference seed by seed; filled: 0 is"
+            " outside. Printed: single numbers without intervals, all filled."
+        ),
     ]
     with style.paper():
         drawn = difference_panels(ours, run["labels"], methods, printed, small, base)

@@ -1,4 +1,5 @@
-"""Table 4 of arXiv:2502.01930, the 39 tasks of the leaderboard, models of 8B: the printed table, and ours under it."""
+"""Table 4 of arXiv:2502.01930, the 39 tasks of the leaderboard, models of 8B: the printed table,
+and ours under it."""
 
 from pathlib import Path
 

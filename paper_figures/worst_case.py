@@ -1,6 +1,8 @@
-"""Figures of `prefdro run worst-case`: worst weights against the loss, transport plans, and the worst loss against the radius.
+"""Figures of `prefdro run worst-case`: worst weights against the loss, transport plans, and the
+worst loss against the radius.
 
-Nothing is computed here: everything is read from values.csv, weights.parquet, moves.parquet and run.json.
+Nothing is computed here: everything is read from values.csv, weights.parquet, moves.parquet and
+run.json.
 """
 
 from collections.abc import Callable
@@ -40,9 +42,12 @@ BALLS = {
     "w2-free": Look("$W_2$, free", PURPLE, ""),
     "tilt": Look(r"tilt, one $\tau$", BLUE, "", _DASHED),
     "gradient": Look("gradient", GREEN, "", _DASHED),
-    "gradient-step": Look("its step", GREEN, "", _DOTTED),  # what the step achieves, next to what the algorithm minimises
+    "gradient-step": Look(
+        "its step", GREEN, "", _DOTTED
+    ),  # what the step achieves, next to what the algorithm minimises
 }
-SHARE = 0.5  # effective share of the sample at which weights are drawn, or the middle one if that is not there
+# effective share of the sample at which weights are drawn, or the middle one if that is not there
+SHARE = 0.5
 # panels of the values figure: title, label of the radius, curves
 PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("KL", r"$\rho$ (nats)", ("kl", "tilt")),
@@ -80,9 +85,10 @@ def read(source: Path) -> Study:
     return Study(**tables, run=run)
 
 
-# ----------------------------------------------------------------------------------------------------- (a) worst weights
+# -------------------------------------------------------------------------------- (a) worst weights
 def weights(study: Study) -> Figure:
-    """Worst-case weight of each pair, as a multiple of its own, against its loss; the balls at one effective sample size."""
+    """Worst-case weight of each pair, as a multiple of its own, against its loss; the balls at one
+    effective sample size."""
     shares = sorted(study.weights.share.unique())
     share = SHARE if SHARE in shares else shares[len(shares) // 2]
     rows = study.weights[(study.weights.share == share) & (study.weights.p > 0)]
@@ -94,7 +100,9 @@ def weights(study: Study) -> Figure:
         curve = rows[rows.ball == ball].sort_values("loss")
         look = BALLS[ball]
         ratio = curve.q / curve.p
-        panel.plot(curve.loss, ratio, **look.line, markersize=2.6, linewidth=0.8, gid=ball, clip_on=False)
+        panel.plot(
+            curve.loss, ratio, **look.line, markersize=2.6, linewidth=0.8, gid=ball, clip_on=False
+        )
         ends.append((float(curve.loss.iloc[-1]), float(ratio.iloc[-1]), look.label, look))
     panel.set_xlabel("loss of the pair", labelpad=1)
     panel.set_ylabel(r"worst-case weight, $q_i/p_i$", labelpad=2)
@@ -105,9 +113,10 @@ def weights(study: Study) -> Figure:
     return figure
 
 
-# --------------------------------------------------------------------------------------------------- (b) transport plans
+# ------------------------------------------------------------------------------ (b) transport plans
 def transport(study: Study) -> Figure | None:
-    """From where to where mass goes, in the plane of the policy's direction; label flips and mass sent to infinity are marked."""
+    """From where to where mass goes, in the plane of the policy's direction; label flips and mass
+    sent to infinity are marked."""
     balls = [ball for ball in PLANS if ball in set(study.moves.ball)]
     if not balls:
         return None
@@ -123,7 +132,15 @@ def transport(study: Study) -> Figure | None:
     panel_width = (style.COLUMN - 0.38 - 0.06 - 0.18) / 2
     height = min(max(panel_width * limits[1] / limits[0], 0.8), 2.2)
     figure, axes = style.grid(
-        style.COLUMN, [height] * lines, 2, left=0.38, right=0.06, top=0.25, bottom=0.82, gap_x=0.18, gap_y=0.32
+        style.COLUMN,
+        [height] * lines,
+        2,
+        left=0.38,
+        right=0.06,
+        top=0.25,
+        bottom=0.82,
+        gap_x=0.18,
+        gap_y=0.32,
     )
     heaviest = float(rows.mass.max())
     for index, panel in enumerate(axes.flat):
@@ -145,7 +162,10 @@ def transport(study: Study) -> Figure | None:
     for row in axes:
         row[0].set_ylabel("$x$ across $w$", labelpad=1)
     _plan_key(figure, bool(rows[rows.ball.isin(balls)].escapes.any()))
-    style.footnote(figure, rf"$\rho$ = {rows.radius.iloc[0]:.3g} in all panels; dashes: the policy is indifferent.")
+    style.footnote(
+        figure,
+        rf"$\rho$ = {rows.radius.iloc[0]:.3g} in all panels; dashes: the policy is indifferent.",
+    )
     return figure
 
 
@@ -153,11 +173,21 @@ def _pairs(axes: Axes, plan: pd.DataFrame) -> None:
     """The pairs where they start; filled where the first response was preferred."""
     for label, face in ((1, BLUE), (0, "white")):
         start = plan[plan.label == label]
-        axes.plot(start.along, start.across, "o", color=BLUE, markerfacecolor=face, markersize=2.6, markeredgewidth=0.6, zorder=3)
+        axes.plot(
+            start.along,
+            start.across,
+            "o",
+            color=BLUE,
+            markerfacecolor=face,
+            markersize=2.6,
+            markeredgewidth=0.6,
+            zorder=3,
+        )
 
 
 def _arrows(axes: Axes, plan: pd.DataFrame, heaviest: float, long: float) -> None:
-    """A line for each move, as wide as its mass, with a head where there is room; mass that escapes gets a fixed length."""
+    """A line for each move, as wide as its mass, with a head where there is room; mass that escapes
+    gets a fixed length."""
     for number, move in enumerate(plan.itertuples()):
         if move.flipped and not move.escapes:
             axes.plot(
@@ -174,7 +204,9 @@ def _arrows(axes: Axes, plan: pd.DataFrame, heaviest: float, long: float) -> Non
         length = float(np.hypot(*change))
         if length < 1e-9:
             continue
-        end = np.array([move.along, move.across]) + change * (long / length if move.escapes else 1.0)
+        end = np.array([move.along, move.across]) + change * (
+            long / length if move.escapes else 1.0
+        )
         room = move.escapes or length > 0.2 * long
         axes.annotate(
             "",
@@ -194,14 +226,25 @@ def _arrows(axes: Axes, plan: pd.DataFrame, heaviest: float, long: float) -> Non
 
 
 def _plan_key(figure: Figure, escapes: bool) -> None:
-    dots: dict[str, Any] = {"linestyle": "", "marker": "o", "color": BLUE, "markersize": 2.6, "markeredgewidth": 0.6}
+    dots: dict[str, Any] = {
+        "linestyle": "",
+        "marker": "o",
+        "color": BLUE,
+        "markersize": 2.6,
+        "markeredgewidth": 0.6,
+    }
     entries = [
         (Line2D([], [], **dots), "first preferred"),
         (Line2D([], [], markerfacecolor="white", **dots), "second preferred"),
         (Line2D([], [], linestyle="", marker="x", color=VERMILLION, markersize=4.2), "label flips"),
     ]
     if escapes:
-        entries.append((Line2D([], [], color=GREY, linewidth=0.7, linestyle=_DOTTED), "a share goes to infinity"))
+        entries.append(
+            (
+                Line2D([], [], color=GREY, linewidth=0.7, linestyle=_DOTTED),
+                "a share goes to infinity",
+            )
+        )
     height = figure.get_size_inches()[1]
     figure.legend(
         *zip(*entries, strict=True),
@@ -215,26 +258,44 @@ def _plan_key(figure: Figure, escapes: bool) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------ (c) value against radius
+# ------------------------------------------------------------------------- (c) value against radius
 def values(study: Study) -> Figure:
-    """Worst expected loss against the radius, one panel for each family of balls; the tractable versions are dashed."""
-    step = study.values[study.values.ball == "gradient"].assign(ball="gradient-step", value=lambda rows: rows.expected)
+    """Worst expected loss against the radius, one panel for each family of balls; the tractable
+    versions are dashed."""
+    step = study.values[study.values.ball == "gradient"].assign(
+        ball="gradient-step", value=lambda rows: rows.expected
+    )
     rows = pd.concat([study.values, step])
-    panels = [(title, label, [c for c in curves if c in set(rows.ball)]) for title, label, curves in PANELS]
+    panels = [
+        (title, label, [c for c in curves if c in set(rows.ball)])
+        for title, label, curves in PANELS
+    ]
     panels = [panel for panel in panels if panel[2]]
     lines = -(-len(panels) // 2)
     figure, axes = style.grid(
-        style.COLUMN, [0.95] * lines, 2, left=0.36, right=0.12, top=0.22, bottom=0.52, gap_x=0.96, gap_y=0.52
+        style.COLUMN,
+        [0.95] * lines,
+        2,
+        left=0.36,
+        right=0.12,
+        top=0.22,
+        bottom=0.52,
+        gap_x=0.96,
+        gap_y=0.52,
     )
     plain = float(rows.plain.iloc[0])
     for panel, (title, label, curves) in zip(axes.flat, panels, strict=False):
         panel.axhline(plain, color=GREY, linewidth=0.5)
         ends = []
         for ball in curves:
-            curve = rows[rows.ball == ball].sort_values("radius", ascending=ball != "cvar")  # a smaller share is a larger ball
+            curve = rows[rows.ball == ball].sort_values(
+                "radius", ascending=ball != "cvar"
+            )  # a smaller share is a larger ball
             look = replace(BALLS[ball], marker="")
             panel.plot(curve.radius, curve.value, **look.line, gid=ball)
-            ends.append((float(curve.radius.iloc[-1]), float(curve.value.iloc[-1]), look.label, look))
+            ends.append(
+                (float(curve.radius.iloc[-1]), float(curve.value.iloc[-1]), look.label, look)
+            )
         panel.set_title(title, pad=3)
         panel.set_xlabel(label, labelpad=1)
         for axis in (panel.xaxis, panel.yaxis):
@@ -252,7 +313,7 @@ def values(study: Study) -> Figure:
     return figure
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 FIGURES: dict[str, Callable[[Study], Figure | None]] = {
     "worst_weights": weights,
     "worst_transport": transport,
@@ -261,7 +322,8 @@ FIGURES: dict[str, Callable[[Study], Figure | None]] = {
 
 
 def draw(source: Path, out: Path | None = None) -> list[Path]:
-    """Draw every figure that the tables in `source` allow, as PDF and PNG; returns the paths written.
+    """Draw every figure that the tables in `source` allow, as PDF and PNG; returns the paths
+    written.
 
     Args:
         source: folder of `prefdro run worst-case`.
@@ -271,4 +333,6 @@ def draw(source: Path, out: Path | None = None) -> list[Path]:
         ValueError: a table or a column is missing.
     """
     study = read(Path(source))
-    return style.save_all(((name, make(study)) for name, make in FIGURES.items()), out or Path(source) / "figures")
+    return style.save_all(
+        ((name, make(study)) for name, make in FIGURES.items()), out or Path(source) / "figures"
+    )

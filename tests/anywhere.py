@@ -1,10 +1,13 @@
-"""`make test-anywhere`: do verdicts hang on the last digits, the order of rows, or what computes sums and products?
+"""`make test-anywhere`: do verdicts hang on the last digits, the order of rows, or what computes
+sums and products?
 
-The numeric part of the tests with every jitter seed (`tests.jitter`) under the processor's own kernels, and with the first two
-seeds under each other environment; prints a table, and writes it with the failures to OUT/anywhere.json. A cell that is there
-already for the same code is not run again. Exit status 1 where a test fails anywhere.
+The numeric part of the tests with every jitter seed (`tests.jitter`) under the processor's own
+kernels, and with the first two seeds under each other environment; prints a table, and writes it
+with the failures to OUT/anywhere.json. A cell that is there already for the same code is not run
+again. Exit status 1 where a test fails anywhere.
 
-    python -m tests.anywhere [--seeds 0 1] [--environments own AVX2] [--out results/anywhere] [-- more words for pytest]
+    python -m tests.anywhere [--seeds 0 1] [--environments own AVX2] [--out results/anywhere] [--
+    more words for pytest]
 """
 
 import argparse
@@ -34,11 +37,27 @@ NUMERIC = [
     "tests/theory",
     *(
         f"tests/llm/test_{name}.py"
-        for name in ("gradients", "log_linear", "logprobs", "objectives", "wasserstein", "against_trl")
+        for name in (
+            "gradients",
+            "log_linear",
+            "logprobs",
+            "objectives",
+            "wasserstein",
+            "against_trl",
+        )
     ),
-    *(f"tests/llm/test_{name}.py" for name in ("reference", "rewards", "reward_models", "models", "armorm", "distributed")),
-    *(f"tests/experiments/test_{name}.py" for name in ("aot", "aot_estimator", "aot_fits", "aot_worlds", "bench_solvers")),
-    *(f"tests/experiments/test_{name}.py" for name in ("estimation_error", "preference_shift", "worst_case")),
+    *(
+        f"tests/llm/test_{name}.py"
+        for name in ("reference", "rewards", "reward_models", "models", "armorm", "distributed")
+    ),
+    *(
+        f"tests/experiments/test_{name}.py"
+        for name in ("aot", "aot_estimator", "aot_fits", "aot_worlds", "bench_solvers")
+    ),
+    *(
+        f"tests/experiments/test_{name}.py"
+        for name in ("estimation_error", "preference_shift", "worst_case")
+    ),
 ]
 LIMIT = 4 * 3600.0  # seconds for one cell
 
@@ -46,9 +65,17 @@ LIMIT = 4 * 3600.0  # seconds for one cell
 def code() -> str:
     """A digest of the files that git does not ignore."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    files = [ROOT / name for name in sorted(listed.stdout.splitlines()) if name.endswith((".py", ".toml", ".lock"))]
+    files = [
+        ROOT / name
+        for name in sorted(listed.stdout.splitlines())
+        if name.endswith((".py", ".toml", ".lock"))
+    ]
     return sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()[:16]
 
 
@@ -74,19 +101,30 @@ def cell(environment: str, seed: int, folder: Path, words: list[str]) -> dict[st
     began = time.monotonic()
     with report.with_suffix(".log").open("w") as log:
         started = [*command, f"--junitxml={report}", *(words or NUMERIC)]
-        with subprocess.Popen(started, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log, start_new_session=True) as process:
+        with subprocess.Popen(
+            started, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log, start_new_session=True
+        ) as process:
             try:
                 process.wait(LIMIT)
             except subprocess.TimeoutExpired:
                 pass
             finally:
                 end_group(process.pid)
-    found: dict[str, Any] = {"environment": environment, "seed": seed, "seconds": round(time.monotonic() - began)}
+    found: dict[str, Any] = {
+        "environment": environment,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began),
+    }
     if not report.is_file():
-        return found | {"passed": 0, "failed": ["the run itself: see " + report.with_suffix(".log").name]}
+        return found | {
+            "passed": 0,
+            "failed": ["the run itself: see " + report.with_suffix(".log").name],
+        }
     cases = list(ElementTree.parse(report).iter("testcase"))
     failed = [
-        f"{c.get('classname')}::{c.get('name')}" for c in cases if c.find("failure") is not None or c.find("error") is not None
+        f"{c.get('classname')}::{c.get('name')}"
+        for c in cases
+        if c.find("failure") is not None or c.find("error") is not None
     ]
     skipped = sum(c.find("skipped") is not None for c in cases)
     return found | {"passed": len(cases) - len(failed) - skipped, "failed": failed}
@@ -105,14 +143,18 @@ def table(cells: list[dict[str, Any]]) -> str:
     for c in cells:
         for name in c["failed"]:
             where.setdefault(name, []).append(f"{c['environment']} {c['seed']}")
-    lines += [f"{name}: {', '.join(places)}" for name, places in sorted(where.items())] or ["no test fails anywhere"]
+    lines += [f"{name}: {', '.join(places)}" for name, places in sorted(where.items())] or [
+        "no test fails anywhere"
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="the numeric tests under jitter and other kernels")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
-    parser.add_argument("--environments", nargs="*", choices=list(ENVIRONMENTS), default=list(ENVIRONMENTS))
+    parser.add_argument(
+        "--environments", nargs="*", choices=list(ENVIRONMENTS), default=list(ENVIRONMENTS)
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "anywhere")
     parser.add_argument("tests", nargs="*", help="instead of the numeric part")
     given = parser.parse_args()
@@ -122,7 +164,12 @@ def main() -> None:
     cells: list[dict[str, Any]] = stored["cells"] if stored.get("made_from") == made_from else []
     # every environment with the first seed first: what differs shows early
     wanted = sorted(
-        ((seed, name) for name in given.environments for seed in given.seeds if name == "own" or seed in SEEDS[:OF_OTHERS]),
+        (
+            (seed, name)
+            for name in given.environments
+            for seed in given.seeds
+            if name == "own" or seed in SEEDS[:OF_OTHERS]
+        ),
         key=lambda pair: (pair[0], list(ENVIRONMENTS).index(pair[1])),
     )
     for seed, name in wanted:
@@ -131,7 +178,11 @@ def main() -> None:
         print(f"== {name}, seed {seed}", flush=True)
         cells.append(cell(name, seed, given.out, given.tests))
         file.write_text(json.dumps({"made_from": made_from, "cells": cells}, indent=1))
-        print(f"   {cells[-1]['passed']} passed, {len(cells[-1]['failed'])} failed, {cells[-1]['seconds']} s", flush=True)
+        print(
+            f"   {cells[-1]['passed']} passed, {len(cells[-1]['failed'])} failed,"
+            f" {cells[-1]['seconds']} s",
+            flush=True,
+        )
     print(table(cells))
     sys.exit(any(c["failed"] for c in cells))
 

@@ -1,4 +1,5 @@
-"""What all tests need: an environment that is the same for everybody, jitter, and a way out of a standstill."""
+"""What all tests need: an environment that is the same for everybody, jitter, and a way out of a
+standstill."""
 
 import atexit
 import faulthandler
@@ -11,18 +12,46 @@ from pathlib import Path
 
 import pytest
 
-# Variables of whoever runs the tests that would change them: of launchers, clusters, terminals, and caches of models and data.
+# Variables of whoever runs the tests that would change them: of launchers, clusters, terminals, and
+# caches of models and data.
 FOREIGN = (
-    *("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_", "DEEPSPEED_"),
+    *(
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_",
+        "GROUP_",
+        "ROLE_",
+        "MASTER_",
+        "TORCHELASTIC_",
+        "ACCELERATE_",
+        "FSDP_",
+        "DEEPSPEED_",
+    ),
     *("RAY_", "DASK_", "SLURM_", "PMI_", "OMPI_", "MPI_", "WANDB_", "MLFLOW_", "COMET_"),
-    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_CACHE_HOME", "MPL", "COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_"),
+    *(
+        "HF_",
+        "HUGGINGFACE_",
+        "TRANSFORMERS_",
+        "XDG_CACHE_HOME",
+        "MPL",
+        "COLUMNS",
+        "LINES",
+        "FORCE_COLOR",
+        "NO_COLOR",
+        "TTY_",
+    ),
     *("PYTHONWARNINGS", "PYTHONOPTIMIZE"),
 )
 STANDSTILL = 600.0  # seconds that importing and collecting, or leaving, may take
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--jitter", type=int, metavar="SEED", help="random instances in other last digits and another order of rows")
+    parser.addoption(
+        "--jitter",
+        type=int,
+        metavar="SEED",
+        help="random instances in other last digits and another order of rows",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,13 +84,16 @@ def _own_environment() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of one expensive fixture go to one worker; those of exact bits or recorded numbers are none for jitter."""
+    """Tests of one expensive fixture go to one worker; those of exact bits or recorded numbers are
+    none for jitter."""
     for item in items:
         for definitions in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
             if definitions[-1].scope == "module":  # xdist would make it in each of its workers
                 item.add_marker(pytest.mark.xdist_group(item.module.__name__))  # type: ignore[attr-defined]
         for mark in item.iter_markers("exact"):
-            assert mark.args and isinstance(mark.args[0], str), f"{item.nodeid}: @pytest.mark.exact needs a reason"
+            assert mark.args and isinstance(mark.args[0], str), (
+                f"{item.nodeid}: @pytest.mark.exact needs a reason"
+            )
     if config.getoption("jitter") is not None:
         exact = [item for item in items if item.get_closest_marker("exact")]
         items[:] = [item for item in items if item not in set(exact)]
@@ -70,17 +102,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
-    """From here on each test has its own limit; xdist's main process has none, since it waits for all of them."""
+    """From here on each test has its own limit; xdist's main process has none, since it waits for
+    all of them."""
     faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_unconfigure() -> None:
-    """Threads and processes that keep this one from ending are named, and do not keep the run from ending."""
+    """Threads and processes that keep this one from ending are named, and do not keep the run from
+    ending."""
     faulthandler.dump_traceback_later(STANDSTILL, exit=True, file=sys.__stderr__)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_garbage_collection() -> None:
-    """Each run of the Trainer collects garbage, which takes 0.2 s for the objects of imported libraries: leave those out."""
+    """Each run of the Trainer collects garbage, which takes 0.2 s for the objects of imported
+    libraries: leave those out."""
     gc.collect()
     gc.freeze()

@@ -1,11 +1,14 @@
-"""`pytest --jitter SEED`: the same tests on instances that differ in the last digits and in the order of their rows.
+"""`pytest --jitter SEED`: the same tests on instances that differ in the last digits and in the
+order of their rows.
 
-Whoever draws a number, a test or the project, draws x (1 + SIZE noise): no verdict may hang on digits that another processor,
-BLAS or number of threads would round in another way. The noise is a function of the seed and of the bits of x alone: equal
-numbers stay equal, drawing again gives the same, and the shape in which numbers are drawn does not matter. Integers,
-permutations, choices and counts are drawn as ever. Processes that a test starts are shaken if they call `as_in_the_test`.
+Whoever draws a number, a test or the project, draws x (1 + SIZE noise): no verdict may hang on
+digits that another processor, BLAS or number of threads would round in another way. The noise is a
+function of the seed and of the bits of x alone: equal numbers stay equal, drawing again gives the
+same, and the shape in which numbers are drawn does not matter. Integers, permutations, choices and
+counts are drawn as ever. Processes that a test starts are shaken if they call `as_in_the_test`.
 
-Rows of a sample, drawn jointly and in no particular order, are permuted by `order`, together with their weights and distances:
+Rows of a sample, drawn jointly and in no particular order, are permuted by `order`, together with
+their weights and distances:
 
     k = order(len(u))
     return u[k], p[k], distance[np.ix_(k, k)]
@@ -18,7 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-SIZE = {np.dtype(np.float64): 1e-13, np.dtype(np.float32): 2.0**-22}  # some hundred and a few units in the last place
+SIZE = {
+    np.dtype(np.float64): 1e-13,
+    np.dtype(np.float32): 2.0**-22,
+}  # some hundred and a few units in the last place
 VARIABLE = "PREFDRO_TESTS_JITTER"  # tells the seed to the processes that a test starts
 seed: int | None = None  # of --jitter
 
@@ -36,13 +42,21 @@ def shaken(x: Any) -> Any:
     if array.dtype not in SIZE:
         return x
     # splitmix64 of the bits
-    word = array.astype(np.float64).view(np.uint64) ^ np.uint64((seed or 0) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    word = array.astype(np.float64).view(np.uint64) ^ np.uint64(
+        (seed or 0) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    )
     with np.errstate(over="ignore"):
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)
     noise = (word >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
     moved = (array.astype(np.float64) * (1 + SIZE[array.dtype] * noise)).astype(array.dtype)
-    return moved if isinstance(x, np.ndarray) else moved[()] if isinstance(x, np.generic) else float(moved)
+    return (
+        moved
+        if isinstance(x, np.ndarray)
+        else moved[()]
+        if isinstance(x, np.generic)
+        else float(moved)
+    )
 
 
 class Generator(np.random.Generator):
@@ -66,7 +80,10 @@ def _shaking(name: str) -> Callable[..., Any]:
     return draw
 
 
-CONTINUOUS = "normal standard_normal exponential standard_exponential standard_cauchy gumbel standard_t gamma beta"
+CONTINUOUS = (
+    "normal standard_normal exponential standard_exponential standard_cauchy gumbel standard_t"
+    " gamma beta"
+)
 for _name in CONTINUOUS.split():
     setattr(Generator, _name, _shaking(_name))
 
@@ -79,7 +96,11 @@ def turn_on(number: int) -> None:
     plain = np.random.default_rng
 
     def default_rng(source: Any = None) -> np.random.Generator:
-        return source if isinstance(source, np.random.Generator) else Generator(plain(source).bit_generator)
+        return (
+            source
+            if isinstance(source, np.random.Generator)
+            else Generator(plain(source).bit_generator)
+        )
 
     np.random.default_rng = default_rng
     for name in ("rand", "randn", "rand_like", "randn_like", "normal"):

@@ -1,7 +1,9 @@
-"""Starting processes from tests: limits that only a standstill reaches, nothing left behind, a second try of a failed start.
+"""Starting processes from tests: limits that only a standstill reaches, nothing left behind, a
+second try of a failed start.
 
-What a test is about gets no second try. A launch counts as started when a rank has begun to run the program; everything before
-that is torch's rendezvous, which gives up on a machine that is busy with other things.
+What a test is about gets no second try. A launch counts as started when a rank has begun to run the
+program; everything before that is torch's rendezvous, which gives up on a machine that is busy with
+other things.
 """
 
 import os
@@ -16,18 +18,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 600.0  # seconds, below the limit of a test; what takes 30 s on an idle machine takes 5 minutes under a load of ten
+# seconds, below the limit of a test; what takes 30 s on an idle machine takes 5 minutes under a
+# load of ten
+PATIENCE = 600.0
 MARK = "PREFDRO_TEST_STARTED"  # a file that the first rank to run its program makes
 T = TypeVar("T")
 
 
 def run(
-    command: Sequence[str | Path], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = PATIENCE
+    command: Sequence[str | Path],
+    *,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
-    """A command with its output, in a session of its own: what it has started ends with it, and nothing can hold the pipes."""
+    """A command with its output, in a session of its own: what it has started ends with it, and
+    nothing can hold the pipes."""
     words = [str(word) for word in command]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(
+        words, cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True, **pipes
+    ) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         finally:
@@ -40,12 +51,23 @@ def end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def launch(program: Sequence[str | Path], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def launch(
+    program: Sequence[str | Path], folder: Path, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Two ranks of `program`, a script or -m and a module, with its arguments; on a free port.
 
     folder: where the mark goes. options: of `run`.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.launches"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.launches",
+    ]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     mark = folder / f"started-{time.monotonic_ns()}"
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, MARK: str(mark), **options.pop("env", {})}
@@ -77,8 +99,9 @@ def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE / 3) -> 
 def ray_cluster(cpus: int) -> Iterator[str]:
     """The address of a cluster of this machine.
 
-    Ray waits 30 s for its own raylet, and `Cluster` 30 s for the node; both are written into the code, and under a load of six
-    both are too little. So the first question for the node is answered late rather than with an error.
+    Ray waits 30 s for its own raylet, and `Cluster` 30 s for the node; both are written into the
+    code, and under a load of six both are too little. So the first question for the node is
+    answered late rather than with an error.
     """
     import ray._private.services as services
     from ray.cluster_utils import Cluster

@@ -1,13 +1,15 @@
-"""The guide does what it says: its code and commands are run, the others are parsed, and the site builds without a warning.
+"""The guide does what it says: its code and commands are run, the others are parsed, and the site
+builds without a warning.
 
 In the pages of docs/guide, in README.md and in docs/training.md a fenced block is one of these:
 
 * python: run, in order, in one namespace for each page, in an empty folder;
-* python with a file as its title: appended to that file, or a new file; diff: applied to that file. The page is then run in
-  another process, on a copy of the project with these edits;
+* python with a file as its title: appended to that file, or a new file; diff: applied to that file.
+  The page is then run in another process, on a copy of the project with these edits;
 * text with the title "prints": what the python block before it prints;
 * bash: every line is run, in this process;
-* bash with a title, and blocks without a language: every line is parsed with the parser of its command, and not run;
+* bash with a title, and blocks without a language: every line is parsed with the parser of its
+  command, and not run;
 * yaml: parsed as a file of options of `prefdro train`.
 """
 
@@ -32,7 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 PAGES = [*GUIDE, ROOT / "docs" / "index.md", ROOT / "docs" / "training.md", ROOT / "README.md"]
 CODE = ("theory", "llm", "experiments", "paper_figures")
-FENCE = re.compile(r"^```[ ]?([a-z]*)(?: title=\"([^\"]*)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"^```[ ]?([a-z]*)(?: title=\"([^\"]*)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 PRINTS = "prints"
 
 
@@ -46,31 +50,42 @@ class Block:
     line: int
 
     def commands(self) -> list[str]:
-        """Lines of a shell block; a backslash at the end joins two, and what follows a # is left out."""
+        """Lines of a shell block; a backslash at the end joins two, and what follows a # is left
+        out."""
         joined = self.text.replace("\\\n", " ")
         return [line for line in joined.splitlines() if shlex.split(line, comments=True)]
 
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = [Block(m[1], m[2] or "", m[3], text.count("\n", 0, m.start()) + 1) for m in FENCE.finditer(text)]
-    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(found), f"{page.name} has a fence that is not understood"
+    found = [
+        Block(m[1], m[2] or "", m[3], text.count("\n", 0, m.start()) + 1)
+        for m in FENCE.finditer(text)
+    ]
+    assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(found), (
+        f"{page.name} has a fence that is not understood"
+    )
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------- parsers
+# ------------------------------------------------------------------------------------------ parsers
 class Parsed(Exception):
     """The arguments of a command were understood; it stops here."""
 
 
 def _stopping(command: Callable[..., None]) -> Callable[..., None]:
-    """The same signature, for the parser; `plan` of the experiment, where it reads no files, checks the values as well."""
+    """The same signature, for the parser; `plan` of the experiment, where it reads no files, checks
+    the values as well."""
 
     @wraps(command)
     def stop(*given: Any, **named: Any) -> None:
         for config in (*given, *named.values()):
             module = inspect.getmodule(type(config))
-            if module is not None and hasattr(module, "plan") and getattr(config, "pairs", None) is None:
+            if (
+                module is not None
+                and hasattr(module, "plan")
+                and getattr(config, "pairs", None) is None
+            ):
                 module.plan(config)
         raise Parsed
 
@@ -112,7 +127,8 @@ def _train_words(words: list[str]) -> list[str]:
 
 
 def parse_launch(words: list[str], patch: pytest.MonkeyPatch) -> None:
-    """`accelerate launch` and `torchrun` with their own parsers, then the module's arguments with ours."""
+    """`accelerate launch` and `torchrun` with their own parsers, then the module's arguments with
+    ours."""
     if words[0] == "accelerate":
         from accelerate.commands.launch import launch_command_parser
 
@@ -125,7 +141,9 @@ def parse_launch(words: list[str], patch: pytest.MonkeyPatch) -> None:
     assert launch.module
     script = launch.training_script
     assert script in ("llm.train", "experiments"), f"no such module to launch: {script}"
-    parse_prefdro([*(["train"] if script == "llm.train" else []), *launch.training_script_args], patch)
+    parse_prefdro(
+        [*(["train"] if script == "llm.train" else []), *launch.training_script_args], patch
+    )
 
 
 def check_command(line: str, patch: pytest.MonkeyPatch) -> None:
@@ -139,21 +157,29 @@ def check_command(line: str, patch: pytest.MonkeyPatch) -> None:
         parse_launch(words, patch)
     elif words[0] == "make":
         for target in [word for word in words[1:] if "=" not in word]:
-            assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {target}"
+            assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE), (
+                f"no target {target}"
+            )
     elif words[0] == "sbatch":
-        assert (ROOT / next(word for word in words[1:] if word.endswith(".sbatch"))).is_file(), f"no file for {line}"
+        assert (ROOT / next(word for word in words[1:] if word.endswith(".sbatch"))).is_file(), (
+            f"no file for {line}"
+        )
     elif words[0] == "pip":
         import tomllib
 
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+            "optional-dependencies"
+        ]
         assert set(re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", line)))) <= set(extras)
     elif words[:2] == ["python", "-m"]:
-        assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file() or words[2] == "http.server", f"no module {words[2]}"
+        assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file() or words[
+            2
+        ] == "http.server", f"no module {words[2]}"
     else:
         assert words[0] in ("cd", "git", "source"), f"nothing here knows how to check {line!r}"
 
 
-# ------------------------------------------------------------------------------------------------------------------ tests
+# -------------------------------------------------------------------------------------------- tests
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -174,12 +200,16 @@ def run_page(page: Path) -> None:
                 exec(code, namespace)
             printed = out.getvalue()
         elif block.language == "text" and block.title == PRINTS:
-            said, shown = ([line.rstrip() for line in text.splitlines()] for text in (block.text, printed))
+            said, shown = (
+                [line.rstrip() for line in text.splitlines()] for text in (block.text, printed)
+            )
             assert shown == said, f"{where}: the code prints\n{printed}"
         elif block.language == "bash" and not block.title:
             for line in block.commands():
                 words = shlex.split(line, comments=True)
-                assert words[0] == "prefdro", f"{where}: give the block a title if it is not to be run"
+                assert words[0] == "prefdro", (
+                    f"{where}: give the block a title if it is not to be run"
+                )
                 try:
                     cli.main(words[1:])
                 except SystemExit as stop:
@@ -187,15 +217,26 @@ def run_page(page: Path) -> None:
         elif block.language == "text":
             assert block.title, f"{where}: a text block needs a title, `{PRINTS}` or another"
         else:
-            assert block.language in ("", "bash", "yaml", "python", "diff"), f"{where}: {block.language!r}"
+            assert block.language in (
+                "",
+                "bash",
+                "yaml",
+                "python",
+                "diff",
+            ), f"{where}: {block.language!r}"
 
 
 def edits(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.language == "diff" or (block.language == "python" and block.title)]
+    return [
+        block
+        for block in blocks(page)
+        if block.language == "diff" or (block.language == "python" and block.title)
+    ]
 
 
 def apply(edit: Block, root: Path) -> None:
-    """Append a python block to the file of its title, or put each hunk of a diff where its old lines are, which is one place."""
+    """Append a python block to the file of its title, or put each hunk of a diff where its old
+    lines are, which is one place."""
     path = root / edit.title
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if edit.language == "python":
@@ -204,13 +245,17 @@ def apply(edit: Block, root: Path) -> None:
     for hunk in edit.text.split("@@\n"):
         lines = hunk.splitlines(keepends=True)
         old, new = ("".join(line[1:] for line in lines if line[0] != sign) for sign in "+-")
-        assert old.strip() and text.count(old) == 1, f"{edit.title} has these lines {text.count(old)} times:\n{old}"
+        assert old.strip() and text.count(old) == 1, (
+            f"{edit.title} has these lines {text.count(old)} times:\n{old}"
+        )
         text = text.replace(old, new)
     path.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
+    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not edits(page):
         run_page(page)
         return
@@ -224,7 +269,9 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page: Path, folde
     work.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "tests.test_guide", str(page)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for edit in edits(page):  # in the style of the project
         ruff = [
@@ -253,7 +300,9 @@ def test_the_commands_of_a_page_exist_and_take_these_arguments(
                 check_command(line, monkeypatch)
         elif block.language == "yaml":
             file = tmp_path / "options.yaml"
-            file.write_text(re.sub(r"^bf16: true\n", "", block.text, flags=re.MULTILINE))  # refused without a GPU
+            file.write_text(
+                re.sub(r"^bf16: true\n", "", block.text, flags=re.MULTILINE)
+            )  # refused without a GPU
             parse(["--config", str(file), "--output_dir", str(tmp_path)])
 
 
@@ -261,18 +310,37 @@ def test_the_page_on_the_papers_has_every_figure_and_table_with_its_command() ->
     from paper_figures.catalogue import ENTRIES
 
     text = (ROOT / "docs" / "guide" / "reproducing.md").read_text(encoding="utf-8")
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
     shown = {row[0]: row[3] for row in rows if len(row) == 4}
-    assert shown == {e.key: e.command(Path("results")) if e.experiment else "none: computed when drawn" for e in ENTRIES}
+    assert shown == {
+        e.key: e.command(Path("results")) if e.experiment else "none: computed when drawn"
+        for e in ENTRIES
+    }
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "slurm").glob("*.sbatch")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "experiments" / "slurm").glob("*.sbatch")), ids=lambda file: file.stem
+)
 @pytest.mark.parametrize("experiment", ["armorm", "leaderboard", "aot-benchmark"])
-def test_the_files_for_slurm_start_what_exists(file: Path, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_for_slurm_start_what_exists(
+    file: Path, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = file.read_text(encoding="utf-8").replace("\\\n", " ")
     (command,) = re.findall(r"^srun (.*)$", text, re.MULTILINE)
-    known = {"EXPERIMENT": experiment, "OUT": "results", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "8", "@": ""}
-    check_command(re.sub(r"\$(\w+|@)", lambda found: known[found[1]], command).replace('""', ""), monkeypatch)
+    known = {
+        "EXPERIMENT": experiment,
+        "OUT": "results",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_COUNT": "8",
+        "@": "",
+    }
+    check_command(
+        re.sub(r"\$(\w+|@)", lambda found: known[found[1]], command).replace('""', ""), monkeypatch
+    )
 
 
 @pytest.mark.parametrize(
@@ -295,7 +363,15 @@ def test_a_wrong_command_is_noticed(line: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    build = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = list((tmp_path / "site").rglob("*.html"))

@@ -1,1 +1,2 @@
-"""Robust preference alignment in a log-linear world: losses, exact solvers, worst cases and bounds."""
+"""Robust preference alignment in a log-linear world: losses, exact solvers, worst cases and
+bounds."""

@@ -1,11 +1,14 @@
-"""The AOT estimator for linear rewards: min over ||theta|| <= B of OT_h of the rewards theta.a and theta.b, from several starts.
+"""The AOT estimator for linear rewards: min over ||theta|| <= B of OT_h of the rewards theta.a and
+theta.b, from several starts.
 
-    fit = minimise_aot(chosen, rejected, starts=random_starts(rng, 8, d, bound), h=logistic, beta=1.0, bound=2.0)
+    fit = minimise_aot(chosen, rejected, starts=random_starts(rng, 8, d, bound), h=logistic,
+    beta=1.0, bound=2.0)
 
-The objective is a minimum over couplings of convex functions, and not convex (its kinks bend down). Alternating between the best
-coupling of theta (sorting) and a better theta for that coupling (a convex problem: some Newton steps) lowers it in each round and
-ends where neither step does: at a local minimum, unless the coupling is not unique there. Derived; the objective is that of
-Melnyk et al., arXiv:2406.05882.
+The objective is a minimum over couplings of convex functions, and not convex (its kinks bend down).
+Alternating between the best coupling of theta (sorting) and a better theta for that coupling (a
+convex problem: some Newton steps) lowers it in each round and
+ends where neither step does: at a local minimum, unless the coupling is not unique there. Derived;
+the objective is that of Melnyk et al., arXiv:2406.05882.
 """
 
 from collections.abc import Callable
@@ -31,9 +34,10 @@ Cost = Callable[[Tensor, float], Tensor]  # h(t, beta)
 class AotFit:
     """The best of S starts for each of R samples.
 
-    theta: (R, d). value: (R,) objective at theta. starts: (R, S) value that each start ended at; their spread shows how far from
-    convex the sample is. gap: (R,) bound on how much another theta could gain at the coupling of this one. converged: (R,) the
-    alternation ended and gap <= tolerance * max(1, |value|); it says nothing of other couplings.
+    theta: (R, d). value: (R,) objective at theta. starts: (R, S) value that each start ended at;
+    their spread shows how far from convex the sample is. gap: (R,) bound on how much another theta
+    could gain at the coupling of this one. converged: (R,) the alternation ended and gap <=
+    tolerance * max(1, |value|); it says nothing of other couplings.
     """
 
     theta: Tensor
@@ -64,24 +68,32 @@ def minimise_aot(
         h: convex with two derivatives, called as h(t, beta).
         bound: B in ||theta|| <= B.
     """
-    a, b, start = (as_float64(x, name) for x, name in ((chosen, "chosen"), (rejected, "rejected"), (starts, "starts")))
+    a, b, start = (
+        as_float64(x, name)
+        for x, name in ((chosen, "chosen"), (rejected, "rejected"), (starts, "starts"))
+    )
     p = None if chosen_weights is None else as_float64(chosen_weights, "chosen_weights")
     q = None if rejected_weights is None else as_float64(rejected_weights, "rejected_weights")
     bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
     for name, x in (("chosen", a), ("rejected", b), ("starts", start)):
         if x.ndim not in (2, 3) or 0 in x.shape:
-            raise ValueError(f"{name} must have shape (n, d) or (R, n, d) with n >= 1 and d >= 1, got {tuple(x.shape)}.")
+            raise ValueError(
+                f"{name} must have shape (n, d) or (R, n, d) with n >= 1 and d >= 1, got"
+                f" {tuple(x.shape)}."
+            )
         bad = int((~torch.isfinite(x)).sum())
         if bad:
-            raise ValueError(f"{name} holds {bad} non-finite entries (NaN or inf). Leave those rows out first.")
+            raise ValueError(
+                f"{name} holds {bad} non-finite entries (NaN or inf). Leave those rows out first."
+            )
         check_magnitudes(name, x)
     for name, mass, x in (("chosen_weights", p, a), ("rejected_weights", q, b)):
         if mass is not None:
             check_weights(mass, x.shape[-2], name)
     if a.shape[-1] != b.shape[-1] or start.shape[-1] != a.shape[-1]:
         raise ValueError(
-            f"chosen, rejected and starts must share their last axis d, got {tuple(a.shape)}, {tuple(b.shape)} and "
-            f"{tuple(start.shape)}."
+            f"chosen, rejected and starts must share their last axis d, got {tuple(a.shape)},"
+            f" {tuple(b.shape)} and {tuple(start.shape)}."
         )
     # one problem for each sample and start: leading axes (R, S)
     a, b, start = (x if x.ndim == 3 else x[None] for x in (a, b, start))
@@ -98,11 +110,17 @@ def minimise_aot(
         return aot_unpaired(*rewards(theta), h, beta, p, q)
 
     def frozen(theta: Tensor) -> "_FrozenCoupling":
-        """The problem with the coupling that is best at theta, for all samples and starts in one batch."""
+        """The problem with the coupling that is best at theta, for all samples and starts in one
+        batch."""
         plan = coupling(*rewards(theta), p, q)
         sample = torch.arange(replicates, device=theta.device)[:, None, None]
-        x = a.expand(replicates, -1, -1)[sample, plan.row] - b.expand(replicates, -1, -1)[sample, plan.column]
-        return _FrozenCoupling(PairBatch(x.flatten(0, 1).mT.contiguous(), plan.mass.flatten(0, 1)), h, beta)
+        x = (
+            a.expand(replicates, -1, -1)[sample, plan.row]
+            - b.expand(replicates, -1, -1)[sample, plan.column]
+        )
+        return _FrozenCoupling(
+            PairBatch(x.flatten(0, 1).mT.contiguous(), plan.mass.flatten(0, 1)), h, beta
+        )
 
     value = objective(theta)
     active = torch.ones_like(value, dtype=torch.bool).flatten()
@@ -114,7 +132,10 @@ def minimise_aot(
         moved = moved.reshape(theta.shape)
         lower = objective(moved)
         better = lower < value - 1e-14 * (1 + value.abs())
-        theta, value = torch.where(better[..., None], moved, theta), torch.where(better, lower, value)
+        theta, value = (
+            torch.where(better[..., None], moved, theta),
+            torch.where(better, lower, value),
+        )
         active = better.flatten()
         if not active.any():
             break
@@ -123,26 +144,35 @@ def minimise_aot(
     _, gradient, _ = frozen(theta).derivatives(theta.flatten(0, 1))
     gap = ball.linear_gap(theta, gradient.reshape(theta.shape))[every, best].clamp(min=0)
     lowest = value[every, best]
-    converged = (gap <= tolerance * lowest.abs().clamp(min=1)) & ~active.reshape(value.shape)[every, best]
+    converged = (gap <= tolerance * lowest.abs().clamp(min=1)) & ~active.reshape(value.shape)[
+        every, best
+    ]
     return AotFit(theta[every, best], lowest, value, gap, converged)
 
 
 def random_starts(rng: np.random.Generator, count: int, dimension: int, bound: float) -> Tensor:
     """(count, d) points spread uniformly over the ball."""
     v = rng.standard_normal((count, dimension))
-    v *= bound * rng.random((count, 1)) ** (1 / dimension) / np.linalg.norm(v, axis=1, keepdims=True)
+    v *= (
+        bound * rng.random((count, 1)) ** (1 / dimension) / np.linalg.norm(v, axis=1, keepdims=True)
+    )
     return torch.from_numpy(v)
 
 
 def potentials(u: Array, v: Array, h: Cost, beta: float, p: Array, q: Array) -> tuple[Array, Array]:
-    """The dual of OT_h between atoms u (n,) with chances p and v (m,) with q: phi (n,) and psi (m,).
+    """The dual of OT_h between atoms u (n,) with chances p and v (m,) with q: phi (n,) and psi
+    (m,).
 
-    phi_i + psi_j <= h(u_i - v_j), with equality along the monotone coupling, so that p.phi + q.psi = OT_h. Every chance must be
+    phi_i + psi_j <= h(u_i - v_j), with equality along the monotone coupling, so that p.phi + q.psi
+    = OT_h. Every chance must be
     positive: an atom that the coupling does not visit has no price.
     """
     u, v, p, q = (as_array(x, name) for x, name in ((u, "u"), (v, "v"), (p, "p"), (q, "q")))
     if not ((p > 0).all() and (q > 0).all()):
-        raise ValueError(f"every atom needs a positive chance, got {min(p.min(), q.min()):g}. Leave atoms without one out.")
+        raise ValueError(
+            f"every atom needs a positive chance, got {min(p.min(), q.min()):g}. Leave atoms"
+            " without one out."
+        )
     values = torch.from_numpy(u), torch.from_numpy(v)
     plan = coupling(*values, torch.from_numpy(p), torch.from_numpy(q))
     held = plan.mass > 0
@@ -174,9 +204,17 @@ class _FrozenCoupling:
             t = self.pairs.project(v).requires_grad_()
             cost = self.h(t, self.beta)
             (slope,) = torch.autograd.grad(cost.sum(), t, create_graph=True)
-            curvature = torch.autograd.grad(slope.sum(), t)[0] if slope.requires_grad else torch.zeros_like(t)  # h may be linear
+            curvature = (
+                torch.autograd.grad(slope.sum(), t)[0]
+                if slope.requires_grad
+                else torch.zeros_like(t)
+            )  # h may be linear
         slope = slope.detach()
-        return (p * cost.detach()).sum(-1), self.pairs.pull(p * slope), self.pairs.outer(p * curvature)
+        return (
+            (p * cost.detach()).sum(-1),
+            self.pairs.pull(p * slope),
+            self.pairs.outer(p * curvature),
+        )
 
     def select(self, index: Tensor) -> "_FrozenCoupling":
         return replace(self, pairs=self.pairs.select(index))

@@ -1,4 +1,5 @@
-"""A batch of weighted samples of preference pairs, and the three contractions every estimator needs."""
+"""A batch of weighted samples of preference pairs, and the three contractions every estimator
+needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SMALLEST, LARGEST = 1e-50, 1e50  # magnitudes whose squares, and the products of two squares, neither vanish nor overflow
-_REACH = 1e15  # beta B max|u| beyond which a margin at the boundary of the ball has no digit after the point
+SMALLEST, LARGEST = (
+    1e-50,
+    1e50,
+)  # magnitudes whose squares, and the products of two squares, neither vanish nor overflow
+# beta B max|u| beyond which a margin at the boundary of the ball has no digit after the point
+_REACH = 1e15
 
 
 class SupportsArray(Protocol):
@@ -21,7 +26,8 @@ class SupportsArray(Protocol):
 # anything that numpy makes an array of numbers of: also a pandas DataFrame or Series
 ArrayLike = Tensor | np.ndarray | float | Sequence[Any] | SupportsArray
 
-# doubles in one chunk's (replicates x pairs) array: a few of them fit in a core's L2 cache, or keep a GPU busy for each launch
+# doubles in one chunk's (replicates x pairs) array: a few of them fit in a core's L2 cache, or keep
+# a GPU busy for each launch
 _CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 23}
 
 
@@ -29,7 +35,8 @@ _CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 23}
 class PairBatch:
     """R samples of n pairs: signed feature differences u = (2y-1)(psi1-psi2) and their weights.
 
-    ut: (R, d, n), or (1, d, n) when all replicates share their atoms (a finite world). p: (R, n), rows summing to one.
+    ut: (R, d, n), or (1, d, n) when all replicates share their atoms (a finite world). p: (R, n),
+    rows summing to one.
     """
 
     ut: Tensor
@@ -68,27 +75,38 @@ class PairBatch:
         return PairBatch(self.ut if self.ut.shape[0] == 1 else self.ut[index], self.p[index])
 
     def chunks(self, elements_per_replicate: int | None = None) -> list[slice]:
-        """Slices of replicates small enough to stay in cache; what is computed does not depend on them."""
+        """Slices of replicates small enough to stay in cache; what is computed does not depend on
+        them."""
         size = elements_per_replicate or self.p.shape[1]
         step = max(1, _CHUNK_ELEMENTS.get(self.p.device.type, 1 << 16) // size)
-        return [slice(start, min(start + step, self.replicates)) for start in range(0, self.replicates, step)]
+        return [
+            slice(start, min(start + step, self.replicates))
+            for start in range(0, self.replicates, step)
+        ]
 
 
 def as_float64(x: ArrayLike, name: str, device: torch.device | None = None) -> Tensor:
-    """What a user passed as a float64 tensor: tensors, arrays of any layout, DataFrames and Series, lists, numbers.
+    """What a user passed as a float64 tensor: tensors, arrays of any layout, DataFrames and Series,
+    lists, numbers.
 
-    A masked array or a missing value becomes NaN, for the caller's check to find. Raises ValueError for what is not numbers.
+    A masked array or a missing value becomes NaN, for the caller's check to find. Raises ValueError
+    for what is not numbers.
     """
     if isinstance(x, Tensor):
         if x.is_complex():
             raise ValueError(
-                f"{name} must be real numbers, got a tensor of {x.dtype}. Pass its real part if that is what is meant."
+                f"{name} must be real numbers, got a tensor of {x.dtype}. Pass its real part if"
+                " that is what is meant."
             )
         dense = x.to_dense() if x.layout != torch.strided else x
         return dense.detach().to(device=device, dtype=torch.float64)
     try:
-        array = np.asarray(np.ma.filled(x.astype(float), np.nan) if isinstance(x, np.ma.MaskedArray) else x)
-        if array.dtype.kind == "O" and any(isinstance(entry, (str, bytes, complex)) for entry in array.flat):
+        array = np.asarray(
+            np.ma.filled(x.astype(float), np.nan) if isinstance(x, np.ma.MaskedArray) else x
+        )
+        if array.dtype.kind == "O" and any(
+            isinstance(entry, (str, bytes, complex)) for entry in array.flat
+        ):
             raise TypeError("some entries are text or complex numbers")
         if array.dtype.kind not in "biufO":
             raise TypeError(f"its entries have the type {array.dtype}")
@@ -96,8 +114,9 @@ def as_float64(x: ArrayLike, name: str, device: torch.device | None = None) -> T
         array = np.require(array, dtype=np.float64, requirements=["C", "W"])
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"{name} must be an array of numbers, got {type(x).__name__} ({error}). Convert it first, "
-            "from a table by table[columns].to_numpy(float), and give all rows the same length."
+            f"{name} must be an array of numbers, got {type(x).__name__} ({error}). Convert it"
+            " first, from a table by table[columns].to_numpy(float), and give all rows the same"
+            " length."
         ) from error
     return torch.from_numpy(array).to(device)
 
@@ -107,8 +126,9 @@ def check_magnitudes(name: str, x: Tensor) -> None:
     top = x.abs().max().item()
     if top != 0 and not SMALLEST <= top <= LARGEST:
         raise ValueError(
-            f"{name} has entries of magnitude up to {top:g}; from {SMALLEST:g} to {LARGEST:g} is accepted, so that squares and "
-            "their products neither vanish nor overflow. Divide by a common factor: it is a matter of the unit."
+            f"{name} has entries of magnitude up to {top:g}; from {SMALLEST:g} to {LARGEST:g} is"
+            " accepted, so that squares and their products neither vanish nor overflow. Divide by"
+            " a common factor: it is a matter of the unit."
         )
 
 
@@ -117,26 +137,31 @@ def check_reach(pairs: "PairBatch", beta: float, bound: float) -> None:
     reach = beta * bound * pairs.ut.abs().max().item()
     if reach > _REACH:
         raise ValueError(
-            f"beta * bound * max|u| = {reach:.3g} is above {_REACH:g}: at that distance a margin has no digit after the point, "
-            "and no fit could be certified. Take a smaller bound, or features in another unit."
+            f"beta * bound * max|u| = {reach:.3g} is above {_REACH:g}: at that distance a margin"
+            " has no digit after the point, and no fit could be certified. Take a smaller bound,"
+            " or features in another unit."
         )
 
 
 def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
     """Check and arrange samples: u (n, d) or (R, n, d), weights None (uniform), (n,) or (R, n).
 
-    Raises ValueError for an empty sample, features that are not finite or have magnitudes outside of SMALLEST to LARGEST, or
-    weights that are negative or do not sum to one.
+    Raises ValueError for an empty sample, features that are not finite or have magnitudes outside
+    of SMALLEST to LARGEST, or weights that are negative or do not sum to one.
     """
     features = as_float64(u, "u")
     if features.ndim not in (2, 3) or 0 in features.shape:
         raise ValueError(
-            f"u must have shape (n, d) or (R, n, d) with n >= 1 and d >= 1, got {tuple(features.shape)}. "
-            "Pass signed feature differences (2y-1)(psi1-psi2), one row a pair."
+            "u must have shape (n, d) or (R, n, d) with n >= 1 and d >= 1, got"
+            f" {tuple(features.shape)}. Pass signed feature differences (2y-1)(psi1-psi2), one row"
+            " a pair."
         )
     bad = int((~torch.isfinite(features)).sum())
     if bad:
-        raise ValueError(f"u holds {bad} non-finite entries (NaN or inf). Remove those pairs or impute their features first.")
+        raise ValueError(
+            f"u holds {bad} non-finite entries (NaN or inf). Remove those pairs or impute their"
+            " features first."
+        )
     check_magnitudes("u", features)
     n = features.shape[-2]
     if weights is None:
@@ -145,18 +170,26 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
         p = as_float64(weights, "weights", features.device)
         p = p[None] if p.ndim == 1 else p
         if p.ndim != 2 or p.shape[1] != n:
-            raise ValueError(f"weights must have shape ({n},) or (R, {n}) to match u, got {tuple(p.shape)}.")
+            raise ValueError(
+                f"weights must have shape ({n},) or (R, {n}) to match u, got {tuple(p.shape)}."
+            )
         total = p.sum(-1)
-        if not bool(torch.isfinite(p).all()) or bool((p < 0).any()) or bool(((total - 1).abs() > 1e-9).any()):
+        if (
+            not bool(torch.isfinite(p).all())
+            or bool((p < 0).any())
+            or bool(((total - 1).abs() > 1e-9).any())
+        ):
             worst = total[(total - 1).abs().argmax()].item()
             raise ValueError(
-                f"weights must be non-negative and each row must sum to one; the smallest entry is {p.min().item():g} and the "
-                f"sum furthest from one is {worst:.12g}. Counts must be divided by their total first."
+                "weights must be non-negative and each row must sum to one; the smallest entry is"
+                f" {p.min().item():g} and the sum furthest from one is {worst:.12g}. Counts must be"
+                " divided by their total first."
             )
     ut = (features if features.ndim == 3 else features[None]).mT.contiguous()
     replicates = max(ut.shape[0], p.shape[0])
     if ut.shape[0] > 1 and p.shape[0] > 1 and ut.shape[0] != p.shape[0]:
         raise ValueError(
-            f"u holds {ut.shape[0]} replicates but weights {p.shape[0]}: give one of them once, or both equally often."
+            f"u holds {ut.shape[0]} replicates but weights {p.shape[0]}: give one of them once, or"
+            " both equally often."
         )
     return PairBatch(ut, p.expand(replicates, -1))

@@ -1,4 +1,5 @@
-"""The bounds of arXiv:2502.01930 with their constants, one function for each statement; all bound a norm, not its square."""
+"""The bounds of arXiv:2502.01930 with their constants, one function for each statement; all bound a
+norm, not its square."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +13,23 @@ from theory.policy import Array
 
 
 def check_constants(
-    n: float | None = None, *, beta: float | None = None, bound: float | None = None, delta: float | None = None
+    n: float | None = None,
+    *,
+    beta: float | None = None,
+    bound: float | None = None,
+    delta: float | None = None,
 ) -> None:
-    """What all the bounds are made of: a sample size of at least 1, positive beta and B, and delta between 0 and 1."""
+    """What all the bounds are made of: a sample size of at least 1, positive beta and B, and delta
+    between 0 and 1."""
     if n is not None and not n >= 1:
-        raise ValueError(f"the sample size n must be at least 1, got {n}. It counts preference pairs.")
+        raise ValueError(
+            f"the sample size n must be at least 1, got {n}. It counts preference pairs."
+        )
     if delta is not None and not 0 < delta < 1:
-        raise ValueError(f"delta must lie strictly between 0 and 1, got {delta}: the probability with which the bound may fail.")
+        raise ValueError(
+            f"delta must lie strictly between 0 and 1, got {delta}: the probability with which the"
+            " bound may fail."
+        )
     for name, value in (("beta", beta), ("bound", bound)):
         if value is not None:
             check_positive(name, value, "The bounds of the paper hold for positive constants only.")
@@ -38,7 +49,9 @@ def largest_loss(beta: float, bound: float) -> float:
     return m + math.log1p(math.exp(-m))
 
 
-def proposition_1(n: float, d: int, *, beta: float, bound: float, delta: float, c: float = 0.0) -> float:
+def proposition_1(
+    n: float, d: int, *, beta: float, bound: float, delta: float, c: float = 0.0
+) -> float:
     """||theta_n - theta*|| in the norm of Sigma_D + c I, for DPO; rate n^-1/2. Prop. 1."""
     check_constants(n, delta=delta)
     gamma = curvature(beta, bound)
@@ -48,7 +61,8 @@ def proposition_1(n: float, d: int, *, beta: float, bound: float, delta: float, 
 
 
 def theorem_1(n: float, *, beta: float, bound: float, regularity: float, delta: float) -> float:
-    """||theta^W_n - theta^W||_2 for WDPO; the square is bounded at the rate n^-1/2, the norm at n^-1/4. Theorem 1.
+    """||theta^W_n - theta^W||_2 for WDPO; the square is bounded at the rate n^-1/2, the norm at
+    n^-1/4. Theorem 1.
 
     Infinite where `regularity` (lambda of Assumption 2) is zero.
     """
@@ -60,12 +74,21 @@ def theorem_1(n: float, *, beta: float, bound: float, regularity: float, delta: 
 
 
 def theorem_2(
-    n: float, *, beta: float, bound: float, regularity: float, dual_low: float, dual_high: float, delta: float
+    n: float,
+    *,
+    beta: float,
+    bound: float,
+    regularity: float,
+    dual_low: float,
+    dual_high: float,
+    delta: float,
 ) -> float:
-    """||theta^KL_n - theta^KL||_2 for KLDPO, with dual_low <= lambda <= dual_high for the optimal dual variable. Theorem 2.
+    """||theta^KL_n - theta^KL||_2 for KLDPO, with dual_low <= lambda <= dual_high for the optimal
+    dual variable. Theorem 2.
 
-    As printed, the bounds must hold over all of Theta; the reference policy has lambda = 0, so that dual_low = 0 and the bound
-    is infinite whenever theta_ref is in Theta. With the range met at the two minimisers it is finite.
+    As printed, the bounds must hold over all of Theta; the reference policy has lambda = 0, so that
+    dual_low = 0 and the bound is infinite whenever theta_ref is in Theta. With the range met at the
+    two minimisers it is finite.
     """
     check_constants(n, delta=delta)
     gamma = curvature(beta, bound)
@@ -76,7 +99,7 @@ def theorem_2(
     return constant * math.exp(exponent) if exponent < 700 else math.inf
 
 
-# ------------------------------------------------------------------------------------- lambda of Assumption 2, over the ball
+# ------------------------------------------------------------ lambda of Assumption 2, over the ball
 def regularity_kl(x: Array, p: Array, radius: float, *, seed: int = 0) -> float:
     """lambda = min {lambda_min(E_Q x x') : KL(Q||P) <= radius}; x (K, d), p (K,)."""
     x, p = _atoms(x, p)
@@ -87,14 +110,18 @@ def regularity_kl(x: Array, p: Array, radius: float, *, seed: int = 0) -> float:
         losses = torch.from_numpy(-((v @ x.T) ** 2))
         R = losses.shape[0]
         return _moments(
-            x, kl_ball_dual(losses, weights.expand(R, -1), torch.full((R,), radius, dtype=torch.float64)).weights.numpy()
+            x,
+            kl_ball_dual(
+                losses, weights.expand(R, -1), torch.full((R,), radius, dtype=torch.float64)
+            ).weights.numpy(),
         )
 
     return _least_eigenvalue(x, worst, seed)
 
 
 def regularity_finite(x: Array, p: Array, cost: Array, budget: float, *, seed: int = 0) -> float:
-    """lambda over the plans with rows p and transport cost at most `budget` = radius**power; cost (K, K)."""
+    """lambda over the plans with rows p and transport cost at most `budget` = radius**power; cost
+    (K, K)."""
     x, p = _atoms(x, p)
     cost, budget = check_metric(cost, len(x)).numpy(), _radius("budget", budget)
     price, rows = torch.from_numpy(cost), torch.from_numpy(p)
@@ -102,16 +129,20 @@ def regularity_finite(x: Array, p: Array, cost: Array, budget: float, *, seed: i
     def worst(v: Array) -> Array:
         losses = torch.from_numpy(-((v @ x.T) ** 2))
         R = losses.shape[0]
-        plan = transport_dual(losses, rows.expand(R, -1), price, torch.full((R,), budget, dtype=torch.float64))
+        plan = transport_dual(
+            losses, rows.expand(R, -1), price, torch.full((R,), budget, dtype=torch.float64)
+        )
         return _moments(x, plan.weights.numpy())
 
     return _least_eigenvalue(x, worst, seed)
 
 
 def regularity_free(x: Array, p: Array, radius: float, power: int, *, seed: int = 0) -> float:
-    """lambda with free features, where the adversary shrinks the projections on the weakest direction.
+    """lambda with free features, where the adversary shrinks the projections on the weakest
+    direction.
 
-    p = 2: ((lambda_min(E x x'))^(1/2) - radius)_+². p = 1: projections are cut at the level whose excess is the radius.
+    p = 2: ((lambda_min(E x x'))^(1/2) - radius)_+². p = 1: projections are cut at the level whose
+    excess is the radius.
     """
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2, got {power}.")
@@ -139,7 +170,10 @@ def regularity_free(x: Array, p: Array, radius: float, power: int, *, seed: int 
 def _atoms(x: Array, p: Array) -> tuple[Array, Array]:
     atoms = as_array(x, "x")
     if atoms.ndim != 2 or 0 in atoms.shape or not np.isfinite(atoms).all():
-        raise ValueError(f"x must be finite numbers of shape (K, d) with K, d >= 1, got shape {atoms.shape}. One row an atom.")
+        raise ValueError(
+            f"x must be finite numbers of shape (K, d) with K, d >= 1, got shape {atoms.shape}. One"
+            " row an atom."
+        )
     return atoms, check_probability("p", p, len(atoms))
 
 
@@ -153,11 +187,13 @@ def _moments(x: Array, q: Array) -> Array:
 
 
 def _least_eigenvalue(x: Array, worst: Callable[[Array], Array], seed: int) -> float:
-    """min over unit v of inf_Q E_Q (v.x)²: alternate the worst E_Q x x' for v with its least eigenvector, from many starts.
+    """min over unit v of inf_Q E_Q (v.x)²: alternate the worst E_Q x x' for v with its least
+    eigenvector, from many starts.
 
-    `worst` maps directions (R, d) to second moments (R, d, d). The problem is not convex (a concave function of v v'); each
-    step lowers its value, and the best of the starts is returned: an upper bound of lambda, exact as far as the starts reach.
-    They are random directions and the normals of planes through atoms, on which a law without regularity would sit.
+    `worst` maps directions (R, d) to second moments (R, d, d). The problem is not convex (a concave
+    function of v v'); each step lowers its value, and the best of the starts is returned: an upper
+    bound of lambda, exact as far as the starts reach. They are random directions and the normals of
+    planes through atoms, on which a law without regularity would sit.
     """
     d = x.shape[1]
     rng = np.random.default_rng(seed)

@@ -1,4 +1,5 @@
-"""Checks of what users pass in: each error gives the value received, the likely cause and the remedy."""
+"""Checks of what users pass in: each error gives the value received, the likely cause and the
+remedy."""
 
 import math
 
@@ -15,35 +16,58 @@ Array = NDArray[np.float64]
 def check_metric(distance: ArrayLike | None, n: int) -> Tensor:
     """An (n, n) matrix of distances: finite, non-negative, symmetric, with a zero diagonal."""
     if distance is None:
-        raise ValueError(f"distance is missing: a Wasserstein ball on {n} atoms needs their ({n}, {n}) distances.")
+        raise ValueError(
+            f"distance is missing: a Wasserstein ball on {n} atoms needs their ({n}, {n})"
+            " distances."
+        )
     matrix = as_float64(distance, "distance")
     if matrix.shape != (n, n):
-        raise ValueError(f"distance must have shape ({n}, {n}) to match the {n} atoms, got {tuple(matrix.shape)}.")
+        raise ValueError(
+            f"distance must have shape ({n}, {n}) to match the {n} atoms, got"
+            f" {tuple(matrix.shape)}."
+        )
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError("distance holds NaN or infinite entries. Forbid a move by a large finite distance instead.")
+        raise ValueError(
+            "distance holds NaN or infinite entries. Forbid a move by a large finite distance"
+            " instead."
+        )
     if bool((matrix < 0).any()):
         raise ValueError(
-            f"distance has the negative entry {matrix.min().item():g}: not a metric. Check its sign or its square root."
+            f"distance has the negative entry {matrix.min().item():g}: not a metric. Check its sign"
+            " or its square root."
         )
     positive = matrix[matrix > 0]
-    if positive.numel() and not SMALLEST <= positive.min().item() <= positive.max().item() <= LARGEST:
+    if (
+        positive.numel()
+        and not SMALLEST <= positive.min().item() <= positive.max().item() <= LARGEST
+    ):
         raise ValueError(
-            f"distance has positive entries from {positive.min().item():g} to {positive.max().item():g}; from {SMALLEST:g} to "
-            f"{LARGEST:g} is accepted, so that their squares count. Take another unit, and 0 for what is as good as equal."
+            f"distance has positive entries from {positive.min().item():g} to"
+            f" {positive.max().item():g}; from {SMALLEST:g} to {LARGEST:g} is accepted, so that"
+            " their squares count. Take another unit, and 0 for what is as good as equal."
         )
     diagonal = matrix.diagonal().abs().max().item()
     if diagonal > 0:
-        raise ValueError(f"distance has {diagonal:g} on its diagonal; the distance of an atom to itself must be zero.")
+        raise ValueError(
+            f"distance has {diagonal:g} on its diagonal; the distance of an atom to itself must be"
+            " zero."
+        )
     asymmetry = (matrix - matrix.T).abs().max().item()
     if asymmetry > 1e-9 * (1 + matrix.max().item()):
-        raise ValueError(f"distance is not symmetric (largest difference {asymmetry:g}). Average it with its transpose.")
+        raise ValueError(
+            f"distance is not symmetric (largest difference {asymmetry:g}). Average it with its"
+            " transpose."
+        )
     return matrix
 
 
 def check_label_cost(kappa: float | None) -> float:
     """A label cost kappa > 0."""
     if kappa is None:
-        raise ValueError("label_cost must be a positive finite number, got None. Give the cost of flipping a label.")
+        raise ValueError(
+            "label_cost must be a positive finite number, got None. Give the cost of flipping a"
+            " label."
+        )
     return check_scale("label_cost", kappa, "Pass None where labels cannot move.")
 
 
@@ -51,17 +75,22 @@ def check_radius(name: str, value: ArrayLike, replicates: int, like: Tensor) -> 
     """A non-negative finite number, or one for each replicate."""
     radius = as_float64(value, name, like.device)
     if radius.ndim > 1 or (radius.ndim == 1 and radius.shape[0] not in (1, replicates)):
-        raise ValueError(f"{name} must be a number or have shape ({replicates},), got shape {tuple(radius.shape)}.")
+        raise ValueError(
+            f"{name} must be a number or have shape ({replicates},), got shape"
+            f" {tuple(radius.shape)}."
+        )
     bad = ~(torch.isfinite(radius) & (radius >= 0))
     if bool(bad.any()):
         raise ValueError(
-            f"{name} must be finite and not negative, got {radius[bad].reshape(-1)[0].item():g}. Use 0 for the plain mean."
+            f"{name} must be finite and not negative, got {radius[bad].reshape(-1)[0].item():g}."
+            " Use 0 for the plain mean."
         )
     odd = (radius > 0) & ~((radius >= SMALLEST) & (radius <= LARGEST))
     if bool(odd.any()):
         raise ValueError(
-            f"{name} must be 0 or between {SMALLEST:g} and {LARGEST:g}, got {radius[odd].reshape(-1)[0].item():g}: its square "
-            "would vanish or overflow. Use 0 for the plain mean; beyond the collapse radius larger ones change nothing."
+            f"{name} must be 0 or between {SMALLEST:g} and {LARGEST:g}, got"
+            f" {radius[odd].reshape(-1)[0].item():g}: its square would vanish or overflow. Use 0"
+            " for the plain mean; beyond the collapse radius larger ones change nothing."
         )
     return radius.expand(replicates) if radius.ndim == 0 else radius.expand(replicates).clone()
 
@@ -79,7 +108,8 @@ def check_scale(name: str, value: float, remedy: str) -> float:
     number = check_positive(name, value, remedy)
     if not SMALLEST <= number <= LARGEST:
         raise ValueError(
-            f"{name} must lie between {SMALLEST:g} and {LARGEST:g}, got {number:g}: its square would vanish or overflow. {remedy}"
+            f"{name} must lie between {SMALLEST:g} and {LARGEST:g}, got {number:g}: its square"
+            f" would vanish or overflow. {remedy}"
         )
     return number
 
@@ -88,7 +118,9 @@ def check_number(name: str, value: float) -> float:
     """One number: a float, an integer, or an array or tensor that holds a single one."""
     number = as_float64(value, name)
     if number.numel() != 1:
-        raise ValueError(f"{name} must be a single number, got shape {tuple(number.shape)}. Pass one of them.")
+        raise ValueError(
+            f"{name} must be a single number, got shape {tuple(number.shape)}. Pass one of them."
+        )
     return float(number)
 
 
@@ -99,12 +131,13 @@ def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Ten
     theta = as_float64(theta_ref, "theta_ref", like.device)
     if theta.shape != (d,) or not bool(torch.isfinite(theta).all()):
         raise ValueError(
-            f"theta_ref must be {d} finite numbers, got {theta.tolist()} of shape {tuple(theta.shape)}. "
-            "Pass None for the uniform policy."
+            f"theta_ref must be {d} finite numbers, got {theta.tolist()} of shape"
+            f" {tuple(theta.shape)}. Pass None for the uniform policy."
         )
     if theta.norm().item() >= bound:
         raise ValueError(
-            f"theta_ref has norm {theta.norm().item():g}, not inside the ball of radius B = {bound:g}: enlarge the bound."
+            f"theta_ref has norm {theta.norm().item():g}, not inside the ball of radius B ="
+            f" {bound:g}: enlarge the bound."
         )
     return theta
 
@@ -118,10 +151,12 @@ def check_probability(name: str, p: ArrayLike, n: int) -> Array:
     """n finite non-negative numbers that sum to one."""
     p = as_array(p, name)
     if p.shape != (n,):
-        raise ValueError(f"{name} must have shape ({n},), got {p.shape}: one number for each pair or context.")
+        raise ValueError(
+            f"{name} must have shape ({n},), got {p.shape}: one number for each pair or context."
+        )
     if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-9:
         raise ValueError(
-            f"{name} must be non-negative and sum to one; the smallest entry is {p.min():g}, the sum {p.sum():.12g}. "
-            "Divide by the sum."
+            f"{name} must be non-negative and sum to one; the smallest entry is {p.min():g}, the"
+            f" sum {p.sum():.12g}. Divide by the sum."
         )
     return p

@@ -1,8 +1,8 @@
 """The radius from which the reference policy itself is the robust minimiser.
 
-At w = 0 every pair has the loss log 2 and slope -u/2, so that w = 0 is optimal iff the ball holds a distribution Q with
-E_Q u = 0 (or, with free features, a sequence of them). The smallest such radius is a convex program of its own.
-Derived; for the KL ball see also Prop. 3, arXiv:2502.01930.
+At w = 0 every pair has the loss log 2 and slope -u/2, so that w = 0 is optimal iff the ball holds a
+distribution Q with E_Q u = 0 (or, with free features, a sequence of them). The smallest such radius
+is a convex program of its own. Derived; for the KL ball see also Prop. 3, arXiv:2502.01930.
 """
 
 import numpy as np
@@ -31,11 +31,13 @@ def collapse_radius(
     distance: ArrayLike | None = None,
     label_cost: float | None = None,
 ) -> Tensor:
-    """Smallest radius at which the exact robust estimator returns theta_ref; (R,), infinite where no radius does.
+    """Smallest radius at which the exact robust estimator returns theta_ref; (R,), infinite where
+    no radius does.
 
     Args:
-        ball: one of `BALLS`: KL ball; Wasserstein balls of order 1 or 2 on the atoms (`-finite`, with `distance`), on free
-            features with fixed labels (`-free`), or with label moves at `label_cost` (`w1-label`).
+        ball: one of `BALLS`: KL ball; Wasserstein balls of order 1 or 2 on the atoms (`-finite`,
+            with `distance`), on free features with fixed labels (`-free`), or with label moves at
+            `label_cost` (`w1-label`).
         u, weights: as for the estimators.
         distance: (n, n) metric between the atoms, for the `-finite` balls.
         label_cost: kappa > 0, for `w1-label`.
@@ -56,7 +58,9 @@ def collapse_radius(
 
 
 def _chunked(pairs: PairBatch, function) -> Tensor:  # type: ignore[no-untyped-def]
-    return torch.cat([function(pairs.select(torch.arange(part.start, part.stop))) for part in pairs.chunks()])
+    return torch.cat(
+        [function(pairs.select(torch.arange(part.start, part.stop))) for part in pairs.chunks()]
+    )
 
 
 def free_collapse(pairs: PairBatch, power: int) -> Tensor:
@@ -65,16 +69,23 @@ def free_collapse(pairs: PairBatch, power: int) -> Tensor:
 
 
 def kl_collapse(pairs: PairBatch) -> tuple[Tensor, Tensor]:
-    """min {KL(Q||P) : E_Q u = 0} = max_nu -log E_P exp(nu.u), by Newton's method on the dual; with nu (R, d).
+    """min {KL(Q||P) : E_Q u = 0} = max_nu -log E_P exp(nu.u), by Newton's method on the dual; with
+    nu (R, d).
 
-    Infinite when 0 lies outside the convex hull of the atoms, by more than about 1e-7 of their size.
+    Infinite when 0 lies outside the convex hull of the atoms, by more than about 1e-7 of their
+    size.
     """
-    scale = pairs.ut.norm(dim=1).amax(-1).clamp(min=1e-300)  # (R,) or (1,): the problem does not know the unit of u
+    scale = (
+        pairs.ut.norm(dim=1).amax(-1).clamp(min=1e-300)
+    )  # (R,) or (1,): the problem does not know the unit of u
     unit = PairBatch(pairs.ut / scale[:, None, None], pairs.p)
-    start = torch.zeros(pairs.replicates, pairs.dimension, dtype=torch.float64, device=pairs.p.device)
+    start = torch.zeros(
+        pairs.replicates, pairs.dimension, dtype=torch.float64, device=pairs.p.device
+    )
     nu, _, _ = minimise(_LogPartition(unit), start, Ball(start[0], 1e8), max_steps=200)
     value = -_LogPartition(unit).derivatives(nu)[0]
-    # where some Q has E_Q u = 0, one with KL(Q||P) <= -log of the smallest weight does; beyond that there is none
+    # where some Q has E_Q u = 0, one with KL(Q||P) <= -log of the smallest weight does; beyond that
+    # there is none
     largest = -torch.where(pairs.p > 0, pairs.p, 1.0).amin(-1).log()
     return torch.where(value > largest + 1e-6, torch.inf, value.clamp(min=0)), nu / scale[:, None]
 
@@ -97,7 +108,8 @@ class _LogPartition:
 
 
 def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
-    """max over ||s|| <= 1 of E min(s.u, 2 kappa - s.u)/2: features move freely and labels flip at the cost kappa."""
+    """max over ||s|| <= 1 of E min(s.u, 2 kappa - s.u)/2: features move freely and labels flip at
+    the cost kappa."""
     if kappa >= pairs.ut.norm(dim=1).max():  # no flip pays
         return free_collapse(pairs, 1)
     ball = Ball(torch.zeros(pairs.dimension, dtype=torch.float64, device=pairs.p.device), 2.0)
@@ -110,15 +122,20 @@ def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
 
 
 def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
-    """Least transport cost to a distribution on the atoms with E_Q u = 0: linear programs, many replicates in each (HiGHS)."""
+    """Least transport cost to a distribution on the atoms with E_Q u = 0: linear programs, many
+    replicates in each (HiGHS)."""
     step = max(1, _PROGRAM_SIZE // cost.numel())
-    parts = [torch.arange(pairs.replicates)[start : start + step] for start in range(0, pairs.replicates, step)]
+    parts = [
+        torch.arange(pairs.replicates)[start : start + step]
+        for start in range(0, pairs.replicates, step)
+    ]
     radii = np.concatenate([_collapse_programs(pairs.select(part), cost) for part in parts])
     return torch.from_numpy(radii).to(pairs.p.device)
 
 
 def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
-    """The programs of all replicates as one, since none shares a variable with another; one by one where one is infeasible."""
+    """The programs of all replicates as one, since none shares a variable with another; one by one
+    where one is infeasible."""
     n, d = cost.shape[0], pairs.dimension
     largest = cost.max().clamp(min=1e-300)  # HiGHS has absolute tolerances
     price = (cost / largest).cpu().numpy().ravel()
@@ -132,12 +149,21 @@ def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
     places = (np.concatenate(rows), np.tile(variable, 1 + d))
     constraint = csr_array((entries, places), shape=(pairs.replicates * (n + d), len(source)))
     demand = np.concatenate([p, np.zeros((pairs.replicates, d))], 1).ravel()
-    solution = linprog(price[source * n + target], A_eq=constraint, b_eq=demand, bounds=(0, None), method="highs")
+    solution = linprog(
+        price[source * n + target], A_eq=constraint, b_eq=demand, bounds=(0, None), method="highs"
+    )
     if solution.status == 0:
-        paid = np.bincount(replicate, weights=price[source * n + target] * solution.x, minlength=pairs.replicates)
+        paid = np.bincount(
+            replicate, weights=price[source * n + target] * solution.x, minlength=pairs.replicates
+        )
         return np.maximum(paid, 0.0) * float(largest)
     if pairs.replicates > 1:
-        return np.concatenate([_collapse_programs(pairs.select(one), cost) for one in torch.arange(pairs.replicates)[:, None]])
+        return np.concatenate(
+            [
+                _collapse_programs(pairs.select(one), cost)
+                for one in torch.arange(pairs.replicates)[:, None]
+            ]
+        )
     if solution.status == 2:  # infeasible: 0 is outside the convex hull of the atoms
         return np.array([np.inf])
     raise RuntimeError(f"the collapse program of a replicate did not solve: {solution.message}")

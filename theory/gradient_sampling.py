@@ -1,9 +1,12 @@
-"""Minimise a function with kinks over a ball by gradient sampling, with a certificate that holds at a kink.
+"""Minimise a function with kinks over a ball by gradient sampling, with a certificate that holds at
+a kink.
 
-At a kink that points upwards, such as the minimum of |x|, no gradient is small and Newton's method stalls. What vanishes there is
-the shortest convex combination of the gradients nearby, up to the outward normal on the boundary of the ball. Each step samples
-gradients within a radius, moves against their shortest combination, and shrinks the radius where there is nothing left to gain.
-Burke, Lewis and Overton, SIAM J. Optim. 15 (2005), with the normal cone of the ball added to the hull.
+At a kink that points upwards, such as the minimum of |x|, no gradient is small and Newton's method
+stalls. What vanishes there is the shortest convex combination of the gradients nearby, up to the
+outward normal on the boundary of the ball. Each step samples gradients within a radius, moves
+against their shortest combination, and shrinks the radius where there is nothing left to gain.
+Burke, Lewis and Overton, SIAM J. Optim. 15 (2005), with the normal cone of the ball added to the
+hull.
 """
 
 from dataclasses import replace
@@ -21,7 +24,9 @@ RADII = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the neighbourhoods in which gradien
 _STILL = 0.1  # slope, over the radius, at which a radius is done
 _ARMIJO = 1e-5
 _TRIES = 3  # sets of points without a lower end after which a radius is given up
-_SIZES = 4.0 ** torch.arange(1, -12, -1, dtype=torch.float64)[:, None]  # of a step, over the smaller of slope and one
+_SIZES = (
+    4.0 ** torch.arange(1, -12, -1, dtype=torch.float64)[:, None]
+)  # of a step, over the smaller of slope and one
 
 
 def descend(
@@ -33,13 +38,16 @@ def descend(
     theta_ref: Array | None = None,
     max_steps: int = 1000,
 ) -> Solution:
-    """Descend from start (d,), or the nearest point of the ball ||w + theta_ref|| <= bound, to a stationary point.
+    """Descend from start (d,), or the nearest point of the ball ||w + theta_ref|| <= bound, to a
+    stationary point.
 
-    The solution's gap is what the shortest combination of gradients sampled within the last radius says could be gained in the
-    ball, to first order; it has converged if that combination, with the outward normal, is shorter than a tenth of that radius.
+    The solution's gap is what the shortest combination of gradients sampled within the last radius
+    says could be gained in the ball, to first order; it has converged if that combination, with the
+    outward normal, is shorter than a tenth of that radius.
 
     Args:
-        objective: (S, d) -> (S,), each value of its own row; locally Lipschitz, differentiable almost everywhere.
+        objective: (S, d) -> (S,), each value of its own row; locally Lipschitz, differentiable
+            almost everywhere.
         rng: for the points at which gradients are sampled.
         theta_ref: (d,), zero where not given.
         max_steps: sets of gradients that are sampled at most.
@@ -70,9 +78,15 @@ def descend(
 
 
 def minimise_with_kinks(
-    objective: Objective, starts: Tensor, rng: np.random.Generator, *, bound: float, theta_ref: Array | None = None
+    objective: Objective,
+    starts: Tensor,
+    rng: np.random.Generator,
+    *,
+    bound: float,
+    theta_ref: Array | None = None,
 ) -> Solution:
-    """Newton's method from each of the starts (S, d), and gradient sampling from the best end if that is at a kink."""
+    """Newton's method from each of the starts (S, d), and gradient sampling from the best end if
+    that is at a kink."""
     found = minimise_from(objective, starts, bound=bound, theta_ref=theta_ref)
     if found.converged:
         return found
@@ -88,9 +102,11 @@ def _gradients(objective: Objective, points: Tensor) -> Tensor:
 
 
 def _shortest(gradients: Tensor, ball: Ball, w: Tensor) -> tuple[Tensor, Tensor]:
-    """The convex combination g of gradients (m, d), and g + nu * normal with the nu >= 0 that make the second shortest.
+    """The convex combination g of gradients (m, d), and g + nu * normal with the nu >= 0 that make
+    the second shortest.
 
-    The normal counts on the boundary only. Non-negative least squares, with a heavy row that makes the weights sum to one.
+    The normal counts on the boundary only. Non-negative least squares, with a heavy row that makes
+    the weights sum to one.
     """
     theta = w + ball.theta_ref
     g = gradients.numpy()
@@ -105,4 +121,6 @@ def _shortest(gradients: Tensor, ball: Ball, w: Tensor) -> tuple[Tensor, Tensor]
 
 def _in_unit_ball(rng: np.random.Generator, count: int, dimension: int) -> Tensor:
     v: Array = rng.standard_normal((count, dimension))
-    return torch.from_numpy(v * rng.random((count, 1)) ** (1 / dimension) / np.linalg.norm(v, axis=1, keepdims=True))
+    return torch.from_numpy(
+        v * rng.random((count, 1)) ** (1 / dimension) / np.linalg.norm(v, axis=1, keepdims=True)
+    )

@@ -1,16 +1,21 @@
 """A primal–dual interior-point method for Wasserstein objectives, batched over replicates.
 
-    minimise  eta r + sum_i p_i max_j f_ij(w, eta)     over ||w + theta_ref|| <= B and eta in a cone,
+    minimise  eta r + sum_i p_i max_j f_ij(w, eta)     over ||w + theta_ref|| <= B and eta in a
+    cone,
 
-with every f_ij jointly convex. At the optimum some atoms are split between targets (the maximum has a kink there), which is
-where Newton's method stops working; here s_i >= f_ij are constraints whose multipliers z_ij are the transport plan. The s_i
-are eliminated by hand, so that each step solves a (d+1)-dimensional system whatever the number of atoms.
+with every f_ij jointly convex. At the optimum some atoms are split between targets (the maximum has
+a kink there), which is where Newton's method stops working; here s_i >= f_ij are constraints whose
+multipliers z_ij are the transport plan. The s_i are eliminated by hand, so that each step solves a
+(d+1)-dimensional system whatever the number of atoms.
 
-The direction is Mehrotra's predictor and corrector: Nocedal and Wright, Numerical Optimization, sections 14.2 and 19.3.
+The direction is Mehrotra's predictor and corrector: Nocedal and Wright, Numerical Optimization,
+sections 14.2 and 19.3.
 
-Near the end z/t is some 1e12, and the last digits of f decide how an atom is split: the forces on v then balance to 1e-10 only,
-and differently on every processor, above all where a tied piece holds no mass (no strict complementarity). `_settle` finishes in
-a form without stiffness: which pieces are tied is known by then, and Newton's method on these ties is well conditioned.
+Near the end z/t is some 1e12, and the last digits of f decide how an atom is split: the forces on v
+then balance to 1e-10 only, and differently on every processor, above all where a tied piece holds
+no mass (no strict complementarity). `_settle` finishes in
+a form without stiffness: which pieces are tied is known by then, and Newton's method on these ties
+is well conditioned.
 """
 
 import math
@@ -24,13 +29,18 @@ from theory.newton import Ball, Smooth
 
 _TINY = 1e-300
 _LAST_STEPS = 8  # of `_settle`: Newton's method from this near
-_MOST = 10**7  # numbers in the gradients of the ties: with more of them the memory is missed sooner than the last digits
+_MOST = (
+    10**7
+    # numbers in the gradients of the ties: with more of them the memory is missed sooner than the
+    # last digits
+)
 _RANK = 1e-12  # of the scaled equations of the ties: below it ties repeat each other
 NOTHING = 1e-30  # weight of an atom that has none
 
 
 class Pieces(Protocol):
-    """The functions f_ji of R problems with n atoms and J pieces each, evaluated at v = (w, eta); arrays are (R, J, n)."""
+    """The functions f_ji of R problems with n atoms and J pieces each, evaluated at v = (w, eta);
+    arrays are (R, J, n)."""
 
     p: Tensor  # (R, n) weights, positive
 
@@ -47,11 +57,13 @@ class Pieces(Protocol):
         ...
 
     def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
-        """sum z_ji Hess f_ji + sum_ji stiffness_ji (G_ji - G_i)(G_ji - G_i)', G_i the stiffness-weighted mean: (R, d+1, d+1)."""
+        """sum z_ji Hess f_ji + sum_ji stiffness_ji (G_ji - G_i)(G_ji - G_i)', G_i the
+        stiffness-weighted mean: (R, d+1, d+1)."""
         ...
 
     def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (R,), gradient (R, d+1) and Hessian (R, d+1, d+1) of the constraint g(w, eta) <= 0 on eta."""
+        """Value (R,), gradient (R, d+1) and Hessian (R, d+1, d+1) of the constraint g(w, eta) <= 0
+        on eta."""
         ...
 
     def select(self, index: Tensor) -> "Pieces":
@@ -59,10 +71,11 @@ class Pieces(Protocol):
         ...
 
 
-# --------------------------------------------------------------------------------------------------------- the method
+# --------------------------------------------------------------------------------------- the method
 @dataclass(frozen=True)
 class Interior:
-    """v = (w, eta) (R, d+1), the multipliers z (R, J, n) that sum to p over the pieces, and the steps taken (R,)."""
+    """v = (w, eta) (R, d+1), the multipliers z (R, J, n) that sum to p over the pieces, and the
+    steps taken (R,)."""
 
     v: Tensor
     z: Tensor
@@ -81,12 +94,14 @@ def solve(
     max_steps: int = 100,
     settled: bool = False,
 ) -> Interior:
-    """Minimise eta*price + sum_i p_i max_j f_ij from w = 0 and the given eta > 0, until the mean complementarity is `tolerance`.
+    """Minimise eta*price + sum_i p_i max_j f_ij from w = 0 and the given eta > 0, until the mean
+    complementarity is `tolerance`.
 
-    price, eta: (R,); `smooth` is a smooth convex function of v to add; `pinned` holds eta where it starts; `settled` finishes by
-    `_settle`, one problem after the other: for the few that need it, without `smooth`. The central path is weighted,
-    z_ij t_ij = mu p_i, so that neither the number of atoms nor small weights change its course. The caller turns the point and
-    the plan into a certificate of its own.
+    price, eta: (R,); `smooth` is a smooth convex function of v to add; `pinned` holds eta where it
+    starts; `settled` finishes by `_settle`, one problem after the other: for the few that need it,
+    without `smooth`. The central path is weighted, z_ij t_ij = mu p_i, so that neither the number
+    of atoms nor small weights change its course. The caller turns the point and the plan into a
+    certificate of its own.
     """
     state = _start(pieces, eta, ball)
     every, every_price = pieces, price
@@ -109,21 +124,29 @@ def solve(
         if not keep.any():
             break
         if not keep.all():
-            pieces, active, price, state = pieces.select(keep), active[keep], price[keep], state.select(keep)
+            pieces, active, price, state = (
+                pieces.select(keep),
+                active[keep],
+                price[keep],
+                state.select(keep),
+            )
             smooth = None if smooth is None else smooth.select(keep)
             best, stalled, worst = best[keep], stalled[keep], worst[keep]
             system = _System(pieces, state, pieces.move(state.v), price, ball, smooth, pinned)
         system.factorise()
         zero = torch.zeros_like(price)
         guess = system.direction(torch.zeros_like(state.t), zero, zero)
-        # below the floor rounding in the matrix would cost the balance of forces more than a smaller mu gains
+        # below the floor rounding in the matrix would cost the balance of forces more than a
+        # smaller mu gains
         aim = (((1 - guess.reach) ** 3).clamp(min=1e-6) * system.mu).clamp(min=0.1 * tolerance)
-        # the corrector can cycle: where nothing has improved lately, plain steps towards the central path
+        # the corrector can cycle: where nothing has improved lately, plain steps towards the
+        # central path
         calm = stalled >= 3
         aim = torch.where(calm, aim.maximum(0.3 * system.mu), aim)
         trust = torch.where(calm, 0.0, 1.0)
         step = system.direction(
-            aim[:, None, None] * pieces.p[:, None, :] - trust[:, None, None] * guess.change.z * guess.change.t,
+            aim[:, None, None] * pieces.p[:, None, :]
+            - trust[:, None, None] * guess.change.z * guess.change.t,
             aim - trust * guess.change.z_ball * guess.change.t_ball,
             aim - trust * guess.change.z_cone * guess.change.t_cone,
         )
@@ -132,14 +155,19 @@ def solve(
     if settled:
         for index in torch.arange(len(steps), device=steps.device)[:, None]:
             at, reached = out.select(index), float(lowest[index])
-            v, z, extra = _settle(every.select(index), at, every_price[index], ball, pinned, reached)
+            v, z, extra = _settle(
+                every.select(index), at, every_price[index], ball, pinned, reached
+            )
             out.v[index], out.z[index] = v, z
             steps[index] += extra
     return Interior(out.v, out.z, steps)
 
 
-def _move(system: "_System", step: "_Direction", worst: Tensor, ball: Ball) -> tuple["_State", Tensor]:
-    """Take the step, shortened where the curvature of the pieces would leave a residual far above the imbalance so far."""
+def _move(
+    system: "_System", step: "_Direction", worst: Tensor, ball: Ball
+) -> tuple["_State", Tensor]:
+    """Take the step, shortened where the curvature of the pieces would leave a residual far above
+    the imbalance so far."""
     pieces, size = system.pieces, 0.995 * step.reach
     for _ in range(8):
         new = system.at.advance(step.change, size)
@@ -159,9 +187,11 @@ def _residual(f: Tensor, state: "_State", p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _State:
-    """Point v (R, d+1), s (R, n), slacks t and multipliers z of the pieces (R, J, n), of the ball and of the cone (R,).
+    """Point v (R, d+1), s (R, n), slacks t and multipliers z of the pieces (R, J, n), of the ball
+    and of the cone (R,).
 
-    Each constraint g <= 0 is g + t = 0 with a slack t > 0 of its own: curvature moves the residual g + t, never the slack.
+    Each constraint g <= 0 is g + t = 0 with a slack t > 0 of its own: curvature moves the residual
+    g + t, never the slack.
     """
 
     v: Tensor
@@ -184,7 +214,8 @@ class _State:
         return _State(*moved)
 
     def absorb(self, f: Tensor, p: Tensor, ball: Tensor, cone: Tensor) -> "_State":
-        """The residual that all pieces of an atom share is taken up by s_i; slacks that are wide take up their own.
+        """The residual that all pieces of an atom share is taken up by s_i; slacks that are wide
+        take up their own.
 
         f, ball and cone are the values of the constraints at v.
         """
@@ -199,12 +230,21 @@ class _State:
         )
 
 
-_KEPT = ("v", "z", "t", "z_ball", "t_ball", "z_cone", "t_cone")  # of the best state, where it is to be settled
+_KEPT = (
+    "v",
+    "z",
+    "t",
+    "z_ball",
+    "t_ball",
+    "z_cone",
+    "t_cone",
+)  # of the best state, where it is to be settled
 
 
 @dataclass(frozen=True)
 class _Direction:
-    """A change of the state, and the largest step in (0, 1] that keeps slacks, multipliers and eta non-negative."""
+    """A change of the state, and the largest step in (0, 1] that keeps slacks, multipliers and eta
+    non-negative."""
 
     change: _State
     reach: Tensor
@@ -227,7 +267,14 @@ class _System:
     """The optimality conditions at one state, and Newton steps towards them."""
 
     def __init__(
-        self, pieces: Pieces, state: _State, f: Tensor, price: Tensor, ball: Ball, smooth: Smooth | None, pinned: bool
+        self,
+        pieces: Pieces,
+        state: _State,
+        f: Tensor,
+        price: Tensor,
+        ball: Ball,
+        smooth: Smooth | None,
+        pinned: bool,
     ) -> None:
         self.pieces, self.at, self.pinned = pieces, state, pinned
         self.d = ball.dimension
@@ -237,11 +284,16 @@ class _System:
         self.miss_ball, self.miss_cone = ball_value + state.t_ball, cone_value + state.t_cone
         self.cost, self.bend = _smooth_part(smooth, state.v)
         self.cost[:, -1] += price
-        products = (state.z * state.t).sum((1, 2)) + state.z_ball * state.t_ball + state.z_cone * state.t_cone
+        products = (
+            (state.z * state.t).sum((1, 2))
+            + state.z_ball * state.t_ball
+            + state.z_cone * state.t_cone
+        )
         self.mu = products / (f.shape[1] + 2)
 
     def imbalance(self) -> Tensor:
-        """Largest of complementarity, weighted residuals of the pieces, and forces that do not balance, (R,)."""
+        """Largest of complementarity, weighted residuals of the pieces, and forces that do not
+        balance, (R,)."""
         at = self.at
         forces = self.cost + self.pieces.gradient(at.z) + at.z_ball[:, None] * self.ball_slope
         forces = forces + at.z_cone[:, None] * self.cone_slope
@@ -251,12 +303,21 @@ class _System:
         return self.mu.maximum(residual).maximum(forces.abs().amax(-1))
 
     def factorise(self) -> None:
-        """Assemble and factor the (d+1)-dimensional matrix that is left when s and the multipliers are eliminated."""
+        """Assemble and factor the (d+1)-dimensional matrix that is left when s and the multipliers
+        are eliminated."""
         at = self.at
         self.stiffness = at.z / at.t
         self.leaving = self.stiffness.sum(1).clamp(min=_TINY)
-        matrix = self.pieces.curvature(at.z, self.stiffness) + self.bend + at.z_cone[:, None, None] * self.cone_bend
-        matrix = matrix + _outer(self.cone_slope, at.z_cone / at.t_cone) + _outer(self.ball_slope, at.z_ball / at.t_ball)
+        matrix = (
+            self.pieces.curvature(at.z, self.stiffness)
+            + self.bend
+            + at.z_cone[:, None, None] * self.cone_bend
+        )
+        matrix = (
+            matrix
+            + _outer(self.cone_slope, at.z_cone / at.t_cone)
+            + _outer(self.ball_slope, at.z_ball / at.t_ball)
+        )
         diagonal = torch.arange(self.d, device=matrix.device)
         matrix[:, diagonal, diagonal] += 2 * at.z_ball[:, None]
         if self.pinned:
@@ -277,7 +338,9 @@ class _System:
         rhs = rhs + self.ball_slope * push_ball[:, None] + self.cone_slope * push_cone[:, None]
         if self.pinned:
             rhs[:, -1] = 0
-        dv = -torch.cholesky_solve((rhs * self.scale)[:, :, None], self.factor)[:, :, 0] * self.scale
+        dv = (
+            -torch.cholesky_solve((rhs * self.scale)[:, :, None], self.factor)[:, :, 0] * self.scale
+        )
         along = self.pieces.directional(dv)
         ds = shift + (stiffness * along).sum(1) / self.leaving
         dt = ds[:, None, :] - along - self.miss
@@ -293,29 +356,42 @@ class _System:
             t_cone=dt_cone,
             z_cone=aim_cone / at.t_cone - at.z_cone - stiff_cone * dt_cone,
         )
-        reach = _reach(at.t, change.t).minimum(_reach(at.z, change.z)).minimum(_reach(at.v[:, -1], 1.25 * dv[:, -1]))
+        reach = (
+            _reach(at.t, change.t)
+            .minimum(_reach(at.z, change.z))
+            .minimum(_reach(at.v[:, -1], 1.25 * dv[:, -1]))
+        )
         for name in ("t_ball", "z_ball", "t_cone", "z_cone"):
             reach = reach.minimum(_reach(getattr(at, name), getattr(change, name)))
         return _Direction(change, reach)
 
 
-def _settle(pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool, worst: float) -> tuple[Tensor, Tensor, int]:
-    """v, z of one problem from Newton's method on its ties, with the steps; the state's own where its imbalance `worst` is less.
+def _settle(
+    pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool, worst: float
+) -> tuple[Tensor, Tensor, int]:
+    """v, z of one problem from Newton's method on its ties, with the steps; the state's own where
+    its imbalance `worst` is less.
 
-    A piece is tied if its share z/p of the mass exceeds its slack, in units of the largest; and so for the ball and the cone.
-    With G the gradients of the ties (each minus that of the atom's heaviest piece) and H the Hessian of the Lagrangian, a step
-    solves
+    A piece is tied if its share z/p of the mass exceeds its slack, in units of the largest; and so
+    for the ball and the cone. With G the gradients of the ties (each minus that of the atom's
+    heaviest piece) and H the Hessian of the Lagrangian, a step solves
 
         [H  G'] [dv]     [forces]
         [G  0 ] [dz] = - [ties  ]
 
-    by least squares: where ties repeat each other the shortest dz leaves the multipliers near those of the central path, which
-    are positive. A piece whose multiplier wants to be negative is let go.
+    by least squares: where ties repeat each other the shortest dz leaves the multipliers near those
+    of the central path, which are positive. A piece whose multiplier wants to be negative is let
+    go.
     """
     p, d = pieces.p[0], ball.dimension
     held = at.z[0] / at.z[0].sum(0).clamp(min=_TINY)
-    atoms, base = torch.arange(len(p), device=p.device), held.argmax(0)  # base: the heaviest piece of each atom
-    largest = at.t[0][:, p > 2 * NOTHING].amax().clamp(max=1.0)  # near collapse all slacks are as small as w
+    atoms, base = (
+        torch.arange(len(p), device=p.device),
+        held.argmax(0),
+    )  # base: the heaviest piece of each atom
+    largest = (
+        at.t[0][:, p > 2 * NOTHING].amax().clamp(max=1.0)
+    )  # near collapse all slacks are as small as w
     tied = (held > at.t[0] / largest) & (torch.arange(len(held), device=p.device)[:, None] != base)
     on_ball, on_cone = bool(at.z_ball[0] > at.t_ball[0]), bool(at.z_cone[0] > at.t_cone[0])
     v, z, z_ball, z_cone = at.v, held * p, at.z_ball * on_ball, at.z_cone * on_cone
@@ -326,13 +402,19 @@ def _settle(pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool,
         if m * held.numel() > _MOST:
             break
         z = torch.where(tied, z, 0.0)
-        z[base, atoms] = (p - z.sum(0)).clamp(min=0)  # the mass of what is not tied goes to the heaviest
+        z[base, atoms] = (p - z.sum(0)).clamp(
+            min=0
+        )  # the mass of what is not tied goes to the heaviest
         f = pieces.move(v)[0]
         ball_value, ball_slope = _ball(v, ball)
         cone_value, cone_slope, cone_bend = pieces.cone(v)
-        forces = (pieces.gradient(z[None]) + z_ball[:, None] * ball_slope + z_cone[:, None] * cone_slope)[0]
+        forces = (
+            pieces.gradient(z[None]) + z_ball[:, None] * ball_slope + z_cone[:, None] * cone_slope
+        )[0]
         forces[-1] += price[0]
-        hessian = (pieces.curvature(z[None], torch.zeros_like(at.z)) + z_cone[:, None, None] * cone_bend)[0]
+        hessian = (
+            pieces.curvature(z[None], torch.zeros_like(at.z)) + z_cone[:, None, None] * cone_bend
+        )[0]
         hessian[range(d), range(d)] += 2 * z_ball
         rows = torch.zeros(m, *held.shape, dtype=v.dtype, device=v.device)
         rows[range(m), j, i], rows[range(m), base[i], i] = 1.0, -1.0
@@ -343,7 +425,12 @@ def _settle(pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool,
         if pinned:
             forces[-1], gradients[:, -1], hessian[-1], hessian[:, -1] = 0, 0, 0, 0
         above = (p * (f.amax(0) - f[base, atoms])).amax()
-        misfit = max(forces.abs().amax().item(), above.item(), ball_value.item() * on_ball, cone_value.item() * on_cone)
+        misfit = max(
+            forces.abs().amax().item(),
+            above.item(),
+            ball_value.item() * on_ball,
+            cone_value.item() * on_cone,
+        )
         if misfit < worst:
             best_v, best_z, worst = v, z[None], misfit
         if not math.isfinite(misfit) or steps == _LAST_STEPS:
@@ -369,21 +456,30 @@ def _settle(pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool,
     return best_v, best_z, steps
 
 
-def _tie_step(hessian: Tensor, gradients: Tensor, forces: Tensor, ties: Tensor) -> tuple[Tensor, Tensor]:
-    """The step of `_settle` in v and in the multipliers, v measured in units that give each coordinate a matrix of size one."""
+def _tie_step(
+    hessian: Tensor, gradients: Tensor, forces: Tensor, ties: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The step of `_settle` in v and in the multipliers, v measured in units that give each
+    coordinate a matrix of size one."""
     unit = (torch.diagonal(hessian).abs() + (gradients**2).sum(0)).clamp(min=_TINY).rsqrt()
     size = (gradients * unit).norm(dim=1).clamp(min=_TINY)
     g = gradients * unit / size[:, None]
     zero = torch.zeros(len(g), len(g), dtype=g.dtype, device=g.device)
-    matrix = torch.cat([torch.cat([hessian * unit[:, None] * unit, g.T], 1), torch.cat([g, zero], 1)])
-    solution = torch.linalg.pinv(matrix, rtol=_RANK, hermitian=True) @ -torch.cat([forces * unit, ties / size])
+    matrix = torch.cat(
+        [torch.cat([hessian * unit[:, None] * unit, g.T], 1), torch.cat([g, zero], 1)]
+    )
+    solution = torch.linalg.pinv(matrix, rtol=_RANK, hermitian=True) @ -torch.cat(
+        [forces * unit, ties / size]
+    )
     return solution[: len(unit)] * unit, solution[len(unit) :] / size
 
 
 def _smooth_part(smooth: Smooth | None, v: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient and Hessian of the function that is added, zero where there is none."""
     if smooth is None:
-        return torch.zeros_like(v), torch.zeros(*v.shape, v.shape[1], dtype=v.dtype, device=v.device)
+        return torch.zeros_like(v), torch.zeros(
+            *v.shape, v.shape[1], dtype=v.dtype, device=v.device
+        )
     return smooth.derivatives(v)[1:]
 
 
@@ -405,11 +501,14 @@ def _factorise(matrix: Tensor) -> tuple[Tensor, Tensor]:
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     factor, info = torch.linalg.cholesky_ex(scaled + 1e-15 * eye)
     if (info != 0).any():
-        factor = torch.where((info == 0)[:, None, None], factor, torch.linalg.cholesky_ex(scaled + 1e-9 * eye)[0])
+        factor = torch.where(
+            (info == 0)[:, None, None], factor, torch.linalg.cholesky_ex(scaled + 1e-9 * eye)[0]
+        )
     return factor, scale
 
 
 def _reach(x: Tensor, dx: Tensor) -> Tensor:
-    """Largest step in (0, 1] that keeps x + step dx >= 0 for positive x, for each problem of the batch."""
+    """Largest step in (0, 1] that keeps x + step dx >= 0 for positive x, for each problem of the
+    batch."""
     fastest = (dx / x).reshape(x.shape[0], -1).amin(1)
     return 1 / (-fastest).clamp(min=1.0)

@@ -21,7 +21,14 @@ from theory.points import (
     smooth_point,
     take,
 )
-from theory.smooth import KlBallLoss, KlBallProfile, MeanLoss, TiltedLoss, excess_loss, loss_and_slope
+from theory.smooth import (
+    KlBallLoss,
+    KlBallProfile,
+    MeanLoss,
+    TiltedLoss,
+    excess_loss,
+    loss_and_slope,
+)
 
 
 def solve_mean(pairs: PairBatch, beta: float, ball: Ball) -> Point:
@@ -50,7 +57,8 @@ def solve_tilt(pairs: PairBatch, beta: float, ball: Ball, tau: Tensor) -> Point:
 
 
 def _follow_tilt(pairs: PairBatch, beta: float, ball: Ball, tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimise the tilted risk at small tau by halving the temperature from where Newton's method is at ease."""
+    """Minimise the tilted risk at small tau by halving the temperature from where Newton's method
+    is at ease."""
     w = linear_start(pairs, beta, ball)
     steps = torch.zeros(pairs.replicates, dtype=torch.int64, device=pairs.p.device)
     now = tau.clamp(min=1.0)
@@ -77,28 +85,40 @@ def solve_kl(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
 
 def _kldpo_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
     w0 = linear_start(pairs, beta, ball)
-    # for Gaussian u the collapse radius is -log(1 - c)/2 with c = Eu'(E uu')^-1 Eu, and w shrinks with the root of the radius
+    # for Gaussian u the collapse radius is -log(1 - c)/2 with c = Eu'(E uu')^-1 Eu, and w shrinks
+    # with the root of the radius
     c = (beta / 2 * (w0 * pairs.pull(pairs.p)).sum(-1)).clamp(0, 1 - 1e-6)
-    w0 = w0 * (1 - (2 * radius / -torch.log1p(-c).clamp(max=-1e-12)).sqrt()).clamp(min=0.02)[:, None]
+    w0 = (
+        w0 * (1 - (2 * radius / -torch.log1p(-c).clamp(max=-1e-12)).sqrt()).clamp(min=0.02)[:, None]
+    )
     loss, _ = loss_and_slope(beta * pairs.project(w0))
     spread = (pairs.p * (loss - (pairs.p * loss).sum(-1, keepdim=True)) ** 2).sum(-1).sqrt()
     lam0 = (spread / (2 * radius).sqrt()).clamp(min=1e-3 * beta)  # KL ≈ Var/(2 lambda²)
     v, settled, steps = minimise(
-        KlBallLoss(pairs, beta, radius), torch.cat([w0, lam0[:, None]], -1), ball, max_steps=10, halvings=6
+        KlBallLoss(pairs, beta, radius),
+        torch.cat([w0, lam0[:, None]], -1),
+        ball,
+        max_steps=10,
+        halvings=6,
     )
     point = _kl_point(pairs, beta, ball, radius, v[:, :-1], steps)
-    # what is left: collapse, or nearly so (w and lambda go to zero together), and separable samples (lambda alone does)
-    doubt = (~settled | (point.gap > DOUBTFUL) | (v[:, :-1].norm(dim=-1) * beta < 1e-3)).nonzero()[:, 0]
+    # what is left: collapse, or nearly so (w and lambda go to zero together), and separable samples
+    # (lambda alone does)
+    doubt = (~settled | (point.gap > DOUBTFUL) | (v[:, :-1].norm(dim=-1) * beta < 1e-3)).nonzero()[
+        :, 0
+    ]
     if doubt.numel():
         point = scatter([(doubt, _kl_hard(pairs.select(doubt), beta, ball, radius[doubt]))], point)
     return point
 
 
 def _kl_hard(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
-    """Decide collapse by its radius; else leave w = 0 in the direction of the collapse dual, lambda minimised out."""
+    """Decide collapse by its radius; else leave w = 0 in the direction of the collapse dual, lambda
+    minimised out."""
     threshold, nu = kl_collapse(pairs)
     point = collapsed_point(pairs)
-    # within 1e-9 of it w is of that order and the value of its square: both are zero to the digits that a certificate has
+    # within 1e-9 of it w is of that order and the value of its square: both are zero to the digits
+    # that a certificate has
     out = (radius < threshold * (1 - 1e-9)).nonzero()[:, 0]
     if out.numel():
         part, r = pairs.select(out), radius[out]
@@ -112,22 +132,35 @@ def _kl_hard(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
             solved = keep_better(solved, again, better)
             tied = again[solved.gap[again] > DOUBTFUL]
             if tied.numel():
-                solved = keep_better(solved, tied, _kl_largest(part.select(tied), beta, ball, r[tied]))
+                solved = keep_better(
+                    solved, tied, _kl_largest(part.select(tied), beta, ball, r[tied])
+                )
         point = scatter([(out, solved)], point)
     return point
 
 
-def _kl_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, w: Tensor, steps: Tensor) -> Point:
+def _kl_point(
+    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, w: Tensor, steps: Tensor
+) -> Point:
     margin = beta * pairs.project(w)
     worst = kl_ball_dual(excess_loss(margin), pairs.p, radius)
     gap = worst.gap + lower_gap(pairs, worst.weights, loss_and_slope(margin)[1], w, beta, ball)
-    return Point(w, LOG2 + worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
+    return Point(
+        w,
+        LOG2 + worst.value,
+        gap,
+        worst.dual.clone(),
+        steps,
+        torch.zeros_like(steps, dtype=torch.bool),
+    )
 
 
 def _kl_largest(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
-    """Minimise the largest loss, which is the solution where lambda = 0; certified where the weights of the ties are in the ball.
+    """Minimise the largest loss, which is the solution where lambda = 0; certified where the
+    weights of the ties are in the ball.
 
-    The path ends short of it, some 1e-11 above: at lambda the exponents l/lambda have lost the digits that divide the ties.
+    The path ends short of it, some 1e-11 above: at lambda the exponents l/lambda have lost the
+    digits that divide the ties.
     """
     one = torch.ones_like(radius)
     pieces = LargestLoss(pairs, torch.zeros_like(pairs.p[:1, :1]), beta)
@@ -135,18 +168,28 @@ def _kl_largest(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Po
     w, q = ball.project(found.v[:, :-1]), found.z[:, :, 0] * (pairs.p > 0)
     q = q / q.sum(-1, keepdim=True)
     loss, slope = loss_and_slope(beta * pairs.project(w))
-    kl = torch.where(q > 0, q * (q.clamp(min=1e-300) / pairs.p.clamp(min=1e-300)).log(), 0.0).sum(-1)
+    kl = torch.where(q > 0, q * (q.clamp(min=1e-300) / pairs.p.clamp(min=1e-300)).log(), 0.0).sum(
+        -1
+    )
     worst = kl_ball_dual(loss, pairs.p, radius)
     gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, ball)
     gap = torch.where(kl <= radius, gap, torch.inf)
-    return Point(w, worst.value, gap, worst.dual.clone(), found.steps, torch.zeros_like(found.steps, dtype=torch.bool))
+    return Point(
+        w,
+        worst.value,
+        gap,
+        worst.dual.clone(),
+        found.steps,
+        torch.zeros_like(found.steps, dtype=torch.bool),
+    )
 
 
 def _kl_path(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
-    """Follow the tilted minimisers down in lambda until their KL meets the radius, or lambda reaches rounding.
+    """Follow the tilted minimisers down in lambda until their KL meets the radius, or lambda
+    reaches rounding.
 
-    Needed when the sample is separable: then the optimum may have lambda = 0 (the largest loss is minimised), with several
-    pairs tied, where Newton's method in (w, lambda) jams.
+    Needed when the sample is separable: then the optimum may have lambda = 0 (the largest loss is
+    minimised), with several pairs tied, where Newton's method in (w, lambda) jams.
     """
     w = linear_start(pairs, beta, ball)
     steps = torch.zeros(pairs.replicates, dtype=torch.int64, device=pairs.p.device)
@@ -162,12 +205,26 @@ def _kl_path(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
         log_q = torch.log_softmax((loss - loss.amax(-1, keepdim=True)) / lam[:, None] + log_p, -1)
         q = torch.exp(log_q)
         average = (q * loss).sum(-1)
-        kl = torch.where(q > 0, q * (log_q - log_p), 0.0).sum(-1)  # of this very q, however small lambda is
-        # the tilt is a feasible worst case where KL <= rho; its bound is what certifies a tie, which the dual at w alone cannot
+        kl = torch.where(q > 0, q * (log_q - log_p), 0.0).sum(
+            -1
+        )  # of this very q, however small lambda is
+        # the tilt is a feasible worst case where KL <= rho; its bound is what certifies a tie,
+        # which the dual at w alone cannot
         exact = kl_ball_dual(loss, pairs.p, radius)
-        tilted = torch.where(kl <= radius, exact.value - average + lower_gap(pairs, q, slope, w, beta, ball), torch.inf)
+        tilted = torch.where(
+            kl <= radius,
+            exact.value - average + lower_gap(pairs, q, slope, w, beta, ball),
+            torch.inf,
+        )
         own = lower_gap(pairs, exact.weights, slope, w, beta, ball) + exact.gap
-        now = Point(w, exact.value, own.minimum(tilted), exact.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
+        now = Point(
+            w,
+            exact.value,
+            own.minimum(tilted),
+            exact.dual.clone(),
+            steps,
+            torch.zeros_like(steps, dtype=torch.bool),
+        )
         if best is None:
             best = now
         else:

@@ -1,7 +1,9 @@
-"""How far each Wasserstein adversary can move an atom: the pieces f_ji whose maximum over j is the robust loss of atom i.
+"""How far each Wasserstein adversary can move an atom: the pieces f_ji whose maximum over j is the
+robust loss of atom i.
 
-Each class says what the moves are and provides the sums over pieces that the interior-point method (module `interior`) and the
-entropic smoothing need. Arrays are (R, J, n): R replicates, J pieces of each of n atoms.
+Each class says what the moves are and provides the sums over pieces that the interior-point method
+(module `interior`) and the entropic smoothing need. Arrays are (R, J, n): R replicates, J pieces of
+each of n atoms.
 """
 
 from dataclasses import dataclass, field, replace
@@ -18,15 +20,18 @@ _TINY = 1e-300
 
 
 def _weights(pairs: PairBatch) -> Tensor:
-    """Weights bounded away from zero, so that no multiplier is exactly zero; what they add is far below rounding."""
+    """Weights bounded away from zero, so that no multiplier is exactly zero; what they add is far
+    below rounding."""
     return pairs.p.clamp(min=NOTHING)
 
 
 @dataclass
 class FiniteMoves:
-    """Transport on the atoms themselves: f_ji = l(m_j) - eta c_ij. Lemma 1, arXiv:2502.01930, on a finite Z.
+    """Transport on the atoms themselves: f_ji = l(m_j) - eta c_ij. Lemma 1, arXiv:2502.01930, on a
+    finite Z.
 
-    `targets` (R, J, n) lists the atoms targets_ji that atom i may move to; without it every atom is a target.
+    `targets` (R, J, n) lists the atoms targets_ji that atom i may move to; without it every atom is
+    a target.
     """
 
     pairs: PairBatch
@@ -72,7 +77,10 @@ class FiniteMoves:
         return (c * self.price).sum((1, 2))
 
     def directional(self, dv: Tensor) -> Tensor:
-        return self._at_targets(self.slope * self.pairs.project(dv[:, :-1])) - dv[:, -1, None, None] * self.price
+        return (
+            self._at_targets(self.slope * self.pairs.project(dv[:, :-1]))
+            - dv[:, -1, None, None] * self.price
+        )
 
     def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
         leaving = stiffness.sum(1).clamp(min=_TINY)
@@ -90,16 +98,23 @@ class FiniteMoves:
         out[:, :d, :d] += self.pairs.outer(self._arriving(z) * self.bend)
         return out
 
-    def _scatter_of_all(self, gradients: Tensor, stiffness: Tensor, leaving: Tensor, mean_eta: Tensor) -> Tensor:
-        """The same from second moments, for all n² moves at the price of two matrix products, where stiffness is moderate."""
+    def _scatter_of_all(
+        self, gradients: Tensor, stiffness: Tensor, leaving: Tensor, mean_eta: Tensor
+    ) -> Tensor:
+        """The same from second moments, for all n² moves at the price of two matrix products, where
+        stiffness is moderate."""
         d = self.pairs.dimension
         arriving = stiffness.sum(2)
         priced = stiffness * self.price
         mean_w = torch.matmul(gradients, stiffness) / leaving[:, None, :]
-        out = torch.empty(stiffness.shape[0], d + 1, d + 1, dtype=stiffness.dtype, device=stiffness.device)
+        out = torch.empty(
+            stiffness.shape[0], d + 1, d + 1, dtype=stiffness.dtype, device=stiffness.device
+        )
         out[:, :d, :d] = torch.matmul(gradients * arriving[:, None, :], gradients.mT)
         out[:, :d, :d] -= torch.matmul(leaving[:, None, :] * mean_w, mean_w.mT)
-        cross = ((leaving * mean_eta)[:, None, :] * mean_w).sum(2) - (gradients * priced.sum(2)[:, None, :]).sum(2)
+        cross = ((leaving * mean_eta)[:, None, :] * mean_w).sum(2) - (
+            gradients * priced.sum(2)[:, None, :]
+        ).sum(2)
         out[:, :d, d] = cross
         out[:, d, :d] = cross
         out[:, d, d] = self._paid(priced) - (leaving * mean_eta**2).sum(1)
@@ -115,12 +130,15 @@ class FiniteMoves:
 
 @dataclass
 class LargestLoss(FiniteMoves):
-    """max_j l(m_j) over the pairs with weight: one atom whose mass may go to any of them. `cost` and `targets` are not used."""
+    """max_j l(m_j) over the pairs with weight: one atom whose mass may go to any of them. `cost`
+    and `targets` are not used."""
 
     def __post_init__(self) -> None:
         replicates, n = self.pairs.p.shape
         self.p = torch.ones_like(self.pairs.p[:, :1])
-        self.targets = torch.arange(n, device=self.p.device)[None, :, None].expand(replicates, -1, -1)
+        self.targets = torch.arange(n, device=self.p.device)[None, :, None].expand(
+            replicates, -1, -1
+        )
         self.price = torch.where(self.pairs.p > 0, 0.0, 1e6)[:, :, None]  # out of reach
 
     def _arriving(self, c: Tensor) -> Tensor:
@@ -132,8 +150,8 @@ class LargestLoss(FiniteMoves):
 
 @dataclass
 class _TwoMoves:
-    """Two pieces an atom, whose gradients are combinations of u_i and of one vector common to all atoms:
-    G_ji = along_ji (beta u_i, 0) + common_ji e."""
+    """Two pieces an atom, whose gradients are combinations of u_i and of one vector common to all
+    atoms: G_ji = along_ji (beta u_i, 0) + common_ji e."""
 
     pairs: PairBatch
     beta: float
@@ -156,12 +174,15 @@ class _TwoMoves:
         """sum_i uu_i b_i b_i' + ue_i (b_i e' + e b_i') + ee_i e e' with b_i = (beta u_i, 0)."""
         d = self.pairs.dimension
         cross = self._pad(self.beta * self.pairs.pull(ue))[:, :, None] * self.e[:, None, :]
-        out = cross + cross.mT + ee.sum(-1)[:, None, None] * (self.e[:, :, None] * self.e[:, None, :])
+        out = (
+            cross + cross.mT + ee.sum(-1)[:, None, None] * (self.e[:, :, None] * self.e[:, None, :])
+        )
         out[:, :d, :d] += self.beta**2 * self.pairs.outer(uu)
         return out
 
     def _spread(self, stiffness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Coefficients of the second term of `curvature`; with two pieces it is a multiple of (G_1 - G_0)(G_1 - G_0)'."""
+        """Coefficients of the second term of `curvature`; with two pieces it is a multiple of (G_1
+        - G_0)(G_1 - G_0)'."""
         joint = stiffness[:, 0] * stiffness[:, 1] / stiffness.sum(1).clamp(min=_TINY)
         along = self.along[:, 1] - self.along[:, 0]
         common = self.common[:, 1] - self.common[:, 0]
@@ -174,10 +195,12 @@ class _TwoMoves:
 
 @dataclass
 class LabelMoves(_TwoMoves):
-    """W1 with free features and label cost kappa: f = l(m_i), and l(-m_i) - kappa eta = l(m_i) + m_i - kappa eta.
+    """W1 with free features and label cost kappa: f = l(m_i), and l(-m_i) - kappa eta = l(m_i) +
+    m_i - kappa eta.
 
-    Shafieezadeh-Abadeh, Esfahani, Kuhn (2015), Thm. 1. The cone is eta >= beta ||w||. With `linear`, the losses are replaced by
-    their slopes at the reference policy, -m/2 and m/2, which gives the collapse radius.
+    Shafieezadeh-Abadeh, Esfahani, Kuhn (2015), Thm. 1. The cone is eta >= beta ||w||. With
+    `linear`, the losses are replaced by their slopes at the reference policy, -m/2 and m/2, which
+    gives the collapse radius.
     """
 
     kappa: float = 1.0
@@ -187,7 +210,9 @@ class LabelMoves(_TwoMoves):
         margin = self.beta * self.pairs.project(v[:, :-1])
         chance = torch.full_like(margin, 0.5) if self.linear else torch.sigmoid(-margin)
         self.along = torch.stack([-chance, 1 - chance], 1)
-        self.common = torch.tensor([0.0, -self.kappa], dtype=margin.dtype, device=margin.device)[:, None].expand_as(self.along)
+        self.common = torch.tensor([0.0, -self.kappa], dtype=margin.dtype, device=margin.device)[
+            :, None
+        ].expand_as(self.along)
         self.e = torch.zeros_like(v)
         self.e[:, -1] = 1.0
         self.bend = torch.zeros_like(margin) if self.linear else chance * (1 - chance)
@@ -217,10 +242,12 @@ class LabelMoves(_TwoMoves):
 
 @dataclass
 class QuadraticMoves(_TwoMoves):
-    """W2 with free features and fixed labels: the adversary moves x along w, and its best moves lie in two wells.
+    """W2 with free features and fixed labels: the adversary moves x along w, and its best moves lie
+    in two wells.
 
-    softplus(-m + k) - eta k²/b² = sup_q -qm + H(q) + a q²/2 with a = b²/(2 eta), b = beta ||w||; the pieces are the suprema over
-    q in [0, 1/2] and [1/2, 1], jointly convex in (w, eta). Above a = 4 (eta < b²/8) both wells exist.
+    softplus(-m + k) - eta k²/b² = sup_q -qm + H(q) + a q²/2 with a = b²/(2 eta), b = beta ||w||;
+    the pieces are the suprema over q in [0, 1/2] and [1/2, 1], jointly convex in (w, eta). Above a
+    = 4 (eta < b²/8) both wells exist.
     """
 
     def move(self, v: Tensor) -> Tensor:
@@ -233,9 +260,9 @@ class QuadraticMoves(_TwoMoves):
         value, q, self.pull_back = restricted_wells(margin, a)
         self.along, self.common = -q, q**2 / 2
         corner = torch.cat([w / eta[:, None], torch.zeros_like(eta[:, None])], -1)
-        rows = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)[:, :-1] - torch.nn.functional.pad(
-            corner[:, None, :-1], (0, 0, v.shape[1] - 1, 0)
-        )
+        rows = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)[
+            :, :-1
+        ] - torch.nn.functional.pad(corner[:, None, :-1], (0, 0, v.shape[1] - 1, 0))
         self.hessian_a = scale[:, None, None] * (rows @ rows.mT)
         return value
 
@@ -262,9 +289,11 @@ def _half_line(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class SmoothedTransportLoss:
-    """eta r + eps sum_i p_i log sum_j exp((l_j - eta c_ij)/eps): the entropic smoothing of transport on the atoms.
+    """eta r + eps sum_i p_i log sum_j exp((l_j - eta c_ij)/eps): the entropic smoothing of
+    transport on the atoms.
 
-    It exceeds the robust loss by at most eps log n. Minimised at a small width it tells which moves matter.
+    It exceeds the robust loss by at most eps log n. Minimised at a small width it tells which moves
+    matter.
     """
 
     pairs: PairBatch
@@ -287,4 +316,6 @@ class SmoothedTransportLoss:
         return value, gradient, moves.curvature(plan, plan / eps)
 
     def select(self, index: Tensor) -> "SmoothedTransportLoss":
-        return replace(self, pairs=self.pairs.select(index), budget=self.budget[index], width=self.width[index])
+        return replace(
+            self, pairs=self.pairs.select(index), budget=self.budget[index], width=self.width[index]
+        )

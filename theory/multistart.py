@@ -1,8 +1,10 @@
-"""A smooth or piecewise smooth objective on a ball: Newton's method from several starts, and a certificate for the best end.
+"""A smooth or piecewise smooth objective on a ball: Newton's method from several starts, and a
+certificate for the best end.
 
     found = minimise_from(objective, random_starts(rng, 8, d, bound), bound=2.0)
 
-The objective need not be convex: an end is a local minimum at best, and the values that other starts end at belong to the answer.
+The objective need not be convex: an end is a local minimum at best, and the values that other
+starts end at belong to the answer.
 """
 
 from collections.abc import Callable
@@ -24,8 +26,9 @@ Objective = Callable[[Tensor], Tensor]  # w (S, d) -> (S,)
 class Solution:
     """The best of S starts.
 
-    w: (d,). value: objective there. gap: largest gain to first order within the ball, which is 0 at a stationary point; it bounds
-    value - minimum only where the objective is convex. converged: gap <= tolerance. ends: (S,) value that each start ended at.
+    w: (d,). value: objective there. gap: largest gain to first order within the ball, which is 0 at
+    a stationary point; it bounds value - minimum only where the objective is convex. converged: gap
+    <= tolerance. ends: (S,) value that each start ended at.
     """
 
     w: Array
@@ -36,12 +39,19 @@ class Solution:
 
 
 def minimise_from(
-    objective: Objective, starts: Tensor, *, bound: float, theta_ref: Array | None = None, tolerance: float = TOLERANCE
+    objective: Objective,
+    starts: Tensor,
+    *,
+    bound: float,
+    theta_ref: Array | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Solution:
-    """Minimise an objective of w over ||w + theta_ref|| <= bound by Newton's method from each of the starts (S, d).
+    """Minimise an objective of w over ||w + theta_ref|| <= bound by Newton's method from each of
+    the starts (S, d).
 
     Args:
-        objective: (S, d) -> (S,), each value of its own row, with two derivatives almost everywhere.
+        objective: (S, d) -> (S,), each value of its own row, with two derivatives almost
+            everywhere.
         starts: float64; those outside the ball start from the nearest point of it.
         theta_ref: (d,), zero where not given.
     """
@@ -55,14 +65,18 @@ def minimise_from(
 
 
 def lowest(objective: Objective, points: Tensor, count: int) -> Tensor:
-    """The `count` of the points (m, d) at which the objective is lowest, lowest first: starts that find narrow basins too."""
+    """The `count` of the points (m, d) at which the objective is lowest, lowest first: starts that
+    find narrow basins too."""
     return points[objective(points).argsort()[:count]]
 
 
 def make_ball(points: Tensor, bound: float, theta_ref: Array | None) -> Ball:
     """The ball ||w + theta_ref|| <= bound for points w (..., d); theta_ref None is zero."""
     bound = check_positive("bound", bound, "It is B in ||w + theta_ref|| <= B.")
-    return Ball(points.new_zeros(points.shape[-1]) if theta_ref is None else points.new_tensor(theta_ref), bound)
+    return Ball(
+        points.new_zeros(points.shape[-1]) if theta_ref is None else points.new_tensor(theta_ref),
+        bound,
+    )
 
 
 @dataclass(frozen=True)

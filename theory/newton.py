@@ -1,8 +1,9 @@
 """Newton's method on a ball, for many small smooth problems at once.
 
-Minimises F(w, extra) over ||w + theta_ref|| <= B, with at most one extra positive variable (the multiplier of an ambiguity
-set). Each step minimises the exact quadratic model over the ball itself, so that the boundary costs no accuracy and
-convergence is quadratic there too; a backtracking line search on F makes it global.
+Minimises F(w, extra) over ||w + theta_ref|| <= B, with at most one extra positive variable (the
+multiplier of an ambiguity set). Each step minimises the exact quadratic model over the ball itself,
+so that the boundary costs no accuracy and convergence is quadratic there too; a backtracking line
+search on F makes it global.
 """
 
 from dataclasses import dataclass
@@ -46,17 +47,26 @@ class Ball:
         return torch.where(norm > self.bound, theta * (self.bound / norm) - self.theta_ref, w)
 
     def linear_gap(self, w: Tensor, gradient: Tensor) -> Tensor:
-        """max over the ball of g.(w - w'), which bounds F(w) - min F for convex F with (sub)gradient g at w (Frank–Wolfe gap)."""
+        """max over the ball of g.(w - w'), which bounds F(w) - min F for convex F with
+        (sub)gradient g at w (Frank–Wolfe gap)."""
         return ((w + self.theta_ref) * gradient).sum(-1) + self.bound * gradient.norm(dim=-1)
 
 
 def minimise(
-    function: Smooth, start: Tensor, ball: Ball, *, max_steps: int = 60, halvings: int = 30, convex: bool = True
+    function: Smooth,
+    start: Tensor,
+    ball: Ball,
+    *,
+    max_steps: int = 60,
+    halvings: int = 30,
+    convex: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise a batch of functions from `start` (R, k); returns v (R, k), settled (R,) and the steps taken (R,).
+    """Minimise a batch of functions from `start` (R, k); returns v (R, k), settled (R,) and the
+    steps taken (R,).
 
-    `settled` says that the iteration ended by itself; whether the point is a minimiser is for the caller's certificate to say.
-    With `convex=False` negative curvature is reflected, and the point is a local minimiser.
+    `settled` says that the iteration ended by itself; whether the point is a minimiser is for the
+    caller's certificate to say. With `convex=False` negative curvature is reflected, and the point
+    is a local minimiser.
     """
     result = start.clone()
     steps = torch.zeros(start.shape[0], dtype=torch.int64, device=start.device)
@@ -67,11 +77,14 @@ def minimise(
     for _ in range(max_steps):
         step = _newton_step(v, gradient, hessian, ball, convex)
         slope = (gradient * step).sum(-1)
-        # on the sphere rounding of theta alone leaves a slope, so that a step in the last digits ends it as well
+        # on the sphere rounding of theta alone leaves a slope, so that a step in the last digits
+        # ends it as well
         reach = (v[:, : ball.dimension] + ball.theta_ref).norm(dim=-1)
         final = (-slope <= _SETTLED) | (step[:, : ball.dimension].norm(dim=-1) <= 1e-14 * reach)
         step = step * _fraction_to_boundary(v, step, ball.dimension)[:, None]
-        v_new, value_new, gradient_new, hessian_new, moved = _line_search(function, v, value, slope, step, final, ball, halvings)
+        v_new, value_new, gradient_new, hessian_new, moved = _line_search(
+            function, v, value, slope, step, final, ball, halvings
+        )
         steps[active] += 1
         result[active] = v_new
         ended = final | ~moved
@@ -87,14 +100,23 @@ def minimise(
 
 
 def _line_search(
-    function: Smooth, v: Tensor, value: Tensor, slope: Tensor, step: Tensor, final: Tensor, ball: Ball, halvings: int
+    function: Smooth,
+    v: Tensor,
+    value: Tensor,
+    slope: Tensor,
+    step: Tensor,
+    final: Tensor,
+    ball: Ball,
+    halvings: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Backtrack from the full step; the derivatives at the accepted point come with it, as the full step usually is.
+    """Backtrack from the full step; the derivatives at the accepted point come with it, as the full
+    step usually is.
 
     A `final` step is too short for slopes to judge it, and is taken unless the value rises.
     """
     size = torch.ones_like(value)
-    # where the decrease drowns in rounding the slope decides: it must not turn more positive than it was negative
+    # where the decrease drowns in rounding the slope decides: it must not turn more positive than
+    # it was negative
     blind = -slope <= _BLIND * (1 + value.abs())
     rounding = 2e-15 * (1 + value.abs())
     v_new = _into_ball(v + step, ball)
@@ -107,7 +129,9 @@ def _line_search(
             break
         size = torch.where(poor, size / 2, size)
         v_new[poor] = _into_ball(v[poor] + size[poor, None] * step[poor], ball)
-        value_new[poor], gradient_new[poor], hessian_new[poor] = function.select(poor).derivatives(v_new[poor])
+        value_new[poor], gradient_new[poor], hessian_new[poor] = function.select(poor).derivatives(
+            v_new[poor]
+        )
     moved = blind & torch.isfinite(value_new) | (value_new <= value + rounding)
     v_new = torch.where(moved[:, None], v_new, v)
     return v_new, value_new, gradient_new, hessian_new, moved
@@ -120,7 +144,8 @@ def _into_ball(v: Tensor, ball: Ball) -> Tensor:
 
 
 def _fraction_to_boundary(v: Tensor, step: Tensor, d: int) -> Tensor:
-    """Largest fraction of the step, at most 1, that leaves a tenth of the positive extra variable."""
+    """Largest fraction of the step, at most 1, that leaves a tenth of the positive extra
+    variable."""
     if v.shape[1] == d:
         return torch.ones_like(v[:, 0])
     shrink = -step[:, d] / v[:, d]
@@ -145,11 +170,14 @@ def _newton_step(v: Tensor, gradient: Tensor, hessian: Tensor, ball: Ball, conve
 def _step_in_ball(w: Tensor, g: Tensor, H: Tensor, ball: Ball, convex: bool) -> Tensor:
     theta = w + ball.theta_ref
     if convex:
-        # a Cholesky solve for all; those that are singular or leave the ball are solved in the eigenbasis
+        # a Cholesky solve for all; those that are singular or leave the ball are solved in the
+        # eigenbasis
         factor, info = torch.linalg.cholesky_ex(H)
         diagonal = torch.diagonal(factor, dim1=-2, dim2=-1).abs()
         sound = (info == 0) & (diagonal.amin(-1) > 1e-7 * diagonal.amax(-1))
-        factor = torch.where(sound[:, None, None], factor, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device))
+        factor = torch.where(
+            sound[:, None, None], factor, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
+        )
         s = -torch.cholesky_solve(g[:, :, None], factor)[:, :, 0]
         hard = ~sound | ((theta + s).norm(dim=-1) > ball.bound)
         if not hard.any():
@@ -160,8 +188,11 @@ def _step_in_ball(w: Tensor, g: Tensor, H: Tensor, ball: Ball, convex: bool) -> 
 
 
 def _step_in_eigenbasis(theta: Tensor, g: Tensor, H: Tensor, bound: float) -> Tensor:
-    """Moré–Sorensen: (|H| + mu) s = -(g + mu theta) with the mu >= 0 that puts theta + s on the sphere, or mu = 0 inside it."""
-    sound = (torch.isfinite(H).all(-1) & torch.isfinite(g)).all(-1)  # where derivatives overflowed, stay: the certificate tells
+    """Moré–Sorensen: (|H| + mu) s = -(g + mu theta) with the mu >= 0 that puts theta + s on the
+    sphere, or mu = 0 inside it."""
+    sound = (torch.isfinite(H).all(-1) & torch.isfinite(g)).all(
+        -1
+    )  # where derivatives overflowed, stay: the certificate tells
     H = torch.where(sound[:, None, None], H, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device))
     g = torch.where(sound[:, None], g, 0.0)
     eigenvalues, basis = torch.linalg.eigh(H)
@@ -173,7 +204,8 @@ def _step_in_eigenbasis(theta: Tensor, g: Tensor, H: Tensor, bound: float) -> Te
     # directions that no pair sees: rounding there must not be divided by a curvature of zero
     slope = torch.where((e <= 1e-13 * top) & (slope.abs() <= 1e-13), 0.0, slope)
     h = e * t - slope
-    # mu lies to the right of this bound, and Newton on 1/||x(mu)|| rises to it monotonically from there
+    # mu lies to the right of this bound, and Newton on 1/||x(mu)|| rises to it monotonically from
+    # there
     mu = (h.abs() / bound - e).amax(-1).clamp(min=0)
     for _ in range(60):
         x = h / (e + mu[:, None])
@@ -185,7 +217,8 @@ def _step_in_eigenbasis(theta: Tensor, g: Tensor, H: Tensor, bound: float) -> Te
         raise_by = (1 / bound - 1 / norm) / derivative
         mu = torch.where(outside, mu + raise_by, mu)
     step = h / (e + mu[:, None]) - t
-    # inside the ball the step is computed from the slope itself, which keeps its relative accuracy when it is small
+    # inside the ball the step is computed from the slope itself, which keeps its relative accuracy
+    # when it is small
     inner = -(slope + mu[:, None] * t) / (e + mu[:, None])
     step = torch.where((mu == 0)[:, None], inner, step)
     return (basis @ step[:, :, None])[:, :, 0]

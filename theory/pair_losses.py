@@ -1,7 +1,9 @@
-"""Losses of one pair, or one response, as pure elementwise functions: numbers in, losses of the same shape out.
+"""Losses of one pair, or one response, as pure elementwise functions: numbers in, losses of the
+same shape out.
 
-A margin m is beta times the difference of the two log-ratios, as in `theory.objectives.dpo_loss`; a log-ratio is
-log pi_theta(y|x) - log pi_ref(y|x), summed over the tokens. Any functional of `theory.objectives` reduces what comes out.
+A margin m is beta times the difference of the two log-ratios, as in `theory.objectives.dpo_loss`; a
+log-ratio is log pi_theta(y|x) - log pi_ref(y|x), summed over the tokens. Any functional of
+`theory.objectives` reduces what comes out.
 """
 
 import torch
@@ -17,15 +19,22 @@ def ipo_loss(
     chosen_length: Tensor | None = None,
     rejected_length: Tensor | None = None,
 ) -> Tensor:
-    """IPO, (Delta - 1/(2 beta))² with Delta the difference of the log-ratios. Eq. (17), arXiv:2310.12036, whose tau is beta.
+    """IPO, (Delta - 1/(2 beta))² with Delta the difference of the log-ratios. Eq. (17),
+    arXiv:2310.12036, whose tau is beta.
 
-    With the lengths in tokens each log-ratio is first averaged over its tokens, which is what TRL does; without them Delta is
-    the sum that the theory needs.
+    With the lengths in tokens each log-ratio is first averaged over its tokens, which is what TRL
+    does; without them Delta is the sum that the theory needs.
     """
     if (chosen_length is None) != (rejected_length is None):
-        raise ValueError("give the lengths of both responses (averages over tokens) or of none (sums), not of one.")
+        raise ValueError(
+            "give the lengths of both responses (averages over tokens) or of none (sums), not of"
+            " one."
+        )
     if chosen_length is not None and rejected_length is not None:
-        chosen_ratio, rejected_ratio = chosen_ratio / chosen_length, rejected_ratio / rejected_length
+        chosen_ratio, rejected_ratio = (
+            chosen_ratio / chosen_length,
+            rejected_ratio / rejected_length,
+        )
     return (chosen_ratio - rejected_ratio - 1 / (2 * beta)) ** 2
 
 
@@ -35,13 +44,15 @@ def hinge_loss(margin: Tensor) -> Tensor:
 
 
 def cdpo_loss(margin: Tensor, flip: float) -> Tensor:
-    """Conservative DPO, (1 - eps) l(m) + eps l(-m): label smoothing at the flip rate eps. Mitchell (2023), a note on DPO."""
+    """Conservative DPO, (1 - eps) l(m) + eps l(-m): label smoothing at the flip rate eps. Mitchell
+    (2023), a note on DPO."""
     _require_flip(flip)
     return (1 - flip) * dpo_loss(margin) + flip * dpo_loss(-margin)
 
 
 def rdpo_loss(margin: Tensor, flip: float) -> Tensor:
-    """Robust DPO, ((1 - eps) l(m) - eps l(-m))/(1 - 2 eps), unbiased under flips at the rate eps. arXiv:2403.00409.
+    """Robust DPO, ((1 - eps) l(m) - eps l(-m))/(1 - 2 eps), unbiased under flips at the rate eps.
+    arXiv:2403.00409.
 
     Not bounded below for eps > 0, and not convex in m.
     """
@@ -50,12 +61,19 @@ def rdpo_loss(margin: Tensor, flip: float) -> Tensor:
 
 
 def kto_loss(
-    ratio: Tensor, desirable: Tensor, reference_point: Tensor, *, beta: float, gain: float = 1.0, aversion: float = 1.0
+    ratio: Tensor,
+    desirable: Tensor,
+    reference_point: Tensor,
+    *,
+    beta: float,
+    gain: float = 1.0,
+    aversion: float = 1.0,
 ) -> Tensor:
-    """KTO of single responses, lambda_y - v(y), v = lambda_D sigma(beta (r - z0)) or lambda_U sigma(beta (z0 - r)).
+    """KTO of single responses, lambda_y - v(y), v = lambda_D sigma(beta (r - z0)) or lambda_U
+    sigma(beta (z0 - r)).
 
-    arXiv:2402.01306; r is the log-ratio, desirable a mask, gain and aversion are lambda_D and lambda_U. The constant is
-    subtracted in the form lambda sigma(-.), which keeps its digits.
+    arXiv:2402.01306; r is the log-ratio, desirable a mask, gain and aversion are lambda_D and
+    lambda_U. The constant is subtracted in the form lambda sigma(-.), which keeps its digits.
     """
     lam = torch.full_like(ratio, aversion).masked_fill(desirable, gain)
     advantage = beta * (ratio - reference_point)
@@ -63,19 +81,23 @@ def kto_loss(
 
 
 def kto_reference_point(mismatched_ratio: Tensor, weights: Tensor | None = None) -> Tensor:
-    """z0 = max(0, mean log-ratio of responses put to prompts of other pairs), without gradient. arXiv:2402.01306.
+    """z0 = max(0, mean log-ratio of responses put to prompts of other pairs), without gradient.
+    arXiv:2402.01306.
 
-    The estimate of KL(pi_theta || pi_ref) that KTO compares with; the last axis is the batch, whose weights sum to one (None: 1/n
-    each).
+    The estimate of KL(pi_theta || pi_ref) that KTO compares with; the last axis is the batch, whose
+    weights sum to one (None: 1/n each).
     """
     return mean(mismatched_ratio.detach(), weights).clamp(min=0)
 
 
 def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) -> Tensor:
-    """REBEL, (Delta/eta - (r1 - r2))²: log-ratios regressed on reward differences. arXiv:2404.16767."""
+    """REBEL, (Delta/eta - (r1 - r2))²: log-ratios regressed on reward differences.
+    arXiv:2404.16767."""
     return (ratio_difference / eta - reward_difference) ** 2
 
 
 def _require_flip(flip: float) -> None:
     if not 0 <= flip < 0.5:
-        raise ValueError(f"the flip rate must be in [0, 1/2), got {flip}: at 1/2 the labels say nothing.")
+        raise ValueError(
+            f"the flip rate must be in [0, 1/2), got {flip}: at 1/2 the labels say nothing."
+        )

@@ -1,4 +1,5 @@
-"""What the solvers hand over: points with their certificates, the starts they begin from, and the bounds on their gaps."""
+"""What the solvers hand over: points with their certificates, the starts they begin from, and the
+bounds on their gaps."""
 
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from theory.batch import PairBatch
 from theory.newton import Ball, Smooth
 
 LOG2 = 0.6931471805599453  # the loss of every pair at the reference policy
-DOUBTFUL = 5e-12  # a gap from which on a solver tries its slower way: well below the estimators' tolerance of 1e-10
+# a gap from which on a solver tries its slower way: well below the estimators' tolerance of 1e-10
+DOUBTFUL = 5e-12
 
 
 @dataclass
@@ -37,7 +39,8 @@ def linear_start(pairs: PairBatch, beta: float, ball: Ball) -> Tensor:
 
 
 def radial_start(pairs: PairBatch, beta: float, ball: Ball, price: Tensor) -> Tensor:
-    """Minimise the second-order model of E l + price ||w|| along E u, the direction in which solutions leave w = 0."""
+    """Minimise the second-order model of E l + price ||w|| along E u, the direction in which
+    solutions leave w = 0."""
     drift = pairs.pull(pairs.p)
     norm = drift.norm(dim=-1).clamp(min=1e-300)
     direction = drift / norm[:, None]
@@ -79,10 +82,19 @@ def collapsed_point(pairs: PairBatch, dual: bool = True) -> Point:
     zero = torch.zeros(pairs.replicates, dtype=torch.float64, device=pairs.p.device)
     w = torch.zeros(pairs.replicates, pairs.dimension, dtype=torch.float64, device=pairs.p.device)
     steps = torch.zeros_like(zero, dtype=torch.int64)
-    return Point(w, zero + LOG2, zero.clone(), zero.clone() if dual else None, steps, torch.ones_like(zero, dtype=torch.bool))
+    return Point(
+        w,
+        zero + LOG2,
+        zero.clone(),
+        zero.clone() if dual else None,
+        steps,
+        torch.ones_like(zero, dtype=torch.bool),
+    )
 
 
-def lower_gap(pairs: PairBatch, q: Tensor, slope: Tensor, w: Tensor, beta: float, ball: Ball) -> Tensor:
+def lower_gap(
+    pairs: PairBatch, q: Tensor, slope: Tensor, w: Tensor, beta: float, ball: Ball
+) -> Tensor:
     """max over the ball of g_Q.(w - w') with g_Q = -beta sum q_i s_i u_i."""
     return ball.linear_gap(w, -beta * pairs.pull(q * slope))
 
@@ -90,17 +102,27 @@ def lower_gap(pairs: PairBatch, q: Tensor, slope: Tensor, w: Tensor, beta: float
 def norm_gap(w: Tensor, gradient: Tensor, c: Tensor, ball: Ball) -> Tensor:
     """Certificate of a convex function plus c||w||, which is at least c s.w for every ||s|| <= 1.
 
-    s = w/||w|| is the subgradient; near w = 0 it turns with the last digit of w, and the s that cancels the gradient is better.
+    s = w/||w|| is the subgradient; near w = 0 it turns with the last digit of w, and the s that
+    cancels the gradient is better.
     """
     norm = w.norm(dim=-1, keepdim=True)
     unit = w / norm.clamp(min=1e-300)
     balance = -gradient / c.clamp(min=1e-300)[:, None]
     balance = balance / balance.norm(dim=-1, keepdim=True).clamp(min=1.0)
     lost = c * (norm[:, 0] - (balance * w).sum(-1))
-    return ball.linear_gap(w, gradient + c[:, None] * unit).minimum(lost + ball.linear_gap(w, gradient + c[:, None] * balance))
+    return ball.linear_gap(w, gradient + c[:, None] * unit).minimum(
+        lost + ball.linear_gap(w, gradient + c[:, None] * balance)
+    )
 
 
 def smooth_point(function: Smooth, w: Tensor, steps: Tensor, ball: Ball) -> Point:
     """Value and linear gap of a function of w alone."""
     value, gradient, _ = function.derivatives(w)
-    return Point(w, value, ball.linear_gap(w, gradient), None, steps, torch.zeros_like(steps, dtype=torch.bool))
+    return Point(
+        w,
+        value,
+        ball.linear_gap(w, gradient),
+        None,
+        steps,
+        torch.zeros_like(steps, dtype=torch.bool),
+    )

@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def widest(device: torch.device | str) -> torch.dtype:
-    """float64 where the device has it, else float32. The device is asked each time, which takes about a microsecond."""
+    """float64 where the device has it, else float32. The device is asked each time, which takes
+    about a microsecond."""
     try:
         return torch.empty(0, dtype=torch.float64, device=device).dtype
     except (TypeError, RuntimeError):

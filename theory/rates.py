@@ -19,8 +19,8 @@ class Rate:
 def rate(n: Array, errors: Array, *, seed: int, resamples: int = 1000, level: float = 0.95) -> Rate:
     """Fit the slope over sample sizes n (k,) to errors (k, R), resampling the replicates of each n.
 
-    NaN where fewer than two sizes are given, or where the error vanishes in mean square at one of them: a collapsed target is
-    met exactly, and has no rate.
+    NaN where fewer than two sizes are given, or where the error vanishes in mean square at one of
+    them: a collapsed target is met exactly, and has no rate.
     """
     n, errors = np.asarray(n, dtype=float), np.asarray(errors, dtype=float)
     if len(n) < 2 or not (np.square(errors).mean(1) > 0).all():

@@ -1,14 +1,18 @@
-"""Bounds of our own on the estimation error at the rate n^-1/2, with explicit constants; proofs in docs/theorems.md.
+"""Bounds of our own on the estimation error at the rate n^-1/2, with explicit constants; proofs in
+docs/theorems.md.
 
-The route: let Q_n be a worst case of the sample at theta_rho (the population minimiser), g_n = E_{Q_n} grad l(theta_rho) and h_n
-the least eigenvalue of E_{Q_n} Hess l(theta_rho). Optimality of theta_n over the ball gives, for every sample,
+The route: let Q_n be a worst case of the sample at theta_rho (the population minimiser), g_n =
+E_{Q_n} grad l(theta_rho) and h_n the least eigenvalue of E_{Q_n} Hess l(theta_rho). Optimality of
+theta_n over the ball gives, for every sample,
 
-    phi(r) <= beta X ||g_n|| / h_n,      phi(r) = (e^-r + r - 1) / r,      r = beta X ||theta_n - theta_rho||,
+    phi(r) <= beta X ||g_n|| / h_n,      phi(r) = (e^-r + r - 1) / r,      r = beta X ||theta_n -
+    theta_rho||,
 
-with X the largest ||x|| (where theta_rho is on the boundary of the ball, ||g_n|| is the distance of -g_n from the normal cone).
-Only the curvature under the worst case at theta_rho enters, not Assumption 2 over the whole ball. What is left is to bound g_n
-and h_n with high probability: Bernstein's inequality for numbers, Pinelis' for vectors (Smale and Zhou 2007, Lemma 2) and the
-matrix Chernoff bound (Tropp 2012, Theorem 1.1).
+with X the largest ||x|| (where theta_rho is on the boundary of the ball, ||g_n|| is the distance of
+-g_n from the normal cone). Only the curvature under the worst case at theta_rho enters, not
+Assumption 2 over the whole ball. What is left is to bound g_n
+and h_n with high probability: Bernstein's inequality for numbers, Pinelis' for vectors (Smale and
+Zhou 2007, Lemma 2) and the matrix Chernoff bound (Tropp 2012, Theorem 1.1).
 """
 
 import math
@@ -23,13 +27,19 @@ from theory.bounds import check_constants
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array
 
-_EVENTS = {"kl": 8, "transport": 7}  # averages of the sample that have to behave; each fails with probability delta / events
-_TIE = 1e-6  # two scores this close (relative) count as equally good for the adversary; what it costs is accounted for
+_EVENTS = {
+    "kl": 8,
+    "transport": 7,
+}  # averages of the sample that have to behave; each fails with probability delta / events
+# two scores this close (relative) count as equally good for the adversary; what it costs is
+# accounted for
+_TIE = 1e-6
 
 
 @dataclass(frozen=True)
 class Size:
-    """What every bound needs: sample size n, failure probability delta, beta, B and theta_ref (d,), None for 0."""
+    """What every bound needs: sample size n, failure probability delta, beta, B and theta_ref (d,),
+    None for 0."""
 
     n: float
     delta: float
@@ -43,7 +53,8 @@ class Size:
 
 @dataclass(frozen=True)
 class SharpBound:
-    """value: bound on ||theta_n - theta_rho||_2 with probability 1 - delta, infinite where n is too small for the argument.
+    """value: bound on ||theta_n - theta_rho||_2 with probability 1 - delta, infinite where n is too
+    small for the argument.
 
     gradient: bound on ||g_n||. curvature: lower bound on h_n.
     """
@@ -66,9 +77,11 @@ class _Local:
 
 
 def deterministic_bound(u: Array, q: Array, theta: Array, size: Size) -> SharpBound:
-    """The inequality of the route itself: bound on ||theta_n - theta|| for the sample whose worst case at theta is q.
+    """The inequality of the route itself: bound on ||theta_n - theta|| for the sample whose worst
+    case at theta is q.
 
-    u (K, d): atoms. q (K,): worst-case probabilities of them at theta (d,), a population minimiser or any other point.
+    u (K, d): atoms. q (K,): worst-case probabilities of them at theta (d,), a population minimiser
+    or any other point.
     """
     local = _seen_from(theta, u, size)
     h = float(np.linalg.eigvalsh(np.einsum("k,kij->ij", q, local.hessians))[0])
@@ -76,14 +89,19 @@ def deterministic_bound(u: Array, q: Array, theta: Array, size: Size) -> SharpBo
 
 
 def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> SharpBound:
-    """Theorem A: KLDPO with a radius in nats whose worst case at theta_rho has a positive dual variable.
+    """Theorem A: KLDPO with a radius in nats whose worst case at theta_rho has a positive dual
+    variable.
 
     u (K, d), p (K,): atoms of the population. theta (d,): its robust minimiser theta_rho.
     """
     u, p = u[p > 0], p[p > 0]
     local = _seen_from(theta, u, size)
     l = local.losses
-    worst = kl_ball_dual(torch.from_numpy(l)[None], torch.from_numpy(p)[None], torch.tensor([radius], dtype=torch.float64))
+    worst = kl_ball_dual(
+        torch.from_numpy(l)[None],
+        torch.from_numpy(p)[None],
+        torch.tensor([radius], dtype=torch.float64),
+    )
     lam, q = worst.dual.item(), worst.weights[0].numpy()
     if not 0 < lam < math.inf:
         return _NONE
@@ -108,31 +126,46 @@ def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> 
     if mass >= 1 or matrix >= 1:
         return _NONE
 
-    # at the population's temperature the sample's tilt misses the radius by at most `off`; 1/lam moves by at most `shift`
+    # at the population's temperature the sample's tilt misses the radius by at most `off`; 1/lam
+    # moves by at most `shift`
     off = together + (divergence * mass + mass**2 / 2) / (1 - mass)
     v, spread = float(q @ deviation**2), float(l.max() - l.min())
     mean_off = divergence / (t * (1 - mass))
     shift = _temperature_shift(off, t, (v - variance) / (1 + mass) - mean_off**2, spread)
     if math.isinf(shift):
         return _NONE
-    # d/dt E grad l = Cov(grad l, l), which changes by at most spread sqrt(v scatter); density ratios by e^(spread shift)
-    slope = (float(np.linalg.norm(covariance)) + mixed) / (1 - mass) + vector / (1 - mass) * mean_off
+    # d/dt E grad l = Cov(grad l, l), which changes by at most spread sqrt(v scatter); density
+    # ratios by e^(spread shift)
+    slope = (float(np.linalg.norm(covariance)) + mixed) / (1 - mass) + vector / (
+        1 - mass
+    ) * mean_off
     third = spread * math.sqrt((v + variance) * (float(q @ from_g**2) + scatter)) / (1 - mass)
     moved = shift * (slope + shift * math.exp(spread * shift) * third)
     gradient = vector / (1 - mass) + moved + _not_stationary(g, theta, size.bound)
-    return _step(gradient, 0.0, math.exp(-spread * shift) * (1 - matrix) * h / (1 + mass), size.beta, u)
+    return _step(
+        gradient, 0.0, math.exp(-spread * shift) * (1 - matrix) * h / (1 + mass), size.beta, u
+    )
 
 
-def transport_bound(u: Array, p: Array, theta: Array, size: Size, *, distance: Array, power: int, radius: float) -> SharpBound:
-    """Theorem B: WDPO with a Wasserstein ball of order `power` on K atoms and any metric; several worst cases are allowed.
+def transport_bound(
+    u: Array, p: Array, theta: Array, size: Size, *, distance: Array, power: int, radius: float
+) -> SharpBound:
+    """Theorem B: WDPO with a Wasserstein ball of order `power` on K atoms and any metric; several
+    worst cases are allowed.
 
-    u (K, d), p (K,), distance (K, K): atoms of the population and their metric. theta (d,): its robust minimiser. bound: B.
+    u (K, d), p (K,), distance (K, K): atoms of the population and their metric. theta (d,): its
+    robust minimiser. bound: B.
     """
     live = p > 0
     local = _seen_from(theta, u, size)
     cost, budget = distance[live] ** power, radius**power
-    losses, budgets = torch.from_numpy(local.losses)[None], torch.tensor([budget], dtype=torch.float64)
-    eta = transport_dual(losses, torch.from_numpy(p)[None], torch.from_numpy(distance**power), budgets).dual.item()
+    losses, budgets = (
+        torch.from_numpy(local.losses)[None],
+        torch.tensor([budget], dtype=torch.float64),
+    )
+    eta = transport_dual(
+        losses, torch.from_numpy(p)[None], torch.from_numpy(distance**power), budgets
+    ).dual.item()
     p, score = p[live], local.losses - eta * cost
     lost = score.max(1, keepdims=True) - score
     ties = lost <= _TIE * (1 + np.abs(local.losses).max())
@@ -147,11 +180,16 @@ def transport_bound(u: Array, p: Array, theta: Array, size: Size, *, distance: A
     vector = _pinelis(p, np.linalg.norm(g_each - g, axis=1), n, share)
     hessians = np.einsum("kj,jab->kab", plan, local.hessians)
     largest = float(np.linalg.eigvalsh(hessians)[:, -1].max())
-    h, matrix = _chernoff(np.einsum("k,kab->ab", p, hessians), largest, n, size.delta / _EVENTS["transport"])
+    h, matrix = _chernoff(
+        np.einsum("k,kab->ab", p, hessians), largest, n, size.delta / _EVENTS["transport"]
+    )
 
     # the budget is met again by giving a share of the mass its cheapest, or its dearest, worst case
     mixed, moved = 0.0, 0.0
-    for spare, target in ((False, np.where(ties, cost, np.inf).argmin(1)), (True, np.where(ties, cost, -np.inf).argmax(1))):
+    for spare, target in (
+        (False, np.where(ties, cost, np.inf).argmin(1)),
+        (True, np.where(ties, cost, -np.inf).argmax(1)),
+    ):
         if spare and eta == 0:  # money may be left over where it buys nothing
             continue
         room_each = np.abs(cost[np.arange(len(p)), target] - cost_each)
@@ -168,13 +206,17 @@ def transport_bound(u: Array, p: Array, theta: Array, size: Size, *, distance: A
     return _step(gradient, slack, (1 - mixed) * (1 - matrix) * h, size.beta, u)
 
 
-# ------------------------------------------------------------------------------------------------------------ population
+# --------------------------------------------------------------------------------------- population
 def _seen_from(theta: Array, u: Array, size: Size) -> _Local:
     beta = size.beta
     margin = beta * u @ (theta if size.theta_ref is None else theta - size.theta_ref)
     slope = expit(-margin)
     curved = beta**2 * slope * (1 - slope)
-    return _Local(np.logaddexp(0, -margin), -beta * slope[:, None] * u, curved[:, None, None] * u[:, :, None] * u[:, None, :])
+    return _Local(
+        np.logaddexp(0, -margin),
+        -beta * slope[:, None] * u,
+        curved[:, None, None] * u[:, :, None] * u[:, None, :],
+    )
 
 
 def _not_stationary(g: Array, theta: Array, bound: float) -> float:
@@ -187,14 +229,24 @@ def _not_stationary(g: Array, theta: Array, bound: float) -> float:
 
 
 def _stationary_plan(
-    gradients: Array, p: Array, cost: Array, budget: float, ties: np.ndarray, spend: bool, theta: Array, bound: float
+    gradients: Array,
+    p: Array,
+    cost: Array,
+    budget: float,
+    ties: np.ndarray,
+    spend: bool,
+    theta: Array,
+    bound: float,
 ) -> Array | None:
-    """Conditional laws (K, K) on the ties that spend the budget and make the expected gradient stationary: a linear program."""
+    """Conditional laws (K, K) on the ties that spend the budget and make the expected gradient
+    stationary: a linear program."""
     i, j = np.nonzero(ties)
     d = gradients.shape[1]
     norm = float(np.linalg.norm(theta))
     on_boundary = norm >= bound * (1 - 1e-9)
-    columns = np.concatenate([p[i][None] * gradients[j].T, theta[:, None] / max(norm, 1e-300)], 1)  # (d, ties + 1)
+    columns = np.concatenate(
+        [p[i][None] * gradients[j].T, theta[:, None] / max(norm, 1e-300)], 1
+    )  # (d, ties + 1)
     limit = np.ones((d, 1))
     rows = np.zeros((len(p), len(i) + 2))
     rows[i, np.arange(len(i))] = 1
@@ -207,7 +259,9 @@ def _stationary_plan(
         below, level = np.concatenate([below, spent]), np.append(level, 1.0)
     ranges = [(0, None)] * len(i) + [(0, None if on_boundary else 0), (0, None)]
     objective = np.append(np.zeros(len(i) + 1), 1.0)
-    solved = linprog(objective, A_ub=below, b_ub=level, A_eq=equal, b_eq=right, bounds=ranges, method="highs")
+    solved = linprog(
+        objective, A_ub=below, b_ub=level, A_eq=equal, b_eq=right, bounds=ranges, method="highs"
+    )
     if solved.status != 0:
         return None
     plan = np.zeros(ties.shape)
@@ -215,9 +269,10 @@ def _stationary_plan(
     return plan / plan.sum(1, keepdims=True)
 
 
-# --------------------------------------------------------------------------------------------------------- concentration
+# ------------------------------------------------------------------------------------ concentration
 def _bernstein(p: Array, values: Array, n: float, share: float) -> float:
-    """|E_n f - E f| except with probability 2 e^-share, for f with these values; Bernstein's inequality."""
+    """|E_n f - E f| except with probability 2 e^-share, for f with these values; Bernstein's
+    inequality."""
     centred = values - p @ values
     V, b = float(p @ centred**2), float(np.abs(centred).max())
     linear = b * share / (3 * n)
@@ -225,12 +280,14 @@ def _bernstein(p: Array, values: Array, n: float, share: float) -> float:
 
 
 def _pinelis(p: Array, norms: Array, n: float, share: float) -> float:
-    """||E_n f|| for centred vectors of these norms, except with probability 2 e^-share; Smale and Zhou (2007), Lemma 2."""
+    """||E_n f|| for centred vectors of these norms, except with probability 2 e^-share; Smale and
+    Zhou (2007), Lemma 2."""
     return 2 * float(norms.max()) * share / n + math.sqrt(2 * float(p @ norms**2) * share / n)
 
 
 def _chernoff(matrix: Array, largest: float, n: float, delta: float) -> tuple[float, float]:
-    """Least eigenvalue of E H, and the part of it that E_n H may lose with probability delta; Tropp (2012), Theorem 1.1."""
+    """Least eigenvalue of E H, and the part of it that E_n H may lose with probability delta; Tropp
+    (2012), Theorem 1.1."""
     h = float(np.linalg.eigvalsh(matrix)[0])
     if h <= 0:
         return 0.0, 1.0
@@ -238,26 +295,34 @@ def _chernoff(matrix: Array, largest: float, n: float, delta: float) -> tuple[fl
 
 
 def _temperature_shift(off: float, t: float, variance: float, spread: float) -> float:
-    """Smallest s with (t - s) v (1 - e^(-spread s)) / spread >= off: KL of the tilts at t - s and t + s is beyond the radius."""
+    """Smallest s with (t - s) v (1 - e^(-spread s)) / spread >= off: KL of the tilts at t - s and t
+    + s is beyond the radius."""
     if variance <= 0 or spread <= 0:
         return math.inf
 
     def reach(s: float) -> float:
         return (t - s) * variance * -math.expm1(-spread * s) / spread
 
-    top = brentq(lambda s: (t - s) * spread * math.exp(-spread * s) + math.expm1(-spread * s), 0.0, t, xtol=1e-14)
+    top = brentq(
+        lambda s: (t - s) * spread * math.exp(-spread * s) + math.expm1(-spread * s),
+        0.0,
+        t,
+        xtol=1e-14,
+    )
     if reach(top) <= off:
         return math.inf
     return float(brentq(lambda s: reach(s) - off, 0.0, top, xtol=1e-16, rtol=1e-12))
 
 
 def _step(gradient: float, slack: float, curvature: float, beta: float, u: Array) -> SharpBound:
-    """Largest ||D|| with (e^-r + r - 1) h / r² ||D||² <= gradient ||D|| + slack, r = beta X ||D||."""
+    """Largest ||D|| with (e^-r + r - 1) h / r² ||D||² <= gradient ||D|| + slack, r = beta X
+    ||D||."""
     reach = beta * float(np.linalg.norm(u, axis=1).max())
     if curvature <= 0 or reach * gradient >= curvature:
         return SharpBound(math.inf, gradient, curvature)
     y, c = reach * gradient / curvature, reach**2 * slack / curvature
-    # the root lies between the minimum of the convex function and a point where r - 1 alone outgrows the line
+    # the root lies between the minimum of the convex function and a point where r - 1 alone
+    # outgrows the line
     low, high = -math.log1p(-y), (1 + c) / (1 - y) * (1 + 1e-9) + 1e-9
     if y == 0 and c == 0:
         return SharpBound(0.0, gradient, curvature)

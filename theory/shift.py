@@ -1,11 +1,14 @@
-"""Preference shift: train on labels of one reward, be judged by another. Section 6, arXiv:2502.01930.
+"""Preference shift: train on labels of one reward, be judged by another. Section 6,
+arXiv:2502.01930.
 
-A `Shift` is a world to train in and a grid of rewards to be judged by. Everything is an exact sum over the finite world. The
-question that matters is whether a robust policy is more than one that stayed near the reference: `shrunk` and `stopped` give
-the DPO policies with the same KL to the reference.
+A `Shift` is a world to train in and a grid of rewards to be judged by. Everything is an exact sum
+over the finite world. The question that matters is whether a robust policy is more than one that
+stayed near the reference: `shrunk` and `stopped` give the DPO policies with the same KL to the
+reference.
 
-Derived: in the log-linear world DPO with beta' in the place of beta returns theta_ref + (beta/beta') (theta_DPO - theta_ref),
-as the loss sees beta w alone. `shrunk` is therefore DPO with another beta (while ||theta|| <= B does not bind).
+Derived: in the log-linear world DPO with beta' in the place of beta returns theta_ref +
+(beta/beta') (theta_DPO - theta_ref), as the loss sees beta w alone. `shrunk` is therefore DPO with
+another beta (while ||theta|| <= B does not bind).
 """
 
 from collections.abc import Callable
@@ -26,16 +29,19 @@ from theory.worlds import FiniteWorld, from_policy, from_rewards, unit_vectors
 
 KINDS = ("convex", "geometric", "annotators", "sure annotators", "contexts", "flips")
 FLIP_RATE = 0.2  # share of the labels turned round in the kind `flips`
-GEOMETRIC_SCALE = 6.0  # of rewards that a sigmoid has mapped to (0, 1): their differences reach what the linear ones do
+# of rewards that a sigmoid has mapped to (0, 1): their differences reach what the linear ones do
+GEOMETRIC_SCALE = 6.0
 SURE = 8 / 3  # how much larger the rewards of sure annotators are
 MINORITY = 3  # every third context belongs to the minority of the kind `contexts`
 
 
 @dataclass(frozen=True)
 class Shift:
-    """A world to train in, and for each of G values of alpha a reward and a distribution of contexts to be judged by.
+    """A world to train in, and for each of G values of alpha a reward and a distribution of
+    contexts to be judged by.
 
-    world: the training population, with its policy features (S, A, d). alpha: (G,) weight of the second reward.
+    world: the training population, with its policy features (S, A, d). alpha: (G,) weight of the
+    second reward.
     rewards: (G, S, A). contexts: (G, S) probabilities.
     """
 
@@ -46,24 +52,30 @@ class Shift:
 
     def __post_init__(self) -> None:
         if self.world.policy_features is None:
-            raise ValueError("a shift needs a world with policy_features (S, A, d): build it with from_policy or scored_pairs.")
+            raise ValueError(
+                "a shift needs a world with policy_features (S, A, d): build it with from_policy or"
+                " scored_pairs."
+            )
         S, A, _ = self.world.policy_features.shape
         G = len(self.alpha)
         if self.rewards.shape != (G, S, A) or self.contexts.shape != (G, S):
             raise ValueError(
-                f"{G} values of alpha over {S} contexts and {A} actions need rewards {(G, S, A)} and contexts {(G, S)}, "
-                f"got {self.rewards.shape} and {self.contexts.shape}."
+                f"{G} values of alpha over {S} contexts and {A} actions need rewards {(G, S, A)}"
+                f" and contexts {(G, S)}, got {self.rewards.shape} and {self.contexts.shape}."
             )
         if not np.isfinite(self.rewards).all():
             bad = sorted({int(g) + 1 for g in np.nonzero(~np.isfinite(self.rewards))[0]})
-            raise ValueError(f"the rewards at the values of alpha {bad} (the first is 1) hold NaN or infinite entries.")
+            raise ValueError(
+                f"the rewards at the values of alpha {bad} (the first is 1) hold NaN or infinite"
+                " entries."
+            )
         for g, context in enumerate(self.contexts):
             check_probability(f"contexts at value {g + 1} of alpha", context, S)
         flat = np.flatnonzero(np.ptp(self.rewards, axis=2).max(1) == 0)
         if flat.size:
             raise ValueError(
-                f"the reward at alpha = {self.alpha[flat[0]]:g} does not depend on the action: no policy has a regret there. "
-                "Leave that alpha out."
+                f"the reward at alpha = {self.alpha[flat[0]]:g} does not depend on the action: no"
+                " policy has a regret there. Leave that alpha out."
             )
 
 
@@ -71,10 +83,11 @@ class Shift:
 class Outcome:
     """What R policies are worth at each of G values of alpha.
 
-    reward: (R, G) expected reward. regret: (R, G), (best - reward)/(best - reward of the reference policy), best being the
-    reward of the best action in every context: 0 for that policy, 1 for the reference, above 1 for a policy that is worse than
-    the reference. win_rate: (R, G) probability that its response has a higher reward than one of the reference, ties counted
-    half. kl: (R,) E_s KL(pi_theta || pi_ref) in nats, over the contexts of training.
+    reward: (R, G) expected reward. regret: (R, G), (best - reward)/(best - reward of the reference
+    policy), best being the reward of the best action in every context: 0 for that policy, 1 for the
+    reference, above 1 for a policy that is worse than the reference. win_rate: (R, G) probability
+    that its response has a higher reward than one of the reference, ties counted half. kl: (R,) E_s
+    KL(pi_theta || pi_ref) in nats, over the contexts of training.
     """
 
     reward: Array
@@ -88,29 +101,40 @@ def evaluate(shift: Shift, theta: Array) -> Outcome:
     pi, reference = _policy(shift.world, theta), _policy(shift.world, shift.world.theta_ref)
     r, mu = shift.rewards, shift.contexts[:, :, None]
     above = (r[:, :, :, None] > r[:, :, None, :]) + 0.5 * (r[:, :, :, None] == r[:, :, None, :])
-    wins = above @ reference[:, :, None]  # (G, S, A, 1): the chance that an action beats one of the reference
+    wins = (
+        above @ reference[:, :, None]
+    )  # (G, S, A, 1): the chance that an action beats one of the reference
     best = (shift.contexts * r.max(2)).sum(1)
     reward, start = _expect(pi, mu * r), _expect(reference, mu * r)
-    return Outcome(reward, (best - reward) / (best - start), _expect(pi, mu * wins[..., 0]), _kl(shift.world, theta))
+    return Outcome(
+        reward,
+        (best - reward) / (best - start),
+        _expect(pi, mu * wins[..., 0]),
+        _kl(shift.world, theta),
+    )
 
 
 def spread(outcome: Outcome) -> Array:
-    """How far from flat: the largest minus the smallest regret over alpha (R,); 0 for the reference policy."""
+    """How far from flat: the largest minus the smallest regret over alpha (R,); 0 for the reference
+    policy."""
     return np.ptp(outcome.regret, axis=1)
 
 
 def gain_spread(shift: Shift, outcome: Outcome) -> Array:
-    """The same for the gain over the reference, largest minus smallest reward(pi) - reward(pi_ref) over alpha (R,)."""
+    """The same for the gain over the reference, largest minus smallest reward(pi) - reward(pi_ref)
+    over alpha (R,)."""
     start = evaluate(shift, shift.world.theta_ref[None]).reward
     return np.ptp(outcome.reward - start, axis=1)
 
 
 def gain_spread_bound(shift: Shift, kl: Array) -> Array:
-    """Upper bound of `gain_spread` from the KL to the reference alone (R,): near the reference every curve is flat.
+    """Upper bound of `gain_spread` from the KL to the reference alone (R,): near the reference
+    every curve is flat.
 
-    With f = mu_alpha r_alpha - mu_alpha' r_alpha' two gains differ by sum_s sum_a (pi - pi_ref) f <= sum_s TV_s range_a f(s, a),
-    as pi - pi_ref sums to zero. Pinsker, TV_s <= sqrt(KL_s/2), and Cauchy–Schwarz over the contexts mu of training give
-    sqrt(KL/2) (sum_s (range_a f)²/mu_s)^(1/2); the bound takes the largest over pairs of alpha.
+    With f = mu_alpha r_alpha - mu_alpha' r_alpha' two gains differ by sum_s sum_a (pi - pi_ref) f
+    <= sum_s TV_s range_a f(s, a), as pi - pi_ref sums to zero. Pinsker, TV_s <= sqrt(KL_s/2), and
+    Cauchy–Schwarz over the contexts mu of training give sqrt(KL/2) (sum_s (range_a f)²/mu_s)^(1/2);
+    the bound takes the largest over pairs of alpha.
     """
     mu = shift.world.context_probability
     assert mu is not None
@@ -119,7 +143,7 @@ def gain_spread_bound(shift: Shift, kl: Array) -> Array:
     return np.sqrt(kl / 2) * np.sqrt((ranges**2 / mu).sum(2).max())
 
 
-# --------------------------------------------------------------------------------------------------------------- shifts
+# ------------------------------------------------------------------------------------------- shifts
 def random_shift(
     kind: str,
     seed: int | list[int],
@@ -133,15 +157,22 @@ def random_shift(
     bound: float = 30.0,
     signal: float = 3.0,
 ) -> Shift:
-    """A world with random features on the unit sphere, two random linear rewards r1, r2, and theta_ref = 0.
+    """A world with random features on the unit sphere, two random linear rewards r1, r2, and
+    theta_ref = 0.
 
-    `train` is alpha_o, the weight of the second reward in training; `alpha` (G,) are those of the test.
+    `train` is alpha_o, the weight of the second reward in training; `alpha` (G,) are those of the
+    test.
 
-    * convex: labels are Bradley–Terry in (1-alpha) r1 + alpha r2, which is also the reward of the test.
-    * geometric: the same with c sigma(r1)^(1-alpha) sigma(r2)^alpha, which is not linear in the features.
-    * annotators: a share alpha of the annotators labels by r2, the others by r1; the reward is the annotators' mean.
-    * sure annotators: the same with rewards 8/3 times as large, so that an annotator's labels are hardly random.
-    * contexts: in some contexts everybody goes by r2, in the others by r1; alpha is the probability of the former.
+    * convex: labels are Bradley–Terry in (1-alpha) r1 + alpha r2, which is also the reward of the
+      test.
+    * geometric: the same with c sigma(r1)^(1-alpha) sigma(r2)^alpha, which is not linear in the
+      features.
+    * annotators: a share alpha of the annotators labels by r2, the others by r1; the reward is the
+      annotators' mean.
+    * sure annotators: the same with rewards 8/3 times as large, so that an annotator's labels are
+      hardly random.
+    * contexts: in some contexts everybody goes by r2, in the others by r1; alpha is the probability
+      of the former.
     * flips: convex, and one training label in five is turned round.
 
     Args:
@@ -169,23 +200,39 @@ def random_shift(
         return np.full(contexts, 1 / contexts)
 
     if kind.endswith("annotators"):
-        chance = convex_mixture(expit(linear[:, :, None] - linear[:, None]), np.array([1 - train, train]))
+        chance = convex_mixture(
+            expit(linear[:, :, None] - linear[:, None]), np.array([1 - train, train])
+        )
     else:
         chance = expit(reward(train)[:, :, None] - reward(train)[:, None])
     if kind == "flips":
         chance = chance + FLIP_RATE * (1 - 2 * chance)
-    plain = from_policy(features, np.zeros(dimension), beta=beta, bound=bound, context_probability=context(train))
+    plain = from_policy(
+        features, np.zeros(dimension), beta=beta, bound=bound, context_probability=context(train)
+    )
     odds = np.repeat(logit(chance).ravel(), 2)  # each (s, a1, a2) stands with y = 1 and y = 0
     world = plain.with_rewards(odds, np.zeros_like(odds))
-    return Shift(world, alpha, np.stack([reward(a) for a in alpha]), np.stack([context(a) for a in alpha]))
+    return Shift(
+        world, alpha, np.stack([reward(a) for a in alpha]), np.stack([context(a) for a in alpha])
+    )
 
 
 def scored_pairs(
-    psi1: Array, psi2: Array, rewards1: Array, rewards2: Array, *, train: float, alpha: Array, beta: float, bound: float
+    psi1: Array,
+    psi2: Array,
+    rewards1: Array,
+    rewards2: Array,
+    *,
+    train: float,
+    alpha: Array,
+    beta: float,
+    bound: float,
 ) -> Shift:
-    """Two responses to each of N prompts, with features (N, d) and two rewards each (N, 2): the policy chooses between the two.
+    """Two responses to each of N prompts, with features (N, d) and two rewards each (N, 2): the
+    policy chooses between the two.
 
-    Labels are Bradley–Terry in (1-train) r1 + train r2; the reference takes either response with probability 1/2.
+    Labels are Bradley–Terry in (1-train) r1 + train r2; the reference takes either response with
+    probability 1/2.
     """
     both = np.stack([rewards1, rewards2], 1)  # (N, 2 responses, 2 rewards)
     mixed = convex_mixture(both, np.array([1 - train, train]))
@@ -196,11 +243,13 @@ def scored_pairs(
     return Shift(world, alpha, rewards, np.tile(mu, (len(alpha), 1)))
 
 
-# ----------------------------------------------------------------------------------------------------------- matched KL
+# --------------------------------------------------------------------------------------- matched KL
 def shrunk(world: FiniteWorld, theta: Array, kl: Array) -> Array:
-    """The point of the ray from theta_ref through theta (R, d) whose policy has KL `kl` (R,) to the reference.
+    """The point of the ray from theta_ref through theta (R, d) whose policy has KL `kl` (R,) to the
+    reference.
 
-    KL grows along the ray: its derivative at theta_ref + s w is s E_s Var(w.psi). NaN where the ray does not reach that far.
+    KL grows along the ray: its derivative at theta_ref + s w is s E_s Var(w.psi). NaN where the ray
+    does not reach that far.
     """
     w = theta - world.theta_ref
 
@@ -219,14 +268,16 @@ def shrunk(world: FiniteWorld, theta: Array, kl: Array) -> Array:
 
 @dataclass(frozen=True)
 class Descent:
-    """Paths of gradient descent, points (T, R, d), and the KL of each point to the reference (T, R)."""
+    """Paths of gradient descent, points (T, R, d), and the KL of each point to the reference (T,
+    R)."""
 
     points: Array
     kl: Array
 
 
 def descend(pairs: PairBatch, world: FiniteWorld, minimiser: Array, steps: int = 300) -> Descent:
-    """Gradient descent on the DPO loss of each of R samples from theta_ref, ending with a last step to the `minimiser` (R, d).
+    """Gradient descent on the DPO loss of each of R samples from theta_ref, ending with a last step
+    to the `minimiser` (R, d).
 
     The step size is 1/L, L = beta² lambda_max(E uu')/4.
     """
@@ -243,7 +294,8 @@ def descend(pairs: PairBatch, world: FiniteWorld, minimiser: Array, steps: int =
 
 
 def stopped(world: FiniteWorld, path: Descent, sample: NDArray[np.intp], kl: Array) -> Array:
-    """Where the path of each `sample` (R',), an index, first has KL `kl` (R',): (R', d), NaN where it never has."""
+    """Where the path of each `sample` (R',), an index, first has KL `kl` (R',): (R', d), NaN where
+    it never has."""
     points, along = path.points[:, sample], path.kl[:, sample]
     beyond = along >= kl
     last = np.where(beyond.any(0), beyond.argmax(0), len(points) - 1)
@@ -257,28 +309,42 @@ def stopped(world: FiniteWorld, path: Descent, sample: NDArray[np.intp], kl: Arr
     return np.where(beyond.any(axis=0, keepdims=True).T, found, np.nan)
 
 
-def _matched(world: FiniteWorld, position: Callable[[Array], Array], lower: Array, upper: Array, kl: Array) -> Array:
-    """t in [lower, upper] with KL(position(t)) = kl, by the Illinois method on the root of the KL, which is nearly linear."""
+def _matched(
+    world: FiniteWorld, position: Callable[[Array], Array], lower: Array, upper: Array, kl: Array
+) -> Array:
+    """t in [lower, upper] with KL(position(t)) = kl, by the Illinois method on the root of the KL,
+    which is nearly linear."""
     low, high = (np.sqrt(_kl(world, position(t))) - np.sqrt(kl) for t in (lower, upper))
     t = np.where(low >= 0, lower, upper)
-    before = np.full(len(kl), 2)  # on which side of the root the last step fell, True or False; neither at first
+    before = np.full(
+        len(kl), 2
+    )  # on which side of the root the last step fell, True or False; neither at first
     for _ in range(100):
         width = high - low
-        t = np.where((low < 0) & (high > 0), upper - high * (upper - lower) / np.where(width > 0, width, 1), t)
+        t = np.where(
+            (low < 0) & (high > 0),
+            upper - high * (upper - lower) / np.where(width > 0, width, 1),
+            t,
+        )
         now = _kl(world, position(t))
         if (np.abs(now - kl) <= 1e-14 + 1e-11 * kl).all():
             break
         value = np.sqrt(now) - np.sqrt(kl)
         left = value < 0
         halve = 0.5 ** (left == before)  # the end that stays, when it stays twice
-        low, high, before = np.where(left, value, low * halve), np.where(left, high * halve, value), left
+        low, high, before = (
+            np.where(left, value, low * halve),
+            np.where(left, high * halve, value),
+            left,
+        )
         lower, upper = np.where(left, t, lower), np.where(left, upper, t)
     return t
 
 
-# ----------------------------------------------------------------------------------------------------------- statistics
+# --------------------------------------------------------------------------------------- statistics
 def mean_interval(values: Array, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent values with its t interval: (mean, low, high); an infinite interval for fewer than two values."""
+    """Mean of independent values with its t interval: (mean, low, high); an infinite interval for
+    fewer than two values."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return float(values.mean()) if len(values) else np.nan, -np.inf, np.inf

@@ -1,7 +1,9 @@
-"""The objectives that are smooth away from the reference policy, with their derivatives, for Newton's method.
+"""The objectives that are smooth away from the reference policy, with their derivatives, for
+Newton's method.
 
-Each class is a batch of functions of w (or of w and the dual variable) over R samples; v has shape (R, d) or (R, d+1). With
-s_i = sigma(-m_i): dl/dw = -beta s u, d²l/dw² = beta² s (1-s) u u' (App. B.1, arXiv:2502.01930).
+Each class is a batch of functions of w (or of w and the dual variable) over R samples; v has shape
+(R, d) or (R, d+1). With s_i = sigma(-m_i): dl/dw = -beta s u, d²l/dw² = beta² s (1-s) u u' (App.
+B.1, arXiv:2502.01930).
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +28,8 @@ def loss_and_slope(margin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def excess_loss(margin: Tensor) -> Tensor:
-    """l(m) - log 2 to its own last digits: near the reference policy lambda is as small as the differences of the losses."""
+    """l(m) - log 2 to its own last digits: near the reference policy lambda is as small as the
+    differences of the losses."""
     return torch.log1p(torch.expm1(-margin.abs()) / 2) - margin.clamp(max=0)
 
 
@@ -62,7 +65,9 @@ class TiltedLoss:
         q = torch.exp(exponent - log_mass[:, None])
         gradient = -self.beta * self.pairs.pull(q * s)
         second = q * (s * (1 - s) + s**2 / self.tau[:, None])
-        hessian = self.beta**2 * self.pairs.outer(second) - _outer(gradient) / self.tau[:, None, None]
+        hessian = (
+            self.beta**2 * self.pairs.outer(second) - _outer(gradient) / self.tau[:, None, None]
+        )
         return self.tau * log_mass, gradient, hessian
 
     def select(self, index: Tensor) -> "TiltedLoss":
@@ -71,9 +76,11 @@ class TiltedLoss:
 
 @dataclass(frozen=True)
 class KlBallLoss:
-    """lambda rho + lambda log E exp(l/lambda), jointly convex in v = (w, lambda). Eq. (9), arXiv:2502.01930.
+    """lambda rho + lambda log E exp(l/lambda), jointly convex in v = (w, lambda). Eq. (9),
+    arXiv:2502.01930.
 
-    With `excess` the value is less log 2, from losses less log 2, which keeps the digits that count near the reference policy.
+    With `excess` the value is less log 2, from losses less log 2, which keeps the digits that count
+    near the reference policy.
     """
 
     pairs: PairBatch
@@ -87,7 +94,9 @@ class KlBallLoss:
         loss, s = loss_and_slope(margin)
         if self.excess:
             loss = excess_loss(margin)
-        centre = (self.pairs.p * loss).sum(-1, keepdim=True)  # keeps log E exp accurate when the exponents are small
+        centre = (self.pairs.p * loss).sum(
+            -1, keepdim=True
+        )  # keeps log E exp accurate when the exponents are small
         z = (loss - centre) / lam
         exponent = z + self.pairs.p.log()
         log_mass = torch.logsumexp(exponent, -1, keepdim=True)
@@ -101,7 +110,10 @@ class KlBallLoss:
         gradient[:, :d] = pulled
         gradient[:, d] = (self.radius[:, None] + log_mass - z_bar)[:, 0]  # rho - KL(q||p)
         hessian = torch.empty(v.shape[0], d + 1, d + 1, dtype=v.dtype, device=v.device)
-        hessian[:, :d, :d] = self.beta**2 * self.pairs.outer(qs * (1 - s) + qs * s / lam) - _outer(pulled) / lam[:, :, None]
+        hessian[:, :d, :d] = (
+            self.beta**2 * self.pairs.outer(qs * (1 - s) + qs * s / lam)
+            - _outer(pulled) / lam[:, :, None]
+        )
         cross = self.beta * self.pairs.pull(qs * spread) / lam  # -Cov_q(z, dl/dw)/lambda
         hessian[:, :d, d] = cross
         hessian[:, d, :d] = cross
@@ -114,7 +126,8 @@ class KlBallLoss:
 
 @dataclass(frozen=True)
 class KlBallProfile:
-    """The same less log 2 with lambda minimised out, a function of w: slower, but it does not jam where lambda is nearly zero."""
+    """The same less log 2 with lambda minimised out, a function of w: slower, but it does not jam
+    where lambda is nearly zero."""
 
     pairs: PairBatch
     beta: float
@@ -123,7 +136,11 @@ class KlBallProfile:
     def derivatives(self, v: Tensor) -> Derivatives:
         loss = excess_loss(self.beta * self.pairs.project(v))
         span = loss.amax(-1) - loss.amin(-1)
-        lam = kl_ball_dual(loss, self.pairs.p, self.radius).dual.maximum(1e-9 * span).clamp(min=1e-150)
+        lam = (
+            kl_ball_dual(loss, self.pairs.p, self.radius)
+            .dual.maximum(1e-9 * span)
+            .clamp(min=1e-150)
+        )
         joint = KlBallLoss(self.pairs, self.beta, self.radius, excess=True)
         value, gradient, hessian = joint.derivatives(torch.cat([v, lam[:, None]], -1))
         cross, corner = hessian[:, :-1, -1], hessian[:, -1, -1].clamp(min=1e-300)
@@ -135,7 +152,8 @@ class KlBallProfile:
 
 @dataclass(frozen=True)
 class NormPenalisedLoss:
-    """E l + rho beta ||w||: WDPO with p = 1, free features and fixed labels. Shafieezadeh-Abadeh et al. (2015)."""
+    """E l + rho beta ||w||: WDPO with p = 1, free features and fixed labels. Shafieezadeh-Abadeh et
+    al. (2015)."""
 
     pairs: PairBatch
     beta: float
@@ -153,10 +171,12 @@ class NormPenalisedLoss:
 
 @dataclass(frozen=True)
 class SmoothedLabelLoss:
-    """eta rho + E [l(m) + eps log(1 + exp((m - kappa eta)/eps))] - mu log(eta² - beta²||w||²), for W1 with label moves.
+    """eta rho + E [l(m) + eps log(1 + exp((m - kappa eta)/eps))] - mu log(eta² - beta²||w||²), for
+    W1 with label moves.
 
-    The hinge (m - kappa eta)_+ is smoothed at the width eps and the cone eta >= beta ||w|| has a barrier of weight mu; both
-    go to zero. The smoothed hinge is worth at most eps log 2 P(|m - kappa eta| ≲ eps) too much.
+    The hinge (m - kappa eta)_+ is smoothed at the width eps and the cone eta >= beta ||w|| has a
+    barrier of weight mu; both go to zero. The smoothed hinge is worth at most eps log 2 P(|m -
+    kappa eta| ≲ eps) too much.
     """
 
     pairs: PairBatch
@@ -175,13 +195,22 @@ class SmoothedLabelLoss:
         inside = room > 0
         room = torch.where(inside, room, 1.0)
         mu = self.barrier / room
-        value = eta * self.radius + (p * (loss + self.width[:, None] * hinge)).sum(-1) - self.barrier * room.log()
+        value = (
+            eta * self.radius
+            + (p * (loss + self.width[:, None] * hinge)).sum(-1)
+            - self.barrier * room.log()
+        )
         d = w.shape[1]
-        gradient, hessian = torch.empty_like(v), torch.empty(v.shape[0], d + 1, d + 1, dtype=v.dtype, device=v.device)
+        gradient, hessian = (
+            torch.empty_like(v),
+            torch.empty(v.shape[0], d + 1, d + 1, dtype=v.dtype, device=v.device),
+        )
         gradient[:, :d] = beta * self.pairs.pull(p * (flip - s)) + (2 * beta**2 * mu)[:, None] * w
         gradient[:, d] = self.radius - self.kappa * (p * flip).sum(-1) - 2 * mu * eta
         bend = p * flip * (1 - flip) / self.width[:, None]
-        ray = torch.cat([beta**2 * w, -eta[:, None]], -1)  # the gradient of the barrier is 2 mu/room times this
+        ray = torch.cat(
+            [beta**2 * w, -eta[:, None]], -1
+        )  # the gradient of the barrier is 2 mu/room times this
         hessian[:] = (4 * mu / room)[:, None, None] * _outer(ray)
         diagonal = torch.arange(d, device=v.device)
         hessian[:, diagonal, diagonal] += (2 * beta**2 * mu)[:, None]
@@ -204,7 +233,8 @@ class SmoothedLabelLoss:
 
 @dataclass(frozen=True)
 class FixedLabelLoss:
-    """sum_i p_i l(m_i) + sum_i f_i (m_i - kappa eta): the atoms whose labels surely stay, or surely flip (share f_i of p_i)."""
+    """sum_i p_i l(m_i) + sum_i f_i (m_i - kappa eta): the atoms whose labels surely stay, or surely
+    flip (share f_i of p_i)."""
 
     pairs: PairBatch
     beta: float
@@ -229,7 +259,8 @@ class FixedLabelLoss:
 
 @dataclass(frozen=True)
 class QuadraticTransportLoss:
-    """eta rho² + E phi(m, a), a = beta²||w||²/(2 eta): WDPO with p = 2, free features and fixed labels (module `wells`)."""
+    """eta rho² + E phi(m, a), a = beta²||w||²/(2 eta): WDPO with p = 2, free features and fixed
+    labels (module `wells`)."""
 
     pairs: PairBatch
     beta: float
@@ -247,9 +278,13 @@ class QuadraticTransportLoss:
         gradient = half_square[:, None] * e
         gradient[:, :d] -= self.beta * self.pairs.pull(p * q)
         gradient[:, d] += self.radius**2
-        # phi depends on (m, a) through -q dm + q²/2 da; its second derivative is bend (dm - q da)(dm - q da)'
+        # phi depends on (m, a) through -q dm + q²/2 da; its second derivative is bend (dm - q
+        # da)(dm - q da)'
         pb = p * bend
-        cross = torch.nn.functional.pad(-self.beta * self.pairs.pull(pb * q), (0, 1))[:, :, None] * e[:, None, :]
+        cross = (
+            torch.nn.functional.pad(-self.beta * self.pairs.pull(pb * q), (0, 1))[:, :, None]
+            * e[:, None, :]
+        )
         hessian = cross + cross.mT + (pb * q**2).sum(-1)[:, None, None] * _outer(e)
         hessian[:, :d, :d] += self.beta**2 * self.pairs.outer(pb)
         basis = torch.eye(d + 1, d, dtype=v.dtype, device=v.device).repeat(v.shape[0], 1, 1)
@@ -263,9 +298,11 @@ class QuadraticTransportLoss:
 
 @dataclass(frozen=True)
 class GradientPenalisedLoss:
-    """E l + rho (E ||grad_x l||²)^(1/2), or with `squared` E l + rho E ||grad_x l||²; grad_x l = -beta s w.
+    """E l + rho (E ||grad_x l||²)^(1/2), or with `squared` E l + rho E ||grad_x l||²; grad_x l =
+    -beta s w.
 
-    Practical WDPO (Algorithm 1, arXiv:2502.01930) with the features in the place of the embedding. Neither form is convex.
+    Practical WDPO (Algorithm 1, arXiv:2502.01930) with the features in the place of the embedding.
+    Neither form is convex.
     """
 
     pairs: PairBatch
@@ -285,13 +322,19 @@ class GradientPenalisedLoss:
         S2 = 2 * beta**2 * self.pairs.outer(ps * s * (2 - 3 * s) * (1 - s))
         eye = torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
         if self.squared:
-            N, N1, N2 = beta**2 * (v**2).sum(-1), 2 * beta**2 * v, (2 * beta**2 * eye).expand_as(hessian)
+            N, N1, N2 = (
+                beta**2 * (v**2).sum(-1),
+                2 * beta**2 * v,
+                (2 * beta**2 * eye).expand_as(hessian),
+            )
             T, T1, T2 = S, S1, S2
         else:
             norm, slope, bend = _norm(v)
             N, N1, N2 = beta * norm, beta * slope, beta * bend
             T = S.sqrt()
-            safe = T.clamp(min=1e-100)  # with very large margins S vanishes, and its derivatives with it
+            safe = T.clamp(
+                min=1e-100
+            )  # with very large margins S vanishes, and its derivatives with it
             T1 = S1 / (2 * safe[:, None])
             T2 = S2 / (2 * safe[:, None, None]) - _outer(S1) / (4 * safe**3)[:, None, None]
         cross = N1[:, :, None] * T1[:, None, :]

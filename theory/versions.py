@@ -4,7 +4,8 @@ from importlib import metadata
 
 
 def versions(*names: str) -> dict[str, str]:
-    """The version of each package; in words where it has none, as for a checkout that is run without being installed."""
+    """The version of each package; in words where it has none, as for a checkout that is run
+    without being installed."""
     return {name: _version(name) for name in names}
 
 

@@ -1,4 +1,5 @@
-"""Solvers for Wasserstein balls, on the atoms and with free features, and for the gradient penalties that stand for them."""
+"""Solvers for Wasserstein balls, on the atoms and with free features, and for the gradient
+penalties that stand for them."""
 
 from collections.abc import Callable
 
@@ -37,8 +38,10 @@ from theory.smooth import (
 )
 from theory.wells import global_well
 
-_TARGETS = 10  # destinations of an atom that the screened solver on a finite Z leaves to the interior-point method
-_BAND = 96  # pairs near the kink that the screened solver for label moves leaves to the interior-point method
+# destinations of an atom that the screened solver on a finite Z leaves to the interior-point method
+_TARGETS = 10
+# pairs near the kink that the screened solver for label moves leaves to the interior-point method
+_BAND = 96
 
 
 def solve_w1(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
@@ -48,7 +51,8 @@ def solve_w1(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
     if outside.any():
         part, r = pairs.select(outside), radius[outside]
         solved = _w1_from(part, beta, ball, r, radial_start(part, beta, ball, beta * r))
-        # near collapse Newton's decrement is small with ||w||, however far w still has to turn: step until the certificate is
+        # near collapse Newton's decrement is small with ||w||, however far w still has to turn:
+        # step until the certificate is
         for _ in range(3):
             hard = (solved.gap > 1e-12).nonzero()[:, 0]
             if not hard.numel():
@@ -85,24 +89,40 @@ def solve_w2(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point
 def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
     w0 = radial_start(pairs, beta, ball, beta * radius / 2)
     eta0 = beta * w0.norm(dim=-1) / (4 * radius)  # optimal for small margins
-    v, settled, steps = minimise(QuadraticTransportLoss(pairs, beta, radius), torch.cat([w0, eta0[:, None]], -1), ball)
+    v, settled, steps = minimise(
+        QuadraticTransportLoss(pairs, beta, radius), torch.cat([w0, eta0[:, None]], -1), ball
+    )
     point = _w2_point(pairs, beta, ball, radius, v, None, steps)
     hard = (~settled | (point.gap > DOUBTFUL)).nonzero()[:, 0]
     for finish in (False, True):  # to settle ties is slow, and seldom needed
         if hard.numel():  # an atom sits between the two wells
             part = pairs.select(hard)
-            interior = solve(QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball, settled=finish)
-            split = _w2_point(part, beta, ball, radius[hard], interior.v, interior.z, interior.steps)
+            interior = solve(
+                QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball, settled=finish
+            )
+            split = _w2_point(
+                part, beta, ball, radius[hard], interior.v, interior.z, interior.steps
+            )
             point = keep_better(point, hard, split)
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
     return point
 
 
-def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tensor, z: Tensor | None, steps: Tensor) -> Point:
-    """Upper bound: the dual value at (w, eta). Lower bound: each atom moved along w, shrunk to meet the radius.
+def _w2_point(
+    pairs: PairBatch,
+    beta: float,
+    ball: Ball,
+    radius: Tensor,
+    v: Tensor,
+    z: Tensor | None,
+    steps: Tensor,
+) -> Point:
+    """Upper bound: the dual value at (w, eta). Lower bound: each atom moved along w, shrunk to meet
+    the radius.
 
-    Near collapse w/||w|| turns with the last digits of w, and with it the gradient under moves along w, as in `norm_gap`. Moves
-    along the direction that balances the gradient lose b (1 - cos) only, of second order in that turn; the better bound counts.
+    Near collapse w/||w|| turns with the last digits of w, and with it the gradient under moves
+    along w, as in `norm_gap`. Moves along the direction that balances the gradient lose b (1 - cos)
+    only, of second order in that turn; the better bound counts.
     """
     w, eta = ball.project(v[:, :-1]), v[:, -1]
     b = beta * w.norm(dim=-1)
@@ -117,13 +137,17 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
         pieces.move(torch.cat([w, eta[:, None]], -1))
         q = -pieces.along
         mass = z / z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
-    shift = a[:, None, None] * q / b.clamp(min=1e-300)[:, None, None]  # distance moved against w: k/b with k = a q
+    shift = (
+        a[:, None, None] * q / b.clamp(min=1e-300)[:, None, None]
+    )  # distance moved against w: k/b with k = a q
     used = (mass * shift**2).sum((1, 2)).sqrt()
     shift = shift * (radius / used.clamp(min=1e-300)).clamp(max=1.0)[:, None, None]
     direction = w / w.norm(dim=-1, keepdim=True).clamp(min=1e-300)
     gaps = []
     for _ in range(2):
-        loss, slope = loss_and_slope(margin[:, None, :] - beta * (w * direction).sum(-1)[:, None, None] * shift)
+        loss, slope = loss_and_slope(
+            margin[:, None, :] - beta * (w * direction).sum(-1)[:, None, None] * shift
+        )
         pull = mass * slope
         towards, pushed = pairs.pull(pull.sum(1)), (pull * shift).sum((1, 2))[:, None]
         gradient = -beta * (towards - pushed * direction)
@@ -134,22 +158,37 @@ def _w2_point(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, v: Tens
     return Point(w, value, gap, eta.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
 
 
-def solve_w1_label(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
+def solve_w1_label(
+    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float
+) -> Point:
     point = collapsed_point(pairs)
     point.dual = torch.zeros_like(radius)
     plain = (radius <= 0).nonzero()[:, 0]
     if plain.numel():
         mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
         point = scatter([(plain, mean_fit)], point)
-    # flips only lower the collapse radius, so that beyond the one with fixed labels nothing is left to solve
+    # flips only lower the collapse radius, so that beyond the one with fixed labels nothing is left
+    # to solve
     outside = ((radius > 0) & (radius < free_collapse(pairs, 1))).nonzero()[:, 0]
     if outside.numel():
-        point = scatter([(outside, _w1_label_inside(pairs.select(outside), beta, ball, radius[outside], kappa))], point)
+        point = scatter(
+            [
+                (
+                    outside,
+                    _w1_label_inside(pairs.select(outside), beta, ball, radius[outside], kappa),
+                )
+            ],
+            point,
+        )
     return point
 
 
-def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
-    if kappa >= pairs.ut.norm(dim=1).max():  # m_i <= beta ||w|| ||u_i|| <= kappa eta: no flip ever pays
+def _w1_label_inside(
+    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float
+) -> Point:
+    if (
+        kappa >= pairs.ut.norm(dim=1).max()
+    ):  # m_i <= beta ||w|| ||u_i|| <= kappa eta: no flip ever pays
         return solve_w1(pairs, beta, ball, radius)
     n = pairs.p.shape[1]
     if n <= 4 * _BAND:
@@ -159,30 +198,46 @@ def _w1_label_inside(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, 
     for finish in (False, True):
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
         if hard.numel():
-            better = _w1_label_interior(pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16, settled=finish)
+            better = _w1_label_interior(
+                pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16, settled=finish
+            )
             point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
 
 
 def _w1_label_interior(
-    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, tolerance: float, settled: bool = False
+    pairs: PairBatch,
+    beta: float,
+    ball: Ball,
+    radius: Tensor,
+    kappa: float,
+    tolerance: float,
+    settled: bool = False,
 ) -> Point:
     eta0 = torch.full_like(radius, beta * ball.bound)
-    interior = solve(LabelMoves(pairs, beta, kappa), radius, eta0, ball, tolerance=tolerance, settled=settled)
+    interior = solve(
+        LabelMoves(pairs, beta, kappa), radius, eta0, ball, tolerance=tolerance, settled=settled
+    )
     flip = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, interior.steps)
 
 
-def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float) -> Point:
-    """Large samples: Newton's method on a smoothed hinge finds which labels surely stay or flip; the interior point decides the
-    rest, the `_BAND` pairs nearest to the kink m = kappa eta. The certificate covers all pairs, so that a wrong guess shows."""
+def _w1_label_screened(
+    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float
+) -> Point:
+    """Large samples: Newton's method on a smoothed hinge finds which labels surely stay or flip;
+    the interior point decides the rest, the `_BAND` pairs nearest to the kink m = kappa eta. The
+    certificate covers all pairs, so that a wrong guess shows.
+    """
     w = linear_start(pairs, beta, ball)
     scale = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt().clamp(min=1e-9)
     v = torch.cat([w, (1.5 * beta * w.norm(dim=-1) + scale)[:, None]], -1)
     taken = torch.zeros_like(radius, dtype=torch.int64)
     for fraction, sample in ((0.1, _head(pairs)), (0.01, pairs)):
         eps = fraction * scale
-        function = SmoothedLabelLoss(sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps))
+        function = SmoothedLabelLoss(
+            sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps)
+        )
         v, _, steps = minimise(function, v, ball, max_steps=7)
         taken = taken + steps
     over = beta * pairs.project(v[:, :-1]) - kappa * v[:, -1:]
@@ -190,27 +245,42 @@ def _w1_label_screened(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor
     far = torch.ones_like(over, dtype=torch.bool).scatter_(1, near, False)
     flipped = torch.where(far & (over > 0), pairs.p, 0.0)
     rest = FixedLabelLoss(PairBatch(pairs.ut, torch.where(far, pairs.p, 0.0)), beta, kappa, flipped)
-    ut = pairs.ut.expand(pairs.replicates, -1, -1).gather(2, near[:, None, :].expand(-1, pairs.dimension, -1))
+    ut = pairs.ut.expand(pairs.replicates, -1, -1).gather(
+        2, near[:, None, :].expand(-1, pairs.dimension, -1)
+    )
     band = LabelMoves(PairBatch(ut, pairs.p.gather(1, near)), beta, kappa)
     interior = solve(band, radius, v[:, -1], ball, smooth=rest)
     share = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     flip = (flipped > 0).to(share.dtype).scatter_(1, near, share)
-    return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, taken + interior.steps)
+    return _w1_label_point(
+        pairs, beta, ball, radius, kappa, interior.v, flip, taken + interior.steps
+    )
 
 
 def _head(pairs: PairBatch) -> PairBatch:
-    """Where the sample is large its first sixteenth, which is enough to find where to start; else the sample."""
+    """Where the sample is large its first sixteenth, which is enough to find where to start; else
+    the sample."""
     head = pairs.p.shape[1] // 16
     if head <= 2048:
         return pairs
     p = pairs.p[:, :head]
-    return PairBatch(pairs.ut[:, :, :head].contiguous(), p / p.sum(-1, keepdim=True).clamp(min=1e-300))
+    return PairBatch(
+        pairs.ut[:, :, :head].contiguous(), p / p.sum(-1, keepdim=True).clamp(min=1e-300)
+    )
 
 
 def _w1_label_point(
-    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float, v: Tensor, flip: Tensor, steps: Tensor
+    pairs: PairBatch,
+    beta: float,
+    ball: Ball,
+    radius: Tensor,
+    kappa: float,
+    v: Tensor,
+    flip: Tensor,
+    steps: Tensor,
 ) -> Point:
-    """Lower bound: flip the share `flip` of each label and spend what is left of the radius on sending features to infinity."""
+    """Lower bound: flip the share `flip` of each label and spend what is left of the radius on
+    sending features to infinity."""
     w = ball.project(v[:, :-1])
     norm = w.norm(dim=-1)
     eta = v[:, -1].maximum(beta * norm)
@@ -225,15 +295,21 @@ def _w1_label_point(
     gap = value - expected + norm_gap(w, gradient, left * beta, ball)
     point = Point(w, value, gap, eta, steps, torch.zeros_like(steps, dtype=torch.bool))
     at_rest = beta * pairs.pull(flip - pairs.p / 2)
-    return _collapse_where_certified(point, norm_gap(torch.zeros_like(w), at_rest, left * beta, ball), beta)
+    return _collapse_where_certified(
+        point, norm_gap(torch.zeros_like(w), at_rest, left * beta, ball), beta
+    )
 
 
 def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
     point = collapsed_point(pairs)
     parts = []
-    budget = budget.minimum(1.01 * (pairs.p @ cost.amax(1)) + 1e-300)  # no plan costs more than moving everything farthest
+    budget = budget.minimum(
+        1.01 * (pairs.p @ cost.amax(1)) + 1e-300
+    )  # no plan costs more than moving everything farthest
     plain = budget <= 0
-    if plain.any() and bool((cost + torch.eye(cost.shape[0], dtype=cost.dtype, device=cost.device) > 0).all()):
+    if plain.any() and bool(
+        (cost + torch.eye(cost.shape[0], dtype=cost.dtype, device=cost.device) > 0).all()
+    ):
         mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
         parts.append((plain, mean_fit))
     else:
@@ -244,7 +320,9 @@ def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget
     return scatter(parts, point)
 
 
-def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
+def _finite_positive(
+    pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor
+) -> Point:
     n = cost.shape[0]
     margins = beta * pairs.project(linear_start(pairs, beta, ball))
     scale = (pairs.p * margins**2).sum(-1).sqrt().clamp(min=1e-9)
@@ -256,34 +334,59 @@ def _finite_positive(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, bu
         point = _finite_interior(every, ball, cost, budget, eta0)
     else:
         point = _finite_screened(pairs, beta, ball, cost, budget, eta0, scale)
-    for tolerance, finish in ((1e-13, False), (1e-13, True), (1e-16, True)):  # near collapse the smaller one is needed
+    for tolerance, finish in (
+        (1e-13, False),
+        (1e-13, True),
+        (1e-16, True),
+    ):  # near collapse the smaller one is needed
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
         if hard.numel():
-            every = FiniteMoves(pairs.select(hard), cost, beta, everywhere.expand(len(hard), -1, -1))
-            better = _finite_interior(every, ball, cost, budget[hard], eta0[hard], tolerance, settled=finish)
+            every = FiniteMoves(
+                pairs.select(hard), cost, beta, everywhere.expand(len(hard), -1, -1)
+            )
+            better = _finite_interior(
+                every, ball, cost, budget[hard], eta0[hard], tolerance, settled=finish
+            )
             point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
 
 
 def _finite_interior(
-    pieces: FiniteMoves, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor, tolerance: float = 1e-13, settled: bool = False
+    pieces: FiniteMoves,
+    ball: Ball,
+    cost: Tensor,
+    budget: Tensor,
+    eta0: Tensor,
+    tolerance: float = 1e-13,
+    settled: bool = False,
 ) -> Point:
     interior = solve(pieces, budget, eta0, ball, tolerance=tolerance, settled=settled)
     pairs = pieces.pairs
     plan = interior.z / interior.z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
     arriving, spent = pieces.arrivals(plan)
-    return _finite_point(pairs, pieces.beta, ball, cost, budget, interior.v[:, :-1], arriving, spent, interior.steps)
+    return _finite_point(
+        pairs, pieces.beta, ball, cost, budget, interior.v[:, :-1], arriving, spent, interior.steps
+    )
 
 
 def _finite_screened(
-    pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor, eta0: Tensor, scale: Tensor
+    pairs: PairBatch,
+    beta: float,
+    ball: Ball,
+    cost: Tensor,
+    budget: Tensor,
+    eta0: Tensor,
+    scale: Tensor,
 ) -> Point:
-    """Newton's method on the entropic smoothing finds where each atom may go, the interior point picks among `_TARGETS` of them.
+    """Newton's method on the entropic smoothing finds where each atom may go, the interior point
+    picks among `_TARGETS` of them.
 
     The certificate compares with all moves, so that a target that was missed shows.
     """
     v = torch.cat([linear_start(pairs, beta, ball), eta0[:, None]], -1)
-    v, _, taken = minimise(SmoothedTransportLoss(pairs, cost, beta, budget, 0.1 * scale), v, ball, max_steps=6)
+    v, _, taken = minimise(
+        SmoothedTransportLoss(pairs, cost, beta, budget, 0.1 * scale), v, ball, max_steps=6
+    )
     targets = FiniteMoves(pairs, cost, beta).move(v).topk(_TARGETS, dim=1, sorted=False).indices
     point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), ball, cost, budget, eta0)
     point.steps = point.steps + taken
@@ -301,23 +404,30 @@ def _finite_point(
     spent: Tensor,
     steps: Tensor,
 ) -> Point:
-    """Upper bound: the exact dual at w. Lower bound: a plan, mixed with staying put until it meets the budget."""
+    """Upper bound: the exact dual at w. Lower bound: a plan, mixed with staying put until it meets
+    the budget."""
     w = ball.project(w)
     loss, slope = loss_and_slope(beta * pairs.project(w))
     worst = transport_dual(loss, pairs.p, cost, budget)
     share = (budget / spent.clamp(min=1e-300)).clamp(max=1.0)[:, None]
     q = share * arriving + (1 - share) * pairs.p
     gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, ball)
-    point = Point(w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool))
+    point = Point(
+        w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool)
+    )
     return _collapse_where_certified(
-        point, lower_gap(pairs, q, torch.full_like(slope, 0.5), torch.zeros_like(w), beta, ball), beta
+        point,
+        lower_gap(pairs, q, torch.full_like(slope, 0.5), torch.zeros_like(w), beta, ball),
+        beta,
     )
 
 
 def _collapse_where_certified(point: Point, gap_at_rest: Tensor, beta: float) -> Point:
-    """Return w = 0 exactly where it is nearly so and the worst case, E_Q u = 0 to the last digits, certifies it as optimal.
+    """Return w = 0 exactly where it is nearly so and the worst case, E_Q u = 0 to the last digits,
+    certifies it as optimal.
 
-    Short of collapse by one part in a million E_Q u is of order 1e-6, so that this does not mistake a small w for none.
+    Short of collapse by one part in a million E_Q u is of order 1e-6, so that this does not mistake
+    a small w for none.
     """
     rest = (gap_at_rest <= 1e-11 * min(beta, 1.0)) & (point.w.norm(dim=-1) * beta < 1e-3)
     point.w = torch.where(rest[:, None], 0.0, point.w)
@@ -328,7 +438,11 @@ def _collapse_where_certified(point: Point, gap_at_rest: Tensor, beta: float) ->
 
 
 def _settle_collapse(
-    pairs: PairBatch, point: Point, radius: Tensor, beta: float, threshold: Callable[[PairBatch], Tensor]
+    pairs: PairBatch,
+    point: Point,
+    radius: Tensor,
+    beta: float,
+    threshold: Callable[[PairBatch], Tensor],
 ) -> Point:
     """Where w is nearly zero, ask the collapse radius whether it is zero."""
     small = (point.w.norm(dim=-1) * beta < 1e-3) & (point.value > LOG2 - 1e-6)
@@ -340,20 +454,36 @@ def _settle_collapse(
     return point
 
 
-def solve_penalised(pairs: PairBatch, beta: float, ball: Ball, strength: Tensor, squared: bool) -> Point:
-    """Best of several starts; for the norm form w = 0 is a local minimum when strength >= ||E u|| and then competes."""
+def solve_penalised(
+    pairs: PairBatch, beta: float, ball: Ball, strength: Tensor, squared: bool
+) -> Point:
+    """Best of several starts; for the norm form w = 0 is a local minimum when strength >= ||E u||
+    and then competes."""
     function = GradientPenalisedLoss(pairs, beta, strength, squared)
     coarse = GradientPenalisedLoss(_head(pairs), beta, strength, squared)
-    local = torch.zeros_like(strength, dtype=torch.bool) if squared else strength >= free_collapse(pairs, 2)
+    local = (
+        torch.zeros_like(strength, dtype=torch.bool)
+        if squared
+        else strength >= free_collapse(pairs, 2)
+    )
     linear = linear_start(pairs, beta, ball)
-    edge = ball.project(linear * (1e3 * ball.bound / linear.norm(dim=-1, keepdim=True).clamp(min=1e-300)))
+    edge = ball.project(
+        linear * (1e3 * ball.bound / linear.norm(dim=-1, keepdim=True).clamp(min=1e-300))
+    )
     best = collapsed_point(pairs, dual=False)
     best.value = torch.where(local, best.value, torch.inf)
     best.collapsed = local.clone()
-    for start in (radial_start(pairs, beta, ball, beta * strength / 2), linear, ball.project(0.1 * linear), edge):
+    for start in (
+        radial_start(pairs, beta, ball, beta * strength / 2),
+        linear,
+        ball.project(0.1 * linear),
+        edge,
+    ):
         rough, _, steps = minimise(coarse, start, ball, convex=False, max_steps=6)
         value = function.derivatives(rough)[0]
-        promising = (value < best.value - 1e-9).nonzero()[:, 0]  # the others go where an earlier start went, or higher
+        promising = (value < best.value - 1e-9).nonzero()[
+            :, 0
+        ]  # the others go where an earlier start went, or higher
         if promising.numel():
             part = function.select(promising)
             w, _, more = minimise(part, rough[promising], ball, convex=False)

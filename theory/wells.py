@@ -4,9 +4,10 @@ By softplus(x) = sup_q qx + H(q) it equals
 
     phi(m, a) = sup_{0 <= q <= 1}  -q m + H(q) + a q²/2,      a = b²/(2 eta),
 
-where q = sigma(-m') is the slope of the loss at the worst-case margin m'. With q = 1/2 + r and delta = m - a/2 it is symmetric
-in (r, delta): stationarity reads y = (a/2) tanh(y/2) - delta for y = logit q (the Curie–Weiss equation). For a <= 4
-(eta >= b²/8) the maximiser is unique; above it there are two wells, equally deep at delta = 0, where the worst case splits.
+where q = sigma(-m') is the slope of the loss at the worst-case margin m'. With q = 1/2 + r and
+delta = m - a/2 it is symmetric in (r, delta): stationarity reads y = (a/2) tanh(y/2) - delta for y
+= logit q (the Curie–Weiss equation). For a <= 4 (eta >= b²/8) the maximiser is unique; above it
+there are two wells, equally deep at delta = 0, where the worst case splits.
 """
 
 import torch
@@ -19,7 +20,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _log_odds(a: Tensor, distance: Tensor) -> Tensor:
-    """Largest root y of y = (a/2) tanh(y/2) + distance, distance >= 0; Newton from the right of it, where y - ... is convex."""
+    """Largest root y of y = (a/2) tanh(y/2) + distance, distance >= 0; Newton from the right of it,
+    where y - ... is convex."""
     half = a / 2
     y = half + distance
     for _ in range(100):
@@ -32,7 +34,8 @@ def _log_odds(a: Tensor, distance: Tensor) -> Tensor:
 
 
 def global_well(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """phi, the maximiser q, dq/d(-m) and the worst-case log-odds y = -m'. margin (R, n), a (R,) >= 0; all returned (R, n)."""
+    """phi, the maximiser q, dq/d(-m) and the worst-case log-odds y = -m'. margin (R, n), a (R,) >=
+    0; all returned (R, n)."""
     a = a[:, None]
     delta = margin - a / 2
     size = _log_odds(a, delta.abs())
@@ -44,9 +47,11 @@ def global_well(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 def restricted_wells(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sup over q in [0, 1/2] and over [1/2, 1]: values, maximisers and dq/d(-m), each (R, 2, n), convex in (m, a).
+    """sup over q in [0, 1/2] and over [1/2, 1]: values, maximisers and dq/d(-m), each (R, 2, n),
+    convex in (m, a).
 
-    On the side where the global maximum is not, the supremum is a local well, if there is one, or the end point q = 1/2.
+    On the side where the global maximum is not, the supremum is a local well, if there is one, or
+    the end point q = 1/2.
     """
     a = a[:, None]
     delta = margin - a / 2
@@ -54,7 +59,10 @@ def restricted_wells(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]
     far = _far_well(a, delta.abs())
     sign = torch.where(delta > 0, -1.0, 1.0)  # q > 1/2 holds the global maximum when delta <= 0
     values, places, bends = [], [], []
-    for y, inner in ((sign * near, torch.ones_like(near, dtype=torch.bool)), (-sign * far, far > 0)):
+    for y, inner in (
+        (sign * near, torch.ones_like(near, dtype=torch.bool)),
+        (-sign * far, far > 0),
+    ):
         q = torch.sigmoid(y)
         spread = q * torch.sigmoid(-y)
         at_well = _softplus(y) + q * (a * q - margin - y) - a * q**2 / 2
@@ -70,7 +78,8 @@ def restricted_wells(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _far_well(a: Tensor, distance: Tensor) -> Tensor:
-    """Largest root y > 0 of y = (a/2) tanh(y/2) - distance, or 0 where there is none: the metastable well."""
+    """Largest root y > 0 of y = (a/2) tanh(y/2) - distance, or 0 where there is none: the
+    metastable well."""
     half = a / 2
     # the root exists iff the function is negative at its minimum, where (a/4) sech²(y/2) = 1
     turn = 2 * torch.acosh((half / 2).clamp(min=1.0).sqrt())

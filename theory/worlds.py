@@ -1,10 +1,12 @@
 """Worlds to sample preferences from, with their populations.
 
-A finite world has finitely many pairs z = (psi1, psi2, y): its population is known exactly and a sample is a multinomial count,
-so that n = 1e9 costs what n = 100 does. A continuous world has isotropic features: its population estimators lie on the line
-through theta*, where a one-dimensional quadrature gives them to rounding.
+A finite world has finitely many pairs z = (psi1, psi2, y): its population is known exactly and a
+sample is a multinomial count, so that n = 1e9 costs what n = 100 does. A continuous world has
+isotropic features: its population estimators lie on the line through theta*, where a
+one-dimensional quadrature gives them to rounding.
 
-Labels are Bradley–Terry, P(y=1) = sigma(r*(s,a1) - r*(s,a2)), with r* = beta (theta* - theta_ref).psi unless rewards are given.
+Labels are Bradley–Terry, P(y=1) = sigma(r*(s,a1) - r*(s,a2)), with r* = beta (theta* -
+theta_ref).psi unless rewards are given.
 """
 
 from collections.abc import Callable
@@ -23,14 +25,16 @@ from theory.policy import Array, kl_to_reference, log_policy
 _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 
 
-# --------------------------------------------------------------------------------------------------------- finite worlds
+# ------------------------------------------------------------------------------------ finite worlds
 @dataclass(frozen=True)
 class FiniteWorld:
     """K atoms z = (psi1, psi2, y) with their probabilities.
 
-    psi1, psi2: (K, d) features of the two responses, norms at most 1. label: (K,) in {0, 1}. probability: (K,).
-    theta_star: (d,) true parameter, or None where labels come from data. policy_features: (S, A, d) with context_probability
-    (S,), where the world comes from a policy; they give the KL between policies.
+    psi1, psi2: (K, d) features of the two responses, norms at most 1. label: (K,) in {0, 1}.
+    probability: (K,).
+    theta_star: (d,) true parameter, or None where labels come from data. policy_features: (S, A, d)
+    with context_probability (S,), where the world comes from a policy; they give the KL between
+    policies.
     """
 
     psi1: Array
@@ -45,33 +49,48 @@ class FiniteWorld:
     context_probability: Array | None = None
 
     def __post_init__(self) -> None:
-        for name in ("psi1", "psi2", "label", "probability", "theta_ref", "theta_star", "policy_features", "context_probability"):
+        for name in (
+            "psi1",
+            "psi2",
+            "label",
+            "probability",
+            "theta_ref",
+            "theta_star",
+            "policy_features",
+            "context_probability",
+        ):
             given = getattr(self, name)
-            kept = isinstance(given, np.ndarray) and (given.dtype == np.float64 or (name == "label" and given.dtype.kind in "iu"))
-            if given is not None and not kept:  # unsigned features would wrap round where they are subtracted
+            kept = isinstance(given, np.ndarray) and (
+                given.dtype == np.float64 or (name == "label" and given.dtype.kind in "iu")
+            )
+            if (
+                given is not None and not kept
+            ):  # unsigned features would wrap round where they are subtracted
                 object.__setattr__(self, name, as_array(given, name))
         check_scale("beta", self.beta, "It scales the log-ratio in the margin.")
         check_scale("bound", self.bound, "It is B in ||theta|| <= B.")
         if self.psi1.size == 0 or self.psi1.shape != self.psi2.shape or self.psi1.ndim != 2:
             raise ValueError(
-                f"a world needs at least one pair of features of equal shape (K, d), got {self.psi1.shape} and {self.psi2.shape}."
+                "a world needs at least one pair of features of equal shape (K, d), got"
+                f" {self.psi1.shape} and {self.psi2.shape}."
             )
         for name, psi in (("psi1", self.psi1), ("psi2", self.psi2)):
             if not np.isfinite(psi).all():
                 raise ValueError(
-                    f"{name} holds {int((~np.isfinite(psi)).sum())} non-finite entries. Drop or impute those pairs first."
+                    f"{name} holds {int((~np.isfinite(psi)).sum())} non-finite entries. Drop or"
+                    " impute those pairs first."
                 )
             largest = float(np.linalg.norm(psi, axis=1).max())
             if largest > 1 + _NORM_SLACK:
                 raise ValueError(
-                    f"{name} has a feature vector of norm {largest:g}, above the bound 1 that the theory "
-                    f"assumes. Divide all features by {largest:g}."
+                    f"{name} has a feature vector of norm {largest:g}, above the bound 1 that the"
+                    f" theory assumes. Divide all features by {largest:g}."
                 )
         if self.label.shape != (len(self.psi1),) or not np.isin(self.label, (0, 1)).all():
             odd = self.label[~np.isin(self.label, (0, 1))]
             raise ValueError(
-                f"labels must be 0 or 1, one for each pair; got shape {self.label.shape} with {odd[:3].tolist()}. "
-                "y = 1 iff the first response wins."
+                f"labels must be 0 or 1, one for each pair; got shape {self.label.shape} with"
+                f" {odd[:3].tolist()}. y = 1 iff the first response wins."
             )
         check_probability("probability", self.probability, len(self.psi1))
         check_reference(self.theta_ref, self.dimension, self.bound, torch.zeros(1))
@@ -93,7 +112,9 @@ class FiniteWorld:
     def distance(self, kappa: float = 1.0) -> Array:
         """(K, K) metric ||(psi1,psi2) - (psi1',psi2')|| + kappa 1{y != y'}."""
         z = np.concatenate([self.psi1, self.psi2], axis=1)
-        d = np.sqrt(((z[:, None, :] - z[None, :, :]) ** 2).sum(-1)) + kappa * (self.label[:, None] != self.label[None, :])
+        d = np.sqrt(((z[:, None, :] - z[None, :, :]) ** 2).sum(-1)) + kappa * (
+            self.label[:, None] != self.label[None, :]
+        )
         return (d + d.T) / 2
 
     def covariance(self) -> Array:
@@ -107,27 +128,41 @@ class FiniteWorld:
     def sample(self, n: int, seeds: list[np.random.SeedSequence]) -> PairBatch:
         """One sample of n pairs for each seed, as weights count/n on the atoms."""
         n = _sample_size(n)
-        counts = [np.random.default_rng(seed).multinomial(n, self.probability / self.probability.sum()) for seed in seeds]
+        counts = [
+            np.random.default_rng(seed).multinomial(n, self.probability / self.probability.sum())
+            for seed in seeds
+        ]
         return pair_batch(self.u, np.asarray(counts) / n)
 
     def kl_to_reference(self, theta: Array) -> Array | None:
         """E_s KL(pi_theta || pi_ref) in nats for theta (..., d); None where there is no policy."""
         if self.policy_features is None or self.context_probability is None:
             return None
-        return kl_to_reference(theta, self.theta_ref, self.policy_features, self.context_probability)
+        return kl_to_reference(
+            theta, self.theta_ref, self.policy_features, self.context_probability
+        )
 
     def with_rewards(self, reward1: Array, reward2: Array) -> "FiniteWorld":
-        """The same pairs, labelled by other rewards (K,): preference shift. Every pair must be there with both labels."""
+        """The same pairs, labelled by other rewards (K,): preference shift. Every pair must be
+        there with both labels."""
         reward1, reward2 = as_array(reward1, "reward1"), as_array(reward2, "reward2")
         if not (np.isfinite(reward1).all() and np.isfinite(reward2).all()):
-            raise ValueError("reward1 or reward2 holds NaN or infinite entries. Every pair needs two finite rewards.")
+            raise ValueError(
+                "reward1 or reward2 holds NaN or infinite entries. Every pair needs two finite"
+                " rewards."
+            )
         chance = np.where(self.label == 1, expit(reward1 - reward2), expit(reward2 - reward1))
-        pairs, index = np.unique(np.concatenate([self.psi1, self.psi2], axis=1), axis=0, return_inverse=True)
+        pairs, index = np.unique(
+            np.concatenate([self.psi1, self.psi2], axis=1), axis=0, return_inverse=True
+        )
         mass = np.bincount(index, weights=self.probability, minlength=len(pairs))[index]
         split = np.bincount(index, weights=chance, minlength=len(pairs))[index]
-        if (split == 0).any() or len(np.unique(np.stack([index, self.label], 1), axis=0)) < 2 * len(pairs):
+        if (split == 0).any() or len(np.unique(np.stack([index, self.label], 1), axis=0)) < 2 * len(
+            pairs
+        ):
             raise ValueError(
-                "with_rewards needs each pair with y = 1 and with y = 0. Build the world with from_rewards or from_policy."
+                "with_rewards needs each pair with y = 1 and with y = 0. Build the world with"
+                " from_rewards or from_policy."
             )
         return replace(self, probability=mass * chance / split, theta_star=None)
 
@@ -141,31 +176,53 @@ def from_policy(
     theta_ref: Array | None = None,
     context_probability: Array | None = None,
 ) -> FiniteWorld:
-    """All (s, a1, a2, y) with s ~ mu, a1, a2 iid ~ pi_ref(.|s) and Bradley–Terry labels; features (S, A, d)."""
+    """All (s, a1, a2, y) with s ~ mu, a1, a2 iid ~ pi_ref(.|s) and Bradley–Terry labels; features
+    (S, A, d)."""
     features = as_array(features, "features")
     if features.ndim != 3 or 0 in features.shape:
-        raise ValueError(f"features must have shape (S, A, d) with at least one context and action, got {features.shape}.")
+        raise ValueError(
+            "features must have shape (S, A, d) with at least one context and action, got"
+            f" {features.shape}."
+        )
     S, A, d = features.shape
     ref = np.zeros(d) if theta_ref is None else as_array(theta_ref, "theta_ref")
-    mu = np.full(S, 1 / S) if context_probability is None else check_probability("context_probability", context_probability, S)
+    mu = (
+        np.full(S, 1 / S)
+        if context_probability is None
+        else check_probability("context_probability", context_probability, S)
+    )
     star = as_array(theta_star, "theta_star")
     if star.shape != (d,) or not np.linalg.norm(star) <= bound:
         raise ValueError(
-            f"theta_star must have shape ({d},) and a norm of at most B = {bound:g}, got {star.tolist()} "
-            f"of shape {star.shape} and norm {np.linalg.norm(star):g}. Enlarge the bound or shrink theta_star."
+            f"theta_star must have shape ({d},) and a norm of at most B = {bound:g}, got"
+            f" {star.tolist()} of shape {star.shape} and norm {np.linalg.norm(star):g}. Enlarge the"
+            " bound or shrink theta_star."
         )
-    s, a1, a2, y = (index.ravel() for index in np.meshgrid(np.arange(S), np.arange(A), np.arange(A), [1, 0], indexing="ij"))
+    s, a1, a2, y = (
+        index.ravel()
+        for index in np.meshgrid(np.arange(S), np.arange(A), np.arange(A), [1, 0], indexing="ij")
+    )
     pi = np.exp(log_policy(ref, features))
     psi1, psi2 = features[s, a1], features[s, a2]
     score = beta * (psi1 - psi2) @ (star - ref)
     probability = mu[s] * pi[s, a1] * pi[s, a2] * expit(np.where(y == 1, score, -score))
-    return FiniteWorld(psi1, psi2, y, probability / probability.sum(), beta, bound, ref, star, features, mu)
+    return FiniteWorld(
+        psi1, psi2, y, probability / probability.sum(), beta, bound, ref, star, features, mu
+    )
 
 
 def random_world(
-    seed: int, *, contexts: int, actions: int, dimension: int, beta: float, bound: float, signal: float | None = None
+    seed: int,
+    *,
+    contexts: int,
+    actions: int,
+    dimension: int,
+    beta: float,
+    bound: float,
+    signal: float | None = None,
 ) -> FiniteWorld:
-    """A finite world with features uniform on the unit sphere, theta_ref = 0 and ||theta*|| = signal (default B/2)."""
+    """A finite world with features uniform on the unit sphere, theta_ref = 0 and ||theta*|| =
+    signal (default B/2)."""
     for name, value in (("contexts", contexts), ("actions", actions), ("dimension", dimension)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: the world would be empty.")
@@ -176,13 +233,22 @@ def random_world(
 
 
 def from_labels(
-    psi1: Array, psi2: Array, label: Array, *, beta: float, bound: float, theta_ref: Array | None = None
+    psi1: Array,
+    psi2: Array,
+    label: Array,
+    *,
+    beta: float,
+    bound: float,
+    theta_ref: Array | None = None,
 ) -> FiniteWorld:
-    """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff the first was preferred."""
+    """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff
+    the first was preferred."""
     psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
     n = len(psi1)
-    return FiniteWorld(psi1, psi2, as_array(label, "label"), np.full(n, 1 / max(n, 1)), beta, bound, ref)
+    return FiniteWorld(
+        psi1, psi2, as_array(label, "label"), np.full(n, 1 / max(n, 1)), beta, bound, ref
+    )
 
 
 def from_rewards(
@@ -195,32 +261,42 @@ def from_rewards(
     bound: float,
     theta_ref: Array | None = None,
 ) -> FiniteWorld:
-    """Pairs (N, d) whose labels are Bradley–Terry in the given rewards (N,): each pair stands with both labels."""
+    """Pairs (N, d) whose labels are Bradley–Terry in the given rewards (N,): each pair stands with
+    both labels."""
     psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
     reward1, reward2 = as_array(reward1, "reward1"), as_array(reward2, "reward2")
     for name, reward in (("reward1", reward1), ("reward2", reward2)):
         if not np.isfinite(reward).all():
             bad = np.argwhere(~np.isfinite(reward))[0]
             raise ValueError(
-                f"{name} must be finite, but that of pair {bad[0] + 1} is {reward[tuple(bad)]:g}. Drop such pairs first."
+                f"{name} must be finite, but that of pair {bad[0] + 1} is {reward[tuple(bad)]:g}."
+                " Drop such pairs first."
             )
         if np.shape(reward) != (len(psi1),):
-            raise ValueError(f"{name} must have shape ({len(psi1)},), one number for each pair, got {np.shape(reward)}.")
+            raise ValueError(
+                f"{name} must have shape ({len(psi1)},), one number for each pair, got"
+                f" {np.shape(reward)}."
+            )
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
     chance = expit(reward1 - reward2) / max(len(psi1), 1)
     label = np.repeat([1, 0], len(psi1))
     probability = np.concatenate([chance, 1 / max(len(psi1), 1) - chance])
-    return FiniteWorld(np.tile(psi1, (2, 1)), np.tile(psi2, (2, 1)), label, probability, beta, bound, ref)
+    return FiniteWorld(
+        np.tile(psi1, (2, 1)), np.tile(psi2, (2, 1)), label, probability, beta, bound, ref
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ real pairs
+# --------------------------------------------------------------------------------------- real pairs
 def read_table(path: str | Path) -> dict[str, Array]:
     """Numeric columns of a .csv, .parquet, .json, .jsonl or .npz file, as float arrays."""
     import pandas as pd
 
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"no file at {path}. Give the path of a .csv, .parquet, .json, .jsonl or .npz table of pairs.")
+        raise ValueError(
+            f"no file at {path}. Give the path of a .csv, .parquet, .json, .jsonl or .npz table of"
+            " pairs."
+        )
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             return {name: np.asarray(arrays[name], dtype=float) for name in arrays.files}
@@ -231,9 +307,15 @@ def read_table(path: str | Path) -> dict[str, Array]:
         ".jsonl": lambda p: pd.read_json(p, lines=True),
     }
     if path.suffix not in readers:
-        raise ValueError(f"cannot read {path.name}: unknown ending {path.suffix!r}. Use one of {', '.join([*readers, '.npz'])}.")
+        raise ValueError(
+            f"cannot read {path.name}: unknown ending {path.suffix!r}. Use one of"
+            f" {', '.join([*readers, '.npz'])}."
+        )
     table = readers[path.suffix](path)
-    return {str(name): table[name].to_numpy(dtype=float) for name in table.select_dtypes(["number", "bool"]).columns}
+    return {
+        str(name): table[name].to_numpy(dtype=float)
+        for name in table.select_dtypes(["number", "bool"]).columns
+    }
 
 
 def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
@@ -245,39 +327,45 @@ def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
 
 
 def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
-    """Standardise both responses' columns together and divide by the largest norm, so that ||psi|| <= 1."""
+    """Standardise both responses' columns together and divide by the largest norm, so that ||psi||
+    <= 1."""
     psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
     if psi1.ndim != 2 or psi1.shape != psi2.shape or 0 in psi1.shape:
-        raise ValueError(f"both responses need features of equal shape (N, d), got {psi1.shape} and {psi2.shape}.")
+        raise ValueError(
+            f"both responses need features of equal shape (N, d), got {psi1.shape} and"
+            f" {psi2.shape}."
+        )
     both = np.concatenate([psi1, psi2])
     holes = ~np.isfinite(both)
     if holes.any():
         pairs = sorted({int(row) % len(psi1) + 1 for row in np.flatnonzero(holes.any(axis=1))})
         more = " and more" if len(pairs) > 5 else ""
         raise ValueError(
-            f"{int(holes.sum())} features are not finite, in the pairs {pairs[:5]}{more} (the first pair is 1). Drop or impute "
-            "those pairs first."
+            f"{int(holes.sum())} features are not finite, in the pairs {pairs[:5]}{more} (the first"
+            " pair is 1). Drop or impute those pairs first."
         )
     spread = both.std(axis=0)
     if (spread == 0).any():
         flat = np.flatnonzero(spread == 0)
         raise ValueError(
-            f"feature column(s) number {(flat + 1).tolist()}, as Python counts {flat.tolist()} are constant and carry no "
-            "preference. Leave them out."
+            f"feature column(s) number {(flat + 1).tolist()}, as Python counts {flat.tolist()} are"
+            " constant and carry no preference. Leave them out."
         )
     z = (both - both.mean(axis=0)) / spread
     z /= np.linalg.norm(z, axis=1).max()
     return z[: len(psi1)], z[len(psi1) :]
 
 
-# ------------------------------------------------------------------------------------------------------ continuous worlds
+# -------------------------------------------------------------------------------- continuous worlds
 @dataclass(frozen=True)
 class ContinuousWorld:
-    """Isotropic features in R^d: psi uniform on the unit sphere, or Gaussian with E||psi||² = 1; theta_ref = 0.
+    """Isotropic features in R^d: psi uniform on the unit sphere, or Gaussian with E||psi||² = 1;
+    theta_ref = 0.
 
-    The law of psi is invariant under rotations that fix theta*, and the robust objectives are convex and equally invariant, so
-    that their population minimisers lie on the line through theta*. Only the law of the projection x.theta*/||theta*|| matters
-    there, and `line` gives it by tensor quadrature. Gaussian features exceed the norm bound of the theory: rates are meaningful
+    The law of psi is invariant under rotations that fix theta*, and the robust objectives are
+    convex and equally invariant, so that their population minimisers lie on the line through
+    theta*. Only the law of the projection x.theta*/||theta*|| matters there, and `line` gives it by
+    tensor quadrature. Gaussian features exceed the norm bound of the theory: rates are meaningful
     for them, the printed bounds are not (`bounded` is False).
     """
 
@@ -295,13 +383,14 @@ class ContinuousWorld:
             raise ValueError(f"features must be 'sphere' or 'gaussian', got {self.features!r}.")
         if self.dimension < 2:
             raise ValueError(
-                f"a continuous world needs dimension >= 2, got {self.dimension}. In one dimension use a finite world."
+                f"a continuous world needs dimension >= 2, got {self.dimension}. In one dimension"
+                " use a finite world."
             )
         norm = float(np.linalg.norm(self.theta_star))
         if self.theta_star.shape != (self.dimension,) or not 0 < norm <= self.bound:
             raise ValueError(
-                f"theta_star must have shape ({self.dimension},) and a norm in (0, {self.bound:g}], "
-                f"got {self.theta_star.shape} and {norm:g}."
+                f"theta_star must have shape ({self.dimension},) and a norm in (0, {self.bound:g}],"
+                f" got {self.theta_star.shape} and {norm:g}."
             )
 
     @property
@@ -335,7 +424,8 @@ class ContinuousWorld:
         return pair_batch(u)
 
     def line(self, nodes: int = 64) -> PairBatch:
-        """The law of the signed projection u.theta*/||theta*|| as a weighted sample in one dimension."""
+        """The law of the signed projection u.theta*/||theta*|| as a weighted sample in one
+        dimension."""
         if self.features == "sphere":
             # the first coordinate of a point on the sphere has density ∝ (1-t²)^((d-3)/2)
             exponent = (self.dimension - 2) / 2
@@ -347,7 +437,8 @@ class ContinuousWorld:
             x = (t[:, None] - t[None, :]).ravel()
             weight = (w[:, None] * w[None, :]).ravel()
         else:
-            # x is N(0, 2/d); for it the trapezoidal rule is exponentially accurate, and does not mind a kink much
+            # x is N(0, 2/d); for it the trapezoidal rule is exponentially accurate, and does not
+            # mind a kink much
             t = np.linspace(-9, 9, nodes**2)
             x, weight = t * np.sqrt(2 / self.dimension), np.exp(-(t**2) / 2)
             weight = weight / weight.sum()

@@ -1,1 +1,2 @@
-"""The stages that the experiments on language models share: prompts, completions, scores, pairs, policies, judgements."""
+"""The stages that the experiments on language models share: prompts, completions, scores, pairs,
+policies, judgements."""

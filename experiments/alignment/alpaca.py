@@ -1,4 +1,5 @@
-"""AlpacaEval: the answers of policies to its instructions, in its format, and the win rates that it gave them."""
+"""AlpacaEval: the answers of policies to its instructions, in its format, and the win rates that it
+gave them."""
 
 import json
 from functools import partial
@@ -22,8 +23,14 @@ PROMPTS, TABLE = "prompts.jsonl", "instructions.parquet"
 
 
 def instructions_stage(study: Study, path: Path | None, prompts: Stage) -> Stage:
-    """Instructions as AlpacaEval has them, and as prompts; where no file is given, the test prompts stand for them."""
-    made_from = {"file": content(path), "prompts": prompts.digest, "code": study.code, **study.models.made_from}
+    """Instructions as AlpacaEval has them, and as prompts; where no file is given, the test prompts
+    stand for them."""
+    made_from = {
+        "file": content(path),
+        "prompts": prompts.digest,
+        "code": study.code,
+        **study.models.made_from,
+    }
     make = partial(_make, study=study, path=path, prompts=prompts.folder / FILES["test"])
     return stage(study.root, "instructions", made_from, make)
 
@@ -37,14 +44,22 @@ def _make(folder: Path, study: Study, path: Path | None, prompts: Path) -> None:
         table = pd.DataFrame({"dataset": "test prompts", "instruction": texts})
     else:
         table = read_instructions(path)
-        tokenizer = pretrained_tokenizer(study.models.policy, trust_remote_code=study.options.trust_remote_code)
-        asked = [as_messages(text) if tokenizer.chat_template else text for text in table.instruction]
+        tokenizer = pretrained_tokenizer(
+            study.models.policy, trust_remote_code=study.options.trust_remote_code
+        )
+        asked = [
+            as_messages(text) if tokenizer.chat_template else text for text in table.instruction
+        ]
     write_table(table, folder / TABLE)
-    write_text("".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in asked), folder / PROMPTS)
+    write_text(
+        "".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in asked),
+        folder / PROMPTS,
+    )
 
 
 def write_answers(folder: Path, *, study: Study, run: Run, policy: str, instructions: Path) -> None:
-    """The policy's answers to the instructions, outputs.json in the folder: what `alpaca_eval --model_outputs` takes."""
+    """The policy's answers to the instructions, outputs.json in the folder: what
+    `alpaca_eval --model_outputs` takes."""
     answers = write_completions(
         folder,
         policy=policy,
@@ -57,7 +72,12 @@ def write_answers(folder: Path, *, study: Study, run: Run, policy: str, instruct
     )
     if rank() == 0:
         table = pd.read_parquet(instructions / TABLE)
-        write_outputs(folder / "outputs.json", table, list(pd.read_parquet(answers).text.str.strip()), generator(run))
+        write_outputs(
+            folder / "outputs.json",
+            table,
+            list(pd.read_parquet(answers).text.str.strip()),
+            generator(run),
+        )
 
 
 def generator(run: Run) -> str:
@@ -75,7 +95,10 @@ def win_rates(path: Path, compared: list[Run]) -> pd.DataFrame:
     found = [run for run in compared if generator(run) in results.index]
     if not found:
         names = ", ".join(map(str, results.index[:5]))
-        raise ValueError(f"{path} has results of {names}, and of none of ours, such as {generator(compared[0])!r}.")
+        raise ValueError(
+            f"{path} has results of {names}, and of none of ours, such as"
+            f" {generator(compared[0])!r}."
+        )
     rows = [
         {
             "method": run.method,

@@ -1,4 +1,5 @@
-"""Completions of prompts by a language model, part by part, so that a run that was killed goes on where it was."""
+"""Completions of prompts by a language model, part by part, so that a run that was killed goes on
+where it was."""
 
 from pathlib import Path
 from typing import Any
@@ -30,25 +31,33 @@ def write_completions(
     start: str | None = None,
     name: str = "completions",
 ) -> Path:
-    """A table in the folder, `completions.parquet` or of another name: `count` completions of each prompt.
+    """A table in the folder, `completions.parquet` or of another name: `count` completions of each
+    prompt.
 
-    Columns prompt (number in the file), completion (number), text, tokens, ended (whether it came to its end) and, with a model
-    `start` to compare with, log_ratio: log pi(y|x) - log pi_start(y|x), nats, both at the temperature of the
-    samples, so that its mean estimates KL(pi || pi_start). The random numbers depend on seed, prompt and count only: policies of
-    the same seed are compared on paired samples.
+    Columns prompt (number in the file), completion (number), text, tokens, ended (whether it came
+    to its end) and, with a model `start` to compare with, log_ratio: log pi(y|x) - log
+    pi_start(y|x), nats, both at the temperature of the samples, so that its mean estimates KL(pi ||
+    pi_start). The random numbers depend on seed, prompt and count only: policies of the same seed
+    are compared on paired samples.
     """
     rows = read_prompts(prompts)
     loaded: list = []
 
     def make(part: slice, number: int) -> pd.DataFrame:
         if not loaded:  # nothing is loaded where all parts are there
-            loaded.extend(load_policy(name, trust_remote_code=trust_remote_code) for name in (policy, start) if name)
+            loaded.extend(
+                load_policy(name, trust_remote_code=trust_remote_code)
+                for name in (policy, start)
+                if name
+            )
         model, tokenizer = loaded[0]
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
         ids = [row for row in token_rows(tokenizer, rows[part]) for _ in range(count)]
         uniforms = draw_uniforms(len(ids), sizes.new_tokens, derived_seed(seed, 21, number))
         batch = max(1, TOKENS_AT_ONCE // (max(map(len, ids)) + sizes.new_tokens))
-        written = complete(model, ids, uniforms, eos=eos, pad=pad, temperature=sizes.temperature, batch_size=batch)
+        written = complete(
+            model, ids, uniforms, eos=eos, pad=pad, temperature=sizes.temperature, batch_size=batch
+        )
         table = pd.DataFrame(
             {
                 "prompt": np.repeat(np.arange(part.start, part.stop), count),
@@ -59,7 +68,10 @@ def write_completions(
             }
         )
         if start is not None:
-            own, other = (completion_logprobs(one, written, pad, batch, temperature=sizes.temperature) for one, _ in loaded)
+            own, other = (
+                completion_logprobs(one, written, pad, batch, temperature=sizes.temperature)
+                for one, _ in loaded
+            )
             table["log_ratio"] = own - other
         return table
 
@@ -68,6 +80,12 @@ def write_completions(
 
 def decoded(tokenizer: Any, written: Completions) -> list[str]:
     """The text of each completion as it follows its prompt, with the blank between them."""
-    whole = [[*prompt, *completion] for prompt, completion in zip(written.prompts, written.completions, strict=True)]
-    texts, prompts = (tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in (whole, list(written.prompts)))
+    whole = [
+        [*prompt, *completion]
+        for prompt, completion in zip(written.prompts, written.completions, strict=True)
+    ]
+    texts, prompts = (
+        tokenizer.batch_decode(rows, skip_special_tokens=True)
+        for rows in (whole, list(written.prompts))
+    )
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]

@@ -1,4 +1,5 @@
-"""Models of the alignment stages: loaded from folders or the hub, or the generated ones of a small machine."""
+"""Models of the alignment stages: loaded from folders or the hub, or the generated ones of a small
+machine."""
 
 import os
 import subprocess
@@ -25,7 +26,8 @@ from llm.special_ids import settle_special_ids
 class Models:
     """The model that policies start from and the reward model: folders, or names on the hub.
 
-    made_from: what they are, for the record of a stage that uses them. texts: folder of the texts, if they are generated.
+    made_from: what they are, for the record of a stage that uses them. texts: folder of the texts,
+    if they are generated.
     """
 
     policy: str
@@ -35,10 +37,13 @@ class Models:
 
 
 def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
-    """The models that the sizes name; those that are generated are made in `options.shared`, once for all experiments."""
+    """The models that the sizes name; those that are generated are made in `options.shared`, once
+    for all experiments."""
     if sizes.model is not None and sizes.judge is not None:
         made_from = {"model": content(sizes.model), "judge": content(sizes.judge)}
-        return Models(os.path.expanduser(sizes.model), os.path.expanduser(sizes.judge), made_from, None)
+        return Models(
+            os.path.expanduser(sizes.model), os.path.expanduser(sizes.judge), made_from, None
+        )
     kind = "smoke" if options.profile == "smoke" else "quick"
     root = options.shared.resolve() / kind
     if ranks() > 1:
@@ -46,33 +51,58 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
             _make_alone(kind, root, options.seed, workers)
         wait_for_all()
     texts, policy, judge = prepare_models(GENERATED[kind], root, seed=options.seed, workers=workers)
-    return Models(str(policy.folder), str(judge.folder), {"model": policy.digest, "judge": judge.digest}, texts.folder)
+    return Models(
+        str(policy.folder),
+        str(judge.folder),
+        {"model": policy.digest, "judge": judge.digest},
+        texts.folder,
+    )
 
 
 def _make_alone(kind: str, root: Path, seed: int, workers: int) -> None:
-    """Make the generated models outside of the launch, whose processes would otherwise train them together, and not the same."""
+    """Make the generated models outside of the launch, whose processes would otherwise train them
+    together, and not the same."""
     code = (
-        "import sys; from pathlib import Path; from experiments.emotion_profiles import PROFILES; "
-        "from experiments.emotion_stages import prepare_models; kind, root, seed, workers = sys.argv[1:]; "
-        "prepare_models(PROFILES[kind], Path(root), seed=int(seed), workers=int(workers))"
+        "import sys; from pathlib import Path; from experiments.emotion_profiles import PROFILES;"
+        " from experiments.emotion_stages import prepare_models; kind, root, seed, workers ="
+        " sys.argv[1:]; prepare_models(PROFILES[kind], Path(root), seed=int(seed),"
+        " workers=int(workers))"
     )
-    launched = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "ACCELERATE_")
+    launched = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_",
+        "GROUP_",
+        "ROLE_",
+        "MASTER_",
+        "TORCHELASTIC_",
+        "ACCELERATE_",
+    )
     alone = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
-    subprocess.run([sys.executable, "-c", code, kind, str(root), str(seed), str(workers)], env=alone, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, kind, str(root), str(seed), str(workers)],
+        env=alone,
+        check=True,
+    )
 
 
 def check_objectives(models: Models, names: Iterable[str]) -> None:
     """Raise ValueError where the reward model has no objective of one of the names."""
     known = objectives_of(models.judge)
     if missing := sorted(set(names) - set(known)):
-        raise ValueError(f"the reward model {models.judge} has no objective {', '.join(missing)}; it has {', '.join(known)}.")
+        raise ValueError(
+            f"the reward model {models.judge} has no objective {', '.join(missing)}; it has"
+            f" {', '.join(known)}."
+        )
 
 
 def load_policy(name: str, *, trust_remote_code: bool) -> tuple[nn.Module, Any]:
-    """A causal language model in float32, on this process's device, and its tokenizer; an adapter is merged into its model.
+    """A causal language model in float32, on this process's device, and its tokenizer; an adapter
+    is merged into its model.
 
-    In bfloat16 most of what a training with a small learning rate changes would be rounded away: at 5e-7 and 300 steps weights of
-    size 0.02 move by about 1e-5, and the next bfloat16 number is 6e-5 to 1e-4 away.
+    In bfloat16 most of what a training with a small learning rate changes would be rounded away: at
+    5e-7 and 300 steps weights of size 0.02 move by about 1e-5, and the next bfloat16 number is 6e-5
+    to 1e-4 away.
 
     Raises:
         ValueError: it cannot be loaded, or needs code of its own that is not trusted.

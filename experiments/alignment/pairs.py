@@ -1,4 +1,5 @@
-"""Preference pairs from completions and their rewards: what annotators would say, or the best against the worst."""
+"""Preference pairs from completions and their rewards: what annotators would say, or the best
+against the worst."""
 
 import json
 from pathlib import Path
@@ -15,14 +16,20 @@ Array = NDArray[np.float64]
 
 
 def write_pairs(
-    folder: Path, prompts: list[Any], first: pd.DataFrame, second: pd.DataFrame, first_wins: NDArray[np.bool_]
+    folder: Path,
+    prompts: list[Any],
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    first_wins: NDArray[np.bool_],
 ) -> None:
-    """Write pairs as `prefdro train` reads them, pairs.jsonl of prompt, chosen and rejected, and count.json: how many they are.
+    """Write pairs as `prefdro train` reads them, pairs.jsonl of prompt, chosen and rejected, and
+    count.json: how many they are.
 
     Args:
         prompts: all of them, strings or lists of messages; a table's column `prompt` numbers them.
-        first, second: completions of the same prompts, with columns prompt and text. Equal or empty ones are left out; those that
-            were cut at their greatest length are taken as they are, and trained on as if they had ended there.
+        first, second: completions of the same prompts, with columns prompt and text. Equal or empty
+            ones are left out; those that were cut at their greatest length are taken as they are,
+            and trained on as if they had ended there.
         first_wins: (n,) which of the two is chosen.
 
     Raises:
@@ -36,8 +43,9 @@ def write_pairs(
         lines.append(json.dumps(_row(prompts[number], chosen, rejected), ensure_ascii=False) + "\n")
     if not lines:
         raise ValueError(
-            f"of {len(first)} pairs of completions none is left (pairs of equal or empty completions are left out: they say "
-            "nothing, or cannot be trained on). Take more prompts, or longer completions."
+            f"of {len(first)} pairs of completions none is left (pairs of equal or empty"
+            " completions are left out: they say nothing, or cannot be trained on). Take more"
+            " prompts, or longer completions."
         )
     write_text("".join(lines), folder / "pairs.jsonl")
     write_json({"pairs": len(lines), "of": len(first)}, folder / "count.json")
@@ -51,25 +59,35 @@ def count_pairs(folder: Path) -> int:
 def _row(prompt: Any, chosen: str, rejected: str) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    answers = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", chosen), ("rejected", rejected))}
+    answers = {
+        name: [{"role": "assistant", "content": text}]
+        for name, text in (("chosen", chosen), ("rejected", rejected))
+    }
     return {"prompt": prompt, **answers}
 
 
 def two_of_each(completions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The first and the second completion of every prompt, row by row."""
-    first, second = (completions[completions.completion == k].reset_index(drop=True) for k in (0, 1))
+    first, second = (
+        completions[completions.completion == k].reset_index(drop=True) for k in (0, 1)
+    )
     return first, second
 
 
 def annotators(first: Array, second: Array, scale: float, seed: int) -> NDArray[np.bool_]:
-    """Whether annotators prefer the first of each pair (n,): Bradley-Terry with scale times the rewards (n,)."""
+    """Whether annotators prefer the first of each pair (n,): Bradley-Terry with scale times the
+    rewards (n,)."""
     return bradley_terry(scale * first, scale * second, seed)
 
 
 def best_and_worst(completions: pd.DataFrame, reward: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The completions of each prompt with the highest and the lowest reward, row by row; of equals the earlier one."""
+    """The completions of each prompt with the highest and the lowest reward, row by row; of equals
+    the earlier one."""
     by_prompt = completions.groupby("prompt")[reward]
-    best, worst = (completions.loc[by_prompt.agg(which)].reset_index(drop=True) for which in ("idxmax", "idxmin"))
+    best, worst = (
+        completions.loc[by_prompt.agg(which)].reset_index(drop=True)
+        for which in ("idxmax", "idxmin")
+    )
     return best, worst
 
 
@@ -81,5 +99,7 @@ def take_pairs(folder: Path, source: str, split: str, count: int, seed: int) -> 
     columns = ("prompt", "chosen", "rejected")
     order = np.random.default_rng(seed).permutation(len(rows))[:count]
     rows = [{name: rows[i][name] for name in columns if name in rows[i]} for i in order]
-    write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder / "pairs.jsonl")
+    write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder / "pairs.jsonl"
+    )
     write_json({"pairs": len(rows), "of": len(rows)}, folder / "count.json")

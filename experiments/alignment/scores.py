@@ -14,15 +14,28 @@ from llm.reward_models import load_reward_model
 ROWS_IN_A_PART = 1024
 
 
-def write_scores(folder: Path, *, completions: Path, prompts: Path, judge: str, sizes: Sizes, trust_remote_code: bool) -> Path:
-    """The table `scores.parquet` in the folder: a row for each completion, a column for each objective of the reward model."""
+def write_scores(
+    folder: Path,
+    *,
+    completions: Path,
+    prompts: Path,
+    judge: str,
+    sizes: Sizes,
+    trust_remote_code: bool,
+) -> Path:
+    """The table `scores.parquet` in the folder: a row for each completion, a column for each
+    objective of the reward model."""
     table, asked = pd.read_parquet(completions), read_prompts(prompts)
     loaded: list[Any] = []
     dtype = "bfloat16" if sizes.bf16 else "float32"
 
     def make(part: slice, _: int) -> pd.DataFrame:
         if not loaded:
-            loaded.append(load_reward_model(judge, dtype=dtype, device=device(), trust_remote_code=trust_remote_code))
+            loaded.append(
+                load_reward_model(
+                    judge, dtype=dtype, device=device(), trust_remote_code=trust_remote_code
+                )
+            )
         rows = table.iloc[part]
         rewards = loaded[0].score([asked[k] for k in rows.prompt], list(rows.text))
         return pd.DataFrame(rewards, columns=list(loaded[0].names))

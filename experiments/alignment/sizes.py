@@ -1,4 +1,5 @@
-"""How large an experiment on language models is, and its hyperparameters: one set for each profile, and what replaces them."""
+"""How large an experiment on language models is, and its hyperparameters: one set for each profile,
+and what replaces them."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -42,18 +43,22 @@ class Options:
     """What all of these experiments can be told. What is not given is taken from the profile."""
 
     profile: str = "quick"
-    """Size: smoke (seconds), quick (minutes on two cores, on generated texts) or paper (needs GPUs, models and data)."""
+    """Size: smoke (seconds), quick (minutes on two cores, on generated texts) or paper (needs GPUs,
+    models and data)."""
     seed: int = 0
     """Seed of all random numbers; the same seed gives the same rows."""
     seeds: int | None = None
-    """Replicates: other order of the training and samples of the test, and other labels where labels are drawn here; prompts and
-    completions are the same."""
+    """Replicates: other order of the training and samples of the test, and other labels where
+    labels are drawn here; prompts and completions are the same."""
     model: str | None = None
-    """Model to start from: a folder, or its name on the hub; `generated` for a small GPT-2 that is trained here."""
+    """Model to start from: a folder, or its name on the hub; `generated` for a small GPT-2 that is
+    trained here."""
     judge: str | None = None
-    """Reward model: a folder, or its name on the hub (ArmoRM, or any sequence classifier); `generated` for one trained here."""
+    """Reward model: a folder, or its name on the hub (ArmoRM, or any sequence classifier);
+    `generated` for one trained here."""
     source: str | None = None
-    """Prompts or preferences: a folder, file or data set on the hub; `grammar` for generated texts."""
+    """Prompts or preferences: a folder, file or data set on the hub; `grammar` for generated
+    texts."""
     split: str | None = None
     """Split of the source that the policies are trained on."""
     test_split: str | None = None
@@ -71,7 +76,8 @@ class Options:
     temperature: float | None = None
     """Temperature of all completions."""
     label_scale: float | None = None
-    """Factor on the rewards in Bradley-Terry labels; 1 as in the papers, larger for surer annotators."""
+    """Factor on the rewards in Bradley-Terry labels; 1 as in the papers, larger for surer
+    annotators."""
     epochs: float | None = None
     """Epochs of the preference training."""
     learning_rate: float | None = None
@@ -83,15 +89,19 @@ class Options:
     beta: float | None = None
     """beta of every objective."""
     wdpo: str | None = None
-    """How WDPO is computed: adversarial, finite_difference, exact, or released (the squared penalty of the authors' code)."""
+    """How WDPO is computed: adversarial, finite_difference, exact, or released (the squared penalty
+    of the authors' code)."""
     training: Path | None = None
-    """YAML file of more options of `prefdro train` for every policy, such as gradient_checkpointing, lora or deepspeed."""
+    """YAML file of more options of `prefdro train` for every policy, such as
+    gradient_checkpointing, lora or deepspeed."""
     trust_remote_code: bool = False
     """Run code that comes with a model. ArmoRM needs none here."""
     workers: int | None = None
-    """Processes that train at the same time; by default one for each core, or one where there is a GPU."""
+    """Processes that train at the same time; by default one for each core, or one where there is a
+    GPU."""
     part: str | None = None
-    """K/N: only every N-th policy from the K-th on, for jobs of the same options that share OUT; at the end run it without."""
+    """K/N: only every N-th policy from the K-th on, for jobs of the same options that share OUT; at
+    the end run it without."""
     shared: Path = Path("results/generated")
     """Folder of the generated texts, model and judge, which all experiments use."""
 
@@ -120,7 +130,9 @@ QUICK = Sizes(
     bf16=False,
     wdpo="adversarial",
 )
-SMOKE = replace(QUICK, seeds=2, prompts=64, test_prompts=40, epochs=1, batch_size=8, micro_batch_size=8)
+SMOKE = replace(
+    QUICK, seeds=2, prompts=64, test_prompts=40, epochs=1, batch_size=8, micro_batch_size=8
+)
 PAPER = Sizes(  # of Section 6 and Appendix F, arXiv:2502.01930
     model="meta-llama/Llama-3.2-1B-Instruct",
     judge="RLHFlow/ArmoRM-Llama3-8B-v0.1",
@@ -154,13 +166,20 @@ def chosen(profiles: dict[str, Any], options: Options) -> Any:
         ValueError: an unknown or impossible value.
     """
     if options.profile not in profiles:
-        raise ValueError(f"unknown profile {options.profile!r}; choose one of {', '.join(profiles)}.")
+        raise ValueError(
+            f"unknown profile {options.profile!r}; choose one of {', '.join(profiles)}."
+        )
     sizes = profiles[options.profile]
     given = {field.name: getattr(options, field.name, None) for field in fields(sizes)}
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
-    sizes = replace(sizes, **{name: None for name in ("model", "judge") if getattr(sizes, name) == "generated"})
+    sizes = replace(
+        sizes, **{name: None for name in ("model", "judge") if getattr(sizes, name) == "generated"}
+    )
     if options.seed < 0 or sizes.seeds < 2:
-        raise ValueError(f"needs a non-negative seed and at least 2 seeds for intervals, got {options.seed} and {sizes.seeds}.")
+        raise ValueError(
+            f"needs a non-negative seed and at least 2 seeds for intervals, got {options.seed} and"
+            f" {sizes.seeds}."
+        )
     for name, value in asdict(sizes).items():
         numbers = [
             x
@@ -171,8 +190,9 @@ def chosen(profiles: dict[str, Any], options: Options) -> Any:
             raise ValueError(f"{name} must be positive, got {value}.")
     if len({sizes.model is None, sizes.judge is None, sizes.source == GRAMMAR}) > 1:
         raise ValueError(
-            f"model, judge and source do not go together: {sizes.model or 'generated'}, {sizes.judge or 'generated'}, "
-            f"{sizes.source}. The generated model and judge know generated texts only: give all three, or none."
+            f"model, judge and source do not go together: {sizes.model or 'generated'},"
+            f" {sizes.judge or 'generated'}, {sizes.source}. The generated model and judge know"
+            " generated texts only: give all three, or none."
         )
     if options.workers is not None and options.workers < 1:
         raise ValueError(f"workers must be at least 1, got {options.workers}.")
@@ -189,6 +209,10 @@ def part_of(part: str | None) -> tuple[int, int]:
     if part is None:
         return 0, 1
     words = part.split("/")
-    if len(words) != 2 or not all(word.isdigit() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
+    if (
+        len(words) != 2
+        or not all(word.isdigit() for word in words)
+        or not 1 <= int(words[0]) <= int(words[1])
+    ):
         raise ValueError(f"part must be K/N with 1 <= K <= N, such as 2/8, got {part!r}.")
     return int(words[0]) - 1, int(words[1])

@@ -20,7 +20,8 @@ from experiments.store import write_json, write_table
 
 @dataclass(frozen=True)
 class Study:
-    """root: folder of the stages. code: digest of the code. workers: processes. began: when, by the clock of this process."""
+    """root: folder of the stages. code: digest of the code. workers: processes. began: when, by the
+    clock of this process."""
 
     root: Path
     sizes: Sizes
@@ -31,31 +32,62 @@ class Study:
     began: float = field(default_factory=time.perf_counter)
 
     def made_from(self, **more: Any) -> dict[str, Any]:
-        """What a stage depends on that samples from a model: models, lengths, seed and code, and more."""
-        sampling = {name: getattr(self.sizes, name) for name in ("prompt_tokens", "new_tokens", "temperature")}
-        return {"code": self.code, "seed": self.options.seed, **self.models.made_from, **sampling, **more}
+        """What a stage depends on that samples from a model: models, lengths, seed and code, and
+        more."""
+        sampling = {
+            name: getattr(self.sizes, name)
+            for name in ("prompt_tokens", "new_tokens", "temperature")
+        }
+        return {
+            "code": self.code,
+            "seed": self.options.seed,
+            **self.models.made_from,
+            **sampling,
+            **more,
+        }
 
 
 def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
-    """The study whose results are in `out`; models that are generated are made if they are not there.
+    """The study whose results are in `out`; models that are generated are made if they are not
+    there.
 
     Args:
         experiment: the file of the experiment, part of the code that the stages depend on.
 
     Raises:
-        ValueError: workers were given under a launcher, which decides itself; options of the training that it does not take; a
-            batch that the processes of the launch cannot share; a model that cannot be had.
+        ValueError: workers were given under a launcher, which decides itself; options of the
+            training that it does not take; a batch that the processes of the launch cannot share; a
+            model that cannot be had.
     """
     if ranks() > 1 and options.workers is not None:
         raise ValueError(
-            f"{ranks()} processes were launched together and share each policy: leave out workers={options.workers}."
+            f"{ranks()} processes were launched together and share each policy: leave out"
+            f" workers={options.workers}."
         )
-    check_options(options_of(Run("any", "dpo", 0.0, sizes.beta, 0), sizes, seed=0, more=more_options(options.training)))
+    check_options(
+        options_of(
+            Run("any", "dpo", 0.0, sizes.beta, 0),
+            sizes,
+            seed=0,
+            more=more_options(options.training),
+        )
+    )
     workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
     here = Path(__file__).resolve().parent
-    files = [*sorted(here.glob("*.py")), *sorted((here.parent.parent / "llm").glob("*.py")), here.parent / "stages.py"]
+    files = [
+        *sorted(here.glob("*.py")),
+        *sorted((here.parent.parent / "llm").glob("*.py")),
+        here.parent / "stages.py",
+    ]
     models = prepare(sizes, options, workers)
-    return Study((out / "stages").resolve(), sizes, options, models, code_fingerprint(*files, experiment.resolve()), workers)
+    return Study(
+        (out / "stages").resolve(),
+        sizes,
+        options,
+        models,
+        code_fingerprint(*files, experiment.resolve()),
+        workers,
+    )
 
 
 def finish(
@@ -67,7 +99,8 @@ def finish(
     *,
     parquet: tuple[str, ...] = (),
 ) -> None:
-    """Write the tables (.csv, or .parquet those named), the seconds of each stage, and run.json, in `out`."""
+    """Write the tables (.csv, or .parquet those named), the seconds of each stage, and run.json, in
+    `out`."""
     seconds = times(study.root, study.code)
     for name, table in (tables | {"stages": seconds}).items():
         write_table(table, out / f"{name}.{'parquet' if name in parquet else 'csv'}")

@@ -14,8 +14,14 @@ from experiments.alignment.sizes import Sizes
 from experiments.ranks import rank, ranks
 from experiments.store import write_text
 
-KNOBS = {"kldpo": "tau", "wdpo": "rho", "dr_dpo": "b"}  # methods with a radius -> the option that sets it
-WDPO: dict[str, dict[str, Any]] = {  # ways to compute the gradient penalty -> options of the objective
+KNOBS = {
+    "kldpo": "tau",
+    "wdpo": "rho",
+    "dr_dpo": "b",
+}  # methods with a radius -> the option that sets it
+WDPO: dict[
+    str, dict[str, Any]
+] = {  # ways to compute the gradient penalty -> options of the objective
     "adversarial": {"wdpo_mode": "adversarial"},
     "finite_difference": {"wdpo_mode": "finite_difference"},
     "exact": {"wdpo_mode": "exact"},
@@ -23,15 +29,36 @@ WDPO: dict[str, dict[str, Any]] = {  # ways to compute the gradient penalty -> o
 }
 # what the experiment sets, which a file of more options may not replace
 OWN = (
-    *("model", "data", "split", "objective", "beta", "tau", "rho", "released", "rho_unit", "wdpo_mode", "output_dir", "seed"),
-    *("num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "warmup_steps"),
+    *(
+        "model",
+        "data",
+        "split",
+        "objective",
+        "beta",
+        "tau",
+        "rho",
+        "released",
+        "rho_unit",
+        "wdpo_mode",
+        "output_dir",
+        "seed",
+    ),
+    *(
+        "num_train_epochs",
+        "max_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "per_device_train_batch_size",
+        "warmup_steps",
+    ),
     *("gradient_accumulation_steps", "reference_cache", "h", "softness", "max_length"),
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """One policy to train: what it is called, and the options of `prefdro train` that make it what it is."""
+    """One policy to train: what it is called, and the options of `prefdro train` that make it what
+    it is."""
 
     name: str
     method: str
@@ -43,17 +70,25 @@ class Run:
 
 
 def objective(method: str, radius: float, beta: float, wdpo: str) -> dict[str, Any]:
-    """The options of an objective; `wdpo` as in WDPO. IPO sums over tokens, as the theory has it."""
+    """The options of an objective; `wdpo` as in WDPO. IPO sums over tokens, as the theory has
+    it."""
     knob = {KNOBS[method]: radius} if method in KNOBS else {}
     ipo = {"average_tokens": False} if method == "ipo" else {}
-    return {"objective": method, "beta": beta, **knob, **ipo, **(WDPO[wdpo] if method == "wdpo" else {})}
+    return {
+        "objective": method,
+        "beta": beta,
+        **knob,
+        **ipo,
+        **(WDPO[wdpo] if method == "wdpo" else {}),
+    }
 
 
 def options_of(run: Run, sizes: Sizes, *, seed: int, more: dict[str, Any]) -> dict[str, Any]:
-    """The options of `prefdro train` for a run, but for its model, data and folders; `more` adds what the experiment leaves open.
+    """The options of `prefdro train` for a run, but for its model, data and folders; `more` adds
+    what the experiment leaves open.
 
-    `batch_size`, which is none of them, is the number of pairs in a step, over all processes: how these share it is no part of
-    what is trained (`shared`).
+    `batch_size`, which is none of them, is the number of pairs in a step, over all processes: how
+    these share it is no part of what is trained (`shared`).
     """
     options: dict[str, Any] = {
         "max_length": sizes.prompt_tokens + sizes.new_tokens,
@@ -79,7 +114,8 @@ def options_of(run: Run, sizes: Sizes, *, seed: int, more: dict[str, Any]) -> di
 
 
 def shared(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with the batch shared among the processes of this launch: micro-batches and accumulation.
+    """The options with the batch shared among the processes of this launch: micro-batches and
+    accumulation.
 
     KTO counts responses, of which a pair has two.
 
@@ -90,11 +126,14 @@ def shared(options: dict[str, Any]) -> dict[str, Any]:
     micro = min(int(options["per_device_train_batch_size"]), max(1, batch // ranks()))
     if batch % (micro * ranks()):
         raise ValueError(
-            f"a batch of {batch} pairs cannot be made of {ranks()} processes with micro-batches of {micro}: set batch_size and "
-            "micro_batch_size so that it can."
+            f"a batch of {batch} pairs cannot be made of {ranks()} processes with micro-batches of"
+            f" {micro}: set batch_size and micro_batch_size so that it can."
         )
     rows = 2 * micro if options["objective"] == "kto" else micro
-    own = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": batch // (micro * ranks())}
+    own = {
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": batch // (micro * ranks()),
+    }
     return {name: value for name, value in options.items() if name != "batch_size"} | own
 
 
@@ -105,7 +144,9 @@ def check_options(options: dict[str, Any]) -> None:
     try:
         parse(words(shared(options)))
     except SystemExit as error:
-        raise ValueError("`prefdro train` does not take the options of the training; see the lines above.") from error
+        raise ValueError(
+            "`prefdro train` does not take the options of the training; see the lines above."
+        ) from error
 
 
 def words(options: dict[str, Any]) -> list[str]:
@@ -119,7 +160,8 @@ def more_options(path: Path | None) -> dict[str, Any]:
     """Options of `prefdro train` from a YAML file.
 
     Raises:
-        ValueError: it cannot be read, is no mapping of options, or sets what the experiment itself varies.
+        ValueError: it cannot be read, is no mapping of options, or sets what the experiment itself
+            varies.
     """
     if path is None:
         return {}
@@ -127,27 +169,40 @@ def more_options(path: Path | None) -> dict[str, Any]:
 
     more = with_numbers(read_config(path))
     if own := sorted(set(more) & set(OWN)):
-        raise ValueError(f"{path} sets {', '.join(own)}, which the experiment sets itself: leave it out, or give its own option.")
+        raise ValueError(
+            f"{path} sets {', '.join(own)}, which the experiment sets itself: leave it out, or give"
+            " its own option."
+        )
     return more
 
 
 def train_policy(folder: Path, *, options: dict[str, Any], files: dict[str, Any]) -> None:
-    """Train a policy into the folder: model, tokenizer, card, log.csv, training.json, command.txt and the log of each process.
+    """Train a policy into the folder: model, tokenizer, card, log.csv, training.json, command.txt
+    and the log of each process.
 
     A run that was killed goes on from its last checkpoint.
 
     Args:
         options: of `options_of`.
-        files: model, data, and reference_cache: the reference log-probabilities, which runs on the same data share.
+        files: model, data, and reference_cache: the reference log-probabilities, which runs on the
+            same data share.
     """
     from llm.train import parse, train
 
     given = words(files | shared(options))
     if rank() == 0:
-        write_text(shlex.join(["prefdro", "train", *given, "--output_dir", "OUT"]) + "\n", folder / "command.txt")
-    with (folder / f"log-{rank()}.txt").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        write_text(
+            shlex.join(["prefdro", "train", *given, "--output_dir", "OUT"]) + "\n",
+            folder / "command.txt",
+        )
+    with (
+        (folder / f"log-{rank()}.txt").open("a", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
         train(*parse([*given, "--output_dir", str(folder)]))
-    gc.collect()  # the trainer is part of a cycle, and holds the model and the state of its optimizer
+    # the trainer is part of a cycle, and holds the model and the state of its optimizer
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if rank() == 0:

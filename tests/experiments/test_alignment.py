@@ -1,4 +1,5 @@
-"""The experiments on language models: pairs and tables against numbers by hand, stages on generated and on given models."""
+"""The experiments on language models: pairs and tables against numbers by hand, stages on generated
+and on given models."""
 
 import json
 import shutil
@@ -13,9 +14,22 @@ from scipy.stats import t as student
 
 from experiments import aot_benchmark, armorm, leaderboard
 from experiments.alignment import policies
-from experiments.alignment.pairs import annotators, best_and_worst, count_pairs, two_of_each, write_pairs
+from experiments.alignment.pairs import (
+    annotators,
+    best_and_worst,
+    count_pairs,
+    two_of_each,
+    write_pairs,
+)
 from experiments.alignment.sizes import Options, part_of
-from experiments.alignment.training import Run, check_options, more_options, options_of, shared, words
+from experiments.alignment.training import (
+    Run,
+    check_options,
+    more_options,
+    options_of,
+    shared,
+    words,
+)
 from experiments.aot_benchmark import AotBenchmark
 from experiments.armorm import ArmoRM
 from experiments.leaderboard import Leaderboard
@@ -28,7 +42,7 @@ from tests.llm.test_armorm import random_weights, write_snapshot
 from tests.llm.test_prompts import helpsteer, ultrafeedback
 
 
-# -------------------------------------------------------------------------------------------------------------------- pieces
+# ------------------------------------------------------------------------------------------- pieces
 def completions(rows: list[tuple[int, int, str, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["prompt", "completion", "text", "joy"])
 
@@ -48,9 +62,13 @@ def test_the_best_and_the_worst_completion_of_each_prompt_are_paired(tmp_path: P
     )
     best, worst = best_and_worst(table, "joy")
     assert list(best.text) == [" b", " ", " e"] and list(worst.text) == [" c", " d", " e"]
-    write_pairs(tmp_path, ["p", "q", "r"], best, worst, np.ones(3, bool))  # an empty and an equal completion are left out
+    write_pairs(
+        tmp_path, ["p", "q", "r"], best, worst, np.ones(3, bool)
+    )  # an empty and an equal completion are left out
     assert count_pairs(tmp_path) == 1
-    assert load_rows(tmp_path / "pairs.jsonl") == [{"prompt": "p", "chosen": " b", "rejected": " c"}]
+    assert load_rows(tmp_path / "pairs.jsonl") == [
+        {"prompt": "p", "chosen": " b", "rejected": " c"}
+    ]
 
 
 def test_annotators_choose_by_bradley_terry() -> None:
@@ -61,13 +79,17 @@ def test_annotators_choose_by_bradley_terry() -> None:
 
 def test_pairs_of_a_conversation_keep_the_prompt_as_messages(tmp_path: Path) -> None:
     first, second = two_of_each(completions([(0, 0, "yes", 1.0), (0, 1, "no", 0.0)]))
-    write_pairs(tmp_path, [[{"role": "user", "content": "is it"}]], first, second, np.array([False]))
+    write_pairs(
+        tmp_path, [[{"role": "user", "content": "is it"}]], first, second, np.array([False])
+    )
     (row,) = load_rows(tmp_path / "pairs.jsonl")
     assert row["prompt"] == [{"role": "user", "content": "is it"}]
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("no", "yes")
 
 
-@pytest.mark.parametrize(("text", "meant"), [(None, (0, 1)), ("1/1", (0, 1)), ("2/8", (1, 8)), ("8/8", (7, 8))])
+@pytest.mark.parametrize(
+    ("text", "meant"), [(None, (0, 1)), ("1/1", (0, 1)), ("2/8", (1, 8)), ("8/8", (7, 8))]
+)
 def test_parts(text: str | None, meant: tuple[int, int]) -> None:
     assert part_of(text) == meant
 
@@ -92,27 +114,40 @@ def options(run: Run, more: dict[str, Any] | None = None) -> dict[str, Any]:
         (Run("a", "wdpo", 0.2, 0.1, 0), {"rho": 0.2, "wdpo_mode": "adversarial"}),
         (Run("a", "dpo", 0.0, 0.3, 0), {"beta": 0.3}),
         (Run("a", "kto", 0.0, 0.1, 0), {}),
-        (Run("a", "aot", 0.0, 0.1, 0, {"h": "squared_hinge", "batch_size": 48}), {"h": "squared_hinge"}),
+        (
+            Run("a", "aot", 0.0, 0.1, 0, {"h": "squared_hinge", "batch_size": 48}),
+            {"h": "squared_hinge"},
+        ),
     ],
 )
-def test_the_options_of_a_run_are_those_of_prefdro_train(run: Run, expected: dict[str, Any]) -> None:
+def test_the_options_of_a_run_are_those_of_prefdro_train(
+    run: Run, expected: dict[str, Any]
+) -> None:
     given = words({"model": "START", "data": "pairs.jsonl"} | shared(options(run)))
     model, data, objective, arguments = parse([*given, "--output_dir", "OUT"])
     assert (model.model, data.data, objective.objective) == ("START", "pairs.jsonl", run.method)
     assert {name: getattr(objective, name) for name in expected} == expected
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    responses = 2 if run.method == "kto" else 1  # of which a pair has two: all methods take the same steps
+    responses = (
+        2 if run.method == "kto" else 1
+    )  # of which a pair has two: all methods take the same steps
     assert batch == responses * run.more.get("batch_size", PROFILE.batch_size)
     assert arguments.warmup_steps == PROFILE.warmup and arguments.dataloader_drop_last
 
 
-def test_how_processes_share_a_batch_is_no_part_of_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_processes_share_a_batch_is_no_part_of_what_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = Run("a", "dpo", 0.0, 0.1, 0)
     alone = options(run)
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert options(run) == alone
     given = shared(alone)
-    assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] * 3 == PROFILE.batch_size == 24
+    assert (
+        given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] * 3
+        == PROFILE.batch_size
+        == 24
+    )
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(ValueError, match="24 pairs cannot be made of 5 processes"):
         shared(alone)
@@ -165,23 +200,39 @@ def test_what_cannot_be_is_refused_before_anything_is_made(config: Options, mess
 
 def test_paper_profiles_are_those_of_the_papers() -> None:
     profile, printed = armorm.PROFILES["paper"], setup("armorm")
-    training = f"{profile.epochs} epochs (figures), effective batch {profile.batch_size}, Adam lr {profile.learning_rate:.0e}"
-    assert printed["training"].startswith(training.replace("e-0", "e-")) and f"beta {profile.beta}" in printed["training"]
-    assert f"{profile.completions:d}" == "2" and printed["generation"].startswith("two completions, temperature 0.7")
+    training = (
+        f"{profile.epochs} epochs (figures), effective batch {profile.batch_size}, Adam lr"
+        f" {profile.learning_rate:.0e}"
+    )
+    assert (
+        printed["training"].startswith(training.replace("e-0", "e-"))
+        and f"beta {profile.beta}" in printed["training"]
+    )
+    assert f"{profile.completions:d}" == "2" and printed["generation"].startswith(
+        "two completions, temperature 0.7"
+    )
     assert profile.temperature == 0.7 and f"up to {profile.new_tokens} new" in printed["generation"]
-    assert f"truncated to {profile.prompt_tokens} tokens" in printed["prompts"] and profile.source in printed["prompts"]
-    assert (profile.model, profile.judge) == (printed["base"], printed["reward_model"].split(",")[0])
+    assert (
+        f"truncated to {profile.prompt_tokens} tokens" in printed["prompts"]
+        and profile.source in printed["prompts"]
+    )
+    assert (profile.model, profile.judge) == (
+        printed["base"],
+        printed["reward_model"].split(",")[0],
+    )
     for pairs, kind in ((profile.radar, "figure3_pairs"), (profile.curves, "figure4_pairs")):
         assert [pair.split("+") for pair in pairs] == printed[kind]
     figure = printed["figure4"]
     assert [*profile.wdpo_radii] == figure["rho_o"] and [*profile.kldpo_radii] == figure["tau"]
     assert profile.alpha == figure["alpha_o"] and [*armorm.ALPHAS] == figure["alpha_eval"]
     assert [*profile.axes] == printed["figure3_axes"]
-    assert leaderboard.PROFILES["paper"].completions == 10 and leaderboard.PROFILES["paper"].dpo_epochs == (2, 4, 6)
+    assert leaderboard.PROFILES["paper"].completions == 10 and leaderboard.PROFILES[
+        "paper"
+    ].dpo_epochs == (2, 4, 6)
     assert aot_benchmark.PROFILES["paper"].beta == 0.01
 
 
-# -------------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def judged(folder: Path, scores: dict[str, list[float]], log_ratio: list[float]) -> Path:
     folder.mkdir()
     pd.DataFrame(scores).to_parquet(folder / "scores.parquet")
@@ -190,14 +241,25 @@ def judged(folder: Path, scores: dict[str, list[float]], log_ratio: list[float])
 
 
 def test_tables_of_armorm_against_numbers_by_hand(tmp_path: Path) -> None:
-    profile = armorm.plan(ArmoRM(radar=("anger+fear",), curves=("anger+fear",), axes=("anger", "joy"), seeds=2))
+    profile = armorm.plan(
+        ArmoRM(radar=("anger+fear",), curves=("anger+fear",), axes=("anger", "joy"), seeds=2)
+    )
     found = [
-        ("anger+fear", Run("a", "kldpo", 0.5, 0.1, seed), judged(tmp_path / f"a{seed}", scores, [1.0, 2.0 + seed]))
+        (
+            "anger+fear",
+            Run("a", "kldpo", 0.5, 0.1, seed),
+            judged(tmp_path / f"a{seed}", scores, [1.0, 2.0 + seed]),
+        )
         for seed, scores in enumerate(
-            [{"anger": [0, 1], "fear": [1, 1], "joy": [0, 0]}, {"anger": [1, 1], "fear": [0, 0.5], "joy": [0, 1]}]
+            [
+                {"anger": [0, 1], "fear": [1, 1], "joy": [0, 0]},
+                {"anger": [1, 1], "fear": [0, 0.5], "joy": [0, 1]},
+            ]
         )
     ]
-    for seed in range(2):  # the control: from reward 0 at KL 0 to reward 1 at KL 4, the same for every alpha
+    for seed in range(
+        2
+    ):  # the control: from reward 0 at KL 0 to reward 1 at KL 4, the same for every alpha
         for pair, run, value, kl in (
             ("", Run("s", "start", 0.0, 0.0, seed), 0.0, 0.0),
             ("anger+fear", Run("d", "dpo", 0.0, 0.1, seed), 1.0, 4.0),
@@ -213,8 +275,13 @@ def test_tables_of_armorm_against_numbers_by_hand(tmp_path: Path) -> None:
     at = tables["mixtures"].query("method == 'kldpo'").set_index("alpha").reward
     assert np.isclose(at[0.3], (0.3 * 0.5 + 0.7 * 1 + 0.3 * 1 + 0.7 * 0.25) / 2)
     (equal,) = tables["matched"].query("alpha == '0.5'").itertuples()
-    assert equal.difference == pytest.approx(((0.75 - 1.5 / 4) + (0.625 - 2 / 4)) / 2) and equal.seeds == 2
-    assert set(tables["axes"].objective) == {"anger", "joy"} and set(tables["rewards"].objective) == {"anger", "fear", "joy"}
+    assert (
+        equal.difference == pytest.approx(((0.75 - 1.5 / 4) + (0.625 - 2 / 4)) / 2)
+        and equal.seeds == 2
+    )
+    assert set(tables["axes"].objective) == {"anger", "joy"} and set(
+        tables["rewards"].objective
+    ) == {"anger", "fear", "joy"}
 
 
 def test_tables_of_the_aot_benchmark_against_numbers_by_hand(tmp_path: Path) -> None:
@@ -226,37 +293,68 @@ def test_tables_of_the_aot_benchmark_against_numbers_by_hand(tmp_path: Path) -> 
     ):
         folder = judged(tmp_path / name, {"joy": scores}, [0.0, 0.0, 3.0])
         pd.DataFrame({"chosen": chosen, "rejected": rejected}).to_parquet(folder / "logps.parquet")
-        pd.DataFrame({"task": ["t"], "column": ["c"], "metric": ["acc"], "value": [0.5], "stderr": [0.1], "samples": [4]}).to_csv(
-            folder / "benchmarks.csv", index=False
+        pd.DataFrame(
+            {
+                "task": ["t"],
+                "column": ["c"],
+                "metric": ["acc"],
+                "value": [0.5],
+                "stderr": [0.1],
+                "samples": [4],
+            }
+        ).to_csv(folder / "benchmarks.csv", index=False)
+        found.append(
+            (
+                (aot_benchmark.MAIN, ("beta", "0.1")),
+                Run(name, name, 0.0, 0.1, 0, {"batch_size": 24}),
+                folder,
+            )
         )
-        found.append(((aot_benchmark.MAIN, ("beta", "0.1")), Run(name, name, 0.0, 0.1, 0, {"batch_size": 24}), folder))
     quantiles = aot_benchmark.quantiles(found)
     ends = quantiles[quantiles.method == "aot"].groupby("quantity").value.agg(["min", "max"])
-    assert np.isclose(ends.loc["chosen"], [1 + 0.01, 2 - 0.01]).all()  # linear between the two values 1 and 2
+    assert np.isclose(
+        ends.loc["chosen"], [1 + 0.01, 2 - 0.01]
+    ).all()  # linear between the two values 1 and 2
     assert np.isclose(ends.loc["rejected"], [-3 + 0.01, -2 - 0.01]).all()
     assert np.isclose(ends.loc["log_ratio"], [3, 3]).all()
     assert set(quantiles[quantiles.method == "start"].quantity) == {"log_ratio"}
     (row,) = aot_benchmark.ablations(profile, found).itertuples()
-    assert (row.axis, row.value, row.win_rate, row.kl) == ("beta", "0.1", 0.5, 1.0)  # a tie, a win, a loss
+    assert (row.axis, row.value, row.win_rate, row.kl) == (
+        "beta",
+        "0.1",
+        0.5,
+        1.0,
+    )  # a tie, a win, a loss
     table = aot_benchmark.benchmarks(profile, found).set_index(["method", "column"]).value
-    assert table["aot", "win rate"] == table["start", "win rate"] == 0.5 and table["aot", "c"] == 0.5
+    assert (
+        table["aot", "win rate"] == table["start", "win rate"] == 0.5 and table["aot", "c"] == 0.5
+    )
 
 
 def test_runs_of_the_aot_benchmark_are_trained_once_for_all_panels() -> None:
     profile = aot_benchmark.plan(AotBenchmark())
     runs = aot_benchmark.runs(profile)
     assert len({run.name for _, run in runs}) == len(runs)
-    default = next(places for places, run in runs if run.method == "aot" and places[0] == aot_benchmark.MAIN)
+    default = next(
+        places for places, run in runs if run.method == "aot" and places[0] == aot_benchmark.MAIN
+    )
     assert {axis for axis, _ in default} == {"main", "beta", "batch_size", "h", "sorting"}
     for axis, values in (("beta", 3), ("batch_size", 3), ("h", 3), ("sorting", 3)):
-        found = {value for places, run in runs if run.method == "aot_unpaired" for one, value in places if one == axis}
+        found = {
+            value
+            for places, run in runs
+            if run.method == "aot_unpaired"
+            for one, value in places
+            if one == axis
+        }
         assert len(found) == values
 
 
-# ------------------------------------------------------------------------------------------------------- generated models
+# --------------------------------------------------------------------------------- generated models
 @pytest.fixture(scope="module")
 def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all workers of the tests: whoever comes first makes the models, the others wait."""
+    """One folder for all workers of the tests: whoever comes first makes the models, the others
+    wait."""
     return tmp_path_factory.getbasetemp().parent / "generated"
 
 
@@ -286,7 +384,9 @@ def test_armorm_from_nothing_to_tables_and_again_after_a_kill(
     assert not (tmp_path / "run.json").exists()
     tables = armorm.run(config)
     assert tables is not None
-    assert len(trained) == 9 and trained[2] == trained[3]  # eight policies, of which the third was begun twice
+    assert (
+        len(trained) == 9 and trained[2] == trained[3]
+    )  # eight policies, of which the third was begun twice
     armorm.run(config)
     assert len(trained) == 9
     rewards = tables["rewards"]
@@ -294,11 +394,16 @@ def test_armorm_from_nothing_to_tables_and_again_after_a_kill(
     assert (rewards[rewards.method == "start"].kl.abs() < 1e-6).all()
     assert rewards.reward.between(0, 1).all()
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["scale"].startswith("generated corpus, GPT-2 of 0.0") and record["radar_pairs"] == ["anger + fear"]
+    assert record["scale"].startswith("generated corpus, GPT-2 of 0.0") and record[
+        "radar_pairs"
+    ] == ["anger + fear"]
     for name in ("axes", "mixtures", "stages"):
         assert len(pd.read_csv(tmp_path / f"{name}.csv"))
     line = (
-        tmp_path / "stages" / f"policy-{trained[0].removeprefix('.policy-').split('.prefdro')[0]}" / "command.txt"
+        tmp_path
+        / "stages"
+        / f"policy-{trained[0].removeprefix('.policy-').split('.prefdro')[0]}"
+        / "command.txt"
     ).read_text()
     assert line.startswith("prefdro train --model ") and "--objective wdpo" in line
 
@@ -311,18 +416,30 @@ def test_armorm_from_nothing_to_tables_and_again_after_a_kill(
     pd.testing.assert_frame_equal(again["rewards"], rewards, check_exact=True)
 
 
-def test_an_objective_that_the_reward_model_has_not_is_refused_at_once(shared_models: Path, tmp_path: Path) -> None:
+def test_an_objective_that_the_reward_model_has_not_is_refused_at_once(
+    shared_models: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"no objective envy; it has sadness, joy"):
-        armorm.run(ArmoRM(out=tmp_path, shared=shared_models, profile="smoke", axes=("joy", "envy")))
+        armorm.run(
+            ArmoRM(out=tmp_path, shared=shared_models, profile="smoke", axes=("joy", "envy"))
+        )
     with pytest.raises(ValueError, match="no objective ArmoRM"):
-        leaderboard.run(Leaderboard(out=tmp_path, shared=shared_models, profile="smoke", score="ArmoRM"))
+        leaderboard.run(
+            Leaderboard(out=tmp_path, shared=shared_models, profile="smoke", score="ArmoRM")
+        )
     with pytest.raises(ValueError, match="has no chat template"):
         leaderboard.run(Leaderboard(out=tmp_path, shared=shared_models, profile="smoke", chat=True))
 
 
 def test_leaderboard_from_nothing_to_scores(shared_models: Path, tmp_path: Path) -> None:
     config = Leaderboard(
-        out=tmp_path, shared=shared_models, profile="smoke", dpo_epochs=(1.0,), kldpo_radii=(1.0,), wdpo_radii=(0.1,), workers=1
+        out=tmp_path,
+        shared=shared_models,
+        profile="smoke",
+        dpo_epochs=(1.0,),
+        kldpo_radii=(1.0,),
+        wdpo_radii=(0.1,),
+        workers=1,
     )
     tables = leaderboard.run(config)
     assert tables is not None
@@ -332,9 +449,15 @@ def test_leaderboard_from_nothing_to_scores(shared_models: Path, tmp_path: Path)
     assert (scores.groupby(["label", "seed"]).size() == 15).all()
     assert scores.value.between(0, 1).all() and (scores.samples <= 10).all()
     of_policies = pd.read_csv(tmp_path / "policies.csv").set_index("label")
-    assert of_policies.kl["start"] == pytest.approx(0, abs=1e-6) and of_policies.reward.between(0, 1).all()
+    assert (
+        of_policies.kl["start"] == pytest.approx(0, abs=1e-6)
+        and of_policies.reward.between(0, 1).all()
+    )
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["labels"] == ["start", "DPO epoch 1", "KLDPO tau=1", "WDPO rho=0.1"] and len(record["tasks"]) == 15
+    assert (
+        record["labels"] == ["start", "DPO epoch 1", "KLDPO tau=1", "WDPO rho=0.1"]
+        and len(record["tasks"]) == 15
+    )
 
 
 def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path: Path) -> None:
@@ -355,10 +478,25 @@ def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path:
     assert set(tables["quantiles"].method) == {"start", "dpo", "ipo", "kto", "aot", "aot_unpaired"}
     table = tables["benchmarks"]
     (row,) = table[table.column == "AlpacaEval"].itertuples()
-    assert (row.method, row.seed, row.value, row.stderr, row.samples) == ("aot", 0, 0.615, 0.025, 40)
+    assert (row.method, row.seed, row.value, row.stderr, row.samples) == (
+        "aot",
+        0,
+        0.615,
+        0.025,
+        40,
+    )
     assert set(tables["ablations"].value) == {"0.1", "8", "logistic", "hard", "soft 1"}
-    answers = json.loads(next((tmp_path / "out" / "stages").glob("judged-aot-*sorting=hard-seed-0/outputs.json")).read_text())
-    assert len(answers) == 40 and set(answers[0]) == {"dataset", "instruction", "output", "generator"}
+    answers = json.loads(
+        next(
+            (tmp_path / "out" / "stages").glob("judged-aot-*sorting=hard-seed-0/outputs.json")
+        ).read_text()
+    )
+    assert len(answers) == 40 and set(answers[0]) == {
+        "dataset",
+        "instruction",
+        "output",
+        "generator",
+    }
     assert answers[0]["generator"] == "aot seed 0"
     changed = AotBenchmark(
         **(vars(config) | {"beta": 0.2, "test_prompts": 20})
@@ -366,14 +504,19 @@ def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path:
     again = aot_benchmark.run(changed)
     assert again is not None and set(again["benchmarks"].method) == set(table.method)
     answers = json.loads(
-        next((tmp_path / "out" / "stages").glob("judged-aot-beta=0.2*sorting=hard-seed-0/outputs.json")).read_text()
+        next(
+            (tmp_path / "out" / "stages").glob(
+                "judged-aot-beta=0.2*sorting=hard-seed-0/outputs.json"
+            )
+        ).read_text()
     )
     assert len(answers) == 20
 
 
-# ----------------------------------------------------------------------------------------------------------- given models
+# ------------------------------------------------------------------------------------- given models
 def test_given_models_and_data_go_the_same_way_as_those_of_the_paper(tmp_path: Path) -> None:
-    """The profile paper with folders of the same kinds as on the hub: a chat model, ArmoRM, HelpSteer2."""
+    """The profile paper with folders of the same kinds as on the hub: a chat model, ArmoRM,
+    HelpSteer2."""
     model, judge, source = (tmp_path / name for name in ("model", "judge", "source"))
     tiny_llama().save_pretrained(model)
     word_tokenizer(chat_template=True).save_pretrained(model)
@@ -413,8 +556,11 @@ def test_given_models_and_data_go_the_same_way_as_those_of_the_paper(tmp_path: P
     shutil.rmtree(tmp_path / "out")
 
 
-def test_stored_preferences_go_the_same_way_as_ultrafeedback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile paper of the AOT benchmark on a folder of UltraFeedback's layout; the benchmarks need the hub: none are run."""
+def test_stored_preferences_go_the_same_way_as_ultrafeedback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profile paper of the AOT benchmark on a folder of UltraFeedback's layout; the benchmarks
+    need the hub: none are run."""
     model, judge, source = (tmp_path / name for name in ("model", "judge", "source"))
     tiny_llama().save_pretrained(model)
     word_tokenizer(chat_template=True).save_pretrained(model)
@@ -448,7 +594,9 @@ def test_stored_preferences_go_the_same_way_as_ultrafeedback(tmp_path: Path, mon
     assert tables is not None
     assert set(tables["quantiles"].method) == {"start", *aot_benchmark.METHODS}
     steps = {
-        path.parent.name.split("-")[1]: json.loads((path.parent / "trainer_state.json").read_text())["global_step"]
+        path.parent.name.split("-")[1]: json.loads(
+            (path.parent / "trainer_state.json").read_text()
+        )["global_step"]
         for path in (tmp_path / "out" / "stages").glob("policy-*sorting=hard-seed-0/training.json")
     }
     assert set(steps) == set(aot_benchmark.METHODS) and len(set(steps.values())) == 1
@@ -457,7 +605,9 @@ def test_stored_preferences_go_the_same_way_as_ultrafeedback(tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_launch_give_the_rows_of_one(shared_models: Path, tmp_path: Path) -> None:
+def test_two_processes_of_a_launch_give_the_rows_of_one(
+    shared_models: Path, tmp_path: Path
+) -> None:
     words = [
         "run",
         "armorm",
@@ -470,13 +620,20 @@ def test_two_processes_of_a_launch_give_the_rows_of_one(shared_models: Path, tmp
         "--shared",
         str(shared_models),
     ]
-    one = launches.run([sys.executable, "-m", "experiments", *words, "--out", tmp_path / "one"], env={"OMP_NUM_THREADS": "1"})
+    one = launches.run(
+        [sys.executable, "-m", "experiments", *words, "--out", tmp_path / "one"],
+        env={"OMP_NUM_THREADS": "1"},
+    )
     two = launches.launch(["-m", "experiments", *words, "--out", tmp_path / "two"], tmp_path)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    first, second = (pd.read_parquet(tmp_path / name / "rewards.parquet") for name in ("one", "two"))
+    first, second = (
+        pd.read_parquet(tmp_path / name / "rewards.parquet") for name in ("one", "two")
+    )
     keys = ["pair", "method", "radius", "beta", "seed", "objective"]
     pd.testing.assert_frame_equal(first[keys], second[keys])
-    assert np.allclose(first.reward, second.reward, atol=1e-5) and np.allclose(first.kl, second.kl, atol=1e-4)
+    assert np.allclose(first.reward, second.reward, atol=1e-5) and np.allclose(
+        first.kl, second.kl, atol=1e-4
+    )
 
 
 def test_a_damaged_artefact_is_named_with_what_to_do(shared_models: Path, tmp_path: Path) -> None:
@@ -492,7 +649,10 @@ def test_a_damaged_artefact_is_named_with_what_to_do(shared_models: Path, tmp_pa
     armorm.run(config)
     scores = next((tmp_path / "stages").glob("judged-*wdpo*seed-0/scores.parquet"))
     scores.write_bytes(scores.read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"{scores.name} is missing or damaged.*move the folder .*{scores.parent.name[:10]}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{scores.name} is missing or damaged.*move the folder .*{scores.parent.name[:10]}",
+    ):
         armorm.run(config)
     shutil.rmtree(scores.parent)
     assert armorm.run(config) is not None
@@ -500,7 +660,13 @@ def test_a_damaged_artefact_is_named_with_what_to_do(shared_models: Path, tmp_pa
 
 def test_too_few_pairs_for_a_batch_are_said(shared_models: Path, tmp_path: Path) -> None:
     config = ArmoRM(
-        out=tmp_path, shared=shared_models, profile="smoke", radar=("anger+fear",), curves=("anger+fear",), prompts=4, workers=1
+        out=tmp_path,
+        shared=shared_models,
+        profile="smoke",
+        radar=("anger+fear",),
+        curves=("anger+fear",),
+        prompts=4,
+        workers=1,
     )
     with pytest.raises(ValueError, match=r"pairs make no batch of 8: take more prompts"):
         armorm.run(config)

@@ -8,7 +8,13 @@ import pytest
 import torch
 from scipy.special import expit
 
-from experiments.aot_estimator import minibatch_rows, minima_rows, population_best, rate_rows, softness_rows
+from experiments.aot_estimator import (
+    minibatch_rows,
+    minima_rows,
+    population_best,
+    rate_rows,
+    softness_rows,
+)
 from experiments.aot_worlds import BOUND, Spec, build_world, sphere_pairs
 from theory.aot import minimise_aot, random_starts
 from theory.objectives import aot_unpaired, logistic
@@ -27,7 +33,9 @@ def test_the_mean_over_batches_is_that_of_all_batches(batch: int) -> None:
     for chosen in product(pairs, repeat=batch):
         u, v = (np.sort(reward[[pair[side] for pair in chosen]]) for side in (0, 1))
         wanted += np.prod([pairs[pair] for pair in chosen]) * np.logaddexp(0, v - u).mean()
-    rows = minibatch_rows({"actions": 2, "batch": batch, "replicates": 200}, np.random.default_rng(0))
+    rows = minibatch_rows(
+        {"actions": 2, "batch": batch, "replicates": 200}, np.random.default_rng(0)
+    )
     rows = rows[rows.h == "logistic"]
     for column in ("objective", "controlled"):
         error = rows[column].std() / np.sqrt(len(rows))
@@ -43,7 +51,9 @@ def test_at_one_sample_the_soft_minimum_is_below_the_hard_objective_of_its_minim
     rows = softness_rows(settings_, np.random.default_rng(0)).set_index(["replicate", "softness"])
     for replicate in range(2):
         mine = rows.loc[replicate]
-        assert mine.minimum[1e-3] == pytest.approx(mine.minimum[0.0], abs=1e-9)  # soft enough to be hard
+        assert mine.minimum[1e-3] == pytest.approx(
+            mine.minimum[0.0], abs=1e-9
+        )  # soft enough to be hard
         assert (mine.hard_there >= mine.hard_minimum - 1e-9).all()
         assert mine.minimum[100.0] < mine.minimum[0.0] - 1e-3
 
@@ -77,7 +87,9 @@ def test_the_population_minimiser_is_not_beaten_by_many_starts() -> None:
     world = build_world(spec)
     laws = world.laws(world.probability)
     starts = random_starts(np.random.default_rng(9), 1000, spec.dimension, BOUND)
-    other = minimise_aot(world.psi, world.psi, *laws, starts=starts, h=logistic, beta=1.0, bound=BOUND)
+    other = minimise_aot(
+        world.psi, world.psi, *laws, starts=starts, h=logistic, beta=1.0, bound=BOUND
+    )
     rewards = population_best(spec, "logistic", 1.0) @ torch.from_numpy(world.psi).T
     assert float(aot_unpaired(rewards, rewards, logistic, 1.0, *laws)) <= float(other.value) + 1e-9
 

@@ -25,7 +25,10 @@ def test_pairs_have_the_probability_of_reference_draws_and_bradley_terry_labels(
     wanted = np.zeros((contexts * actions,) * 2)  # [chosen, rejected]
     for s, a, b in product(range(contexts), range(actions), range(actions)):
         first, second = s * actions + a, s * actions + b
-        drawn, wins = reference[s, a] * reference[s, b] / contexts, expit(world.reward[s, a] - world.reward[s, b])
+        drawn, wins = (
+            reference[s, a] * reference[s, b] / contexts,
+            expit(world.reward[s, a] - world.reward[s, b]),
+        )
         wanted[first, second] += drawn * wins
         wanted[second, first] += drawn * (1 - wins)
     found = np.zeros_like(wanted)
@@ -45,7 +48,9 @@ def test_log_ratio_kl_and_win_rate_are_those_of_the_policies() -> None:
         return weights / weights.sum(1, keepdims=True)
 
     new, old = policy(world.theta_ref + w), policy(world.theta_ref)
-    np.testing.assert_allclose(world.log_ratio(torch.from_numpy(w)), np.log(new / old).ravel(), atol=1e-12)
+    np.testing.assert_allclose(
+        world.log_ratio(torch.from_numpy(w)), np.log(new / old).ravel(), atol=1e-12
+    )
     assert float(world.kl(w)) == pytest.approx((new * np.log(new / old)).sum(1).mean())
     wins = 0.0
     for s, a, b in product(range(2), range(4), range(4)):
@@ -56,7 +61,8 @@ def test_log_ratio_kl_and_win_rate_are_those_of_the_policies() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 2))
 def test_chosen_dominates_rejected_in_the_true_reward(seed: int, reference: float) -> None:
-    """Derived: given the prompt, chance of chosen over chance of rejected grows with the reward, which is more than dominance."""
+    """Derived: given the prompt, chance of chosen over chance of rejected grows with the reward,
+    which is more than dominance."""
     world = build_world(Spec(contexts=3, actions=4, reference=reference, seed=seed))
     p, q = (law.numpy() for law in world.laws(world.probability))
     reward = world.reward.ravel()

@@ -1,4 +1,5 @@
-"""The benchmark's own objectives against independent programs, and a run of its smallest profile."""
+"""The benchmark's own objectives against independent programs, and a run of its smallest
+profile."""
 
 import importlib.util
 from pathlib import Path
@@ -35,7 +36,8 @@ def test_finite_objective_is_the_worst_transport_plan(power: int) -> None:
 
 
 def test_w1_label_objective_is_the_worst_share_of_flips() -> None:
-    # the adversary flips shares of the labels at the cost kappa and spends what is left at the slope beta ||theta||
+    # the adversary flips shares of the labels at the cost kappa and spends what is left at the
+    # slope beta ||theta||
     flips = cp.Variable(12, nonneg=True)
     left = bench.TRANSPORT_RADIUS - bench.LABEL_COST * (P @ flips)
     gain = LOSS @ P + cp.multiply(P, U @ THETA) @ flips + left * np.linalg.norm(THETA)
@@ -44,7 +46,8 @@ def test_w1_label_objective_is_the_worst_share_of_flips() -> None:
 
 
 def test_w2_objective_of_one_far_pair_moves_it_by_the_radius() -> None:
-    # one pair with margin -6: the loss is concave in the squared distance there, so all of the mass moves by rho
+    # one pair with margin -6: the loss is concave in the squared distance there, so all of the mass
+    # moves by rho
     theta, u = np.array([2.0, 0.0]), np.array([[-3.0, 1.0]])
     expected = np.log1p(np.exp(6 + 2 * bench.TRANSPORT_RADIUS))
     assert bench.w2_objective(theta, u, np.ones(1)) == pytest.approx(expected, rel=1e-8)
@@ -77,17 +80,24 @@ def without_skwdro(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_smoke_run(tmp_path: Path, without_skwdro: None) -> None:
     table = bench.bench_solvers(tmp_path, "smoke")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "solvers.csv")[["ours_s"]], table[["ours_s"]])
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "solvers.csv")[["ours_s"]], table[["ours_s"]]
+    )
     cpu = table[table.device == "cpu"].set_index(["problem", "peer"])
     exact = ["cvxpy", "cvxpy, compiled"] + (["dro"] if importlib.util.find_spec("dro") else [])
     compared = cpu[cpu.index.get_level_values("peer").isin(exact)]
-    assert {"kldpo", "wdpo_finite p=1", "wdpo_finite p=2"} <= set(compared.index.get_level_values("problem"))
-    # interior-point solvers at their default accuracy: a wrong radius, cost or weight shows at 1e-3 and more
+    assert {"kldpo", "wdpo_finite p=1", "wdpo_finite p=2"} <= set(
+        compared.index.get_level_values("problem")
+    )
+    # interior-point solvers at their default accuracy: a wrong radius, cost or weight shows at 1e-3
+    # and more
     assert compared.objective_gap.abs().max() < 1e-6
     assert (cpu.certified_gap.dropna() < 1e-9).all()
     np.testing.assert_allclose(compared.ratio, compared.peer_s / compared.ours_s)
     absent = cpu.loc["wdpo_free p=2", "skwdro"]
-    assert absent.note == "not installed: make peers" and absent.ours_s > 0 and np.isnan(absent.peer_s)
+    assert (
+        absent.note == "not installed: make peers" and absent.ours_s > 0 and np.isnan(absent.peer_s)
+    )
     memory = cpu.loc["kldpo", "ours, memory"]
     assert 0.05 < memory.peak_gib < bench.MEMORY_LIMIT_GIB and memory.met
 
@@ -106,7 +116,9 @@ def test_a_peer_that_fails_is_reported_and_not_timed() -> None:
     row = bench.compare(case, bench.Peer("other", lambda: sometimes, target=0.0), size, "cpu")
     assert row["note"] == "other failed on 1 of 3 samples: no solution"
     assert row["objective_gap"] < 0 and row["met"]
-    broken = bench.Peer("other", lambda: lambda u, p: np.linalg.solve(np.zeros((5, 5)), p[:5]), target=0.0)
+    broken = bench.Peer(
+        "other", lambda: lambda u, p: np.linalg.solve(np.zeros((5, 5)), p[:5]), target=0.0
+    )
     assert "met" not in bench.compare(case, broken, size, "cpu")
 
 
@@ -125,8 +137,15 @@ def test_dro_is_imported_without_its_unused_requirements() -> None:
 
 def test_devices_are_compared_on_the_same_samples() -> None:
     """Here a device with itself: the values are the same, however often the samples come again."""
-    found = [row for row in bench.devices(bench.PROFILES["smoke"], "cpu") if row["problem"] in ("dpo", "wdpo_finite p=1")]
-    assert [row["replicates"] for row in found] == [2, 6] * 2  # 5 are asked for, in whole repetitions of 3
+    found = [
+        row
+        for row in bench.devices(bench.PROFILES["smoke"], "cpu")
+        if row["problem"] in ("dpo", "wdpo_finite p=1")
+    ]
+    assert [row["replicates"] for row in found] == [
+        2,
+        6,
+    ] * 2  # 5 are asked for, in whole repetitions of 3
     assert all(row["objective_gap"] < 1e-12 and row["certified_gap"] < 1e-8 for row in found)
 
 

@@ -1,4 +1,5 @@
-"""The benchmark trains what it says it trains, its ratios are those of its measurements, and its smallest profile runs."""
+"""The benchmark trains what it says it trains, its ratios are those of its measurements, and its
+smallest profile runs."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def test_trl_trains_the_same_model_on_the_same_data(
 
 def test_tokens_are_those_of_the_batches(tmp_path: Path) -> None:
     dpo, tokenizer = process.Method("dpo"), process.make_tokenizer(SETTING)
-    trainer = process.make_trainer(dpo, SETTING, process.make_model(dpo, SETTING), tokenizer, str(tmp_path), [])
+    trainer = process.make_trainer(
+        dpo, SETTING, process.make_model(dpo, SETTING), tokenizer, str(tmp_path), []
+    )
     batches = list(trainer.get_train_dataloader())
     counted = sum(int(batch["attention_mask"].sum()) for batch in batches) / len(batches)
     assert process.tokens_per_step(SETTING) == counted
@@ -43,10 +46,14 @@ def test_tokens_are_those_of_the_batches(tmp_path: Path) -> None:
     assert all((batch["input_ids"] != tokenizer.unk_token_id).all() for batch in batches)
 
 
-def measured(method: Any, walls: list[float], peak: float, threads: int = 1, got: float = 1.0) -> bench.Measured:
+def measured(
+    method: Any, walls: list[float], peak: float, threads: int = 1, got: float = 1.0
+) -> bench.Measured:
     """What a method would have been found to need."""
     blocks = [bench.Block(wall, got * threads * wall) for wall in walls]
-    return bench.Measured(method, blocks, {"peak_mib": peak, "threads": threads, "parameters": 10, "loss": 0.6})
+    return bench.Measured(
+        method, blocks, {"peak_mib": peak, "threads": threads, "parameters": 10, "loss": 0.6}
+    )
 
 
 def test_ratios_are_of_blocks_of_the_same_round() -> None:
@@ -54,12 +61,19 @@ def test_ratios_are_of_blocks_of_the_same_round() -> None:
     dpo = measured(process.Method("dpo"), slow_machine, peak=200.0)
     aot = measured(process.Method("aot"), [1.04 * wall for wall in slow_machine], peak=250.0)
     trl = measured(process.Method("dpo", "trl", trainer="trl"), [4.0, 20.0, 2.0], peak=400.0)
-    table = pd.DataFrame(bench.rows([dpo, aot, trl], SETTING)).set_index(["objective", "mode", "reference"])
+    table = pd.DataFrame(bench.rows([dpo, aot, trl], SETTING)).set_index(
+        ["objective", "mode", "reference"]
+    )
     row = table.loc["aot", "", "ours dpo"]
     assert row.time_ratio == pytest.approx(1.04) and row.time_high == pytest.approx(1.04)
     assert row.memory_ratio == 1.25 and row.met and row.seconds_per_step == pytest.approx(2.08)
     row = table.loc["dpo", "", "trl dpo"]
-    assert row.time_ratio == 0.5 and (row.time_low, row.time_high) == (0.375, 0.75) and row.memory_ratio == 0.5 and row.met
+    assert (
+        row.time_ratio == 0.5
+        and (row.time_low, row.time_high) == (0.375, 0.75)
+        and row.memory_ratio == 0.5
+        and row.met
+    )
     assert table.loc["dpo", "trl", "ours dpo"].memory_ratio == 2.0
     assert ("dpo", "trl", "trl dpo") not in table.index
 
@@ -69,13 +83,17 @@ def test_targets_are_held_against_the_measurement() -> None:
     wdpo = process.Method("wdpo", "adversarial")
 
     def met(method: Any, wall: float, peak: float, **others: float) -> bool:
-        return bench.row(measured(method, [wall], peak, **others), "ours dpo", dpo, SETTING, 10.0)["met"]
+        return bench.row(measured(method, [wall], peak, **others), "ours dpo", dpo, SETTING, 10.0)[
+            "met"
+        ]
 
     assert met(wdpo, 1.99, 109.0)
     assert not met(wdpo, 2.01, 109.0) and not met(wdpo, 1.99, 111.0)
     assert met(process.Method("kldpo", accumulation=4), 1.39, 500.0)
     assert not met(process.Method("kldpo"), 1.39, 100.0)
-    assert "met" not in bench.row(measured(process.Method("wdpo", "exact"), [9.0], 900.0), "ours dpo", dpo, SETTING, 10.0)
+    assert "met" not in bench.row(
+        measured(process.Method("wdpo", "exact"), [9.0], 900.0), "ours dpo", dpo, SETTING, 10.0
+    )
     # with a third of its time the clock says 2.4 and the processor 0.8
     assert met(wdpo, 2.4, 100.0, got=1 / 3)
 
@@ -93,12 +111,20 @@ class Pipe:
         return len(self.sent) < 2
 
 
-def test_a_process_sends_that_it_is_warm_its_blocks_and_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_forget_peak", lambda device: None)  # it changes the allocator of this process
+def test_a_process_sends_that_it_is_warm_its_blocks_and_a_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        process, "_forget_peak", lambda device: None
+    )  # it changes the allocator of this process
     pipe = Pipe()
     process.run(process.Method("dpo"), SETTING, pipe)
     warm, block, report = pipe.sent
-    assert warm is None and block[0] > 0 and report["parameters"] == 2 * 128 * 32 + 2 * (4 * 32**2 + 3 * 32 * 80 + 64) + 32
+    assert (
+        warm is None
+        and block[0] > 0
+        and report["parameters"] == 2 * 128 * 32 + 2 * (4 * 32**2 + 3 * 32 * 80 + 64) + 32
+    )
 
 
 def test_a_method_that_fails_is_a_row_with_the_reason() -> None:
@@ -110,12 +136,18 @@ def test_a_method_that_fails_is_a_row_with_the_reason() -> None:
     row = bench.row(broken, "ours dpo", dpo, SETTING, 10.0)
     assert "must not be negative" in row["note"] and "time_ratio" not in row
     lost = bench.row(dpo, "ours dpo", broken, SETTING, 10.0)
-    assert lost["note"].startswith("reference: ") and lost["seconds_per_step"] == 1.0 and "time_ratio" not in lost
+    assert (
+        lost["note"].startswith("reference: ")
+        and lost["seconds_per_step"] == 1.0
+        and "time_ratio" not in lost
+    )
 
 
 def test_share_of_peak_counts_six_flops_for_a_parameter_and_token() -> None:
     # 1.3e9 parameters at 50 000 tokens per second are 3.9e14 of the 9.89e14 FLOP/s of an H100
-    assert bench.share_of_peak(5e4, 1_300_000_000, "NVIDIA H100 80GB HBM3") == pytest.approx(0.3943, abs=1e-4)
+    assert bench.share_of_peak(5e4, 1_300_000_000, "NVIDIA H100 80GB HBM3") == pytest.approx(
+        0.3943, abs=1e-4
+    )
     assert bench.share_of_peak(5e4, 1_300_000_000, "NVIDIA L4") == pytest.approx(3.9e14 / 1.21e14)
     assert bench.share_of_peak(5e4, 1_300_000_000, "some other device") is None
 

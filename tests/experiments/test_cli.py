@@ -1,4 +1,5 @@
-"""The command: its words reach the right function, and what is wrong ends with a message and a non-zero status."""
+"""The command: its words reach the right function, and what is wrong ends with a message and a
+non-zero status."""
 
 import sys
 from pathlib import Path
@@ -26,7 +27,18 @@ def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_run_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--profile", "smoke", "--replicates", "3", "--methods", "dpo", "--backend", "sequential", "--out", str(tmp_path)]
+    words = [
+        "--profile",
+        "smoke",
+        "--replicates",
+        "3",
+        "--methods",
+        "dpo",
+        "--backend",
+        "sequential",
+        "--out",
+        str(tmp_path),
+    ]
     main(["run", "estimation-error", *words])
     assert set(pd.read_parquet(tmp_path / "errors.parquet").method) == {"dpo"}
     assert str(tmp_path) in capsys.readouterr().out
@@ -42,7 +54,19 @@ def test_run_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (("figures", "--from", "no/such/folder"), "no/such/folder"),
         (("figures",), "Give --from FOLDER"),
         (("figures", "--all", "--results", "nowhere"), "no folder nowhere"),
-        (("run", "armorm", "--profile", "smoke", "--out", "/proc/1/nothing", "--shared", "/proc/1/nothing"), "cannot write"),
+        (
+            (
+                "run",
+                "armorm",
+                "--profile",
+                "smoke",
+                "--out",
+                "/proc/1/nothing",
+                "--shared",
+                "/proc/1/nothing",
+            ),
+            "cannot write",
+        ),
         (("run", "aot-benchmark", "--wdpo", "exact"), "no WDPO is trained here"),
         (("figures", "--all", "--from", "results/aot"), "leave out --from results/aot"),
         (("figures", "--from", "results/aot", "--workers", "2"), "go with --all"),
@@ -51,17 +75,26 @@ def test_run_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (("run", "aot-benchmark", "--seeds", "1"), "at least 2 seeds"),
         (("nonsense",), "nonsense"),
         (("run",), "estimation-error"),
-        (("run", "estimation-error", "--profile", "smoke", "--out", "/proc/1/nothing"), "/proc/1/nothing"),
+        (
+            ("run", "estimation-error", "--profile", "smoke", "--out", "/proc/1/nothing"),
+            "/proc/1/nothing",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(
-    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, *words)
 
 
-def test_the_folder_of_another_experiment_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_folder_of_another_experiment_is_not_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "run.json").write_text('{"experiment": "armorm"}')
     said = refused(capsys, "run", "leaderboard", "--profile", "smoke", "--out", str(tmp_path))
     assert "holds the results of armorm" in said and "choose another --out" in said

@@ -1,4 +1,5 @@
-"""The emotion study: its tables, its controls against hand-computed numbers, what resumes and what is made again, its sources."""
+"""The emotion study: its tables, its controls against hand-computed numbers, what resumes and what
+is made again, its sources."""
 
 import json
 from pathlib import Path
@@ -36,7 +37,9 @@ def tables(out: Path) -> dict[str, pd.DataFrame]:
     return run(config(out, methods=("wdpo", "kldpo"), settings=("groups",)))
 
 
-def test_tables_are_written_as_they_are_returned(tables: dict[str, pd.DataFrame], out: Path) -> None:
+def test_tables_are_written_as_they_are_returned(
+    tables: dict[str, pd.DataFrame], out: Path
+) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(out / "rewards.parquet"), tables["rewards"])
     for name in ("training", "summary", "matched"):
         assert len(pd.read_csv(out / f"{name}.csv")) == len(tables[name]) > 0
@@ -55,7 +58,9 @@ def test_tables_are_written_as_they_are_returned(tables: dict[str, pd.DataFrame]
     assert {"loss", "rewards/margins"} <= set(tables["training"])
 
 
-def test_the_record_has_what_the_study_was_made_with(tables: dict[str, pd.DataFrame], out: Path) -> None:
+def test_the_record_has_what_the_study_was_made_with(
+    tables: dict[str, pd.DataFrame], out: Path
+) -> None:
     record = json.loads((out / "run.json").read_text())
     assert record["experiment"] == "emotion"
     assert record["configuration"]["methods"] == ["wdpo", "kldpo"]
@@ -67,7 +72,9 @@ def test_the_record_has_what_the_study_was_made_with(tables: dict[str, pd.DataFr
     assert record["versions"]["torch"]
 
 
-def test_labels_follow_the_rewards_of_each_setting(tables: dict[str, pd.DataFrame], out: Path) -> None:
+def test_labels_follow_the_rewards_of_each_setting(
+    tables: dict[str, pd.DataFrame], out: Path
+) -> None:
     for k in (0, 1):
         pairs = pd.read_parquet(out / "stages" / f"pairs-{k}" / "pairs.parquet")
         cue = pairs.first_text.str.split().map(lambda words: "night" in words[:4])
@@ -100,7 +107,9 @@ def test_a_finished_run_is_not_computed_again(
 
 
 @pytest.mark.slow
-def test_rows_do_not_depend_on_the_number_of_workers(tables: dict[str, pd.DataFrame], tmp_path: Path) -> None:
+def test_rows_do_not_depend_on_the_number_of_workers(
+    tables: dict[str, pd.DataFrame], tmp_path: Path
+) -> None:
     again = run(config(tmp_path, methods=("wdpo", "kldpo"), settings=("groups",), workers=2))
     pd.testing.assert_frame_equal(again["rewards"], tables["rewards"], check_exact=True)
 
@@ -125,19 +134,30 @@ def test_a_stage_that_was_killed_is_made_again(tmp_path: Path) -> None:
     assert len(made) == 3 and other.digest != first.digest
 
 
-def test_a_hub_snapshot_and_a_model_folder_go_the_same_way(tables: dict[str, pd.DataFrame], out: Path, tmp_path: Path) -> None:
-    """A folder laid out as a download of the hub, and a saved model with its tokenizer in the place of `gpt2`."""
+def test_a_hub_snapshot_and_a_model_folder_go_the_same_way(
+    tables: dict[str, pd.DataFrame], out: Path, tmp_path: Path
+) -> None:
+    """A folder laid out as a download of the hub, and a saved model with its tokenizer in the place
+    of `gpt2`."""
     (tmp_path / "data").mkdir()
     names = ["sadness", "joy", "love", "anger", "fear", "surprise"]
     for k, split in enumerate(SPLITS):
-        data = datasets.Dataset.from_pandas(generate_texts(60, k)).cast_column("label", datasets.ClassLabel(names=names))
+        data = datasets.Dataset.from_pandas(generate_texts(60, k)).cast_column(
+            "label", datasets.ClassLabel(names=names)
+        )
         data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for part, folder in ((AutoModelForCausalLM, "policy"), (AutoTokenizer, "texts/tokenizer")):
         part.from_pretrained(out / "stages" / folder).save_pretrained(tmp_path / "model")
     changes = {"source": str(tmp_path), "model": str(tmp_path / "model"), "cues": ("night",)}
-    settings = {"settings": ("convex",), "methods": ("dpo",), "control_betas": (), "save_policies": True, "new_tokens": 2}
+    settings = {
+        "settings": ("convex",),
+        "methods": ("dpo",),
+        "control_betas": (),
+        "save_policies": True,
+        "new_tokens": 2,
+    }
     result = run(config(tmp_path / "out", **(changes | settings)))
     assert set(result["rewards"].method) == {"sft", "dpo"}
     assert len(result["matched"]) == 0
@@ -147,16 +167,25 @@ def test_a_hub_snapshot_and_a_model_folder_go_the_same_way(tables: dict[str, pd.
     assert AutoTokenizer.from_pretrained(kept[0])("night").input_ids
 
 
-# ------------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def rows_of(
-    method: str, radius: float, beta: float, step: int, kl: float, rewards: tuple[float, float], seed: int
+    method: str,
+    radius: float,
+    beta: float,
+    step: int,
+    kl: float,
+    rewards: tuple[float, float],
+    seed: int,
 ) -> pd.DataFrame:
     table = pd.DataFrame({"alpha": [0.0, 1.0], "reward": rewards})
-    return table.assign(setting="convex", method=method, radius=radius, beta=beta, step=step, kl=kl, seed=seed)
+    return table.assign(
+        setting="convex", method=method, radius=radius, beta=beta, step=step, kl=kl, seed=seed
+    )
 
 
 def small_study(kldpo_kl: float = 1.0) -> pd.DataFrame:
-    """Two seeds. Worst rewards: start 0.2 at KL 0, DPO 0.3 at KL 1 (half the steps) and 0.1 at KL 4, with beta 1 0.4 at KL 2."""
+    """Two seeds. Worst rewards: start 0.2 at KL 0, DPO 0.3 at KL 1 (half the steps) and 0.1 at KL
+    4, with beta 1 0.4 at KL 2."""
     parts = []
     for seed, lift in ((0, 0.0), (1, 0.1)):
         parts += [
@@ -171,7 +200,8 @@ def small_study(kldpo_kl: float = 1.0) -> pd.DataFrame:
 
 def test_differences_at_equal_kl_by_hand() -> None:
     table = matched_table(small_study()).query("alpha == 'worst'").set_index("control")
-    # the line from (0, 0.2) to (2, 0.4) is at 0.3 for KL 1; the stopped DPO has the point (1, 0.3) itself
+    # the line from (0, 0.2) to (2, 0.4) is at 0.3 for KL 1; the stopped DPO has the point (1, 0.3)
+    # itself
     for control in ("beta", "stopped"):
         row = table.loc[control]
         np.testing.assert_allclose([row.difference, row.seeds, row.outside, row.kl], [0.1, 2, 0, 1])
@@ -201,13 +231,15 @@ def test_the_summary_has_intervals_over_seeds_at_every_checkpoint() -> None:
     table = summary_table(small_study())
     row = table.query("method == 'kldpo' and alpha == 'worst'").iloc[0]
     interval = ttest_1samp([0.35, 0.45], 0).confidence_interval(0.95)
-    np.testing.assert_allclose([row.reward, row.reward_low, row.reward_high], [0.4, interval.low, interval.high])
+    np.testing.assert_allclose(
+        [row.reward, row.reward_low, row.reward_high], [0.4, interval.low, interval.high]
+    )
     dpo = table.query("method == 'dpo' and beta == 0.1 and alpha == 'mean'")
     assert dpo.step.tolist() == [5, 10] and dpo.final.tolist() == [False, True]
     np.testing.assert_allclose(dpo.reward, [0.4, 0.5])
 
 
-# -------------------------------------------------------------------------------------------------------------------- input
+# -------------------------------------------------------------------------------------------- input
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -233,7 +265,11 @@ def test_bad_input_is_refused(tmp_path: Path, changes: dict, message: str) -> No
 def test_the_configuration_replaces_values_of_the_profile() -> None:
     profile = plan(Emotion(profile="paper", model="scratch", epochs=2, kldpo_radii=(0.1,)))
     assert (profile.model, profile.epochs, profile.kldpo_radii) == (None, 2, (0.1,))
-    assert (profile.source, profile.sft_learning_rate, profile.wdpo_radii) == ("dair-ai/emotion", 5e-7, (50, 75, 100))
+    assert (profile.source, profile.sft_learning_rate, profile.wdpo_radii) == (
+        "dair-ai/emotion",
+        5e-7,
+        (50, 75, 100),
+    )
 
 
 def test_every_method_has_an_objective() -> None:
@@ -243,6 +279,11 @@ def test_every_method_has_an_objective() -> None:
         for wdpo in WDPO:
             parameters = ObjectiveParameters(**objective(name, 0.5, 0.1, wdpo))
             make_objective(parameters)
-            assert 0.5 in (parameters.rho, parameters.tau, parameters.b, 0.5 if name in ("dpo", "aot", "ipo") else None)
+            assert 0.5 in (
+                parameters.rho,
+                parameters.tau,
+                parameters.b,
+                0.5 if name in ("dpo", "aot", "ipo") else None,
+            )
     methods = [method for method, _, _ in study.runs(PROFILES["smoke"], ("aot", "ipo", "dr_dpo"))]
     assert methods == ["aot", "dr_dpo", "ipo", "dpo", "dpo", "sft"]

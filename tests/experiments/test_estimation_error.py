@@ -1,4 +1,5 @@
-"""The study: what it writes, that its rows depend on the seed alone, and that its tables say what the rows say."""
+"""The study: what it writes, that its rows depend on the seed alone, and that its tables say what
+the rows say."""
 
 import json
 from pathlib import Path
@@ -8,14 +9,28 @@ import pandas as pd
 import pytest
 
 from experiments import estimation_error as study
-from experiments.estimation_error import EstimationError, WorldSpec, bounds_table, fit_cell, plan, rates_table, run
+from experiments.estimation_error import (
+    EstimationError,
+    WorldSpec,
+    bounds_table,
+    fit_cell,
+    plan,
+    rates_table,
+    run,
+)
 from theory.bounds import proposition_1
 
 METHODS = ("dpo", "kldpo", "wdpo-w1", "wdpo-w2-free")
 
 
 def config(out: Path, **changes: object) -> EstimationError:
-    settings: dict = {"out": out, "profile": "smoke", "replicates": 4, "methods": METHODS, "backend": "sequential"}
+    settings: dict = {
+        "out": out,
+        "profile": "smoke",
+        "replicates": 4,
+        "methods": METHODS,
+        "backend": "sequential",
+    }
     return EstimationError(**(settings | changes))
 
 
@@ -27,12 +42,26 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
 
 def test_the_tables_are_written_with_their_columns(tables: dict) -> None:
     rates = pd.read_csv(tables["out"] / "rates.csv")
-    wanted = ["world", "method", "target", "radius", "slope", "ci_low", "ci_high", "n_min", "n_max", "replicates"]
+    wanted = [
+        "world",
+        "method",
+        "target",
+        "radius",
+        "slope",
+        "ci_low",
+        "ci_high",
+        "n_min",
+        "n_max",
+        "replicates",
+    ]
     assert set(wanted) <= set(rates.columns)
     bounds = pd.read_csv(tables["out"] / "bounds.csv")
-    assert set(["world", "method", "n", "bound", "error_q", "coverage", "tightness"]) <= set(bounds.columns)
+    assert set(["world", "method", "n", "bound", "error_q", "coverage", "tightness"]) <= set(
+        bounds.columns
+    )
     errors = pd.read_parquet(tables["out"] / "errors.parquet")
-    # one row a fit: 2 worlds; dpo once, the others at one fixed radius and two shrinking ones; w1 on atoms in one world only
+    # one row a fit: 2 worlds; dpo once, the others at one fixed radius and two shrinking ones; w1
+    # on atoms in one world only
     finite, sphere = 3 * 4 * (1 + 3 * 3), 2 * 4 * (1 + 2 * 3)
     assert len(errors) == finite + sphere
     assert errors.converged.all()
@@ -53,7 +82,9 @@ def test_dpo_has_the_true_parameter_as_its_population_minimiser(tables: dict) ->
 
 
 @pytest.mark.exact("the same bits from worker processes, which are not shaken")
-def test_rows_depend_on_the_seed_only(tables: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_depend_on_the_seed_only(
+    tables: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parallel = run(config(tmp_path / "loky", backend="loky", workers=2))
     pd.testing.assert_frame_equal(parallel["errors"], tables["errors"], check_exact=True)
     pd.testing.assert_frame_equal(parallel["rates"], tables["rates"], check_exact=True)
@@ -61,7 +92,9 @@ def test_rows_depend_on_the_seed_only(tables: dict, tmp_path: Path, monkeypatch:
     assert (other["errors"].robust_2 != tables["errors"].robust_2).mean() > 0.5
 
 
-def test_samples_do_not_depend_on_blocks_methods_or_radii(tables: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_do_not_depend_on_blocks_methods_or_radii(
+    tables: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(study, "BLOCK", 3)
     small = run(config(tmp_path, methods=("dpo",), fractions=(0.2,)))["errors"]
     full = tables["errors"][tables["errors"].method == "dpo"].reset_index(drop=True)
@@ -73,7 +106,16 @@ def test_rates_recover_a_power_law() -> None:
     n = np.repeat([100, 1000, 10000], 50)
     error = n**-0.25 * np.exp(0.1 * rng.standard_normal(len(n)))
     rows = {name: error for name in ("robust_2", "robust_data", "nominal_2", "nominal_data")}
-    errors = pd.DataFrame({"world": "w", "method": "m", "radius": "0.1", "n": n, "replicate": np.tile(np.arange(50), 3), **rows})
+    errors = pd.DataFrame(
+        {
+            "world": "w",
+            "method": "m",
+            "radius": "0.1",
+            "n": n,
+            "replicate": np.tile(np.arange(50), 3),
+            **rows,
+        }
+    )
     table = rates_table(errors.assign(converged=True), seed=0)
     assert table.slope.to_numpy() == pytest.approx(-0.25, abs=0.02)
     assert ((table.ci_low <= -0.25) & (table.ci_high >= -0.25)).all()
@@ -85,7 +127,14 @@ def test_a_violated_bound_shows() -> None:
     bound = proposition_1(100, 3, beta=1.0, bound=1.0, delta=study.DELTA)
     error = np.array([0.5, 0.9, 1.1, 2.0]) * bound
     rows = pd.DataFrame(
-        {"world": spec.name, "method": "dpo", "radius": "", "fraction": np.nan, "n": 100, "nominal_sample": error}
+        {
+            "world": spec.name,
+            "method": "dpo",
+            "radius": "",
+            "fraction": np.nan,
+            "n": 100,
+            "nominal_sample": error,
+        }
     )
     (row,) = bounds_table(rows, {spec.name: spec}, (0.3,)).to_dict("records")
     assert row["coverage"] == 0.5
@@ -102,7 +151,11 @@ def test_the_printed_theorem_2_is_infinite_and_its_repair_is_not(tables: dict) -
 
 def test_pairs_by_path(tmp_path: Path) -> None:
     table_of_pairs(tmp_path / "pairs.csv", 300)
-    errors = run(config(tmp_path / "out", pairs=tmp_path / "pairs.csv", methods=("dpo", "kldpo"), replicates=2))["errors"]
+    errors = run(
+        config(
+            tmp_path / "out", pairs=tmp_path / "pairs.csv", methods=("dpo", "kldpo"), replicates=2
+        )
+    )["errors"]
     assert errors.converged.all()
     mean = errors[errors.method == "dpo"].groupby("n").nominal_2.mean()
     assert mean.iloc[-1] < 0.5 * mean.iloc[0]  # the estimates approach the fit to the table itself
@@ -124,7 +177,9 @@ def test_pairs_by_path(tmp_path: Path) -> None:
         ({"pairs": Path("nowhere.csv")}, "nowhere.csv", "Give the path"),
     ],
 )
-def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, changes: dict, received: str, remedy: str) -> None:
+def test_bad_input_is_refused_before_anything_runs(
+    tmp_path: Path, changes: dict, received: str, remedy: str
+) -> None:
     with pytest.raises(ValueError, match=received) as caught:
         run(config(tmp_path / "out", **changes))
     assert remedy in str(caught.value)
@@ -135,13 +190,23 @@ def table_of_pairs(path: Path, rows: int, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     first, second = rng.standard_normal((2, rows, 2))
     label = rng.random(rows) < 1 / (1 + np.exp(-(first - second) @ [2.0, 0.0]))
-    columns = {"first_a": first[:, 0], "first_b": first[:, 1], "second_a": second[:, 0], "second_b": second[:, 1], "label": label}
+    columns = {
+        "first_a": first[:, 0],
+        "first_b": first[:, 1],
+        "second_a": second[:, 0],
+        "second_b": second[:, 1],
+        "label": label,
+    }
     pd.DataFrame(columns).to_csv(path, index=False)
     return path
 
 
 def test_a_table_that_changes_is_another_world(tmp_path: Path) -> None:
-    settings = {"methods": ("dpo",), "replicates": 2, "pairs": table_of_pairs(tmp_path / "pairs.csv", 100)}
+    settings = {
+        "methods": ("dpo",),
+        "replicates": 2,
+        "pairs": table_of_pairs(tmp_path / "pairs.csv", 100),
+    }
     run(config(tmp_path / "out", **settings))
     table_of_pairs(tmp_path / "pairs.csv", 100, seed=1)
     again = run(config(tmp_path / "out", **settings))["errors"]
@@ -170,8 +235,19 @@ def test_sizes_beyond_what_can_be_drawn_stay_in_finite_worlds(tmp_path: Path) ->
 @pytest.mark.parametrize(("sizes", "start"), [(2, 1), (3, 1), (4, 2), (6, 3), (7, 3)])
 def test_the_tail_is_the_upper_half_of_the_sizes(sizes: int, start: int) -> None:
     n = 10 ** np.arange(sizes)
-    rows = pd.DataFrame({"world": "w", "method": "m", "radius": "", "n": np.repeat(n, 2), "replicate": np.tile([0, 1], sizes)})
-    rows = rows.assign(converged=True, **dict.fromkeys(("robust_2", "robust_data", "nominal_2", "nominal_data"), 1.0))
+    rows = pd.DataFrame(
+        {
+            "world": "w",
+            "method": "m",
+            "radius": "",
+            "n": np.repeat(n, 2),
+            "replicate": np.tile([0, 1], sizes),
+        }
+    )
+    rows = rows.assign(
+        converged=True,
+        **dict.fromkeys(("robust_2", "robust_data", "nominal_2", "nominal_data"), 1.0),
+    )
     table = rates_table(rows, seed=0)
     assert set(table[table.range == "tail"].n_min) == {n[start]}
 
@@ -183,9 +259,13 @@ def test_pairs_without_the_columns(tmp_path: Path) -> None:
 
 
 def test_every_method_meets_its_target_with_the_population_as_sample() -> None:
-    """At n = 1e8 each estimator is near its own target: a wrong target or knob would leave a gap."""
+    """At n = 1e8 each estimator is near its own target: a wrong target or knob would leave a
+    gap."""
     spec = WorldSpec()
-    parameters = plan(EstimationError(profile="smoke"))[1][0].parameters | {"n": 10**8, "replicates": 3}
+    parameters = plan(EstimationError(profile="smoke"))[1][0].parameters | {
+        "n": 10**8,
+        "replicates": 3,
+    }
     rows = fit_cell(parameters, np.random.SeedSequence(0))
     assert rows.world.unique().tolist() == [spec.name]
     fixed = rows[rows.robust_2.notna()]
@@ -199,7 +279,12 @@ def test_the_same_pairs_at_another_place_are_the_same_study(tmp_path: Path) -> N
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
         table_of_pairs(tmp_path / place / "pairs.csv", 300)
-        given = config(tmp_path / f"out-{place}", pairs=tmp_path / place / "pairs.csv", methods=("dpo",), replicates=2)
+        given = config(
+            tmp_path / f"out-{place}",
+            pairs=tmp_path / place / "pairs.csv",
+            methods=("dpo",),
+            replicates=2,
+        )
         found.append((plan(given)[1], run(given)["errors"]))
     (here, first), (there, second) = found
     assert [cell.digest() for cell in here] == [cell.digest() for cell in there]

@@ -1,4 +1,5 @@
-"""Evaluation loads what training leaves: adapters merged into their model, padding that the model knows."""
+"""Evaluation loads what training leaves: adapters merged into their model, padding that the model
+knows."""
 
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from tests.llm.models import tiny_gpt2, word_tokenizer
 
 @pytest.fixture
 def adapter(tmp_path: Path) -> tuple[Path, torch.Tensor]:
-    """A folder of an adapter whose tokenizer has a padding token too many, and the logits of model and adapter."""
+    """A folder of an adapter whose tokenizer has a padding token too many, and the logits of model
+    and adapter."""
     tokenizer = word_tokenizer()
     tiny_gpt2(vocabulary=len(tokenizer)).save_pretrained(tmp_path / "base")
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "base"), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+        LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False),
     )
     model.save_pretrained(tmp_path / "adapter")
     tokenizer.add_special_tokens({"pad_token": "<|padding|>"})
@@ -35,5 +38,7 @@ def test_both_evaluations_read_an_adapter(adapter: tuple[Path, torch.Tensor]) ->
         harness._load(str(folder), None, "float32", False),
     ):
         with torch.no_grad():
-            torch.testing.assert_close(model.cpu()(torch.arange(8)[None]).logits, wanted, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                model.cpu()(torch.arange(8)[None]).logits, wanted, atol=1e-4, rtol=1e-4
+            )
         assert tokenizer.pad_token == "<eos>"

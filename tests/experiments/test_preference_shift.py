@@ -1,4 +1,5 @@
-"""The study: what it writes, that its rows depend on the seed alone, and that its tables say what the rows say."""
+"""The study: what it writes, that its rows depend on the seed alone, and that its tables say what
+the rows say."""
 
 import json
 import os
@@ -11,7 +12,15 @@ from scipy.stats import ttest_rel
 
 from experiments import preference_shift as study
 from experiments.methods import METHODS
-from experiments.preference_shift import PreferenceShift, Profile, matched_table, plan, read_pairs, run, tuned_table
+from experiments.preference_shift import (
+    PreferenceShift,
+    Profile,
+    matched_table,
+    plan,
+    read_pairs,
+    run,
+    tuned_table,
+)
 
 SMALL = Profile(3, (100,), (0.3, 0.7), (0.2,), 3, ("convex", "contexts"))
 REWARDS = os.environ.get("PREFDRO_MAP_REWARDS")
@@ -35,28 +44,38 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def scores(folder: Path, rows: int = 60, shift: float = 0.0) -> Path:
-    """Two files of scored answers, as the real ones have them; the label follows helpful and harmless."""
+    """Two files of scored answers, as the real ones have them; the label follows helpful and
+    harmless."""
     rng = np.random.default_rng(0)
     folder.mkdir(exist_ok=True)
     for name in ("first.json", "second.json"):
         values = rng.standard_normal((rows, 6)) * [1, 0.1, 0.2, 1, 1, 3] + shift
         names = ["humor", "diversity", "coherence", "perplexity", "gpt2-helpful", "gpt2-harmless"]
         answers = [
-            {"prompt": f"p{i}", "generated": "g"} | dict(zip(names, v, strict=True)) for i, v in enumerate(values.tolist())
+            {"prompt": f"p{i}", "generated": "g"} | dict(zip(names, v, strict=True))
+            for i, v in enumerate(values.tolist())
         ]
         (folder / name).write_text(json.dumps(answers))
     return folder
 
 
-# ----------------------------------------------------------------------------------------------------------------- rows
+# --------------------------------------------------------------------------------------------- rows
 def test_every_method_and_control_is_there(tables: dict) -> None:
     rows = pd.read_parquet(tables["out"] / "shift.parquet")
     assert set(rows.method) == {*METHODS, "dpo-shrunk", "dpo-stopped"}
-    # 2 settings, 3 seeds, 2 sample sizes, 3 alphas; dpo once, controls on their own grid, the others at two fractions
-    assert len(rows) == 2 * 3 * 2 * 3 * (1 + 2 * len(study.CONTROL_FRACTIONS) + 2 * (len(METHODS) - 1))
+    # 2 settings, 3 seeds, 2 sample sizes, 3 alphas; dpo once, controls on their own grid, the
+    # others at two fractions
+    assert len(rows) == 2 * 3 * 2 * 3 * (
+        1 + 2 * len(study.CONTROL_FRACTIONS) + 2 * (len(METHODS) - 1)
+    )
     assert rows.converged.all()
-    assert rows[["reward", "win_rate", "regret", "regret_shrunk", "heldout", "kl"]].notna().all().all()
-    assert json.loads((tables["out"] / "run.json").read_text())["settings"] == ["convex", "contexts"]
+    assert (
+        rows[["reward", "win_rate", "regret", "regret_shrunk", "heldout", "kl"]].notna().all().all()
+    )
+    assert json.loads((tables["out"] / "run.json").read_text())["settings"] == [
+        "convex",
+        "contexts",
+    ]
 
 
 def test_dpo_and_its_shrunk_policies_are_their_own_controls(tables: dict) -> None:
@@ -68,11 +87,15 @@ def test_dpo_and_its_shrunk_policies_are_their_own_controls(tables: dict) -> Non
     np.testing.assert_allclose(stopped.regret, stopped.regret_stopped, atol=1e-8)
     kl = rows[rows.method == "dpo"].set_index(["setting", "seed", "n", "alpha"]).kl
     shrunk = rows[rows.method == "dpo-shrunk"].set_index(["setting", "seed", "n", "alpha"])
-    np.testing.assert_allclose(shrunk.kl, (1 - shrunk.fraction) ** 2 * kl.reindex(shrunk.index), rtol=1e-8)
+    np.testing.assert_allclose(
+        shrunk.kl, (1 - shrunk.fraction) ** 2 * kl.reindex(shrunk.index), rtol=1e-8
+    )
 
 
 def test_kldpo_in_a_well_specified_population_is_dpo_with_a_larger_beta(tables: dict) -> None:
-    rows = tables["shift"].query("setting == 'convex' and n == inf and method in ('kldpo', 'kldpo-tilt')")
+    rows = tables["shift"].query(
+        "setting == 'convex' and n == inf and method in ('kldpo', 'kldpo-tilt')"
+    )
     np.testing.assert_allclose(rows.regret, rows.regret_shrunk, atol=1e-8)
     others = tables["shift"].query("setting == 'convex' and n == inf and method == 'wdpo-w1'")
     assert (others.regret - others.regret_shrunk).abs().max() > 1e-3
@@ -84,7 +107,9 @@ def test_larger_radii_are_nearer_to_the_reference(tables: dict) -> None:
     kl = rows.pivot(index=["setting", "seed", "n", "method"], columns="fraction", values="kl")
     assert (kl[0.7] < kl[0.3]).all()
     dpo = tables["shift"].query("method == 'dpo'").groupby(["setting", "seed", "n"]).kl.first()
-    assert (kl[0.3].reset_index("method", drop=True) < dpo.reindex(kl.index.droplevel("method"))).all()
+    assert (
+        kl[0.3].reset_index("method", drop=True) < dpo.reindex(kl.index.droplevel("method"))
+    ).all()
 
 
 def test_rows_depend_on_the_seed_only(tables: dict, tmp_path: Path) -> None:
@@ -97,10 +122,14 @@ def test_rows_depend_on_the_seed_only(tables: dict, tmp_path: Path) -> None:
     assert (other.regret != rows.regret).mean() > 0.9
 
 
-# --------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def test_differences_and_intervals_are_those_of_a_paired_t_test(tables: dict) -> None:
-    rows = tables["shift"].query("setting == 'contexts' and n == 100 and method == 'wdpo-w2-free' and fraction == 0.7")
-    found = tables["matched"].query("setting == 'contexts' and n == 100 and method == 'wdpo-w2-free' and fraction == 0.7")
+    rows = tables["shift"].query(
+        "setting == 'contexts' and n == 100 and method == 'wdpo-w2-free' and fraction == 0.7"
+    )
+    found = tables["matched"].query(
+        "setting == 'contexts' and n == 100 and method == 'wdpo-w2-free' and fraction == 0.7"
+    )
     for control in study.CONTROLS:
         for alpha, value in {
             "worst": lambda t: t.max(),
@@ -108,31 +137,69 @@ def test_differences_and_intervals_are_those_of_a_paired_t_test(tables: dict) ->
             "spread": lambda t: t.max() - t.min(),
             "0.5": lambda t: t.loc[0.5],
         }.items():
-            mine, theirs = (value(rows.pivot(index="alpha", columns="seed", values=v)) for v in ("regret", f"regret_{control}"))
+            mine, theirs = (
+                value(rows.pivot(index="alpha", columns="seed", values=v))
+                for v in ("regret", f"regret_{control}")
+            )
             truth = ttest_rel(mine, theirs).confidence_interval(0.95)
             (row,) = found[(found.control == control) & (found.alpha == alpha)].itertuples()
-            assert (row.difference, row.low, row.high) == pytest.approx(((mine - theirs).mean(), truth.low, truth.high))
+            assert (row.difference, row.low, row.high) == pytest.approx(
+                ((mine - theirs).mean(), truth.low, truth.high)
+            )
             assert (row.seeds, row.unmatched) == (3, 0)
             assert row.kl == pytest.approx(rows.kl.mean())
 
 
-def made_up(fraction: float, regret: float, shrunk: float, heldout: float, method: str = "kldpo", seed: int = 0) -> dict:
-    keys = {"setting": "convex", "train": 0.2, "n": 100.0, "seed": seed, "method": method, "fraction": fraction, "alpha": 0.0}
+def made_up(
+    fraction: float,
+    regret: float,
+    shrunk: float,
+    heldout: float,
+    method: str = "kldpo",
+    seed: int = 0,
+) -> dict:
+    keys = {
+        "setting": "convex",
+        "train": 0.2,
+        "n": 100.0,
+        "seed": seed,
+        "method": method,
+        "fraction": fraction,
+        "alpha": 0.0,
+    }
     values = {"regret": regret, "regret_shrunk": shrunk, "regret_stopped": np.nan}
-    return keys | values | {"heldout": heldout, "heldout_shrunk": -heldout, "heldout_stopped": np.nan, "kl": 0.1}
+    return (
+        keys
+        | values
+        | {
+            "heldout": heldout,
+            "heldout_shrunk": -heldout,
+            "heldout_stopped": np.nan,
+            "kl": 0.1,
+        }
+    )
 
 
 def test_a_control_that_does_not_reach_is_left_out_and_counted() -> None:
     rows = pd.DataFrame(
-        [made_up(0.3, 0.5, 0.6, 1.0), made_up(0.3, 0.5, np.nan, 1.0, seed=1), made_up(0.3, 0.1, 0.4, 1.0, seed=2)]
+        [
+            made_up(0.3, 0.5, 0.6, 1.0),
+            made_up(0.3, 0.5, np.nan, 1.0, seed=1),
+            made_up(0.3, 0.1, 0.4, 1.0, seed=2),
+        ]
     )
     (row,) = matched_table(rows).query("control == 'shrunk' and alpha == 'worst'").itertuples()
     assert (row.difference, row.seeds, row.unmatched) == (pytest.approx(-0.2), 2, 1)
 
 
 def test_tuning_chooses_for_method_and_rival_alike() -> None:
-    """Oracle: the least regret of each, 0.5 against 0.4. Held-out: fraction 0.7 for the method, 0 for the rival."""
-    rows = [made_up(0.0, 0.9, 0.9, 3.0, "dpo"), made_up(0.3, 0.5, 0.8, 2.0), made_up(0.7, 0.7, 0.4, 1.0)]
+    """Oracle: the least regret of each, 0.5 against 0.4. Held-out: fraction 0.7 for the method, 0
+    for the rival."""
+    rows = [
+        made_up(0.0, 0.9, 0.9, 3.0, "dpo"),
+        made_up(0.3, 0.5, 0.8, 2.0),
+        made_up(0.7, 0.7, 0.4, 1.0),
+    ]
     table = tuned_table(pd.DataFrame(rows)).set_index(["tuning", "rival"])
     assert table.difference["oracle", "shrunk"] == pytest.approx(0.5 - 0.4)
     assert table.difference["oracle", "dpo"] == pytest.approx(0.5 - 0.9)
@@ -143,21 +210,27 @@ def test_tuning_chooses_for_method_and_rival_alike() -> None:
 
 def test_an_oracle_over_fits_on_the_ray_gains_nothing_over_the_ray(tables: dict) -> None:
     row = tables["tuned"].query(
-        "setting == 'convex' and n == inf and method == 'kldpo' and tuning == 'oracle' and rival == 'shrunk'"
+        "setting == 'convex' and n == inf and method == 'kldpo' and tuning == 'oracle' and rival =="
+        " 'shrunk'"
     )
     assert abs(row.difference.item()) < 1e-8
 
 
-# ---------------------------------------------------------------------------------------------------------- given pairs
+# -------------------------------------------------------------------------------------- given pairs
 def test_given_pairs_are_two_more_settings(tmp_path: Path) -> None:
     folder = scores(tmp_path / "scores")
     rows = run(config(tmp_path / "out", rewards=folder, replicates=2))["shift"]
     assert set(rows.setting) == {"convex", "contexts", *study.PAIR_FEATURES}
     pairs = rows[rows.setting == "pairs, all scores"]
-    assert set(pairs[np.isinf(pairs.n)].seed) == {0} and set(pairs.seed) == {0, 1}  # one population, two samples
+    assert set(pairs[np.isinf(pairs.n)].seed) == {0} and set(pairs.seed) == {
+        0,
+        1,
+    }  # one population, two samples
     assert {"wdpo-w1", "kldpo"} <= set(pairs.method)  # so few pairs have a metric between all atoms
     helpful = pairs.query("n == inf and method == 'dpo'").sort_values("alpha").win_rate
-    assert (helpful > 0.5).all() and helpful.iloc[0] > 0.6  # trained at alpha 0.2, mostly by helpful
+    assert (helpful > 0.5).all() and helpful.iloc[
+        0
+    ] > 0.6  # trained at alpha 0.2, mostly by helpful
     assert pairs.query("n == inf and method == 'dpo'").regret.iloc[0] < 0.7
 
 
@@ -165,7 +238,10 @@ def test_rewards_are_standardised_and_features_are_the_named_scores(tmp_path: Pa
     psi1, psi2, r1, r2 = read_pairs(scores(tmp_path / "scores"), study.OTHER_SCORES)
     assert psi1.shape == psi2.shape == (60, 3)
     np.testing.assert_allclose(np.concatenate([r1, r2]).std(0), 1)
-    raw = [json.loads((tmp_path / "scores" / name).read_text()) for name in ("first.json", "second.json")]
+    raw = [
+        json.loads((tmp_path / "scores" / name).read_text())
+        for name in ("first.json", "second.json")
+    ]
     unit = np.std([answer["gpt2-harmless"] for answers in raw for answer in answers])
     np.testing.assert_allclose(r2[:, 1], [answer["gpt2-harmless"] / unit for answer in raw[1]])
     assert np.linalg.norm(np.concatenate([psi1, psi2]), axis=1).max() == pytest.approx(1)
@@ -186,20 +262,33 @@ def test_the_same_rewards_at_another_place_are_the_same_study(tmp_path: Path) ->
     assert study.build_shift(there[0].parameters | there[0].places) is not None
 
 
-@pytest.mark.skipif(not REWARDS, reason="set PREFDRO_MAP_REWARDS to the folder of the two reward tables")
+@pytest.mark.skipif(
+    not REWARDS, reason="set PREFDRO_MAP_REWARDS to the folder of the two reward tables"
+)
 def test_real_rewards() -> None:
-    shape = {"train": 0.2, "seed": 0, "replicate": 0, "sizes": [200], "fractions": [0.5], "alphas": 3}
+    shape = {
+        "train": 0.2,
+        "seed": 0,
+        "replicate": 0,
+        "sizes": [200],
+        "fractions": [0.5],
+        "alphas": 3,
+    }
     files = {"rewards": str(REWARDS), "digest": study._digest(Path(str(REWARDS)))}
-    rows = study.fit_cell({"setting": "pairs, all scores", **shape, **files}, np.random.SeedSequence(0))
+    rows = study.fit_cell(
+        {"setting": "pairs, all scores", **shape, **files}, np.random.SeedSequence(0)
+    )
     assert rows.converged.all() and len(rows.n.unique()) == 2
     population = rows[np.isinf(rows.n)]
     dpo = population[population.method == "dpo"].set_index("alpha").regret
     assert dpo[0.0] < dpo[1.0] < 1.2  # trained mostly by helpful; harmless pulls the other way
     near = population[population.method == "kldpo"]
-    np.testing.assert_allclose(near.regret, near.regret_shrunk, atol=1e-3)  # the labels are nearly linear in the scores
+    np.testing.assert_allclose(
+        near.regret, near.regret_shrunk, atol=1e-3
+    )  # the labels are nearly linear in the scores
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# ---------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("changes", "received", "remedy"),
     [
@@ -208,7 +297,9 @@ def test_real_rewards() -> None:
         ({"rewards": Path("nowhere")}, "nowhere holds 0", "two are needed"),
     ],
 )
-def test_bad_input_is_refused_before_anything_runs(tmp_path: Path, changes: dict, received: str, remedy: str) -> None:
+def test_bad_input_is_refused_before_anything_runs(
+    tmp_path: Path, changes: dict, received: str, remedy: str
+) -> None:
     with pytest.raises(ValueError, match=received) as caught:
         run(config(tmp_path / "out", **changes))
     assert remedy in str(caught.value)

@@ -25,19 +25,33 @@ from experiments.store import Cell, StoreError, cell_path, open_run, write_table
 from tests.launches import PATIENCE, end_group, ray_cluster, twice, wait_until
 
 ROOT = Path(__file__).parents[2]
-CELLS = [Cell(f"n={n} rho={rho}", {"n": n, "rho": rho}) for n in (100, 300) for rho in (0.0, 0.1, float("inf"))]
+CELLS = [
+    Cell(f"n={n} rho={rho}", {"n": n, "rho": rho})
+    for n in (100, 300)
+    for rho in (0.0, 0.1, float("inf"))
+]
 
 
-pytestmark = pytest.mark.exact("the same bits from every process, and those that a test starts are not shaken")
+pytestmark = pytest.mark.exact(
+    "the same bits from every process, and those that a test starts are not shaken"
+)
 
 
 def simulate(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd.DataFrame:
-    """Long sums and products, which come out differently in the last bits when they are split among threads."""
+    """Long sums and products, which come out differently in the last bits when they are split among
+    threads."""
     note_call(f"{parameters['n']} {parameters['rho']}")
     x = np.random.default_rng(rng_seed).standard_normal((400, parameters["n"]))
     u = torch.from_numpy(x)
     product = u @ u.T
-    return pd.DataFrame({**parameters, "numpy": (x.T @ x)[0, :3], "torch": product[0, :3].numpy(), "sum": product.sum().item()})
+    return pd.DataFrame(
+        {
+            **parameters,
+            "numpy": (x.T @ x)[0, :3],
+            "torch": product[0, :3].numpy(),
+            "sum": product.sum().item(),
+        }
+    )
 
 
 def slow(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd.DataFrame:
@@ -74,7 +88,13 @@ def mixed_column(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -
 
 def count_threads(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd.DataFrame:
     pools = max(pool["num_threads"] for pool in threadpool_info())
-    return pd.DataFrame({"torch": [torch.get_num_threads()], "pools": [pools], "omp": [os.environ["OMP_NUM_THREADS"]]})
+    return pd.DataFrame(
+        {
+            "torch": [torch.get_num_threads()],
+            "pools": [pools],
+            "omp": [os.environ["OMP_NUM_THREADS"]],
+        }
+    )
 
 
 def interrupted(parameters: dict[str, Any], rng_seed: np.random.SeedSequence) -> pd.DataFrame:
@@ -90,8 +110,16 @@ def note_call(name: str) -> None:
             file.write(name + "\n")
 
 
-def run(cells: list[Cell], out: Path, function: runner.CellFunction = simulate, **options: Any) -> pd.DataFrame:
-    options = {"seed": 7, "fingerprint": "abc", "backend": "sequential", "progress": False, **options}
+def run(
+    cells: list[Cell], out: Path, function: runner.CellFunction = simulate, **options: Any
+) -> pd.DataFrame:
+    options = {
+        "seed": 7,
+        "fingerprint": "abc",
+        "backend": "sequential",
+        "progress": False,
+        **options,
+    }
     return run_cells(cells, function, out, **options)
 
 
@@ -108,12 +136,15 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-# --- The same table from every backend -------------------------------------------------------------------------------
+#  The same table from every backend ---------------------------------------------------------------
 
 
 def test_rows_are_those_of_the_function(expected: pd.DataFrame) -> None:
     assert list(expected["n"]) == [100] * 9 + [300] * 9
-    assert list(expected["rho"]) == [0.0] * 3 + [0.1] * 3 + [float("inf")] * 3 + [0.0] * 3 + [0.1] * 3 + [float("inf")] * 3
+    assert (
+        list(expected["rho"])
+        == [0.0] * 3 + [0.1] * 3 + [float("inf")] * 3 + [0.0] * 3 + [0.1] * 3 + [float("inf")] * 3
+    )
     assert expected["sum"].nunique() == len(CELLS)  # no two cells share their random numbers
     assert list(expected.index) == list(range(18))
 
@@ -126,10 +157,22 @@ def test_loky(tmp_path: Path, expected: pd.DataFrame, workers: int) -> None:
 def test_dask(tmp_path: Path, expected: pd.DataFrame) -> None:
     distributed = pytest.importorskip("distributed")
     same(run(CELLS, tmp_path / "local", backend="dask", workers=2), expected)
-    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}  # of processes the local one has two
+    options = {
+        "n_workers": 1,
+        "threads_per_worker": 2,
+        "dashboard_address": None,
+    }  # of processes the local one has two
     with twice(lambda: distributed.LocalCluster(**options)) as cluster:
-        same(run(CELLS, tmp_path / "address", backend="dask", address=cluster.scheduler_address), expected)
-        assert run_with_failures(tmp_path / "failing", backend="dask", address=cluster.scheduler_address) == 3
+        same(
+            run(CELLS, tmp_path / "address", backend="dask", address=cluster.scheduler_address),
+            expected,
+        )
+        assert (
+            run_with_failures(
+                tmp_path / "failing", backend="dask", address=cluster.scheduler_address
+            )
+            == 3
+        )
 
 
 @pytest.fixture(scope="module")
@@ -178,14 +221,26 @@ def test_seed_and_parameters_change_the_numbers(tmp_path: Path, expected: pd.Dat
 
 
 def test_numbers_stay_those_of_earlier_versions() -> None:
-    """The words are the SHA-256 of the cell, by `printf '["a",{"n":1}]' | openssl dgst -binary -sha256 | od -tu4`."""
-    words = (2213842553, 2798638934, 1780417581, 194302333, 3943089344, 2765428711, 1059206227, 565787245)
+    """The words are the SHA-256 of the cell, by
+    `printf '["a",{"n":1}]' | openssl dgst -binary -sha256 | od -tu4`."""
+    words = (
+        2213842553,
+        2798638934,
+        1780417581,
+        194302333,
+        3943089344,
+        2765428711,
+        1059206227,
+        565787245,
+    )
     by_hand = np.random.default_rng(np.random.SeedSequence(7, spawn_key=words)).random()
     assert np.random.default_rng(runner._random_source(7, Cell("a", {"n": 1}))).random() == by_hand
 
 
 @pytest.mark.parametrize("backend", ["sequential", "loky"])
-def test_cells_run_in_one_thread(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_run_in_one_thread(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -202,7 +257,8 @@ def test_cells_run_in_one_thread(tmp_path: Path, backend: str, monkeypatch: pyte
 
 @pytest.mark.parametrize("other", ["torch.set_num_threads", "threadpool_limits"])
 def test_worker_limits_its_own_threads(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
-    """Workers of a remote cluster inherit nothing from us. Each library is limited by its own means, not by chance."""
+    """Workers of a remote cluster inherit nothing from us. Each library is limited by its own
+    means, not by chance."""
     for name in runner.THREAD_VARIABLES:
         monkeypatch.setenv(name, "2")
     before = torch.get_num_threads()
@@ -220,7 +276,7 @@ def test_worker_limits_its_own_threads(monkeypatch: pytest.MonkeyPatch, other: s
     assert rows["torch" if other == "threadpool_limits" else "pools"][0] == 1
 
 
-# --- Resuming --------------------------------------------------------------------------------------------------------
+#  Resuming ----------------------------------------------------------------------------------------
 
 
 def test_finished_cells_are_reused(
@@ -230,7 +286,12 @@ def test_finished_cells_are_reused(
     run(CELLS[2:4], out)
     calls.write_text("")
     same(run(CELLS, out, progress=True), expected)
-    assert sorted(calls.read_text().split("\n")[:-1]) == ["100 0.0", "100 0.1", "300 0.1", "300 inf"]
+    assert sorted(calls.read_text().split("\n")[:-1]) == [
+        "100 0.0",
+        "100 0.1",
+        "300 0.1",
+        "300 inf",
+    ]
     assert f"4 cells computed, 2 reused, 0 recomputed. Results: {out}" in capsys.readouterr().err
     same(run(CELLS, out), expected)
     assert len(calls.read_text().split("\n")[:-1]) == 4
@@ -243,11 +304,19 @@ def test_finished_cells_are_reused(
         ("flipped", ".*damaged"),
         ("swapped", "cell is 'n=100 rho=0.1', expected 'n=100 rho=0.0'"),
         ("seed", "seed is '8', expected '7'"),
-        ("fingerprint", "fingerprint is 'old', expected 'abc' .the code or the configuration has changed"),
+        (
+            "fingerprint",
+            "fingerprint is 'old', expected 'abc' .the code or the configuration has changed",
+        ),
     ],
 )
 def test_unusable_cells_are_recomputed(
-    tmp_path: Path, expected: pd.DataFrame, calls: Path, capsys: pytest.CaptureFixture[str], damage: str, reason: str
+    tmp_path: Path,
+    expected: pd.DataFrame,
+    calls: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+    reason: str,
 ) -> None:
     out = tmp_path / "out"
     run(CELLS, out)
@@ -261,14 +330,18 @@ def test_unusable_cells_are_recomputed(
     elif damage == "truncated":
         path.write_bytes(content[:-100])
     elif damage == "flipped":
-        path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])  # in the first column
+        path.write_bytes(
+            content[:20] + bytes([content[20] ^ 1]) + content[21:]
+        )  # in the first column
     elif damage == "swapped":
         path.write_bytes(other.read_bytes())
     calls.write_text("")
     same(run(CELLS, out, progress=True), expected)
     assert calls.read_text() == "100 0.0\n"
     messages = capsys.readouterr().err
-    assert re.search(f"warning: recomputing n=100 rho=0.0: the stored file is not used, {reason}", messages)
+    assert re.search(
+        f"warning: recomputing n=100 rho=0.0: the stored file is not used, {reason}", messages
+    )
     assert "0 cells computed, 5 reused, 1 recomputed" in messages
 
 
@@ -324,7 +397,10 @@ def gone(group: int) -> bool:
 def test_killed_run_is_resumed(tmp_path: Path, expected: pd.DataFrame) -> None:
     out, calls = tmp_path / "out", tmp_path / "calls"
     generator = random.Random(3)
-    names = {cell_path(out, cell).name: f"{cell.parameters['n']} {cell.parameters['rho']}" for cell in CELLS}
+    names = {
+        cell_path(out, cell).name: f"{cell.parameters['n']} {cell.parameters['rho']}"
+        for cell in CELLS
+    }
     groups = []
     for backend, count in (("loky", 1), ("sequential", 3)):
         process = start(out, calls, backend)
@@ -341,7 +417,10 @@ def test_killed_run_is_resumed(tmp_path: Path, expected: pd.DataFrame) -> None:
     _, messages = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, messages
     assert finished.isdisjoint(calls.read_text().split("\n"))
-    assert f"{len(CELLS) - len(finished)} cells computed, {len(finished)} reused, 0 recomputed" in messages
+    assert (
+        f"{len(CELLS) - len(finished)} cells computed, {len(finished)} reused, 0 recomputed"
+        in messages
+    )
     write_table(expected, tmp_path / "expected.parquet")
     assert (out / "table.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
     for group in groups:
@@ -350,15 +429,22 @@ def test_killed_run_is_resumed(tmp_path: Path, expected: pd.DataFrame) -> None:
 
 def test_interrupted_run_stops_cleanly(tmp_path: Path, expected: pd.DataFrame) -> None:
     out = tmp_path / "out"
-    process = start(out, tmp_path / "calls", TEST_RUNNER_GATE=str(tmp_path / "never"))  # or it may have ended before
+    process = start(
+        out, tmp_path / "calls", TEST_RUNNER_GATE=str(tmp_path / "never")
+    )  # or it may have ended before
     wait_for_cells(process, out, 1)
     os.killpg(process.pid, signal.SIGINT)  # what control-C in a terminal does
     _, messages = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert 1 <= len(stored(out)) < len(CELLS)
-    assert f"stopped: {len(stored(out))} of 6 cells are stored in {out}; a rerun computes the others" in messages
+    assert (
+        f"stopped: {len(stored(out))} of 6 cells are stored in {out}; a rerun computes the others"
+        in messages
+    )
     assert "Warning" not in messages
-    assert wait_until(lambda: gone(process.pid))  # no worker outlives an interrupted run; the system may take a moment
+    assert wait_until(
+        lambda: gone(process.pid)
+    )  # no worker outlives an interrupted run; the system may take a moment
     same(run(CELLS, out), expected)
 
 
@@ -378,12 +464,16 @@ def test_second_run_in_a_folder_stops_at_once(tmp_path: Path, expected: pd.DataF
     same(pd.read_parquet(out / "table.parquet"), expected)
 
 
-# --- Failures --------------------------------------------------------------------------------------------------------
+#  Failures ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["sequential", "loky"])
 def test_failing_cells(
-    tmp_path: Path, expected: pd.DataFrame, calls: Path, monkeypatch: pytest.MonkeyPatch, backend: str
+    tmp_path: Path,
+    expected: pd.DataFrame,
+    calls: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: str,
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(CellsFailed) as caught:
@@ -405,14 +495,19 @@ def test_failing_cells(
 
 
 @pytest.mark.parametrize(
-    ("function", "reason"), [(no_table, "must return a pandas.DataFrame, not dict"), (mixed_column, "Arrow")]
+    ("function", "reason"),
+    [(no_table, "must return a pandas.DataFrame, not dict"), (mixed_column, "Arrow")],
 )
-def test_unusable_result_is_a_failure(tmp_path: Path, function: runner.CellFunction, reason: str) -> None:
+def test_unusable_result_is_a_failure(
+    tmp_path: Path, function: runner.CellFunction, reason: str
+) -> None:
     with pytest.raises(CellsFailed, match=reason):
         run(CELLS[:1], tmp_path, function)
 
 
-def test_keyboard_interrupt_keeps_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keyboard_interrupt_keeps_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(CELLS, tmp_path, interrupted)
     assert f"stopped: 3 of 6 cells are stored in {tmp_path}" in capsys.readouterr().err
@@ -422,7 +517,9 @@ def test_keyboard_interrupt_keeps_what_is_done(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("backend", ["sequential", "loky"])
-def test_disk_full_in_the_middle(tmp_path: Path, expected: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+def test_disk_full_in_the_middle(
+    tmp_path: Path, expected: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
     written = []
 
     def fill_up(content: int) -> None:
@@ -439,13 +536,16 @@ def test_disk_full_in_the_middle(tmp_path: Path, expected: pd.DataFrame, monkeyp
     same(run(CELLS, tmp_path), expected)
 
 
-# --- Arguments and messages ------------------------------------------------------------------------------------------
+#  Arguments and messages --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "spark"}, "unknown backend 'spark': choose one of sequential, loky, dask, ray"),
+        (
+            {"backend": "spark"},
+            "unknown backend 'spark': choose one of sequential, loky, dask, ray",
+        ),
         (
             {"backend": "loky", "address": "tcp://host:1"},
             "'loky' runs on this machine and has no address.*tcp://host:1",
@@ -476,14 +576,19 @@ def test_unusable_cells(tmp_path: Path, cells: list[Cell], message: str) -> None
 
 
 @pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray")])
-def test_missing_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, module: str) -> None:
+def test_missing_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, module: str
+) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"pip install 'prefdro\[{backend}\]'"):
         run(CELLS, tmp_path, backend=backend)
 
 
-def test_plain_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten cells of which four are reused; one takes 20 s. A line every 30 s at most, so after the 2nd, 4th and 6th."""
+def test_plain_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten cells of which four are reused; one takes 20 s. A line every 30 s at most, so after the
+    2nd, 4th and 6th."""
     clock = [0.0]
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
     advance = runner._plain_progress(total=10, reused=4)
@@ -498,9 +603,14 @@ def test_plain_progress(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_progress_bar_on_a_terminal(
-    tmp_path: Path, expected: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    expected: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(runner, "Console", lambda **options: REAL_CONSOLE(force_terminal=True, **options))
+    monkeypatch.setattr(
+        runner, "Console", lambda **options: REAL_CONSOLE(force_terminal=True, **options)
+    )
     same(run(CELLS, tmp_path, progress=True), expected)
     assert "6/6" in capsys.readouterr().err
 

@@ -1,4 +1,5 @@
-"""Stages: made once, made again when anything changed, gone on with after a kill, shared by the processes of a launch."""
+"""Stages: made once, made again when anything changed, gone on with after a kill, shared by the
+processes of a launch."""
 
 import json
 import os
@@ -156,5 +157,7 @@ def test_an_adapter_is_also_the_model_that_it_changes(tmp_path: Path) -> None:
 
 
 def test_seeds_differ_by_purpose_and_replicate() -> None:
-    seeds = {derived_seed(0, purpose, replicate) for purpose in range(20) for replicate in range(20)}
+    seeds = {
+        derived_seed(0, purpose, replicate) for purpose in range(20) for replicate in range(20)
+    }
     assert len(seeds) == 400 and derived_seed(0, 1, 2) == derived_seed(0, 1, 2)

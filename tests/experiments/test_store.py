@@ -1,4 +1,5 @@
-"""The store must notice every file that is not exactly what was asked for, and never leave a file half written."""
+"""The store must notice every file that is not exactly what was asked for, and never leave a file
+half written."""
 
 import errno
 import json
@@ -38,7 +39,13 @@ from experiments.store import (
 
 ROOT = Path(__file__).parents[2]
 CELL = Cell("n=100", {"n": 100, "rho": 0.1})
-ROWS = pd.DataFrame({"replicate": [0, 1, 2], "error": [0.1, 0.2 + 1e-16, math.pi], "estimator": ["dpo", "kldpo", "wdpo"]})
+ROWS = pd.DataFrame(
+    {
+        "replicate": [0, 1, 2],
+        "error": [0.1, 0.2 + 1e-16, math.pi],
+        "estimator": ["dpo", "kldpo", "wdpo"],
+    }
+)
 
 
 def record(cell: Cell = CELL, seed: int = 1, fingerprint: str = "abc") -> dict[str, str]:
@@ -54,9 +61,11 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# --- What is written is read back ------------------------------------------------------------------------------------
+#  What is written is read back --------------------------------------------------------------------
 
-NEGATIVE_NAN = np.array([0xFFF8000000000000], dtype=np.uint64).view(np.float64)[0]  # what 0/0 gives on x86
+NEGATIVE_NAN = np.array([0xFFF8000000000000], dtype=np.uint64).view(np.float64)[
+    0
+]  # what 0/0 gives on x86
 
 
 @pytest.mark.parametrize(
@@ -66,9 +75,20 @@ NEGATIVE_NAN = np.array([0xFFF8000000000000], dtype=np.uint64).view(np.float64)[
         ROWS.iloc[:0],
         ROWS.set_index("replicate"),
         pd.DataFrame({"x": [NEGATIVE_NAN, np.nan, np.inf, -0.0, 5e-324]}),
-        pd.DataFrame({"x": [1, None, 3], "name": ["a", None, "β"], "flag": [True, None, False], "none": [None] * 3}),
-        pd.DataFrame({"x": pd.array([1, None, 3], dtype="Int64"), "group": pd.Categorical(["a", "b", "a"])}),
-        pd.DataFrame({"x": np.arange(3, dtype=np.float32), "time": pd.date_range("2025-01-01", periods=3)}),
+        pd.DataFrame(
+            {
+                "x": [1, None, 3],
+                "name": ["a", None, "β"],
+                "flag": [True, None, False],
+                "none": [None] * 3,
+            }
+        ),
+        pd.DataFrame(
+            {"x": pd.array([1, None, 3], dtype="Int64"), "group": pd.Categorical(["a", "b", "a"])}
+        ),
+        pd.DataFrame(
+            {"x": np.arange(3, dtype=np.float32), "time": pd.date_range("2025-01-01", periods=3)}
+        ),
         pd.DataFrame({"weights": [[0.5, 0.5], [1.0], []]}),
         pd.DataFrame({"x": np.random.default_rng(0).standard_normal(200_000)}),  # several pages
     ],
@@ -77,7 +97,9 @@ def test_rows_survive(path: Path, rows: pd.DataFrame) -> None:
     write_cell(path, encode_cell(rows, record()))
     once = read_cell(path, record())
     # Missing values may take another form (None, NaN) the first time, and no number may change.
-    pd.testing.assert_frame_equal(once.astype(object).where(once.notna(), None), normal(rows), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        once.astype(object).where(once.notna(), None), normal(rows), check_dtype=False
+    )
     write_cell(path, encode_cell(once, record()))
     pd.testing.assert_frame_equal(read_cell(path, record()), once, check_exact=True)
 
@@ -105,13 +127,16 @@ def test_cells_have_different_files(tmp_path: Path) -> None:
     assert Cell("a", {"x": 1, "y": 2}).digest() == Cell("a", {"y": 2, "x": 1}).digest()
 
 
-# --- What is not as it should be is not read -------------------------------------------------------------------------
+#  What is not as it should be is not read ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        (record(fingerprint="new"), "fingerprint is 'abc', expected 'new'.*code or the configuration"),
+        (
+            record(fingerprint="new"),
+            "fingerprint is 'abc', expected 'new'.*code or the configuration",
+        ),
         (record(seed=2), "seed is '1', expected '2'"),
         (record(Cell("n=200", CELL.parameters)), "cell is 'n=100', expected 'n=200'"),
         (record(Cell("n=100", {"n": 100, "rho": 0.2})), "parameters is .*0.1.*, expected .*0.2"),
@@ -158,7 +183,8 @@ def test_every_truncation_is_rejected(path: Path) -> None:
 
 
 def test_no_flipped_bit_changes_the_rows(path: Path) -> None:
-    """Some bytes of a file mean nothing (statistics, library versions); wherever the flip is, wrong rows never come."""
+    """Some bytes of a file mean nothing (statistics, library versions); wherever the flip is, wrong
+    rows never come."""
     content = encode_cell(ROWS, record())
     generator = random.Random(0)
     rejected = 0
@@ -174,7 +200,7 @@ def test_no_flipped_bit_changes_the_rows(path: Path) -> None:
     assert rejected > len(flips) / 3
 
 
-# --- Atomic writes and failing disks ---------------------------------------------------------------------------------
+#  Atomic writes and failing disks -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -208,7 +234,11 @@ def test_text_is_written_as_it_is(path: Path) -> None:
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 def test_failing_write_keeps_the_old_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int, write: Callable[[str, Path], None]
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    code: int,
+    write: Callable[[str, Path], None],
 ) -> None:
     write("old", path)
     old = path.read_bytes()
@@ -218,7 +248,9 @@ def test_failing_write_keeps_the_old_file(
 
     monkeypatch.setattr(store.os, moment, fail)
     remedy = "Free some space" if code == errno.ENOSPC else "may write to"
-    with pytest.raises(StoreError, match=rf"{path}.*{os.strerror(code)}.*[\d,]+ bytes are free.*{remedy}.*kept"):
+    with pytest.raises(
+        StoreError, match=rf"{path}.*{os.strerror(code)}.*[\d,]+ bytes are free.*{remedy}.*kept"
+    ):
         write("new", path)
     assert path.read_bytes() == old
     assert files(path.parent) == [path.name]
@@ -235,12 +267,15 @@ def test_interrupted_write_leaves_nothing(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    """A real one, of 64 kB: what was written before it filled up is intact, and writing goes on once there is space."""
+    """A real one, of 64 kB: what was written before it filled up is intact, and writing goes on
+    once there is space."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if (
         not shutil.which("mount")
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+        ).returncode
     ):
         pytest.skip("mounting a small disk is not permitted here")
     try:
@@ -254,7 +289,9 @@ def test_full_disk(tmp_path: Path) -> None:
                     written.append(number)
             assert files(folder / "cells") == sorted(f"{number}.parquet" for number in written)
             for number in written:
-                pd.testing.assert_frame_equal(read_cell(folder / "cells" / f"{number}.parquet", record()), rows)
+                pd.testing.assert_frame_equal(
+                    read_cell(folder / "cells" / f"{number}.parquet", record()), rows
+                )
             (folder / "cells" / "0.parquet").unlink()
             write_cell(folder / "cells" / "100.parquet", content)
     finally:
@@ -293,7 +330,7 @@ def test_killed_writer_leaves_whole_files(tmp_path: Path) -> None:
         assert all(name.endswith((".parquet", ".lock", ".owner.json")) for name in files(out))
 
 
-# --- One run per folder ----------------------------------------------------------------------------------------------
+#  One run per folder ------------------------------------------------------------------------------
 
 
 def test_folder_is_made_signed_and_released(tmp_path: Path) -> None:
@@ -303,7 +340,9 @@ def test_folder_is_made_signed_and_released(tmp_path: Path) -> None:
         assert json.loads((out / ".owner.json").read_text())["pid"] == os.getpid()
         with open_run(out):
             pass
-        assert (out / ".owner.json").exists()  # the inner one leaves the outer one's signature and lock
+        assert (
+            out / ".owner.json"
+        ).exists()  # the inner one leaves the outer one's signature and lock
         assert acquired_elsewhere(out) is False
     assert not (out / ".owner.json").exists()
     assert acquired_elsewhere(out) is True
@@ -312,10 +351,12 @@ def test_folder_is_made_signed_and_released(tmp_path: Path) -> None:
 def acquired_elsewhere(out: Path) -> bool:
     """Whether another process could open the folder."""
     program = (
-        "import sys\nfrom experiments.store import open_run, StoreError\ntry:\n  with open_run(sys.argv[1]): pass\n"
-        "except StoreError as error: sys.exit(str(error))"
+        "import sys\nfrom experiments.store import open_run, StoreError\ntry:\n  with"
+        " open_run(sys.argv[1]): pass\nexcept StoreError as error: sys.exit(str(error))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(out)], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
         assert f"in use by another run (process {os.getpid()} on " in done.stderr
         assert "choose another folder" in done.stderr
@@ -336,7 +377,10 @@ def test_waiting_for_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
         order.append("first")
     thread.join(timeout=10)
     assert order == ["first", "second"]
-    assert f"waiting for {tmp_path}, in use by another run (process {os.getpid()}" in capsys.readouterr().err
+    assert (
+        f"waiting for {tmp_path}, in use by another run (process {os.getpid()}"
+        in capsys.readouterr().err
+    )
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -351,7 +395,9 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(StoreError, match=r"cannot write .*file/out: Not a directory .* choose another one"),
+        pytest.raises(
+            StoreError, match=r"cannot write .*file/out: Not a directory .* choose another one"
+        ),
         open_run(tmp_path / "file" / "out"),
     ):
         pass
@@ -360,10 +406,15 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(store.Path, "mkdir", read_only)
-    with pytest.raises(StoreError, match=r"Read-only file system .* may write to"), open_run(tmp_path / "out"):
+    with (
+        pytest.raises(StoreError, match=r"Read-only file system .* may write to"),
+        open_run(tmp_path / "out"),
+    ):
         pass
 
 
 def test_a_cell_is_the_same_wherever_its_files_lie() -> None:
-    here, there = (Cell("pairs", {"digest": "1"}, {"pairs": path}) for path in ("/a/pairs.csv", "/b/pairs.csv"))
+    here, there = (
+        Cell("pairs", {"digest": "1"}, {"pairs": path}) for path in ("/a/pairs.csv", "/b/pairs.csv")
+    )
     assert here.digest() == there.digest() == Cell("pairs", {"digest": "1"}).digest()

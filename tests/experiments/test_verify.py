@@ -1,4 +1,5 @@
-"""The claims ledger on the command line: what it prints, writes and compares, and its exit status."""
+"""The claims ledger on the command line: what it prints, writes and compares, and its exit
+status."""
 
 import json
 import re
@@ -21,11 +22,17 @@ CALLS: list[str] = []
 def holds(profile: str, seed: int) -> Finding:
     CALLS.append("sound")
     rows = [{"x": float(n), "y": 1 / n + seed, "log": "xy"} for n in (1, 10, 100)]
-    return conclude(f"seed {seed}, {profile}", [Measurement("two | sides", Verdict.HOLDS, "[0, 1]")], {"error": rows})
+    return conclude(
+        f"seed {seed}, {profile}",
+        [Measurement("two | sides", Verdict.HOLDS, "[0, 1]")],
+        {"error": rows},
+    )
 
 
 def fails(profile: str, seed: int) -> Finding:
-    line = Measurement("a *bound*", Verdict.REFUTED, "ratio 0.5", ratio=float("inf"), counterexample="x = 1, y = 2")
+    line = Measurement(
+        "a *bound*", Verdict.REFUTED, "ratio 0.5", ratio=float("inf"), counterexample="x = 1, y = 2"
+    )
     step = Measurement("its lemma", Verdict.INCONCLUSIVE, "wide", step=True, decides="more samples")
     return conclude("too small by half", [line, step])
 
@@ -35,13 +42,24 @@ def raises(profile: str, seed: int) -> Finding:
 
 
 def claim(name: str, check: object = holds) -> Claim:
-    return Claim(name, "Lemma 1", f"title of {name}", "for all E_n", "none", "by hand", "anything else", check)  # type: ignore[arg-type]
+    return Claim(
+        name,
+        "Lemma 1",
+        f"title of {name}",
+        "for all E_n",
+        "none",
+        "by hand",
+        "anything else",
+        check,
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def small_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     CALLS.clear()
-    monkeypatch.setattr(verify, "CLAIMS", {"sound": claim("sound"), "broken": claim("broken", fails)})
+    monkeypatch.setattr(
+        verify, "CLAIMS", {"sound": claim("sound"), "broken": claim("broken", fails)}
+    )
     monkeypatch.setattr(verify, "BASELINE", tmp_path / "baseline.json")
 
 
@@ -49,9 +67,14 @@ def config(tmp_path: Path, **changes: object) -> Verify:
     return Verify(**{"profile": "smoke", "out": tmp_path / "out", "workers": 1, **changes})  # type: ignore[arg-type]
 
 
-def test_what_is_not_on_record_is_said_until_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_on_record_is_said_until_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(config(tmp_path)) == 1
-    assert "sound: not recorded for the profile smoke, now holds; run with --record." in capsys.readouterr().out
+    assert (
+        "sound: not recorded for the profile smoke, now holds; run with --record."
+        in capsys.readouterr().out
+    )
     assert run(config(tmp_path, record=True)) == 0
     assert run(config(tmp_path)) == 0
     assert run(config(tmp_path, profile="quick")) == 1  # each profile has a record of its own
@@ -64,7 +87,9 @@ def test_a_verdict_that_changes_is_a_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(config(tmp_path, record=True))
-    monkeypatch.setattr(verify, "CLAIMS", {"sound": claim("sound", fails), "broken": claim("broken", fails)})
+    monkeypatch.setattr(
+        verify, "CLAIMS", {"sound": claim("sound", fails), "broken": claim("broken", fails)}
+    )
     assert run(config(tmp_path, out=tmp_path / "new")) == 1
     assert "sound: recorded holds, now refuted; too small by half" in capsys.readouterr().out
 
@@ -84,15 +109,24 @@ def test_a_claim_that_is_gone_is_a_difference_of_the_whole_ledger_only(tmp_path:
 def test_a_part_of_the_ledger_is_recorded_without_the_rest(tmp_path: Path) -> None:
     run(config(tmp_path, record=True))
     run(config(tmp_path, record=True, claim=("broken",)))
-    assert json.loads((tmp_path / "baseline.json").read_text()) == {"smoke": {"sound": "holds", "broken": "refuted"}}
+    assert json.loads((tmp_path / "baseline.json").read_text()) == {
+        "smoke": {"sound": "holds", "broken": "refuted"}
+    }
 
 
-def test_json_and_nothing_else_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_nothing_else_on_stdout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(config(tmp_path, json=True)) == 1
     captured = capsys.readouterr()
     assert captured.out.isascii()  # a pipe may have any encoding
     sound, broken = json.loads(captured.out)
-    assert (sound["claim"], sound["source"], sound["verdict"], sound["figure"]) == ("sound", "Lemma 1", "holds", "seed 0, smoke")
+    assert (sound["claim"], sound["source"], sound["verdict"], sound["figure"]) == (
+        "sound",
+        "Lemma 1",
+        "holds",
+        "seed 0, smoke",
+    )
     assert sound["seconds"] >= 0
     assert broken["measurements"][0] == {
         "what": "a *bound*",
@@ -106,11 +140,21 @@ def test_json_and_nothing_else_on_stdout(tmp_path: Path, capsys: pytest.CaptureF
     assert "not recorded" in captured.err
 
 
-def test_explain_shows_everything_about_one_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_shows_everything_about_one_claim(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(config(tmp_path, record=True))
     run(config(tmp_path, explain="broken"))
     shown = capsys.readouterr().out
-    for words in ("for all E_n", "by hand", "anything else", "too small by half", "ratio 0.5", "x = 1, y = 2", "more samples"):
+    for words in (
+        "for all E_n",
+        "by hand",
+        "anything else",
+        "too small by half",
+        "ratio 0.5",
+        "x = 1, y = 2",
+        "more samples",
+    ):
         assert words in shown, words
     assert "step of the proof: its lemma" in shown
     run(config(tmp_path, explain="sound"))
@@ -121,7 +165,9 @@ def test_explain_shows_everything_about_one_claim(tmp_path: Path, capsys: pytest
     assert CALLS == ["sound"]  # computed once, then read
 
 
-def test_what_is_stored_is_not_computed_again_unless_the_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_stored_is_not_computed_again_unless_the_code_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(config(tmp_path))
     run(config(tmp_path))
     assert CALLS == ["sound"]
@@ -132,12 +178,18 @@ def test_what_is_stored_is_not_computed_again_unless_the_code_changes(tmp_path: 
     assert CALLS == ["sound"] * 3
 
 
-def test_the_fingerprint_is_that_of_theory_and_its_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_is_that_of_theory_and_its_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = verify._fingerprint()
     read = Path.read_bytes
     for changed in ("objectives.py", "losses.py", "__init__.py"):  # theory/, theory/claims/, both
-        monkeypatch.setattr(Path, "read_bytes", lambda path, name=changed: read(path) + b"#" * (path.name == name))
-        assert verify._fingerprint() == before  # a running process computes with the code that it has loaded
+        monkeypatch.setattr(
+            Path, "read_bytes", lambda path, name=changed: read(path) + b"#" * (path.name == name)
+        )
+        assert (
+            verify._fingerprint() == before
+        )  # a running process computes with the code that it has loaded
         code_fingerprint.cache_clear()  # as in a new process
         assert verify._fingerprint() != before
         monkeypatch.setattr(Path, "read_bytes", read)
@@ -161,7 +213,10 @@ def test_a_failing_check_does_not_stop_the_others(
 def test_tables_and_page(tmp_path: Path) -> None:
     run(config(tmp_path))
     out = tmp_path / "out"
-    claims, lines = pd.read_parquet(out / "ledger.parquet"), pd.read_parquet(out / "evidence.parquet")
+    claims, lines = (
+        pd.read_parquet(out / "ledger.parquet"),
+        pd.read_parquet(out / "evidence.parquet"),
+    )
     assert claims.verdict.tolist() == ["holds", "refuted"]
     assert lines.claim.tolist() == ["sound", "broken", "broken"]
     assert len(pd.read_parquet(out / "tables" / "sound--error.parquet")) == 3
@@ -176,7 +231,10 @@ def test_tables_and_page(tmp_path: Path) -> None:
 def test_a_subset_leaves_the_rest_of_the_ledger_in_place(tmp_path: Path) -> None:
     run(config(tmp_path))
     run(config(tmp_path, claim=("broken",)))
-    assert pd.read_parquet(tmp_path / "out" / "ledger.parquet").claim.tolist() == ["sound", "broken"]
+    assert pd.read_parquet(tmp_path / "out" / "ledger.parquet").claim.tolist() == [
+        "sound",
+        "broken",
+    ]
 
 
 def test_another_profile_or_seed_leaves_no_stale_tables(tmp_path: Path) -> None:
@@ -191,7 +249,10 @@ def test_another_profile_or_seed_leaves_no_stale_tables(tmp_path: Path) -> None:
 
 def test_the_page_is_the_same_for_the_same_findings() -> None:
     def text(seconds: float) -> str:
-        entries = [Entry(claim("sound"), holds("smoke", 0), seconds), Entry(claim("broken", fails), fails("smoke", 0), seconds)]
+        entries = [
+            Entry(claim("sound"), holds("smoke", 0), seconds),
+            Entry(claim("broken", fails), fails("smoke", 0), seconds),
+        ]
         return page(entries, {}, {}, run="by hand")
 
     assert text(1.0) == text(1.0)
@@ -212,7 +273,9 @@ def test_unknown_claims_are_refused_with_close_names(tmp_path: Path) -> None:
         run(config(tmp_path, explain="broken", claim=("sound",)))
 
 
-def test_the_command_exits_with_the_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_exits_with_the_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["verify", "--profile", "smoke", "--workers", "1", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as caught:
         main(words)
@@ -235,5 +298,7 @@ def test_a_real_claim_in_a_worker_process(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_finding_survives_the_store() -> None:
-    stored = json.loads(check_cell({"claim": "broken", "profile": "smoke", "seed": 0}, None).finding[0])  # type: ignore[arg-type]
+    stored = json.loads(
+        check_cell({"claim": "broken", "profile": "smoke", "seed": 0}, None).finding[0]
+    )  # type: ignore[arg-type]
     assert verify._finding(stored) == fails("smoke", 0)

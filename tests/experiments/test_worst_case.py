@@ -1,4 +1,5 @@
-"""The study of worst cases: what it writes, that the rows say what other solvers say, and that they depend on the seed alone."""
+"""The study of worst cases: what it writes, that the rows say what other solvers say, and that they
+depend on the seed alone."""
 
 import json
 from pathlib import Path
@@ -8,7 +9,15 @@ import pandas as pd
 import pytest
 
 from experiments import worst_case as study
-from experiments.worst_case import FRACTIONS, LABEL_COST, SHARES, WorstCaseStudy, at_share, run, sample_world
+from experiments.worst_case import (
+    FRACTIONS,
+    LABEL_COST,
+    SHARES,
+    WorstCaseStudy,
+    at_share,
+    run,
+    sample_world,
+)
 from theory import programs, worst_programs
 from theory.worst_case import BALLS, REWEIGHTING
 
@@ -25,9 +34,13 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 def test_tables_are_written_as_they_are_returned(tables: dict) -> None:
-    pd.testing.assert_frame_equal(pd.read_csv(tables["out"] / "values.csv"), tables["values"], check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tables["out"] / "values.csv"), tables["values"], check_dtype=False
+    )
     for name in ("weights", "moves"):
-        pd.testing.assert_frame_equal(pd.read_parquet(tables["out"] / f"{name}.parquet"), tables[name])
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(tables["out"] / f"{name}.parquet"), tables[name]
+        )
     assert set(tables["values"].ball) == {*BALLS, "tilt", "gradient"}
     assert tables["run"]["not_converged"] == 0 and tables["run"]["largest_relative_gap"] < 1e-8
     assert tables["run"]["worst_cases"] == (tables["values"].version == "exact").sum()
@@ -47,7 +60,9 @@ def test_values_are_those_of_the_convex_programs(tables: dict) -> None:
             expected = worst_programs.reweighting(row.ball, losses, p, row.radius)[1]
         elif row.ball.endswith("finite"):
             distance = world.distance(LABEL_COST)
-            expected = programs.wasserstein_worst_case(losses, p, distance, int(row.ball[1]), row.radius)[1]
+            expected = programs.wasserstein_worst_case(
+                losses, p, distance, int(row.ball[1]), row.radius
+            )[1]
         elif row.ball == "w1-free":
             expected = p @ losses + row.radius * norm
         elif row.ball == "w1-label":
@@ -58,7 +73,8 @@ def test_values_are_those_of_the_convex_programs(tables: dict) -> None:
 
 
 def test_tractable_versions_lie_on_their_side_of_the_exact_ones(tables: dict) -> None:
-    """The tilt at one temperature is above the KL ball and touches it; the gradient norm and its step are below the W2 ball."""
+    """The tilt at one temperature is above the KL ball and touches it; the gradient norm and its
+    step are below the W2 ball."""
     values = tables["values"].set_index(["ball", "radius"]).sort_index()
     tilt, kl = values.loc["tilt"], values.loc["kl"]
     assert (tilt.value >= kl.value - 1e-12).all()
@@ -95,13 +111,17 @@ def test_moves_are_plans_within_their_radius(tables: dict) -> None:
         if ball == "w1-free":
             assert rows.escapes.any() and rows[rows.escapes].mass.sum() < 1e-6
         still = rows[(rows.distance == 0) & ~rows.flipped]
-        np.testing.assert_allclose(still[["to_along", "to_across"]], still[["along", "across"]], atol=1e-12)
+        np.testing.assert_allclose(
+            still[["to_along", "to_across"]], still[["along", "across"]], atol=1e-12
+        )
 
 
 def test_free_moves_shift_pairs_against_their_label_along_the_policy(tables: dict) -> None:
     moves = tables["moves"][tables["moves"].ball == "w2-free"]
     shift = (moves.to_along - moves.along) * (2 * moves.label - 1)
-    np.testing.assert_allclose(shift, -moves.distance, atol=1e-9)  # x moves so that u moves along -w
+    np.testing.assert_allclose(
+        shift, -moves.distance, atol=1e-9
+    )  # x moves so that u moves along -w
     np.testing.assert_allclose(moves.to_across, moves.across, atol=1e-9)
 
 
@@ -116,8 +136,14 @@ def test_a_table_of_pairs_in_five_dimensions_and_one(tmp_path: Path) -> None:
     for d in (5, 1):
         rng = np.random.default_rng(d)
         first, second = rng.standard_normal((2, 30, d))
-        columns = {f"{side}_{k}": x[:, k] for side, x in (("first", first), ("second", second)) for k in range(d)}
-        columns["label"] = (rng.random(30) < 1 / (1 + np.exp(-2 * (first - second)[:, 0]))).astype(int)
+        columns = {
+            f"{side}_{k}": x[:, k]
+            for side, x in (("first", first), ("second", second))
+            for k in range(d)
+        }
+        columns["label"] = (rng.random(30) < 1 / (1 + np.exp(-2 * (first - second)[:, 0]))).astype(
+            int
+        )
         pd.DataFrame(columns).to_csv(tmp_path / f"pairs{d}.csv", index=False)
         result = run(config(tmp_path / f"out{d}", pairs=tmp_path / f"pairs{d}.csv"))
         exact = result["values"][result["values"].version == "exact"]
@@ -125,7 +151,9 @@ def test_a_table_of_pairs_in_five_dimensions_and_one(tmp_path: Path) -> None:
         assert set(result["weights"].atom) == set(range(30))
 
 
-def test_many_pairs_leave_out_the_balls_that_need_a_metric(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_many_pairs_leave_out_the_balls_that_need_a_metric(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(study, "METRIC_ATOMS", 5)
     balls = set(run(config(tmp_path))["values"].ball)
     assert balls == {*BALLS, "tilt", "gradient"} - {"w1-finite", "w2-finite"}
@@ -139,7 +167,9 @@ def test_many_pairs_leave_out_the_balls_that_need_a_metric(monkeypatch: pytest.M
         ({"pairs": Path("nowhere.csv")}, "nowhere.csv.*Give the path"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, changes: dict, message: str) -> None:
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         run(config(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()

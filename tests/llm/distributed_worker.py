@@ -1,7 +1,7 @@
 """What `test_distributed` runs on each rank, and in one process to compare with.
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.llm.distributed_worker FOLDER; the first rank saves there what it
-found under each wrapper, ddp.pt and fsdp.pt.
+python -m torch.distributed.run --nproc-per-node 2 -m tests.llm.distributed_worker FOLDER; the first
+rank saves there what it found under each wrapper, ddp.pt and fsdp.pt.
 """
 
 import gc
@@ -36,16 +36,27 @@ OBJECTIVES: dict[str, ObjectiveParameters] = {
     "kto": ObjectiveParameters("kto"),
     "group_dro": ObjectiveParameters("group_dro", group_step=0.7),
     "wdpo adversarial": ObjectiveParameters("wdpo", rho=0.2, wdpo_mode="adversarial"),
-    "wdpo finite_difference": ObjectiveParameters("wdpo", rho=0.2, wdpo_mode="finite_difference", fd_epsilon=1e-5),
+    "wdpo finite_difference": ObjectiveParameters(
+        "wdpo", rho=0.2, wdpo_mode="finite_difference", fd_epsilon=1e-5
+    ),
     "wdpo exact": ObjectiveParameters("wdpo", rho=0.2),
     "wdpo released": ObjectiveParameters("wdpo", rho=0.2, released=True),
 }
 DOUBLE_BACKWARD = ("wdpo exact", "wdpo released")
-ONE_OF_EACH_STEP = ("dpo", "kldpo tau", "kto", "group_dro", "wdpo adversarial", "wdpo finite_difference", "wdpo exact")
+ONE_OF_EACH_STEP = (
+    "dpo",
+    "kldpo tau",
+    "kto",
+    "group_dro",
+    "wdpo adversarial",
+    "wdpo finite_difference",
+    "wdpo exact",
+)
 
 
 def allow_fsdp_on_cpu() -> None:
-    """Accelerate takes FSDP for GPUs only; FSDP2 itself runs on CPUs. Nothing but this choice is changed."""
+    """Accelerate takes FSDP for GPUs only; FSDP2 itself runs on CPUs. Nothing but this choice is
+    changed."""
     original = AcceleratorState.__init__
 
     def patched(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **others: Any) -> None:
@@ -69,12 +80,16 @@ class FirstGradient(TrainerCallback):
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
         assert model is not None
         self.found = self.found or {n: whole(p.grad) for n, p in model.named_parameters()}
 
 
-def trainer_of(name: str, data: Dataset, out: Path, settings: dict[str, Any], *, llama: bool = False) -> PreferenceTrainer:
+def trainer_of(
+    name: str, data: Dataset, out: Path, settings: dict[str, Any], *, llama: bool = False
+) -> PreferenceTrainer:
     return PreferenceTrainer(
         tiny_llama() if llama else tiny_gpt2().double(),
         arguments(out, **settings),
@@ -88,27 +103,53 @@ def trainer_of(name: str, data: Dataset, out: Path, settings: dict[str, Any], *,
 
 def cut(ranks: int, accumulation: int) -> dict[str, int]:
     """The same effective batch of all rows."""
-    return {"per_device_train_batch_size": ROWS // ranks // accumulation, "gradient_accumulation_steps": accumulation}
+    return {
+        "per_device_train_batch_size": ROWS // ranks // accumulation,
+        "gradient_accumulation_steps": accumulation,
+    }
 
 
-def one_step(name: str, out: Path, settings: dict[str, Any], *, llama: bool = False) -> dict[str, Any]:
+def one_step(
+    name: str, out: Path, settings: dict[str, Any], *, llama: bool = False
+) -> dict[str, Any]:
     """Gradient, logged numbers and evaluation of a step that changes nothing."""
     single = name in ("kto", "aot_unpaired")
-    data = random_singles(ROWS, weights=True) if single else random_pairs(ROWS, weights=True, groups=3)
+    data = (
+        random_singles(ROWS, weights=True) if single else random_pairs(ROWS, weights=True, groups=3)
+    )
     trainer = trainer_of(name, data, out, settings | {"per_device_eval_batch_size": 2}, llama=llama)
     trainer.train()
-    gradient = next(c for c in trainer.callback_handler.callbacks if isinstance(c, FirstGradient)).found
+    gradient = next(
+        c for c in trainer.callback_handler.callbacks if isinstance(c, FirstGradient)
+    ).found
     kind = [c.__name__ for c in type(trainer.model_wrapped).__mro__]
-    return {"kind": kind, "gradient": gradient, "logged": trainer.state.log_history[0], "evaluated": trainer.evaluate()}
+    return {
+        "kind": kind,
+        "gradient": gradient,
+        "logged": trainer.state.log_history[0],
+        "evaluated": trainer.evaluate(),
+    }
 
 
 def short_training(name: str, out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Parameters and logged objectives of six steps of AdamW over two epochs, each with an incomplete last step."""
-    adam = {"max_steps": 6, "learning_rate": 1e-2, "adam_epsilon": 1e-4, "max_grad_norm": 1.0, "logging_steps": 2}
-    trainer = trainer_of(name, random_pairs(2 * ROWS + 6, weights=True, groups=3), out, settings | adam)
+    """Parameters and logged objectives of six steps of AdamW over two epochs, each with an
+    incomplete last step."""
+    adam = {
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "adam_epsilon": 1e-4,
+        "max_grad_norm": 1.0,
+        "logging_steps": 2,
+    }
+    trainer = trainer_of(
+        name, random_pairs(2 * ROWS + 6, weights=True, groups=3), out, settings | adam
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"parameters": {n: whole(p) for n, p in trainer.model.named_parameters()}, "losses": losses}
+    return {
+        "parameters": {n: whole(p) for n, p in trainer.model.named_parameters()},
+        "losses": losses,
+    }
 
 
 def bad_row(out: Path, settings: dict[str, Any]) -> str:
@@ -125,7 +166,9 @@ def bad_row(out: Path, settings: dict[str, Any]) -> str:
 
 def everything(out: Path, wrapper: str | None, ranks: int) -> dict[str, Any]:
     """Everything that is compared."""
-    common: dict[str, Any] = {"fsdp": True, "fsdp_config": {"version": 2}} if wrapper == "fsdp" else {}
+    common: dict[str, Any] = (
+        {"fsdp": True, "fsdp_config": {"version": 2}} if wrapper == "fsdp" else {}
+    )
     found: dict[str, Any] = {}
     for accumulation in (1, 2) if ranks > 1 else (1,):
         settings = common | cut(ranks, accumulation)
@@ -135,9 +178,13 @@ def everything(out: Path, wrapper: str | None, ranks: int) -> dict[str, Any]:
             if accumulation == 1 < ranks and name not in ONE_OF_EACH_STEP:
                 continue
             found[f"{name}, {accumulation}"] = one_step(name, out, settings)
-    found["llama"] = one_step("kldpo tau", out, common | cut(ranks, 2 if ranks > 1 else 1), llama=True)
+    found["llama"] = one_step(
+        "kldpo tau", out, common | cut(ranks, 2 if ranks > 1 else 1), llama=True
+    )
     for name in ("kldpo tau", "group_dro"):
-        found[f"training, {name}"] = short_training(name, out, common | cut(ranks, 2 if ranks > 1 else 1))
+        found[f"training, {name}"] = short_training(
+            name, out, common | cut(ranks, 2 if ranks > 1 else 1)
+        )
     if ranks > 1:
         found["bad row"] = bad_row(out, common | cut(ranks, 1))
     if wrapper == "fsdp":

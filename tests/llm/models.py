@@ -17,15 +17,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = "the a cat dog bird sun moon is was not red blue green happy sad angry very and in on sees likes".split()  # noqa: SIM905
+WORDS = """the a cat dog bird sun moon is was not red blue green happy sad angry very and in on
+sees likes""".split()  # noqa: SIM905
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <eos> {% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <eos> "
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|> {% endif %}"
 )
 
 
-def tiny_gpt2(seed: int = 0, vocabulary: int = 64, width: int = 16, layers: int = 2, dropout: float = 0.0) -> PreTrainedModel:
-    """A GPT-2 with random weights, two heads, 128 positions and tied embeddings; in evaluation mode."""
+def tiny_gpt2(
+    seed: int = 0, vocabulary: int = 64, width: int = 16, layers: int = 2, dropout: float = 0.0
+) -> PreTrainedModel:
+    """A GPT-2 with random weights, two heads, 128 positions and tied embeddings; in evaluation
+    mode."""
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=128,
@@ -35,7 +39,8 @@ def tiny_gpt2(seed: int = 0, vocabulary: int = 64, width: int = 16, layers: int 
         resid_pdrop=dropout,
         embd_pdrop=dropout,
         attn_pdrop=dropout,
-        initializer_range=0.5,  # with the usual 0.02 all tokens are about as likely, and errors do not show
+        # with the usual 0.02 all tokens are about as likely, and errors do not show
+        initializer_range=0.5,
         bos_token_id=1,
         eos_token_id=1,
     )
@@ -44,8 +49,11 @@ def tiny_gpt2(seed: int = 0, vocabulary: int = 64, width: int = 16, layers: int 
         return GPT2LMHeadModel(config).eval()
 
 
-def tiny_llama(seed: int = 0, vocabulary: int = 64, width: int = 16, layers: int = 2) -> PreTrainedModel:
-    """A Llama with random weights, four heads on two of keys and values, rotary positions; in evaluation mode."""
+def tiny_llama(
+    seed: int = 0, vocabulary: int = 64, width: int = 16, layers: int = 2
+) -> PreTrainedModel:
+    """A Llama with random weights, four heads on two of keys and values, rotary positions; in
+    evaluation mode."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -67,25 +75,34 @@ def tiny_llama(seed: int = 0, vocabulary: int = 64, width: int = 16, layers: int
 def word_tokenizer(
     words: Iterable[str] = WORDS, *, chat_template: bool = False, pad: bool = True, eos: bool = True
 ) -> PreTrainedTokenizerBase:
-    """One token a word, split at white space: <pad> 0, <eos> 1, <unk> 2, the role marks 3 to 5, then `words` in their order."""
+    """One token a word, split at white space: <pad> 0, <eos> 1, <unk> 2, the role marks 3 to 5,
+    then `words` in their order."""
     special = ["<pad>", "<eos>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>"]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*special, *words]))}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     tokenizer.add_special_tokens({"additional_special_tokens": special[3:]})
-    tokenizer.add_special_tokens(({"pad_token": "<pad>"} if pad else {}) | ({"eos_token": "<eos>"} if eos else {}))
+    tokenizer.add_special_tokens(
+        ({"pad_token": "<pad>"} if pad else {}) | ({"eos_token": "<eos>"} if eos else {})
+    )
     if chat_template:
         tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def byte_tokenizer(texts: Iterable[str], vocabulary: int = 300, *, chat_template: bool = False) -> PreTrainedTokenizerBase:
-    """Byte-pair tokens as GPT-2 has them, trained on `texts`: tokens can merge across the end of a prompt. <eos> is 0."""
+def byte_tokenizer(
+    texts: Iterable[str], vocabulary: int = 300, *, chat_template: bool = False
+) -> PreTrainedTokenizerBase:
+    """Byte-pair tokens as GPT-2 has them, trained on `texts`: tokens can merge across the end of a
+    prompt. <eos> is 0."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<eos>"], initial_alphabet=ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=["<eos>"],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")

@@ -1,8 +1,10 @@
-"""How far rounding in float32 may move a result: a limit for a comparison that follows from the instance, not from a machine.
+"""How far rounding in float32 may move a result: a limit for a comparison that follows from the
+instance, not from a machine.
 
-Roundings on the way to a result act as if the weights of the model were off by some units of the last place (a backward error).
-How much the true result, in float64, reacts to weights that are each off by at most one unit is measured: the condition of this
-instance times the unit. A forward and a backward pass through two blocks round some dozens of times one after the other, and at
+Roundings on the way to a result act as if the weights of the model were off by some units of the
+last place (a backward error). How much the true result, in float64, reacts to weights that are each
+off by at most one unit is measured: the condition of this instance times the unit. A forward and a
+backward pass through two blocks round some dozens of times one after the other, and at
 worst the errors add up: `ROUNDINGS`. Found were up to 8 of these units.
 """
 
@@ -29,10 +31,17 @@ def nearby(model: nn.Module, seed: int, unit: float = UNIT) -> nn.Module:
     return moved
 
 
-def limits(truth: Callable[[nn.Module], Result], model: nn.Module, unit: float = UNIT) -> tuple[Result, float, float]:
-    """The truth at a model, and the limits of the relative error of its gradient and of the absolute one of its value."""
+def limits(
+    truth: Callable[[nn.Module], Result], model: nn.Module, unit: float = UNIT
+) -> tuple[Result, float, float]:
+    """The truth at a model, and the limits of the relative error of its gradient and of the
+    absolute one of its value."""
     value, gradient = truth(model)
     others = [truth(nearby(model, seed, unit)) for seed in range(2)]
     gradients = max(relative_error(other, gradient) for _, other in others)
     values = max(abs(other - value) for other, _ in others)
-    return (value, gradient), ROUNDINGS * (gradients + unit), ROUNDINGS * (values + unit * abs(value))
+    return (
+        (value, gradient),
+        ROUNDINGS * (gradients + unit),
+        ROUNDINGS * (values + unit * abs(value)),
+    )

@@ -1,4 +1,5 @@
-"""Adapters of peft as --model: what is trained starts from base and adapter together, and what is saved loads on its own."""
+"""Adapters of peft as --model: what is trained starts from base and adapter together, and what is
+saved loads on its own."""
 
 import json
 import shutil
@@ -43,11 +44,14 @@ def save_base(folder: Path, kind: Any = tiny_gpt2) -> Path:
     return folder
 
 
-def save_adapter(folder: Path, on: Path, config: Any = None, *, scale: float = 0.3) -> tuple[Path, torch.Tensor]:
+def save_adapter(
+    folder: Path, on: Path, config: Any = None, *, scale: float = 0.3
+) -> tuple[Path, torch.Tensor]:
     """An adapter with random weights, and the logits of model and adapter together."""
     torch.manual_seed(1)
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(on), config or LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+        AutoModelForCausalLM.from_pretrained(on),
+        config or LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"),
     )
     for weight in (weight for weight in model.parameters() if weight.requires_grad):
         weight.data += scale * torch.randn_like(weight)
@@ -59,13 +63,19 @@ def save_adapter(folder: Path, on: Path, config: Any = None, *, scale: float = 0
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     path = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": f"the {a} ", "chosen": "is happy", "rejected": "is sad"} for a in ("cat", "dog", "bird", "sun")]
+    rows = [
+        {"prompt": f"the {a} ", "chosen": "is happy", "rejected": "is sad"}
+        for a in ("cat", "dog", "bird", "sun")
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def words(model: Path, data: Path, out: Path, *more: str) -> list[str]:
-    fixed = "--run_on cpu --learning_rate 1e-2 --report_to none --disable_tqdm true --save_steps 2 --max_steps 4"
+    fixed = (
+        "--run_on cpu --learning_rate 1e-2 --report_to none --disable_tqdm true --save_steps 2"
+        " --max_steps 4"
+    )
     return " ".join([f"--model {model} --data {data} --output_dir {out}", fixed, *more]).split()
 
 
@@ -73,7 +83,9 @@ KINDS = {
     "lora": LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"),
     "rslora and dora": LoraConfig(task_type="CAUSAL_LM", r=2, use_rslora=True, use_dora=True),
     "ia3": IA3Config(task_type="CAUSAL_LM"),
-    "the head, which is tied": LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], modules_to_save=["lm_head"]),
+    "the head, which is tied": LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], modules_to_save=["lm_head"]
+    ),
     "the embeddings": LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn", "wte"]),
 }
 
@@ -83,7 +95,9 @@ KINDS = {
 def test_an_adapter_is_merged_and_loads_again(kind: str, base: Path, tmp_path: Path) -> None:
     folder, wanted = save_adapter(tmp_path / "sft", base, KINDS[kind])
     model = load_language_model(str(folder))
-    assert near(logits(model), wanted) and not near(logits(AutoModelForCausalLM.from_pretrained(base)), wanted)
+    assert near(logits(model), wanted) and not near(
+        logits(AutoModelForCausalLM.from_pretrained(base)), wanted
+    )
     assert all(weight.requires_grad for weight in model.parameters())
     assert not any("lora" in name or "base_layer" in name for name, _ in model.named_parameters())
     model.save_pretrained(tmp_path / "whole")
@@ -96,14 +110,21 @@ def test_policy_and_reference_start_at_the_adapter(base: Path, tmp_path: Path) -
     with _as_reference(policy):
         reference = logits(policy)
     assert near(logits(policy), wanted) and near(reference, wanted)
-    assert model_fingerprint(policy) == model_fingerprint(load_model(ModelArguments(model=str(folder))))
-    assert model_fingerprint(policy) != model_fingerprint(load_model(ModelArguments(model=str(base))))
+    assert model_fingerprint(policy) == model_fingerprint(
+        load_model(ModelArguments(model=str(folder)))
+    )
+    assert model_fingerprint(policy) != model_fingerprint(
+        load_model(ModelArguments(model=str(base)))
+    )
 
 
 @pytest.mark.parametrize("kind", [tiny_gpt2, tiny_llama])
 @pytest.mark.parametrize("second", ["--lora", ""])
-def test_a_second_round_leaves_a_model_of_its_own(second: str, kind: Any, pairs: Path, tmp_path: Path) -> None:
-    """It is what was trained, without base and adapter; also after a run that was stopped and went on."""
+def test_a_second_round_leaves_a_model_of_its_own(
+    second: str, kind: Any, pairs: Path, tmp_path: Path
+) -> None:
+    """It is what was trained, without base and adapter; also after a run that was stopped and went
+    on."""
     base = save_base(tmp_path / "base", kind)
     train(*parse(words(base, pairs, tmp_path / "first", "--lora --lora_rank 2")))
     assert adapter_base(str(tmp_path / "first")) == str(base)
@@ -136,12 +157,15 @@ def test_a_second_round_leaves_a_model_of_its_own(second: str, kind: Any, pairs:
 
 
 def test_an_adapter_with_added_tokens(base: Path, tmp_path: Path) -> None:
-    """The adapter holds the embeddings that it was resized to; its tokenizer is longer than the base's."""
+    """The adapter holds the embeddings that it was resized to; its tokenizer is longer than the
+    base's."""
     tokenizer = word_tokenizer()
     tokenizer.add_tokens(["wonderful", "terrible"])
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(len(tokenizer))
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, modules_to_save=["wte", "lm_head"]))
+    adapted = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=2, modules_to_save=["wte", "lm_head"])
+    )
     for weight in (weight for weight in adapted.parameters() if weight.requires_grad):
         weight.data += 0.2 * torch.randn_like(weight)
     wanted = logits(adapted)
@@ -160,12 +184,17 @@ def test_a_reward_model_starts_from_the_merged_model(base: Path, tmp_path: Path)
     folder, _ = save_adapter(tmp_path / "sft", base)
     judge = reward_model(str(folder), word_tokenizer(), width=8, layers=1, length=8, seed=0)
     merged = load_language_model(str(folder)).state_dict()
-    assert torch.equal(judge.state_dict()["transformer.h.0.attn.c_attn.weight"], merged["transformer.h.0.attn.c_attn.weight"])
+    assert torch.equal(
+        judge.state_dict()["transformer.h.0.attn.c_attn.weight"],
+        merged["transformer.h.0.attn.c_attn.weight"],
+    )
 
 
 def edited(folder: Path, **values: Any) -> None:
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8"
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -186,7 +215,13 @@ def edited(folder: Path, **values: Any) -> None:
     ],
 )
 def test_an_adapter_that_cannot_be_used(
-    what: str, message: str, more: str, base: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str,
+    message: str,
+    more: str,
+    base: Path,
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     if what == "prompt":
@@ -214,19 +249,28 @@ def test_an_adapter_that_cannot_be_used(
         (folder / "adapter_config.json").write_text("{", encoding="utf-8")
     elif what == "own output":
         out = base
-    before = {path.name: path.stat().st_mtime_ns for path in base.iterdir()} if base.exists() else {}
+    before = (
+        {path.name: path.stat().st_mtime_ns for path in base.iterdir()} if base.exists() else {}
+    )
     with pytest.raises(SystemExit) as stopped:
         main(words(folder, pairs, out, more))
     assert stopped.value.code == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out" / "training.json").exists()
-    assert before == ({path.name: path.stat().st_mtime_ns for path in base.iterdir()} if base.exists() else {})
+    assert before == (
+        {path.name: path.stat().st_mtime_ns for path in base.iterdir()} if base.exists() else {}
+    )
 
 
-def test_what_was_trained_is_what_peft_itself_makes_of_it(base: Path, pairs: Path, tmp_path: Path) -> None:
-    """Of the first round: an adapter that peft and transformers load, from another working directory, too."""
+def test_what_was_trained_is_what_peft_itself_makes_of_it(
+    base: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Of the first round: an adapter that peft and transformers load, from another working
+    directory, too."""
     train(*parse(words(base, pairs, tmp_path / "first", "--lora")))
     config = json.loads((tmp_path / "first" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(base.resolve())
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "first")
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), tmp_path / "first"
+    )
     assert near(logits(load_language_model(str(tmp_path / "first"))), logits(adapted))

@@ -30,7 +30,11 @@ OURS: dict[str, tuple[ObjectiveParameters, str, float]] = {
 def test_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
     """`pairs` are token log-probabilities of 6 pairs of different lengths, chosen ones first."""
     p, loss_type, smoothing = OURS[name]
-    policy, reference, lengths = pairs["policy"].sum(1), pairs["reference"].sum(1), pairs["mask"].sum(1)
+    policy, reference, lengths = (
+        pairs["policy"].sum(1),
+        pairs["reference"].sum(1),
+        pairs["mask"].sum(1),
+    )
     s = Pairs(policy[:6], policy[6:], reference[:6], reference[6:], lengths[:6], lengths[6:])
     theirs = trl_loss(pairs, loss_type, 0.2, smoothing, torch.arange(6))
     assert make_objective(p).value(s).item() == pytest.approx(theirs.item(), rel=1e-10)
@@ -41,17 +45,25 @@ def texts(count: int) -> Dataset:
 
     def words(low: int, high: int) -> str:
         length = int(torch.randint(low, high, (), generator=g))
-        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=g).tolist())
+        return " ".join(
+            WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=g).tolist()
+        )
 
     rows = {"prompt": (2, 5), "chosen": (1, 6), "rejected": (1, 6)}
     return Dataset.from_dict(
-        {column: [" " * (column != "prompt") + words(*r) for _ in range(count)] for column, r in rows.items()}
+        {
+            column: [" " * (column != "prompt") + words(*r) for _ in range(count)]
+            for column, r in rows.items()
+        }
     )
 
 
-@pytest.mark.parametrize(("name", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot")])
+@pytest.mark.parametrize(
+    ("name", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot")]
+)
 def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
-    """Four steps of AdamW on the same texts; TRL sorts each micro-batch alone, so that there is one micro-batch."""
+    """Four steps of AdamW on the same texts; TRL sorts each micro-batch alone, so that there is one
+    micro-batch."""
     trl = pytest.importorskip("trl")
     rows, tokenizer = texts(12), word_tokenizer()
     common = {
@@ -65,7 +77,9 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     model = tiny_gpt2()
     data, collate = tokenise(rows, tokenizer), PreferenceCollator(0)
     identity = reference_identity(model, tokenizer, data, torch.float32)
-    data = reference_logps(model, data, collate, 12, cache=None, identity=identity, score=sequence_logprobs)
+    data = reference_logps(
+        model, data, collate, 12, cache=None, identity=identity, score=sequence_logprobs
+    )
     ours = PreferenceTrainer(
         model,
         arguments(tmp_path, **common),
@@ -77,7 +91,15 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     ours.train()
 
     settings = dict(vars(arguments(tmp_path)))
-    shared = ("output_dir", "use_cpu", "report_to", "save_strategy", "disable_tqdm", "train_sampling_strategy", "logging_steps")
+    shared = (
+        "output_dir",
+        "use_cpu",
+        "report_to",
+        "save_strategy",
+        "disable_tqdm",
+        "train_sampling_strategy",
+        "logging_steps",
+    )
     config = trl.DPOConfig(
         **{key: settings[key] for key in shared},
         **common,
@@ -88,10 +110,14 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
         bf16=False,
         max_length=None,
     )
-    theirs = trl.DPOTrainer(tiny_gpt2(), args=config, train_dataset=rows, processing_class=tokenizer)
+    theirs = trl.DPOTrainer(
+        tiny_gpt2(), args=config, train_dataset=rows, processing_class=tokenizer
+    )
     theirs.train()
 
-    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (ours, theirs)]
+    losses = [
+        [entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (ours, theirs)
+    ]
     assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-5)
     start, end = tiny_gpt2().state_dict(), ours.model.state_dict()
     moved = torch.cat([(end[n] - start[n]).flatten() for n in start])

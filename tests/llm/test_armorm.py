@@ -1,4 +1,5 @@
-"""ArmoRM from a small random snapshot with the files of the published one, against its head written out in numpy."""
+"""ArmoRM from a small random snapshot with the files of the published one, against its head written
+out in numpy."""
 
 import json
 from pathlib import Path
@@ -22,7 +23,9 @@ from tests.llm.models import WORDS
 WIDTH, HIDDEN = 16, 12
 # the config.json of RLHFlow/ArmoRM-Llama3-8B-v0.1 with smaller sizes
 CONFIG = {
-    "auto_map": {"AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"},
+    "auto_map": {
+        "AutoModelForSequenceClassification": "modeling_custom.LlamaForRewardModelWithGating"
+    },
     "architectures": ["LlamaForRewardModelWithGating"],
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -55,13 +58,17 @@ CONFIG = {
     "gating_n_hidden": 3,
 }
 TEMPLATE = (  # that of Llama 3
-    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-    " + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-    "{{ content }}{% endfor %}"
+    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] +"
+    " '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0"
+    " %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
 )
 PROMPTS: list[Any] = [
     "the cat",
-    [{"role": "user", "content": "a dog"}, {"role": "assistant", "content": "is"}, {"role": "user", "content": "very happy"}],
+    [
+        {"role": "user", "content": "a dog"},
+        {"role": "assistant", "content": "is"},
+        {"role": "user", "content": "very happy"},
+    ],
     "the moon and the sun",
 ]
 ANSWERS = ["is happy", "sees a bird", "the red cat likes the angry dog"]
@@ -77,11 +84,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
         "[PAD]": 128256,
     }
     words = {word: k for k, word in enumerate(["<unk>", *WORDS])}
-    backend = Tokenizer(WordLevel(words | special | {"assistant": 78191, "user": 882, "\n\n": 271}, unk_token="<unk>"))
+    backend = Tokenizer(
+        WordLevel(
+            words | special | {"assistant": 78191, "user": 882, "\n\n": 271}, unk_token="<unk>"
+        )
+    )
     backend.pre_tokenizer = Split(" ", "removed")
-    start = "<|begin_of_text|>"  # as in Llama 3, written by the tokenizer and by the template: it must not come twice
-    backend.post_processor = TemplateProcessing(single=f"{start} $A", special_tokens=[(start, special[start])])
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|begin_of_text|>", pad_token="[PAD]")
+    start = (  # as in Llama 3, written by the tokenizer and by the template: it must not come twice
+        "<|begin_of_text|>"
+    )
+    backend.post_processor = TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, special[start])]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|begin_of_text|>", pad_token="[PAD]"
+    )
     wrapped.add_special_tokens({"additional_special_tokens": list(special)[1:4]})
     wrapped.add_tokens(["\n\n"])
     wrapped.chat_template = TEMPLATE
@@ -91,20 +108,31 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def random_weights() -> dict[str, torch.Tensor]:
     """Weights under the names of the published files."""
     torch.manual_seed(0)
-    config = LlamaConfig(**{key: CONFIG[key] for key in CONFIG if key not in ("auto_map", "architectures")})
+    config = LlamaConfig(
+        **{key: CONFIG[key] for key in CONFIG if key not in ("auto_map", "architectures")}
+    )
     weights = {f"model.{key}": value for key, value in LlamaModel(config).state_dict().items()}
-    weights |= {key: 0.6 * torch.randn(value.shape) for key, value in weights.items() if "norm" not in key}
+    weights |= {
+        key: 0.6 * torch.randn(value.shape) for key, value in weights.items() if "norm" not in key
+    }
     sizes = [(HIDDEN, WIDTH), (HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (19, HIDDEN)]
     for k, (rows, columns) in enumerate(sizes):
-        weights |= {f"gating.layers.{k}.weight": torch.randn(rows, columns), f"gating.layers.{k}.bias": torch.randn(rows)}
-    weights["gating.layers.3.weight"] *= 5  # so that the gate depends on the prompt in spite of the temperature
+        weights |= {
+            f"gating.layers.{k}.weight": torch.randn(rows, columns),
+            f"gating.layers.{k}.bias": torch.randn(rows),
+        }
+    weights["gating.layers.3.weight"] *= (
+        5  # so that the gate depends on the prompt in spite of the temperature
+    )
     weights["gating.logit_scale"] = torch.tensor([1.7])
     weights["regression_layer.weight"] = torch.randn(19, WIDTH)
     weights["reward_transform_matrix"] = torch.eye(19) + 0.3 * torch.randn(19, 19)
     return weights
 
 
-def write_snapshot(folder: Path, weights: dict[str, torch.Tensor], *, shards: int = 1, **config: Any) -> str:
+def write_snapshot(
+    folder: Path, weights: dict[str, torch.Tensor], *, shards: int = 1, **config: Any
+) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     tokenizer().save_pretrained(folder)
@@ -123,18 +151,35 @@ def write_snapshot(folder: Path, weights: dict[str, torch.Tensor], *, shards: in
     return str(folder)
 
 
-def head_in_numpy(weights: dict[str, torch.Tensor], rows: list[list[int]]) -> tuple[NDArray, NDArray]:
-    """Rewards (n, 19) and scores (n,) from the hidden states of transformers' Llama, each text alone."""
-    config = LlamaConfig(**{key: CONFIG[key] for key in CONFIG if key not in ("auto_map", "architectures")})
+def head_in_numpy(
+    weights: dict[str, torch.Tensor], rows: list[list[int]]
+) -> tuple[NDArray, NDArray]:
+    """Rewards (n, 19) and scores (n,) from the hidden states of transformers' Llama, each text
+    alone."""
+    config = LlamaConfig(
+        **{key: CONFIG[key] for key in CONFIG if key not in ("auto_map", "architectures")}
+    )
     backbone = LlamaModel(config).eval()
-    backbone.load_state_dict({key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")})
-    w = {key: value.double().numpy() for key, value in weights.items() if not key.startswith("model.")}
+    backbone.load_state_dict(
+        {
+            key.removeprefix("model."): value
+            for key, value in weights.items()
+            if key.startswith("model.")
+        }
+    )
+    w = {
+        key: value.double().numpy()
+        for key, value in weights.items()
+        if not key.startswith("model.")
+    }
     rewards, scores = [], []
     for row in rows:
         with torch.no_grad():
             states = backbone(input_ids=torch.tensor([row])).last_hidden_state[0].double().numpy()
         reward = w["regression_layer.weight"] @ states[-1]
-        header = max(j for j in range(len(row)) if row[j : j + 5] == [128009, 128006, 78191, 128007, 271])
+        header = max(
+            j for j in range(len(row)) if row[j : j + 5] == [128009, 128006, 78191, 128007, 271]
+        )
         x = states[header]
         for k in range(3):
             x = np.maximum(w[f"gating.layers.{k}.weight"] @ x + w[f"gating.layers.{k}.bias"], 0)
@@ -147,7 +192,8 @@ def head_in_numpy(weights: dict[str, torch.Tensor], rows: list[list[int]]) -> tu
 
 
 def conversation_tokens() -> list[list[int]]:
-    """The conversations of PROMPTS and ANSWERS as the template of Llama 3 writes them, put together token by token."""
+    """The conversations of PROMPTS and ANSWERS as the template of Llama 3 writes them, put together
+    token by token."""
     word = {name: k for k, name in enumerate(["<unk>", *WORDS])}
     role = {"user": 882, "assistant": 78191}
 
@@ -157,7 +203,9 @@ def conversation_tokens() -> list[list[int]]:
     rows = []
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        turns = [token for message in messages for token in turn(message["role"], message["content"])]
+        turns = [
+            token for message in messages for token in turn(message["role"], message["content"])
+        ]
         rows.append([128000, *turns, *turn("assistant", answer)])
     return rows
 
@@ -174,7 +222,11 @@ def test_rewards_and_score(tmp_path: Path, shards: int) -> None:
     np.testing.assert_allclose(found[:, 19], scores, atol=2e-5)
     assert np.ptp(scores) > 0.1
     for size in (1, 2):
-        np.testing.assert_allclose(load_reward_model(str(tmp_path), batch_size=size).score(PROMPTS, ANSWERS), found, atol=2e-5)
+        np.testing.assert_allclose(
+            load_reward_model(str(tmp_path), batch_size=size).score(PROMPTS, ANSWERS),
+            found,
+            atol=2e-5,
+        )
 
 
 def test_the_gate_sees_the_prompt_only(tmp_path: Path) -> None:
@@ -192,7 +244,11 @@ def test_the_gate_sees_the_prompt_only(tmp_path: Path) -> None:
 def test_the_heads_stay_in_single_precision(tmp_path: Path) -> None:
     weights = random_weights()
     half = load_reward_model(write_snapshot(tmp_path, weights), dtype="bfloat16")
-    kept = {name: value for name, value in half.model.named_parameters() if not name.startswith("model.")}  # type: ignore[attr-defined]
+    kept = {
+        name: value
+        for name, value in half.model.named_parameters()
+        if not name.startswith("model.")
+    }  # type: ignore[attr-defined]
     assert len(kept) == 11
     for name, value in kept.items():
         torch.testing.assert_close(value.cpu(), weights[name], rtol=0, atol=0)
@@ -211,7 +267,8 @@ def test_other_weights_are_refused(tmp_path: Path, change: str) -> None:
     else:
         weights["gating.layers.3.bias"] = torch.zeros(18)
     with pytest.raises(
-        (ValueError, RuntimeError), match=r"not those of a ArmoRM \(1 (missing|unexpected)|size mismatch|mismatched"
+        (ValueError, RuntimeError),
+        match=r"not those of a ArmoRM \(1 (missing|unexpected)|size mismatch|mismatched",
     ):
         load_reward_model(write_snapshot(tmp_path, weights))
 
@@ -229,7 +286,9 @@ def test_the_last_header_counts() -> None:
     row = [1, *ANSWER, 5, 6, *ANSWER, 7]
     assert answer_position(torch.tensor([row, [*ANSWER, *[0] * 9]])).tolist() == [8, 0]
     for bad in ([1, 2, 3, 4, 5, 6], [1, 2]):
-        with pytest.raises(ValueError, match="1 of 1 texts have no header of an assistant's answer"):
+        with pytest.raises(
+            ValueError, match="1 of 1 texts have no header of an assistant's answer"
+        ):
             answer_position(torch.tensor([bad]))
 
 
@@ -237,6 +296,9 @@ def test_the_snapshot_is_what_it_should_be(tmp_path: Path) -> None:
     """The test's own template and tokenizer, and that weights are read from the files."""
     weights = random_weights()
     write_snapshot(tmp_path, weights)
-    messages = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "is happy"}]
+    messages = [
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "is happy"},
+    ]
     assert tokenizer().apply_chat_template(messages, return_dict=False) == conversation_tokens()[0]
     assert set(load_file(tmp_path / "model.safetensors")) == set(weights)

@@ -1,4 +1,5 @@
-"""The columns of the papers' tables against lm-eval's own task files, and what a column's number is, by hand."""
+"""The columns of the papers' tables against lm-eval's own task files, and what a column's number
+is, by hand."""
 
 import math
 from pathlib import Path
@@ -15,13 +16,23 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from llm.benchmarks import AOT, LEADERBOARD, by_column, printed_name
 from paper_figures.published import record
 
-FOLDERS = ("leaderboard", "arc", "hellaswag", "mmlu/default", "truthfulqa", "winogrande", "gsm8k")  # all 14 000 take 10 s
+FOLDERS = (
+    "leaderboard",
+    "arc",
+    "hellaswag",
+    "mmlu/default",
+    "truthfulqa",
+    "winogrande",
+    "gsm8k",
+)  # all 14 000 take 10 s
 
 
 @pytest.fixture(scope="module")
 def index() -> Any:
     tasks = Path(lm_eval.__file__).parent / "tasks"
-    return TaskManager(include_path=[str(tasks / folder) for folder in FOLDERS], include_defaults=False)
+    return TaskManager(
+        include_path=[str(tasks / folder) for folder in FOLDERS], include_defaults=False
+    )
 
 
 def members(index: Any, group: str) -> set[str]:
@@ -29,9 +40,11 @@ def members(index: Any, group: str) -> set[str]:
     entry, found = index.task_index[group], set()
     for name in entry.cfg["task"]:
         child = index.task_index[name]
-        found |= {"TASK": lambda n=name: {n}, "TAG": lambda c=child: set(c.tags), "GROUP": lambda n=name: members(index, n)}[
-            child.kind.name
-        ]()
+        found |= {
+            "TASK": lambda n=name: {n},
+            "TAG": lambda c=child: set(c.tags),
+            "GROUP": lambda n=name: members(index, n),
+        }[child.kind.name]()
     return found
 
 
@@ -42,7 +55,13 @@ def tasks_of(columns: dict[str, Any]) -> list[str]:
 def test_the_leaderboard_is_lm_evals(index: Any) -> None:
     assert set(tasks_of(LEADERBOARD)) == members(index, "leaderboard")
     assert len(tasks_of(LEADERBOARD)) == 39
-    groups = {"BBH": "bbh", "MATH": "math_hard", "GPQA": "gpqa", "MUSR": "musr", "IFEval": "instruction_following"}
+    groups = {
+        "BBH": "bbh",
+        "MATH": "math_hard",
+        "GPQA": "gpqa",
+        "MUSR": "musr",
+        "IFEval": "instruction_following",
+    }
     for column, group in groups.items():
         assert set(LEADERBOARD[column].tasks) == members(index, f"leaderboard_{group}"), column
 
@@ -50,7 +69,9 @@ def test_the_leaderboard_is_lm_evals(index: Any) -> None:
 def test_the_leaderboard_is_the_papers() -> None:
     """Columns of Table 1, and names of Tables 3 and 4, as printed."""
     printed = record()["wdpo_kldpo"]
-    assert sorted(printed_name(task) for task in tasks_of(LEADERBOARD)) == sorted(printed["table3_1b_subtasks"]["tasks"])
+    assert sorted(printed_name(task) for task in tasks_of(LEADERBOARD)) == sorted(
+        printed["table3_1b_subtasks"]["tasks"]
+    )
     for model in printed["table1_openllm_v2"].values():
         assert all(list(row) == list(LEADERBOARD) for row in model.values())
 
@@ -75,18 +96,32 @@ def test_every_task_has_the_metric(index: Any, columns: dict[str, Any]) -> None:
 
 
 def test_examples_are_those_of_the_first_leaderboard() -> None:
-    """As its model cards say: "ARC (25-shot), HellaSwag (10-shot), MMLU (5-shot), TruthfulQA (0-shot), Winogrande (5-shot)"."""
+    """As its model cards say: "ARC (25-shot), HellaSwag (10-shot), MMLU (5-shot), TruthfulQA
+    (0-shot), Winogrande (5-shot)"."""
     assert [column.examples for column in AOT.values()] == [25, 10, 5, 0, 5, 5]
 
 
-def rows(values: list[float], errors: list[float], samples: list[int], column: str = "BBH") -> pd.DataFrame:
+def rows(
+    values: list[float], errors: list[float], samples: list[int], column: str = "BBH"
+) -> pd.DataFrame:
     names = [f"task {k}" for k in range(len(values))]
-    return pd.DataFrame({"task": names, "column": column, "metric": "acc", "value": values, "stderr": errors, "samples": samples})
+    return pd.DataFrame(
+        {
+            "task": names,
+            "column": column,
+            "metric": "acc",
+            "value": values,
+            "stderr": errors,
+            "samples": samples,
+        }
+    )
 
 
 def test_a_column_by_hand() -> None:
     """One task of 100 questions with 0.5, one of 300 with 0.7: 0.65 by questions, 0.6 by tasks."""
-    table = pd.concat([rows([0.5, 0.7], [0.04, 0.02], [100, 300]), rows([0.2], [math.nan], [10], "IFEval")])
+    table = pd.concat(
+        [rows([0.5, 0.7], [0.04, 0.02], [100, 300]), rows([0.2], [math.nan], [10], "IFEval")]
+    )
     found = by_column(table)
     assert list(found.column) == ["BBH", "IFEval"]
     assert list(found.samples) == [400, 10]
@@ -108,12 +143,20 @@ def test_a_column_against_lm_evals_aggregation(weighted: bool) -> None:
     numbers = [(float(a.mean()), float(a.std(ddof=1) / math.sqrt(len(a))), len(a)) for a in answers]
     values, errors, sizes = map(list, zip(*numbers, strict=True))
     mine = by_column(rows(values, errors, sizes), weighted=weighted)
-    assert mine.value.item() == pytest.approx(metrics.aggregate_subtask_metrics(values, sizes, weighted), rel=1e-12)
-    theirs = metrics.pooled_sample_stderr(errors, sizes) if weighted else metrics.unweighted_mean_stderr(errors)
+    assert mine.value.item() == pytest.approx(
+        metrics.aggregate_subtask_metrics(values, sizes, weighted), rel=1e-12
+    )
+    theirs = (
+        metrics.pooled_sample_stderr(errors, sizes)
+        if weighted
+        else metrics.unweighted_mean_stderr(errors)
+    )
     assert mine.stderr.item() == pytest.approx(theirs, rel=0.02 if weighted else 1e-12)
 
 
 def test_ifeval_is_the_mean_that_the_leaderboard_shows() -> None:
     """Llama-2-7b: the results file has these two numbers, and the leaderboard shows 25.19."""
     assert LEADERBOARD["IFEval"].metrics == ("prompt_level_strict_acc", "inst_level_strict_acc")
-    assert 100 * np.mean([0.18484288354898337, 0.31894484412470026]) == pytest.approx(25.19, abs=0.005)
+    assert 100 * np.mean([0.18484288354898337, 0.31894484412470026]) == pytest.approx(
+        25.19, abs=0.005
+    )

@@ -1,4 +1,5 @@
-"""Texts and tokenizers: every source gives the same table, and what is wrong with a source is said with its place."""
+"""Texts and tokenizers: every source gives the same table, and what is wrong with a source is said
+with its place."""
 
 import os
 from pathlib import Path
@@ -10,32 +11,50 @@ import pytest
 from llm.corpus import CUES, EMOTIONS, SPLITS, generate_texts, load_corpus
 
 TEXTS = {
-    "train": [("i feel low; really", "sadness"), ("i feel great", "joy"), ("i was amazed", "surprise")],
+    "train": [
+        ("i feel low; really", "sadness"),
+        ("i feel great", "joy"),
+        ("i was amazed", "surprise"),
+    ],
     "validation": [("i feel adored", "love")],
     "test": [("i feel mad", "anger"), ("i feel shaky", "fear")],
 }
 KEPT = {split: [row for row in rows if row[1] != "surprise"] for split, rows in TEXTS.items()}
-HUB_NAMES = ["sadness", "joy", "love", "anger", "fear", "surprise"]  # the class names of dair-ai/emotion, in its order
+HUB_NAMES = [
+    "sadness",
+    "joy",
+    "love",
+    "anger",
+    "fear",
+    "surprise",
+]  # the class names of dair-ai/emotion, in its order
 
 
 def write_files(folder: Path) -> Path:
     for split, file in zip(SPLITS, ("train.txt", "val.txt", "test.txt"), strict=True):
-        (folder / file).write_text("".join(f"{text};{label}\n" for text, label in TEXTS[split]) + "\n")
+        (folder / file).write_text(
+            "".join(f"{text};{label}\n" for text, label in TEXTS[split]) + "\n"
+        )
     return folder
 
 
 def write_snapshot(folder: Path, labels: str) -> Path:
-    """A folder as a download of the hub makes it: parquet files in `split`, named in the head of README.md."""
+    """A folder as a download of the hub makes it: parquet files in `split`, named in the head of
+    README.md."""
     (folder / "split").mkdir()
     for split, rows in TEXTS.items():
-        table = datasets.Dataset.from_dict({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+        table = datasets.Dataset.from_dict(
+            {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+        )
         if labels != "words":
             table = table.cast_column("label", datasets.ClassLabel(names=HUB_NAMES))
         if labels == "numbers":
             table = table.cast_column("label", datasets.Value("int64"))
         table.to_parquet(folder / "split" / f"{split}-00000-of-00001.parquet")
     files = "".join(f"  - split: {split}\n    path: split/{split}-*\n" for split in TEXTS)
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: split\n  data_files:\n{files}  default: true\n---\n")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: split\n  data_files:\n{files}  default: true\n---\n"
+    )
     return folder
 
 
@@ -97,12 +116,23 @@ def test_the_grammar_puts_the_cue_in_a_fifth_of_the_prompts_and_depends_on_its_s
     assert set(texts.label) == set(EMOTIONS)
     assert words.map(len).min() > 4
     # half of the texts with the cue are sad: the prompt says something, not everything
-    assert abs((texts.label[with_cue] == "sadness").mean() - 0.5) < 4 * (0.25 / with_cue.sum()) ** 0.5
+    assert (
+        abs((texts.label[with_cue] == "sadness").mean() - 0.5) < 4 * (0.25 / with_cue.sum()) ** 0.5
+    )
 
 
-@pytest.mark.skipif("PREFDRO_EMOTION" not in os.environ, reason="PREFDRO_EMOTION is not the folder of the Emotion texts")
+@pytest.mark.skipif(
+    "PREFDRO_EMOTION" not in os.environ,
+    reason="PREFDRO_EMOTION is not the folder of the Emotion texts",
+)
 def test_the_published_emotion_texts() -> None:
     corpus = load_corpus(os.environ["PREFDRO_EMOTION"])
     # 2000 test texts, of which 66 are of surprise: the counts of the dataset's card
-    assert corpus["test"].label.value_counts().to_dict() == {"joy": 695, "sadness": 581, "anger": 275, "fear": 224, "love": 159}
+    assert corpus["test"].label.value_counts().to_dict() == {
+        "joy": 695,
+        "sadness": 581,
+        "anger": 275,
+        "fear": 224,
+        "love": 159,
+    }
     assert len(corpus["train"]) == 16000 - 572

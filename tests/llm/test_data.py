@@ -1,4 +1,5 @@
-"""Reading, checking, cutting and batching preference data. The truth of the tokens is what TRL's trainers make of the rows."""
+"""Reading, checking, cutting and batching preference data. The truth of the tokens is what TRL's
+trainers make of the rows."""
 
 import gzip
 import json
@@ -31,17 +32,29 @@ UNPAIRED = [
 
 
 def messages(*contents: str) -> list[dict[str, str]]:
-    return [{"role": "user" if i % 2 == 0 else "assistant", "content": content} for i, content in enumerate(contents)]
+    return [
+        {"role": "user" if i % 2 == 0 else "assistant", "content": content}
+        for i, content in enumerate(contents)
+    ]
 
 
 def talk(row: dict[str, Any]) -> dict[str, Any]:
     """The same row as a conversation."""
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant", "completion": "assistant"}
-    return {k: [{"role": roles[k], "content": v.strip()}] if k in roles else v for k, v in row.items()}
+    roles = {
+        "prompt": "user",
+        "chosen": "assistant",
+        "rejected": "assistant",
+        "completion": "assistant",
+    }
+    return {
+        k: [{"role": roles[k], "content": v.strip()}] if k in roles else v for k, v in row.items()
+    }
 
 
 def rows(*changes: dict[str, Any], base: list[dict[str, Any]] = PAIRS) -> Dataset:
-    return Dataset.from_list([row | (changes[i] if i < len(changes) else {}) for i, row in enumerate(base)])
+    return Dataset.from_list(
+        [row | (changes[i] if i < len(changes) else {}) for i, row in enumerate(base)]
+    )
 
 
 def write_lines(path: Any, lines: list[dict[str, Any]]) -> Any:
@@ -49,10 +62,12 @@ def write_lines(path: Any, lines: list[dict[str, Any]]) -> Any:
     return path
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------
+#  files -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "json", "json.gz", "parquet", "csv", "lines.json"])
+@pytest.mark.parametrize(
+    "ending", ["jsonl", "jsonl.gz", "json", "json.gz", "parquet", "csv", "lines.json"]
+)
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending):
     path = tmp_path / f"pairs.{ending}"
     given = [row | {"weight": 0.5 * i, "group": "ab"[i % 2]} for i, row in enumerate(PAIRS)]
@@ -61,16 +76,22 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, ending):
     elif ending == "csv":
         pd.DataFrame(given).to_csv(path, index=False)
     else:
-        text = json.dumps(given, indent=1) if ending.startswith("json") and "l" not in ending else None
+        text = (
+            json.dumps(given, indent=1) if ending.startswith("json") and "l" not in ending else None
+        )
         data = (text or "\n\n".join(json.dumps(row) for row in given)).encode()
         path.write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
     assert load_rows(path) == given
 
 
 def test_strings_that_look_like_dates_or_numbers_stay_strings(tmp_path):
-    dates = [{"prompt": "when", "chosen": "2020-01-01", "rejected": f"2021-01-0{i}"} for i in (1, 2)]
+    dates = [
+        {"prompt": "when", "chosen": "2020-01-01", "rejected": f"2021-01-0{i}"} for i in (1, 2)
+    ]
     assert load_rows(write_lines(tmp_path / "a.jsonl", dates)) == dates
-    pd.DataFrame([{"prompt": "7", "chosen": "1", "rejected": "02"}]).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame([{"prompt": "7", "chosen": "1", "rejected": "02"}]).to_csv(
+        tmp_path / "a.csv", index=False
+    )
     assert load_rows(tmp_path / "a.csv") == [{"prompt": "7", "chosen": "1", "rejected": "02"}]
 
 
@@ -81,13 +102,17 @@ def test_a_row_longer_than_the_read_block(tmp_path):
 
 def test_saved_folders(tmp_path):
     Dataset.from_list(PAIRS).save_to_disk(tmp_path / "one")
-    DatasetDict(train=Dataset.from_list(PAIRS), test=Dataset.from_list(PAIRS[:1])).save_to_disk(tmp_path / "two")
+    DatasetDict(train=Dataset.from_list(PAIRS), test=Dataset.from_list(PAIRS[:1])).save_to_disk(
+        tmp_path / "two"
+    )
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert load_rows(tmp_path / "one") == PAIRS
     test = load_rows(tmp_path / "two", split="test")
     assert test == PAIRS[:1]
     tokenise(test, word_tokenizer(), "unpaired")
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # nothing is written next to the data
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")
+    } == before  # nothing is written next to the data
     with pytest.raises(ValueError, match=r"no split 'valid'; it has train, test"):
         load_rows(tmp_path / "two", split="valid")
     with pytest.raises(ValueError, match=r"split is 'test', which has no meaning"):
@@ -107,7 +132,11 @@ def test_a_folder_with_the_layout_of_the_hub(tmp_path, monkeypatch, ending):
     )
     for split, part in (("train", PAIRS), ("test", PAIRS[:1])):
         frame, path = pd.DataFrame(part), folder / "data" / f"{split}-00000-of-00001.{ending}"
-        frame.to_parquet(path) if ending == "parquet" else frame.to_json(path, orient="records", lines=True)
+        (
+            frame.to_parquet(path)
+            if ending == "parquet"
+            else frame.to_json(path, orient="records", lines=True)
+        )
     assert load_rows(folder) == PAIRS
     assert load_rows(folder, split="test", name="default") == PAIRS[:1]
     assert not used.exists()
@@ -121,7 +150,11 @@ def test_truncated_lines_name_file_and_line(tmp_path, compress):
     path = tmp_path / ("cut.jsonl.gz" if compress else "cut.jsonl")
     path.write_bytes(gzip.compress(data) if compress else data)
     with pytest.raises(
-        ValueError, match=r"cut\.jsonl(\.gz)?: .*1 row \(3\) not valid JSON.*cut\.jsonl(\.gz)?, line 3 \(the last\)"
+        ValueError,
+        match=(
+            r"cut\.jsonl(\.gz)?: .*1 row \(3\) not valid JSON.*cut\.jsonl(\.gz)?, line 3 \(the"
+            r" last\)"
+        ),
     ):
         load_rows(path)
 
@@ -129,7 +162,11 @@ def test_truncated_lines_name_file_and_line(tmp_path, compress):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"prompt": "x"}\nnonsense\n{"prompt": "y"}\n', r"1 row \(2\) not valid JSON.*a\.jsonl, line 2: "),
+        (
+            "a.jsonl",
+            b'{"prompt": "x"}\nnonsense\n{"prompt": "y"}\n',
+            r"1 row \(2\) not valid JSON.*a\.jsonl, line 2: ",
+        ),
         (
             "a.jsonl",
             b'{"prompt": "x"}\n\n{"prompt": "\xff"}\n',
@@ -140,11 +177,23 @@ def test_truncated_lines_name_file_and_line(tmp_path, compress):
         ("a.jsonl", b"", r"is empty \(0 bytes\)"),
         ("a.jsonl", b"\n\n", r"has no rows"),
         ("a.json", b"[]", r"has no rows"),
-        ("a.csv", b"prompt,chosen,rejected\na,b\n", r"a\.csv, line 2: expected 3 cells \(prompt, chosen, rejected\), got 2"),
+        (
+            "a.csv",
+            b"prompt,chosen,rejected\na,b\n",
+            r"a\.csv, line 2: expected 3 cells \(prompt, chosen, rejected\), got 2",
+        ),
         ("a.csv", b"prompt,chosen,rejected\n", r"has no rows"),
         ("a.csv", b"prompt,chosen,prompt\na,b,c\n", r"a\.csv has more than one column `prompt`"),
-        ("a.parquet", b"PAR1 and no more", r"a\.parquet cannot be read as parquet .* download it again"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 99, mtime=0)[:-9], r"a\.jsonl\.gz cannot be read as jsonl"),
+        (
+            "a.parquet",
+            b"PAR1 and no more",
+            r"a\.parquet cannot be read as parquet .* download it again",
+        ),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"prompt": "x"}\n' * 99, mtime=0)[:-9],
+            r"a\.jsonl\.gz cannot be read as jsonl",
+        ),
         ("a.txt", b"x", r"a\.txt: unknown kind of file. Known endings: \.jsonl"),
     ],
 )
@@ -157,29 +206,61 @@ def test_damaged_files(tmp_path, name, content, message):
 
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
 def test_rows_of_mixed_types_are_all_named(tmp_path, ending):
-    bad = [*PAIRS, PAIRS[0] | {"chosen": 5}, PAIRS[0] | {"chosen": ["x"]}, *[PAIRS[0] | {"chosen": False}] * 2]
+    bad = [
+        *PAIRS,
+        PAIRS[0] | {"chosen": 5},
+        PAIRS[0] | {"chosen": ["x"]},
+        *[PAIRS[0] | {"chosen": False}] * 2,
+    ]
     path = tmp_path / f"a.{ending}"
     path.write_text(json.dumps(bad) if ending == "json" else "\n".join(map(json.dumps, bad)))
-    with pytest.raises(ValueError, match=r"1 row \(4\) with a number in `chosen`.*1 row \(5\) with a list.*\(6, 7\) with true"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 row \(4\) with a number in `chosen`.*1 row \(5\) with a list.*\(6, 7\) with true",
+    ):
         tokenise(load_rows(path), word_tokenizer())
-    mixed_elsewhere = [row | {"meta": meta} for row, meta in zip(PAIRS, [1, "x", {"y": 2}], strict=True)]
-    path.write_text(json.dumps(mixed_elsewhere) if ending == "json" else "\n".join(map(json.dumps, mixed_elsewhere)))
+    mixed_elsewhere = [
+        row | {"meta": meta} for row, meta in zip(PAIRS, [1, "x", {"y": 2}], strict=True)
+    ]
+    path.write_text(
+        json.dumps(mixed_elsewhere)
+        if ending == "json"
+        else "\n".join(map(json.dumps, mixed_elsewhere))
+    )
     assert load_rows(path) == mixed_elsewhere
 
 
 def test_a_missing_file_is_not_taken_for_a_name_on_the_hub(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)))
-    for missing in (tmp_path / "a", "./a", "../a/b", "~/a", "data/a.jsonl", "a.parquet", "a/b/c", r"data\a"):
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs))
+    )
+    for missing in (
+        tmp_path / "a",
+        "./a",
+        "../a/b",
+        "~/a",
+        "data/a.jsonl",
+        "a.parquet",
+        "a/b/c",
+        r"data\a",
+    ):
         with pytest.raises(FileNotFoundError, match="there is no file or folder"):
             load_rows(missing)
     assert not asked
 
 
 def test_names_on_the_hub(tmp_path, monkeypatch):
-    """The files of a data set are found and downloaded by `datasets`, and read here as local ones are."""
+    """The files of a data set are found and downloaded by `datasets`, and read here as local ones
+    are."""
     asked = []
-    files = {"train": [write_lines(tmp_path / "a.jsonl", PAIRS[:1]), write_lines(tmp_path / "b.jsonl", PAIRS[1:])], "test": []}
+    files = {
+        "train": [
+            write_lines(tmp_path / "a.jsonl", PAIRS[:1]),
+            write_lines(tmp_path / "b.jsonl", PAIRS[1:]),
+        ],
+        "test": [],
+    }
 
     def builder(*args: Any, **kwargs: Any) -> Any:
         asked.append((args, kwargs))
@@ -195,25 +276,32 @@ def test_names_on_the_hub(tmp_path, monkeypatch):
     assert load_rows("trl-lib/pairs", "train[:1]+train[2:]") == [PAIRS[0], PAIRS[2]]
     with pytest.raises(ValueError, match=r"no split 'valid'; it has train, test"):
         load_rows("trl-lib/pairs", "valid")
-    with pytest.raises(FileNotFoundError, match=r"no file or folder here, and could not be had from the hub .*give the folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no file or folder here, and could not be had from the hub .*give the folder",
+    ):
         load_rows("trl-lib/none")
 
 
 def test_arguments_without_meaning_and_folders_without_data(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", PAIRS)
     for argument in ("name", "revision", "split"):
-        with pytest.raises(ValueError, match=f"{argument} is 'x', which has no meaning for .*a.jsonl"):
+        with pytest.raises(
+            ValueError, match=f"{argument} is 'x', which has no meaning for .*a.jsonl"
+        ):
             load_rows(path, **{argument: "x"})
     (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match=r"nothing holds no data.*For a single file"):
         load_rows(tmp_path / "nothing")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.jsonl").write_text('{"prompt": "x')
-    with pytest.raises(ValueError, match=r"broken: none of the 1 rows can be used.*a\.jsonl, line 1"):
+    with pytest.raises(
+        ValueError, match=r"broken: none of the 1 rows can be used.*a\.jsonl, line 1"
+    ):
         load_rows(tmp_path / "broken")
 
 
-# --- tokens -----------------------------------------------------------------------------------------------------------------
+#  tokens ------------------------------------------------------------------------------------------
 
 TEXT = [text for row in PAIRS for text in row.values()]
 MERGING = [  # prompts that end inside a token of the whole
@@ -221,21 +309,38 @@ MERGING = [  # prompts that end inside a token of the whole
     {"prompt": "the moon ", "chosen": "is very blue", "rejected": "green<eos>"},
     {"prompt": "a dog", "chosen": " likes the sun", "rejected": " likes the moon"},
 ]
-IMPLICIT = [{"chosen": row["prompt"] + row["chosen"], "rejected": row["prompt"] + row["rejected"]} for row in PAIRS]
+IMPLICIT = [
+    {"chosen": row["prompt"] + row["chosen"], "rejected": row["prompt"] + row["rejected"]}
+    for row in PAIRS
+]
 IMPLICIT_TALK = [
-    {"chosen": messages("the cat", "is red", "a dog", "is happy"), "rejected": messages("the cat", "is red", "a dog", "likes")},
+    {
+        "chosen": messages("the cat", "is red", "a dog", "is happy"),
+        "rejected": messages("the cat", "is red", "a dog", "likes"),
+    },
     {"chosen": messages("a dog", "sees the sun"), "rejected": messages("a dog", "sees the moon")},
 ]
 
 
-def by_trl(data: list[dict[str, Any]], tokenizer: Any, trainer: Any, max_length: int | None = None) -> Any:
-    args = SimpleNamespace(dataset_num_proc=None, max_length=max_length, truncation_mode="keep_start", dataset_kwargs=None)
-    this = SimpleNamespace(_tokenizer=tokenizer, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0)
+def by_trl(
+    data: list[dict[str, Any]], tokenizer: Any, trainer: Any, max_length: int | None = None
+) -> Any:
+    args = SimpleNamespace(
+        dataset_num_proc=None,
+        max_length=max_length,
+        truncation_mode="keep_start",
+        dataset_kwargs=None,
+    )
+    this = SimpleNamespace(
+        _tokenizer=tokenizer, calculate_KL=False, desirable_weight=1.0, undesirable_weight=1.0
+    )
     return trainer._prepare_dataset(this, Dataset.from_list(data), tokenizer, args, "train")
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens merge across the boundary")
-@pytest.mark.parametrize("make", [word_tokenizer, lambda **more: byte_tokenizer(TEXT, **more)], ids=["words", "bytes"])
+@pytest.mark.parametrize(
+    "make", [word_tokenizer, lambda **more: byte_tokenizer(TEXT, **more)], ids=["words", "bytes"]
+)
 @pytest.mark.parametrize(
     "data",
     [PAIRS, MERGING, IMPLICIT, [talk(row) for row in PAIRS], IMPLICIT_TALK],
@@ -251,25 +356,37 @@ def test_tokens_of_pairs_equal_those_of_trl(data, make):
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens merge across the boundary")
-@pytest.mark.parametrize("data", [UNPAIRED, PAIRS, [talk(row) for row in UNPAIRED]], ids=["strings", "pairs", "conversations"])
+@pytest.mark.parametrize(
+    "data",
+    [UNPAIRED, PAIRS, [talk(row) for row in UNPAIRED]],
+    ids=["strings", "pairs", "conversations"],
+)
 def test_tokens_of_unpaired_rows_equal_those_of_trl(data):
     tokenizer = byte_tokenizer(TEXT, chat_template=True)
     theirs = by_trl(data, tokenizer, KTOTrainer)
     ours = tokenise(Dataset.from_list(data), tokenizer, "unpaired")
     for column in ("prompt_ids", "completion_ids", "label"):
         assert list(ours[column]) == list(theirs[column])
-    assert list(ours["kl_completion_ids"]) == [*ours["completion_ids"][1:], ours["completion_ids"][0]]
+    assert list(ours["kl_completion_ids"]) == [
+        *ours["completion_ids"][1:],
+        ours["completion_ids"][0],
+    ]
     assert list(ours["index"]) == ([0, 1, 2, 0, 1, 2] if data is PAIRS else [0, 1, 2])
 
 
 def test_template_inputs_reach_the_template():
     tokenizer = word_tokenizer(chat_template=True)
     tokenizer.chat_template = (
-        "{% if mood %}{{ mood }} {% endif %}{{ tools | length if tools else 'not' }} " + tokenizer.chat_template
+        "{% if mood %}{{ mood }} {% endif %}{{ tools | length if tools else 'not' }} "
+        + tokenizer.chat_template
     )
     tool = {
         "type": "function",
-        "function": {"name": "see", "description": "", "parameters": {"type": "object", "properties": {}}},
+        "function": {
+            "name": "see",
+            "description": "",
+            "parameters": {"type": "object", "properties": {}},
+        },
     }
     extra = {"chat_template_kwargs": {"mood": "angry"}, "tools": json.dumps([tool])}
     data = [talk(row) | extra for row in PAIRS]
@@ -281,7 +398,9 @@ def test_template_inputs_reach_the_template():
 def test_a_string_prompt_next_to_whole_conversations_is_left_out():
     """As in UltraFeedback, whose conversations begin with the prompt."""
     tokenizer = word_tokenizer(chat_template=True)
-    doubled = tokenise(Dataset.from_list([row | {"prompt": "the cat"} for row in IMPLICIT_TALK]), tokenizer)
+    doubled = tokenise(
+        Dataset.from_list([row | {"prompt": "the cat"} for row in IMPLICIT_TALK]), tokenizer
+    )
     assert doubled.to_list() == tokenise(Dataset.from_list(IMPLICIT_TALK), tokenizer).to_list()
 
 
@@ -289,7 +408,9 @@ def test_a_string_prompt_next_to_whole_conversations_is_left_out():
 @pytest.mark.parametrize("max_length", [4, 6, 8, 20])
 def test_batches_of_cut_rows_equal_those_of_trl(max_length):
     tokenizer = byte_tokenizer(TEXT)
-    data = PAIRS + [{"prompt": "the the the the the the the the the", "chosen": "a", "rejected": "b"}]
+    data = PAIRS + [
+        {"prompt": "the the the the the the the the the", "chosen": "a", "rejected": "b"}
+    ]
     theirs = by_trl(data, tokenizer, DPOTrainer, max_length)
     expected = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(theirs.to_list())
     ours = tokenise(Dataset.from_list(data), tokenizer, max_length=max_length, long_prompts="drop")
@@ -325,18 +446,24 @@ def test_the_form_of_the_rows_and_their_order_change_nothing(kind):
     assert list(shuffled["chosen_ids"]) == list(straight.select(order)["chosen_ids"])
 
 
-# --- weights and groups -----------------------------------------------------------------------------------------------------
+#  weights and groups ------------------------------------------------------------------------------
 
 
 def test_weights_and_groups():
-    data = rows({"weight": 2, "group": "sun"}, {"weight": 0, "group": "moon"}, {"weight": 1, "group": "sun"})
+    data = rows(
+        {"weight": 2, "group": "sun"}, {"weight": 0, "group": "moon"}, {"weight": 1, "group": "sun"}
+    )
     ours = tokenise(data, word_tokenizer())
     assert list(ours["weight"]) == [2.0, 0.0, 1.0]
     assert list(ours["group"]) == [1, 0, 1]
     assert group_numbers(ours) == {"moon": 0, "sun": 1}
     other = rows({"group": "sun"}, {"group": "sun"}, {"group": "sun"})
     held_out = tokenise(other, word_tokenizer(), groups=group_numbers(ours))
-    assert list(held_out["group"]) == [1, 1, 1]  # as in the training data, though "moon" does not occur
+    assert list(held_out["group"]) == [
+        1,
+        1,
+        1,
+    ]  # as in the training data, though "moon" does not occur
     assert list(tokenise(data, word_tokenizer(), "unpaired")["weight"]) == [2, 0, 1, 2, 0, 1]
     numbered = tokenise(rows({"group": 3}, {"group": 0}, {"group": 3}), word_tokenizer())
     assert list(numbered["group"]) == [3, 0, 3] and group_numbers(numbered) == {}
@@ -350,15 +477,24 @@ def test_weights_and_groups():
             [{"weight": 1.0}, {"weight": -1.0}, {"weight": math.inf}],
             r"2 rows \(2, 3\) with a `weight`.*-1",
         ),
-        ([{"weight": 1.0}, {"weight": None}, {"weight": math.nan}], r"2 rows \(2, 3\) with a `weight`"),
+        (
+            [{"weight": 1.0}, {"weight": None}, {"weight": math.nan}],
+            r"2 rows \(2, 3\) with a `weight`",
+        ),
         ([{"weight": 0}, {"weight": 0}, {"weight": 0}], r"`weight` is zero in every row"),
         (
             [{"weight": "a"}, {"weight": "b"}, {"weight": "c"}],
             r"none of the 3 rows .* \(1, 2, 3\) with a `weight`.*'a'",
         ),
         ([{"group": "a"}, {"group": None}, {"group": "b"}], r"1 row \(2\) without a `group`"),
-        ([{"group": 0}, {"group": -1}, {"group": 1}], r"1 row \(2\) with a `group` that is no whole number from 0 .*\(-1\)"),
-        ([{"group": 0.5}, {"group": 1.5}, {"group": 1.0}], r"2 rows \(1, 2\) with a `group` that is no whole number.*0\.5"),
+        (
+            [{"group": 0}, {"group": -1}, {"group": 1}],
+            r"1 row \(2\) with a `group` that is no whole number from 0 .*\(-1\)",
+        ),
+        (
+            [{"group": 0.5}, {"group": 1.5}, {"group": 1.0}],
+            r"2 rows \(1, 2\) with a `group` that is no whole number.*0\.5",
+        ),
     ],
 )
 def test_bad_weights_and_groups(changes, message):
@@ -369,12 +505,18 @@ def test_bad_weights_and_groups(changes, message):
 def test_groups_that_the_training_data_do_not_have():
     known = {"moon": 0, "sun": 1}
     with pytest.raises(ValueError, match=r"1 row \(3\) of a group unknown.*moon, sun .*'star'"):
-        tokenise(rows({"group": "sun"}, {"group": "moon"}, {"group": "star"}), word_tokenizer(), groups=known)
-    with pytest.raises(ValueError, match=r"holds numbers, but in the training data names \(moon, sun\)"):
+        tokenise(
+            rows({"group": "sun"}, {"group": "moon"}, {"group": "star"}),
+            word_tokenizer(),
+            groups=known,
+        )
+    with pytest.raises(
+        ValueError, match=r"holds numbers, but in the training data names \(moon, sun\)"
+    ):
         tokenise(rows({"group": 0}, {"group": 1}, {"group": 1}), word_tokenizer(), groups=known)
 
 
-# --- rows that cannot be used -----------------------------------------------------------------------------------------------
+#  rows that cannot be used ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -385,7 +527,11 @@ def test_groups_that_the_training_data_do_not_have():
             "pairs",
             r"columns are missing. The data have `prompt`, `chosen`; accepted are `pro",
         ),
-        ([{"prompt": "a", "completion": "b"}], "unpaired", r"columns are missing. The data have `prompt`, `completion`"),
+        (
+            [{"prompt": "a", "completion": "b"}],
+            "unpaired",
+            r"columns are missing. The data have `prompt`, `completion`",
+        ),
         (UNPAIRED, "pairs", r"the data are unpaired .* but the objective compares pairs"),
         (
             [row | {"prompt": i} for i, row in enumerate(PAIRS)],
@@ -408,7 +554,11 @@ def test_groups_that_the_training_data_do_not_have():
             "pairs",
             r"\(2\) with a message whose content is",
         ),
-        ([talk(PAIRS[0]), talk(PAIRS[1]) | {"rejected": []}], "pairs", r"1 row \(2\) with an empty list in `rejected`"),
+        (
+            [talk(PAIRS[0]), talk(PAIRS[1]) | {"rejected": []}],
+            "pairs",
+            r"1 row \(2\) with an empty list in `rejected`",
+        ),
         (
             [talk(PAIRS[0]) | {"rejected": "x"}],
             "pairs",
@@ -419,8 +569,16 @@ def test_groups_that_the_training_data_do_not_have():
             "pairs",
             r"no row is left.*\(1, 2\) empty or blank",
         ),
-        ([UNPAIRED[0] | {"completion": " "}], "unpaired", r"no row is left.*1 row \(1\) empty or blank .*`completion`"),
-        ([talk(PAIRS[0] | {"rejected": " "})], "pairs", r"no row is left.*1 row \(1\) empty or blank .*`rejected`"),
+        (
+            [UNPAIRED[0] | {"completion": " "}],
+            "unpaired",
+            r"no row is left.*1 row \(1\) empty or blank .*`completion`",
+        ),
+        (
+            [talk(PAIRS[0] | {"rejected": " "})],
+            "pairs",
+            r"no row is left.*1 row \(1\) empty or blank .*`rejected`",
+        ),
         (
             [{"chosen": "a b", "rejected": "a c"}, {"chosen": "b", "rejected": "c"}],
             "pairs",
@@ -438,13 +596,21 @@ def test_groups_that_the_training_data_do_not_have():
             "pairs",
             r"no row .*\(1, 2, 3\) with identical chosen",
         ),
-        ([UNPAIRED[0] | {"label": "yes"}], "unpaired", r"1 row \(1\) with a `label` that is neither true.*'yes'"),
+        (
+            [UNPAIRED[0] | {"label": "yes"}],
+            "unpaired",
+            r"1 row \(1\) with a `label` that is neither true.*'yes'",
+        ),
         (
             [UNPAIRED[0] | {"label": 1}, UNPAIRED[0] | {"label": 2}],
             "unpaired",
             r"1 row \(2\) with a `label` that is",
         ),
-        ([UNPAIRED[0], UNPAIRED[0] | {"label": None}], "unpaired", r"1 row \(2\) with a `label` that is"),
+        (
+            [UNPAIRED[0], UNPAIRED[0] | {"label": None}],
+            "unpaired",
+            r"1 row \(2\) with a `label` that is",
+        ),
     ],
 )
 def test_rows_that_cannot_be_used(data, kind, message):
@@ -460,17 +626,29 @@ def test_an_empty_data_set():
 @pytest.mark.filterwarnings("ignore:.*cut at")
 def test_identical_pairs_are_dropped_with_a_warning():
     data = [PAIRS[0], PAIRS[1] | {"rejected": PAIRS[1]["chosen"]}, PAIRS[2]]
-    with pytest.warns(UserWarning, match=r"1 of 3 rows is left out: 1 row \(2\) with identical chosen and rejected"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 of 3 rows is left out: 1 row \(2\) with identical chosen and rejected",
+    ):
         ours = tokenise(Dataset.from_list(data), word_tokenizer())
     assert list(ours["index"]) == [0, 2]
     alike = [PAIRS[0], {"prompt": "the cat", "chosen": " is very red", "rejected": " is very sad"}]
-    with pytest.warns(UserWarning, match=r"1 row \(2\) with identical chosen and rejected within 4 tokens"):
-        assert list(tokenise(Dataset.from_list(alike), word_tokenizer(), max_length=4)["index"]) == [0]
+    with pytest.warns(
+        UserWarning, match=r"1 row \(2\) with identical chosen and rejected within 4 tokens"
+    ):
+        assert list(
+            tokenise(Dataset.from_list(alike), word_tokenizer(), max_length=4)["index"]
+        ) == [0]
 
 
 def test_prompts_that_leave_no_room():
-    data = Dataset.from_list([*PAIRS, {"prompt": "the the the the", "chosen": " red", "rejected": " blue"}])
-    with pytest.raises(ValueError, match=r"1 row \(4\) with a prompt .* max_length = 4 tokens \(the longest prompt has 4\)"):
+    data = Dataset.from_list(
+        [*PAIRS, {"prompt": "the the the the", "chosen": " red", "rejected": " blue"}]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"1 row \(4\) with a prompt .* max_length = 4 tokens \(the longest prompt has 4\)",
+    ):
         tokenise(data, word_tokenizer(), max_length=4, long_prompts="error")
     with pytest.warns(UserWarning) as caught:
         ours = tokenise(data, word_tokenizer(), max_length=4, long_prompts="drop")
@@ -484,31 +662,50 @@ def test_prompts_that_leave_no_room():
 
 
 def test_prompts_that_merge_with_their_completion():
-    with pytest.warns(UserWarning, match=r"1 row \(1\) with a prompt whose tokens are not the first of"):
+    with pytest.warns(
+        UserWarning, match=r"1 row \(1\) with a prompt whose tokens are not the first of"
+    ):
         tokenise(Dataset.from_list(MERGING[:1] + PAIRS[1:]), word_tokenizer())
 
 
 def test_reference_columns_of_the_data_are_not_trusted():
-    data = Dataset.from_list([row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -1.0} for row in PAIRS])
-    with pytest.warns(UserWarning, match="ref_chosen_logps, ref_rejected_logps in the data are not used"):
-        assert not [column for column in tokenise(data, word_tokenizer()).column_names if column.startswith("ref_")]
+    data = Dataset.from_list(
+        [row | {"ref_chosen_logps": -1.0, "ref_rejected_logps": -1.0} for row in PAIRS]
+    )
+    with pytest.warns(
+        UserWarning, match="ref_chosen_logps, ref_rejected_logps in the data are not used"
+    ):
+        assert not [
+            column
+            for column in tokenise(data, word_tokenizer()).column_names
+            if column.startswith("ref_")
+        ]
 
 
 @pytest.mark.parametrize(
-    "options", [{"kind": "pair"}, {"long_prompts": "cut"}, {"max_length": 1}], ids=["kind", "long_prompts", "max_length"]
+    "options",
+    [{"kind": "pair"}, {"long_prompts": "cut"}, {"max_length": 1}],
+    ids=["kind", "long_prompts", "max_length"],
 )
 def test_options_that_do_not_exist(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be .*, got {next(iter(options.values()))!r}"):
+    with pytest.raises(
+        ValueError, match=f"{next(iter(options))} must be .*, got {next(iter(options.values()))!r}"
+    ):
         tokenise(Dataset.from_list(PAIRS), word_tokenizer(), **options)
 
 
-# --- tokenizers -------------------------------------------------------------------------------------------------------------
+#  tokenizers --------------------------------------------------------------------------------------
 
 
 def test_tokenizers_that_lack_something():
-    with pytest.raises(ValueError, match=r"conversations, but the tokenizer .* has no chat template.*give the data as strings"):
+    with pytest.raises(
+        ValueError,
+        match=r"conversations, but the tokenizer .* has no chat template.*give the data as strings",
+    ):
         tokenise(Dataset.from_list([talk(row) for row in PAIRS]), word_tokenizer())
-    with pytest.raises(ValueError, match=r"has no end-of-sequence token.* Set `tokenizer.eos_token`"):
+    with pytest.raises(
+        ValueError, match=r"has no end-of-sequence token.* Set `tokenizer.eos_token`"
+    ):
         tokenise(Dataset.from_list(PAIRS), word_tokenizer(eos=False))
     assert padding_token(word_tokenizer()) == 0
     assert padding_token(word_tokenizer(pad=False)) == 1
@@ -520,22 +717,59 @@ def test_a_template_that_refuses_a_conversation():
     tokenizer = word_tokenizer(chat_template=True)
     refusal = "{% if messages[0].content == 'a dog' %}{{ raise_exception('no dogs') }}{% endif %}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
-    with pytest.raises(ValueError, match=r"1 row \(2\) that the chat template of the tokenizer .* refuses.*\(no dogs\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 row \(2\) that the chat template of the tokenizer .* refuses.*\(no dogs\)",
+    ):
         tokenise(Dataset.from_list([talk(row) for row in PAIRS]), tokenizer)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------------
+#  batches -----------------------------------------------------------------------------------------
 
 
 def test_a_batch_of_pairs_by_hand():
-    first = {"prompt_ids": [1, 2, 3], "chosen_ids": [4, 5], "rejected_ids": [6], "index": 7, "weight": 0.5, "group": 1}
-    second = {"prompt_ids": [7, 8], "chosen_ids": [9], "rejected_ids": [10, 11], "index": 3, "weight": 2.0, "group": 0}
-    reference = [{"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}, {"ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0}]
-    batch = PreferenceCollator(0, pad_to_multiple_of=3)([first | reference[0], second | reference[1]])
+    first = {
+        "prompt_ids": [1, 2, 3],
+        "chosen_ids": [4, 5],
+        "rejected_ids": [6],
+        "index": 7,
+        "weight": 0.5,
+        "group": 1,
+    }
+    second = {
+        "prompt_ids": [7, 8],
+        "chosen_ids": [9],
+        "rejected_ids": [10, 11],
+        "index": 3,
+        "weight": 2.0,
+        "group": 0,
+    }
+    reference = [
+        {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0},
+        {"ref_chosen_logps": -3.0, "ref_rejected_logps": -4.0},
+    ]
+    batch = PreferenceCollator(0, pad_to_multiple_of=3)(
+        [first | reference[0], second | reference[1]]
+    )
     expected = {
-        "input_ids": [[1, 2, 3, 4, 5, 0], [7, 8, 9, 0, 0, 0], [1, 2, 3, 6, 0, 0], [7, 8, 10, 11, 0, 0]],
-        "attention_mask": [[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0]],
-        "completion_mask": [[0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0], [0, 0, 1, 1, 0, 0]],
+        "input_ids": [
+            [1, 2, 3, 4, 5, 0],
+            [7, 8, 9, 0, 0, 0],
+            [1, 2, 3, 6, 0, 0],
+            [7, 8, 10, 11, 0, 0],
+        ],
+        "attention_mask": [
+            [1, 1, 1, 1, 1, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+        ],
+        "completion_mask": [
+            [0, 0, 0, 1, 1, 0],
+            [0, 0, 1, 0, 0, 0],
+            [0, 0, 0, 1, 0, 0],
+            [0, 0, 1, 1, 0, 0],
+        ],
         "reference_logps": [-1.0, -3.0, -2.0, -4.0],
         "weight": [0.5, 2.0],
         "group": [1, 0],
@@ -543,16 +777,36 @@ def test_a_batch_of_pairs_by_hand():
     }
     assert {key: value.tolist() for key, value in batch.items()} == expected
     floats = ("reference_logps", "weight")
-    assert all(value.dtype == (torch.float32 if key in floats else torch.int64) for key, value in batch.items())
-    plain = PreferenceCollator(0)([{key: first[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids", "index")}])
+    assert all(
+        value.dtype == (torch.float32 if key in floats else torch.int64)
+        for key, value in batch.items()
+    )
+    plain = PreferenceCollator(0)(
+        [{key: first[key] for key in ("prompt_ids", "chosen_ids", "rejected_ids", "index")}]
+    )
     assert set(plain) == {"input_ids", "attention_mask", "completion_mask", "index"}
     assert plain["input_ids"].shape == (2, 5)
 
 
 def test_a_batch_of_responses_by_hand():
-    first = {"prompt_ids": [1], "completion_ids": [2, 3], "kl_completion_ids": [4], "label": True, "index": 0}
-    second = {"prompt_ids": [5], "completion_ids": [4], "kl_completion_ids": [2, 3], "label": False, "index": 1}
-    reference = [{"ref_logps": -1.0, "ref_kl_logps": -2.0}, {"ref_logps": -3.0, "ref_kl_logps": -4.0}]
+    first = {
+        "prompt_ids": [1],
+        "completion_ids": [2, 3],
+        "kl_completion_ids": [4],
+        "label": True,
+        "index": 0,
+    }
+    second = {
+        "prompt_ids": [5],
+        "completion_ids": [4],
+        "kl_completion_ids": [2, 3],
+        "label": False,
+        "index": 1,
+    }
+    reference = [
+        {"ref_logps": -1.0, "ref_kl_logps": -2.0},
+        {"ref_logps": -3.0, "ref_kl_logps": -4.0},
+    ]
     batch = PreferenceCollator(9)([first | reference[0], second | reference[1]])
     assert {key: value.tolist() for key, value in batch.items()} == {
         "input_ids": [[1, 2, 3], [5, 4, 9]],
@@ -579,9 +833,20 @@ def test_batches_of_arrays_and_a_width_that_cannot_be():
 
 
 def test_a_mismatched_completion_is_never_of_the_same_prompt() -> None:
-    prompts, completions = ["the", "the", "cat", "cat", "dog", "the"], [" a", " bird", " sun", " moon", " is", " was"]
+    prompts, completions = (
+        ["the", "the", "cat", "cat", "dog", "the"],
+        [
+            " a",
+            " bird",
+            " sun",
+            " moon",
+            " is",
+            " was",
+        ],
+    )
     rows = Dataset.from_dict({"prompt": prompts, "completion": completions, "label": [True] * 6})
     tokenizer = word_tokenizer()
     found = tokenise(rows, tokenizer, "unpaired")["kl_completion_ids"]
-    # rows 0, 1 and 5 share a prompt, and the last one is followed by the first: row 5 goes on to row 2
+    # rows 0, 1 and 5 share a prompt, and the last one is followed by the first: row 5 goes on to
+    # row 2
     assert [tokenizer.decode(ids[:1]) for ids in found] == ["sun", "sun", "is", "is", "was", "sun"]

@@ -1,4 +1,5 @@
-"""Two processes, under DDP and under FSDP2, against one process that sees the whole batch; see `distributed_worker`."""
+"""Two processes, under DDP and under FSDP2, against one process that sees the whole batch; see
+`distributed_worker`."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def same_numbers(found: dict[str, float], truth: dict[str, float]) -> None:
 
 
 def test_gradient_metrics_and_evaluation(alone: dict[str, Any], together: dict[str, Any]) -> None:
-    """In float64, but for rounding of rewards to float32 in the data; the finite difference takes a small step there."""
+    """In float64, but for rounding of rewards to float32 in the data; the finite difference takes a
+    small step there."""
     compared = set()
     for name in OBJECTIVES:
         for accumulation in (1, 2):
@@ -54,12 +56,16 @@ def test_gradient_metrics_and_evaluation(alone: dict[str, Any], together: dict[s
             if found is None:
                 continue
             truth = alone[f"{name}, 1"]
-            assert {"ddp": "DistributedDataParallel", "fsdp": "FSDPModule"}[together["wrapper"]] in found["kind"]
+            assert {"ddp": "DistributedDataParallel", "fsdp": "FSDPModule"}[
+                together["wrapper"]
+            ] in found["kind"]
             assert distance(found["gradient"], truth["gradient"]) < 1e-6, (name, accumulation)
             same_numbers(found["logged"], truth["logged"])
             same_numbers(found["evaluated"], truth["evaluated"])
             compared.add(name)
-    assert compared == set(OBJECTIVES) - set(DOUBLE_BACKWARD if together["wrapper"] == "fsdp" else ())
+    assert compared == set(OBJECTIVES) - set(
+        DOUBLE_BACKWARD if together["wrapper"] == "fsdp" else ()
+    )
 
 
 def test_another_model_in_float32(alone: dict[str, Any], together: dict[str, Any]) -> None:

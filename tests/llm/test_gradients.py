@@ -1,6 +1,8 @@
-"""The parameter gradient of one step of the trainer, against formulas on the full logits of all rows at once in float64.
+"""The parameter gradient of one step of the trainer, against formulas on the full logits of all
+rows at once in float64.
 
-The formulas are written out here; only sorting softly is taken from the theory, which tests it elsewhere.
+The formulas are written out here; only sorting softly is taken from the theory, which tests it
+elsewhere.
 """
 
 import copy
@@ -23,7 +25,15 @@ from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
 from tests.llm.models import tiny_gpt2, tiny_llama
 from tests.llm.precision import ROUNDINGS, UNIT, Result, limits
-from tests.llm.training import all_logps, arguments, one_batch, random_pairs, random_singles, relative_error, step_gradient
+from tests.llm.training import (
+    all_logps,
+    arguments,
+    one_batch,
+    random_pairs,
+    random_singles,
+    relative_error,
+    step_gradient,
+)
 from theory.transport import soft_sort
 
 BETA = 0.1
@@ -32,7 +42,8 @@ ROWS = 12
 
 @dataclass
 class Sample:
-    """All rows of an effective batch in float64: u and v are log-ratios of chosen and rejected responses, p weights."""
+    """All rows of an effective batch in float64: u and v are log-ratios of chosen and rejected
+    responses, p weights."""
 
     u: Tensor
     v: Tensor
@@ -47,7 +58,8 @@ class Sample:
 
 
 def worst(distribution: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Sample], Tensor]:
-    """E_q l with the worst case q of the losses held constant: its gradient is that of the supremum."""
+    """E_q l with the worst case q of the losses held constant: its gradient is that of the
+    supremum."""
     return lambda s: (distribution(s.losses.detach(), s.p) * s.losses).sum()
 
 
@@ -63,7 +75,8 @@ def ball_of_kl(l: Tensor, p: Tensor, rho: float = 0.3) -> Tensor:
 
 
 def ball_of_chi2(l: Tensor, p: Tensor, rho: float = 0.5) -> Tensor:
-    """The worst case is q = p (1 + sqrt(rho) (l - mean)/std) as long as that is positive, as it is for a small radius."""
+    """The worst case is q = p (1 + sqrt(rho) (l - mean)/std) as long as that is positive, as it is
+    for a small radius."""
     mean = (p * l).sum()
     q = p * (1 + (rho / (p * (l - mean) ** 2).sum()).sqrt() * (l - mean))
     if bool((q > 0).all()):
@@ -105,11 +118,15 @@ def worst_share(l: Tensor, p: Tensor, alpha: float = 0.3) -> Tensor:
 def group_robust(s: Sample) -> Tensor:
     """Uniform weights of 3 groups after one step of 0.7."""
     assert s.group is not None
-    means = torch.stack([(s.p * s.losses)[s.group == g].sum() / s.p[s.group == g].sum() for g in range(3)])
+    means = torch.stack(
+        [(s.p * s.losses)[s.group == g].sum() / s.p[s.group == g].sum() for g in range(3)]
+    )
     return (torch.softmax(0.7 * means.detach(), 0) * means).sum()
 
 
-def sorted_cost(u: Tensor, v: Tensor, p: Tensor, q: Tensor, h: Callable[[Tensor], Tensor]) -> Tensor:
+def sorted_cost(
+    u: Tensor, v: Tensor, p: Tensor, q: Tensor, h: Callable[[Tensor], Tensor]
+) -> Tensor:
     """The sum of mass h(u_i - v_j) over the monotone coupling, smallest with smallest."""
     i, j = u.argsort().tolist(), v.argsort().tolist()
     total, left_u, left_v = u.new_zeros(()), float(p[i[0]]), float(q[j[0]])
@@ -167,7 +184,10 @@ def smoothed(s: Sample, wrong: float, scale: float = 1.0) -> Tensor:
 PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "dpo": ({}, lambda s: (s.p * s.losses).sum()),
     "ipo": ({}, lambda s: ipo(s, s.lengths)),
-    "ipo sums": ({"objective": "ipo", "average_tokens": False}, lambda s: ipo(s, torch.ones_like(s.lengths))),
+    "ipo sums": (
+        {"objective": "ipo", "average_tokens": False},
+        lambda s: ipo(s, torch.ones_like(s.lengths)),
+    ),
     "cdpo": ({"flip": 0.2}, lambda s: smoothed(s, 0.2)),
     "rdpo": ({"flip": 0.2}, lambda s: smoothed(s, -0.2, 0.6)),
     "hinge": ({}, lambda s: (s.p * torch.relu(1 - BETA * (s.u - s.v))).sum()),
@@ -218,25 +238,42 @@ def truth(model: nn.Module, data: Dataset, formula: Callable[[Sample], Tensor]) 
 
 
 def check(
-    model: nn.Module, data: Dataset, p: ObjectiveParameters, out: Path, formula: Callable[[nn.Module], Result], **others: Any
+    model: nn.Module,
+    data: Dataset,
+    p: ObjectiveParameters,
+    out: Path,
+    formula: Callable[[nn.Module], Result],
+    **others: Any,
 ) -> None:
-    """One step of the trainer gives this value and this gradient, for each way of cutting the rows into micro-batches.
+    """One step of the trainer gives this value and this gradient, for each way of cutting the rows
+    into micro-batches.
 
-    The limits are those of float32 for this instance (`precision`), unless they are given, with the truth.
+    The limits are those of float32 for this instance (`precision`), unless they are given, with the
+    truth.
     """
     micros = others.pop("micros", (5, 1))
     given = others.pop("limits", None)
     expected, of_gradient, of_value = given or limits(formula, model)
     for micro in micros:
         found, history = step_gradient(copy.deepcopy(model), data, p, out, micro=micro, **others)
-        assert relative_error(found, {n: g.to(found[n].dtype) for n, g in expected[1].items()}) < of_gradient, micro
+        assert (
+            relative_error(found, {n: g.to(found[n].dtype) for n, g in expected[1].items()})
+            < of_gradient
+        ), micro
         assert history[0]["loss"] == pytest.approx(expected[0], rel=0, abs=of_value), micro
 
 
 @pytest.mark.parametrize("name", ["dpo", "kldpo tau", "group_dro", "aot"])
 def test_micro_batches_of_one_pair(name: str, tmp_path: Path) -> None:
     data, (settings, formula) = random_pairs(ROWS, 6, weights=True, groups=3), PAIRS[name]
-    check(tiny_gpt2(), data, parameters(name, settings), tmp_path, lambda m: truth(m, data, formula), micros=(1,))
+    check(
+        tiny_gpt2(),
+        data,
+        parameters(name, settings),
+        tmp_path,
+        lambda m: truth(m, data, formula),
+        micros=(1,),
+    )
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -245,24 +282,40 @@ def test_objectives_of_pairs(name: str, tmp_path: Path) -> None:
     p, soft = parameters(name, settings), "softness" in settings
     for seed, model, weights in ((0, tiny_gpt2(), not soft), (1, tiny_llama(), False)):
         data = random_pairs(ROWS, seed, weights=weights, groups=3)
-        check(model, data, p, tmp_path, lambda m, d=data: truth(m, d, formula), micros=(ROWS,) if seed else (5,))
+        check(
+            model,
+            data,
+            p,
+            tmp_path,
+            lambda m, d=data: truth(m, d, formula),
+            micros=(ROWS,) if seed else (5,),
+        )
 
 
-# ------------------------------------------------------------------------------------------------------------- unpaired
+# ----------------------------------------------------------------------------------------- unpaired
 def singles_truth(model: nn.Module, data: Dataset, formula: Callable[..., Tensor]) -> Result:
-    """As `truth`; the formula takes log-ratios, also of mismatched completions, the mask of desirable ones and weights."""
+    """As `truth`; the formula takes log-ratios, also of mismatched completions, the mask of
+    desirable ones and weights."""
     double, batch = copy.deepcopy(model).double(), one_batch(data)
     mismatched = {n: batch[f"kl_{n}"] for n in ("input_ids", "attention_mask", "completion_mask")}
     ratio = all_logps(double, batch) - batch["reference_logps"].double()
     other = all_logps(double, mismatched) - batch["kl_reference_logps"].double()
-    raw = batch["weight"].double() if "weight" in batch else torch.ones(len(ratio), dtype=torch.float64)
+    raw = (
+        batch["weight"].double()
+        if "weight" in batch
+        else torch.ones(len(ratio), dtype=torch.float64)
+    )
     value = formula(ratio, other, batch["desirable"], raw / raw.sum())
     return float(value.detach()), gradient(value, double)
 
 
 def kto(ratio: Tensor, other: Tensor, desirable: Tensor, p: Tensor) -> Tensor:
     z0 = (p * other.detach()).sum().clamp(min=0)
-    v = torch.where(desirable, 1.3 * torch.sigmoid(BETA * (ratio - z0)), 0.8 * torch.sigmoid(BETA * (z0 - ratio)))
+    v = torch.where(
+        desirable,
+        1.3 * torch.sigmoid(BETA * (ratio - z0)),
+        0.8 * torch.sigmoid(BETA * (z0 - ratio)),
+    )
     return (p * (torch.where(desirable, 1.3, 0.8) - v)).sum()
 
 
@@ -273,18 +326,32 @@ def unpaired_transport(ratio: Tensor, other: Tensor, desirable: Tensor, p: Tenso
 
 SINGLES: dict[str, tuple[ObjectiveParameters, Callable[..., Tensor]]] = {
     "kto": (ObjectiveParameters("kto", BETA, gain=1.3, aversion=0.8), kto),
-    "aot_unpaired": (ObjectiveParameters("aot_unpaired", BETA, h="squared_hinge"), unpaired_transport),
+    "aot_unpaired": (
+        ObjectiveParameters("aot_unpaired", BETA, h="squared_hinge"),
+        unpaired_transport,
+    ),
 }
 
 
-@pytest.mark.parametrize("drift", [0.0, -30.0])  # of the mismatched reference: z0 is the clamped 0, then positive
+@pytest.mark.parametrize(
+    "drift", [0.0, -30.0]
+)  # of the mismatched reference: z0 is the clamped 0, then positive
 @pytest.mark.parametrize("name", SINGLES)
 def test_objectives_of_single_responses(name: str, drift: float, tmp_path: Path) -> None:
     p, formula = SINGLES[name]
     for seed, model, weights in ((0, tiny_gpt2(), True), (1, tiny_llama(), False)):
         data = random_singles(ROWS, seed, weights=weights)
-        data = data.remove_columns("ref_kl_logps").add_column("ref_kl_logps", [x + drift for x in data["ref_kl_logps"]])
-        check(model, data, p, tmp_path, lambda m, d=data: singles_truth(m, d, formula), micros=(ROWS,) if seed else (5,))
+        data = data.remove_columns("ref_kl_logps").add_column(
+            "ref_kl_logps", [x + drift for x in data["ref_kl_logps"]]
+        )
+        check(
+            model,
+            data,
+            p,
+            tmp_path,
+            lambda m, d=data: singles_truth(m, d, formula),
+            micros=(ROWS,) if seed else (5,),
+        )
 
 
 @pytest.mark.parametrize("name", SINGLES)
@@ -295,9 +362,11 @@ def test_a_micro_batch_of_one_kind_of_response(name: str, tmp_path: Path) -> Non
     check(model, data, p, tmp_path, lambda m: singles_truth(m, data, formula), micros=(3, 6))
 
 
-# ----------------------------------------------------------------------------------------------------------------- WDPO
+# --------------------------------------------------------------------------------------------- WDPO
 def embedding_norm(model: nn.Module) -> float:
-    return float(model.get_input_embeddings().weight.detach().double().norm(dim=1).square().mean().sqrt())
+    return float(
+        model.get_input_embeddings().weight.detach().double().norm(dim=1).square().mean().sqrt()
+    )
 
 
 def losses_at(model: nn.Module, batch: dict[str, Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,8 +377,16 @@ def losses_at(model: nn.Module, batch: dict[str, Tensor], z: Tensor) -> tuple[Te
     return s.losses, s.p
 
 
-def wdpo_truth(model: nn.Module, data: Dataset, radius: float, *, squared: bool = False, adversarial: bool = False) -> Result:
-    """The penalised loss by a double backward through `inputs_embeds`, or the loss at z + radius u."""
+def wdpo_truth(
+    model: nn.Module,
+    data: Dataset,
+    radius: float,
+    *,
+    squared: bool = False,
+    adversarial: bool = False,
+) -> Result:
+    """The penalised loss by a double backward through `inputs_embeds`, or the loss at z + radius
+    u."""
     double, batch = copy.deepcopy(model).double(), one_batch(data)
     double.set_attn_implementation("eager")
     z = double.get_input_embeddings()(batch["input_ids"])
@@ -331,28 +408,35 @@ WDPO: dict[str, tuple[dict[str, Any], dict[str, bool]]] = {
     "released": ({"released": True}, {"squared": True}),
     "adversarial": ({"wdpo_mode": "adversarial"}, {"adversarial": True}),
     "finite_difference": ({"wdpo_mode": "finite_difference"}, {}),
-    "finite_difference squared": ({"wdpo_mode": "finite_difference", "squared": True}, {"squared": True}),
+    "finite_difference squared": (
+        {"wdpo_mode": "finite_difference", "squared": True},
+        {"squared": True},
+    ),
 }
 
 
 def difference_limits(
     model: nn.Module, data: Dataset, expected: Result, radius: float, step: float, squared: bool
 ) -> tuple[float, float]:
-    """Limits of gradient and value of a central difference: plain ones are rounded, and divided by the step.
+    """Limits of gradient and value of a central difference: plain ones are rounded, and divided by
+    the step.
 
-    strength/(2 step) times the difference of two of them is strength/step times the error of one; strength is the slope of the
-    penalty, radius ||g|| or radius ||g||^2, in ||g||.
+    strength/(2 step) times the difference of two of them is strength/step times the error of one;
+    strength is the slope of the penalty, radius ||g|| or radius ||g||^2, in ||g||.
     """
     plain, of_gradient, of_value = limits(lambda m: truth(m, data, PAIRS["dpo"][1]), model)
     strength = 2 * (radius * (expected[0] - plain[0])) ** 0.5 if squared else radius
-    size, whole = (torch.cat([g.flatten() for g in one[1].values()]).norm() for one in (plain, expected))
+    size, whole = (
+        torch.cat([g.flatten() for g in one[1].values()]).norm() for one in (plain, expected)
+    )
     factor = 1 + strength / step
     return factor * of_gradient * float(size / whole), factor * of_value
 
 
 @pytest.mark.parametrize("name", WDPO)
 def test_wdpo(name: str, tmp_path: Path) -> None:
-    """The finite difference divides rounding by its step: in float32 little is left, in float64 it is as exact as the others."""
+    """The finite difference divides rounding by its step: in float32 little is left, in float64 it
+    is as exact as the others."""
     settings, which = WDPO[name]
     p = ObjectiveParameters("wdpo", BETA, rho=0.2, **settings)
     for seed, model, weights in ((0, tiny_gpt2(), True), (1, tiny_llama(), False)):
@@ -368,18 +452,31 @@ def test_wdpo(name: str, tmp_path: Path) -> None:
             rounded = difference_limits(model, data, expected, radius, 3e-4 * unit, squared)
             check(model, data, p, tmp_path, formula, limits=(expected, *rounded), micros=(5,))
             if seed == 0:  # Llama normalises in float32
-                small = replace(p, fd_epsilon=1e-6)  # whose square, the truncation, is nothing; the norm is kept in float32
+                small = replace(
+                    p, fd_epsilon=1e-6
+                )  # whose square, the truncation, is nothing; the norm is kept in float32
                 limit = 8 * UNIT
                 close = (expected, limit, limit * expected[0])
-                check(copy.deepcopy(model).double(), data, small, tmp_path, formula, limits=close, micros=(ROWS,))
+                check(
+                    copy.deepcopy(model).double(),
+                    data,
+                    small,
+                    tmp_path,
+                    formula,
+                    limits=close,
+                    micros=(ROWS,),
+                )
         else:
             check(model, data, p, tmp_path, formula, micros=(ROWS,) if seed else (5, 1))
 
 
-# ------------------------------------------------------------------------------------------------- other ways to train
+# ------------------------------------------------------------------------------ other ways to train
 def adapted(model: nn.Module, targets: list[str]) -> nn.Module:
-    """With a LoRA adapter that does something: its second factor starts at zero, where the first has no gradient."""
-    model = get_peft_model(model, LoraConfig(r=3, target_modules=targets, lora_dropout=0.1, task_type="CAUSAL_LM"))
+    """With a LoRA adapter that does something: its second factor starts at zero, where the first
+    has no gradient."""
+    model = get_peft_model(
+        model, LoraConfig(r=3, target_modules=targets, lora_dropout=0.1, task_type="CAUSAL_LM")
+    )
     g = torch.Generator().manual_seed(0)
     for name, p in model.named_parameters():
         if "lora_B" in name:
@@ -400,7 +497,10 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "checkpointing gpt2": (tiny_gpt2, {"activation_checkpointing": True}),
     "checkpointing llama": (tiny_llama, {"activation_checkpointing": True}),
     "lora gpt2": (lambda: adapted(tiny_gpt2(), ["c_attn"]), {}),
-    "lora llama, checkpointing": (lambda: adapted(tiny_llama(), ["q_proj", "v_proj"]), {"activation_checkpointing": True}),
+    "lora llama, checkpointing": (
+        lambda: adapted(tiny_llama(), ["q_proj", "v_proj"]),
+        {"activation_checkpointing": True},
+    ),
     "lora on the embeddings": (lambda: adapted(tiny_llama(), ["embed_tokens", "v_proj"]), {}),
     "untied gpt2": (lambda: retied(tiny_gpt2(), False), {}),
     "tied llama": (lambda: retied(tiny_llama(), True), {}),
@@ -415,25 +515,45 @@ def test_ways_to_train(way: str, tmp_path: Path) -> None:
     model, data, micros = make(), random_pairs(ROWS, 2, weights=True), (5,)
     for name in ("dpo", "kldpo tau"):
         p, formula = parameters(name, PAIRS[name][0]), PAIRS[name][1]
-        check(model, data, p, tmp_path, lambda m, f=formula: truth(m, data, f), micros=micros, **settings)
+        check(
+            model,
+            data,
+            p,
+            tmp_path,
+            lambda m, f=formula: truth(m, data, f),
+            micros=micros,
+            **settings,
+        )
     if way in ("dropout", "workers"):
         return
     radius = 0.2 * embedding_norm(model)
     for name in ("exact", "adversarial"):
         p = ObjectiveParameters("wdpo", BETA, rho=0.2, **WDPO[name][0])
-        check(model, data, p, tmp_path, lambda m, w=WDPO[name][1]: wdpo_truth(m, data, radius, **w), micros=micros, **settings)
+        check(
+            model,
+            data,
+            p,
+            tmp_path,
+            lambda m, w=WDPO[name][1]: wdpo_truth(m, data, radius, **w),
+            micros=micros,
+            **settings,
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------- many steps
+# --------------------------------------------------------------------------------------- many steps
 class EveryStep(TrainerCallback):
     """The gradients at each optimizer step, after clipping."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, Tensor]] = []
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
         assert model is not None
-        self.found.append({n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None})
+        self.found.append(
+            {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
 
 
 def steps(
@@ -455,12 +575,25 @@ def steps(
 
 @pytest.mark.parametrize("name", ["dpo", "kldpo tau", "aot"])
 def test_the_last_batch_of_an_epoch_and_the_next_epoch(name: str, tmp_path: Path) -> None:
-    """11 rows in micro-batches of 2, 3 of which are a step: 6 rows, then 2 + 2 + 1, then 6 again; evaluations in between."""
+    """11 rows in micro-batches of 2, 3 of which are a step: 6 rows, then 2 + 2 + 1, then 6 again;
+    evaluations in between."""
     model, data = tiny_gpt2(), random_pairs(11, 4, weights=True)
     p, formula = parameters(name, PAIRS[name][0]), PAIRS[name][1]
     cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "max_steps": 4}
-    found, history = steps(copy.deepcopy(model), data, p, tmp_path, eval_strategy="steps", eval_steps=1, logging_steps=2, **cut)
-    parts = [limits(lambda m, r=rows: truth(m, data.select(r), formula), model) for rows in (range(6), range(6, 11))]
+    found, history = steps(
+        copy.deepcopy(model),
+        data,
+        p,
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        logging_steps=2,
+        **cut,
+    )
+    parts = [
+        limits(lambda m, r=rows: truth(m, data.select(r), formula), model)
+        for rows in (range(6), range(6, 11))
+    ]
     for step, ((_, expected), limit, _) in zip(found, parts * 2, strict=True):
         assert relative_error(step, {n: g.float() for n, g in expected.items()}) < limit
     logged = [entry["loss"] for entry in history if "loss" in entry]
@@ -473,11 +606,24 @@ def test_the_last_batch_of_an_epoch_and_the_next_epoch(name: str, tmp_path: Path
 
 def test_dropping_the_last_batch(tmp_path: Path) -> None:
     model, data = tiny_gpt2(), random_pairs(11, 4)
-    cut = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 2, "dataloader_drop_last": True}
+    cut = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 2,
+        "dataloader_drop_last": True,
+    }
     found, history = steps(
-        copy.deepcopy(model), data, parameters("dpo", {}), tmp_path, eval_strategy="steps", eval_steps=1, **cut
+        copy.deepcopy(model),
+        data,
+        parameters("dpo", {}),
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        **cut,
     )
-    (_, expected), limit, _ = limits(lambda m: truth(m, data.select(range(8)), PAIRS["dpo"][1]), model)
+    (_, expected), limit, _ = limits(
+        lambda m: truth(m, data.select(range(8)), PAIRS["dpo"][1]), model
+    )
     for step in found:
         assert relative_error(step, {n: g.float() for n, g in expected.items()}) < limit
     # evaluation is of all rows nevertheless
@@ -488,9 +634,13 @@ def test_dropping_the_last_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["kldpo tau", "aot"])
 def test_micro_batches_under_bf16_autocast(name: str, tmp_path: Path) -> None:
-    """The pass without gradient must leave nothing behind that the one with gradients would use, such as cast weights."""
+    """The pass without gradient must leave nothing behind that the one with gradients would use,
+    such as cast weights."""
     data, p = random_pairs(ROWS), parameters(name, PAIRS[name][0])
-    whole, parts = (step_gradient(tiny_gpt2(), data, p, tmp_path, micro=micro, bf16=True)[0] for micro in (ROWS, 5))
+    whole, parts = (
+        step_gradient(tiny_gpt2(), data, p, tmp_path, micro=micro, bf16=True)[0]
+        for micro in (ROWS, 5)
+    )
     assert whole.keys() == dict(tiny_gpt2().named_parameters()).keys()
     assert relative_error(parts, whole) < 0.02
 
@@ -510,7 +660,9 @@ def test_evaluation_of_group_dro_is_its_worst_group(tmp_path: Path) -> None:
 
     def worst_group(s: Sample, count: int = 4) -> Tensor:
         assert s.group is not None
-        return torch.stack([(s.p * s.losses)[s.group == g].sum() / s.p[s.group == g].sum() for g in range(count)]).max()
+        return torch.stack(
+            [(s.p * s.losses)[s.group == g].sum() / s.p[s.group == g].sum() for g in range(count)]
+        ).max()
 
     (value, _), _, limit = limits(lambda m: truth(m, data, worst_group), model)
     assert value > truth(model, data, lambda s: worst_group(s, 2))[0]
@@ -531,17 +683,27 @@ def test_clipping_scales_the_whole_gradient(name: str, tmp_path: Path) -> None:
     norm = float(torch.cat([g.flatten() for g in whole.values()]).norm())
     assert norm > 0.2
     # the same steps in the same order, but for the factor; torch divides by the norm + 1e-6
-    assert relative_error(clipped, {n: 0.1 / norm * g for n, g in whole.items()}) < 1e-6 / norm + ROUNDINGS * UNIT
+    assert (
+        relative_error(clipped, {n: 0.1 / norm * g for n, g in whole.items()})
+        < 1e-6 / norm + ROUNDINGS * UNIT
+    )
 
 
-@pytest.mark.parametrize("name", ["dpo", "dr_dpo", "kldpo tau", "kldpo rho", "cvar", "aot", "group_dro", "exact", "adversarial"])
+@pytest.mark.parametrize(
+    "name",
+    ["dpo", "dr_dpo", "kldpo tau", "kldpo rho", "cvar", "aot", "group_dro", "exact", "adversarial"],
+)
 def test_rows_of_weight_zero_do_not_count(name: str, tmp_path: Path) -> None:
     """Also where they fill a micro-batch."""
     model, data = tiny_gpt2(), random_pairs(ROWS, 5, weights=True, groups=2)
     weight = [0.0 if i < 3 or i == 7 else w for i, w in enumerate(data["weight"])]
     data = data.remove_columns("weight").add_column("weight", weight)
     kept = data.filter(lambda row: row["weight"] > 0)
-    p = ObjectiveParameters("wdpo", BETA, rho=0.1, **WDPO[name][0]) if name in WDPO else parameters(name, PAIRS[name][0])
+    p = (
+        ObjectiveParameters("wdpo", BETA, rho=0.1, **WDPO[name][0])
+        if name in WDPO
+        else parameters(name, PAIRS[name][0])
+    )
     some, _ = step_gradient(copy.deepcopy(model), data, p, tmp_path, micro=3)
     others, _ = step_gradient(copy.deepcopy(model), kept, p, tmp_path, micro=len(kept))
     radius = 0.1 * embedding_norm(model)
@@ -549,7 +711,9 @@ def test_rows_of_weight_zero_do_not_count(name: str, tmp_path: Path) -> None:
     def formula(m: nn.Module) -> Result:
         if name in WDPO:
             return wdpo_truth(m, kept, radius, **WDPO[name][1])
-        return truth(m, kept, PAIRS["dpo" if name == "group_dro" else name][1])  # that of group_dro is for three groups
+        return truth(
+            m, kept, PAIRS["dpo" if name == "group_dro" else name][1]
+        )  # that of group_dro is for three groups
 
     assert relative_error(some, others) < 2 * limits(formula, model)[1]  # one limit for each
 
@@ -562,7 +726,11 @@ def test_responses_of_weight_zero_do_not_count(name: str, tmp_path: Path) -> Non
         [w * (i > 3) for i, w in enumerate(data["weight"])],
         [x - 30 - 5 * i for i, x in enumerate(data["ref_kl_logps"])],
     )
-    data = data.remove_columns(["weight", "ref_kl_logps"]).add_column("weight", weight).add_column("ref_kl_logps", drift)
+    data = (
+        data.remove_columns(["weight", "ref_kl_logps"])
+        .add_column("weight", weight)
+        .add_column("ref_kl_logps", drift)
+    )
     kept = data.select(range(4, ROWS))
     some, _ = step_gradient(tiny_gpt2(), data, SINGLES[name][0], tmp_path, micro=3)
     others, _ = step_gradient(tiny_gpt2(), kept, SINGLES[name][0], tmp_path, micro=len(kept))

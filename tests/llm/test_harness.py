@@ -1,4 +1,5 @@
-"""lm-evaluation-harness as a library, on small tasks: its numbers against plain log-softmax sums, and what can go wrong."""
+"""lm-evaluation-harness as a library, on small tasks: its numbers against plain log-softmax sums,
+and what can go wrong."""
 
 import json
 import random
@@ -33,7 +34,8 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> nn.Module:
-    """Random weights, larger than usual: answers differ in their log-probabilities by far more than rounding."""
+    """Random weights, larger than usual: answers differ in their log-probabilities by far more than
+    rounding."""
     made = language_model(None, tokenizer, width=16, layers=1, length=POSITIONS, seed=0)
     with torch.no_grad():
         for name, weight in made.named_parameters():
@@ -79,41 +81,66 @@ def greedy(model: nn.Module, tokenizer: Any, context: str, steps: int) -> str:
 def test_choices_are_scored_by_their_log_probabilities(
     model: nn.Module, tokenizer: Any, folder: Path, scores: pd.DataFrame
 ) -> None:
-    """Both columns in one call ask about the same texts, parted at other places: lm-eval's own model is wrong there."""
+    """Both columns in one call ask about the same texts, parted at other places: lm-eval's own
+    model is wrong there."""
     rights = []
     for task in (*LOCAL["emotion"].tasks, *LOCAL["ending"].tasks):
         right = [
-            int(np.argmax([logprob(model, tokenizer, row["context"], choice) for choice in row["choices"]])) == row["answer"]
+            int(
+                np.argmax(
+                    [logprob(model, tokenizer, row["context"], choice) for choice in row["choices"]]
+                )
+            )
+            == row["answer"]
             for row in questions(folder, task)
         ]
         (row,) = scores[scores.task == task].itertuples()
-        assert (row.metric, row.samples, row.value) == ("acc", len(right), pytest.approx(np.mean(right), abs=1e-12))
+        assert (row.metric, row.samples, row.value) == (
+            "acc",
+            len(right),
+            pytest.approx(np.mean(right), abs=1e-12),
+        )
         assert row.stderr == pytest.approx(np.std(right, ddof=1) / np.sqrt(len(right)), abs=1e-12)
         rights += right
     assert 0 < np.mean(rights) < 0.9
 
 
-def test_written_words_are_those_of_greedy_decoding(model: nn.Module, tokenizer: Any, folder: Path, tmp_path: Path) -> None:
+def test_written_words_are_those_of_greedy_decoding(
+    model: nn.Module, tokenizer: Any, folder: Path, tmp_path: Path
+) -> None:
     """On questions whose answers are the model's own words, or all but one of them are."""
     for source in folder.glob("local_words_*"):
         shutil.copy(source, tmp_path)
     task = LOCAL["words"].tasks[0]
-    rows = [row | {"answer": greedy(model, tokenizer, row["context"], 5)} for row in questions(folder, task)]
+    rows = [
+        row | {"answer": greedy(model, tokenizer, row["context"], 5)}
+        for row in questions(folder, task)
+    ]
     rows[0]["answer"] += " again"
     (tmp_path / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = evaluate_with_harness(model, tokenizer, {"own": Column((task,), ("exact_match",))}, include=tmp_path)
+    found = evaluate_with_harness(
+        model, tokenizer, {"own": Column((task,), ("exact_match",))}, include=tmp_path
+    )
     assert found.value.item() == pytest.approx(1 - 1 / len(rows))
 
 
 def test_the_table_has_a_row_for_each_task(scores: pd.DataFrame) -> None:
     assert list(scores.columns) == SCORES
-    assert list(scores.task) == [f"local_{column}_{emotion}" for column in ("emotion", "ending", "words") for emotion in EMOTIONS]
+    assert list(scores.task) == [
+        f"local_{column}_{emotion}"
+        for column in ("emotion", "ending", "words")
+        for emotion in EMOTIONS
+    ]
     assert list(scores.column.unique()) == ["emotion", "ending", "words"]
     assert (scores.samples == 12).all()
 
 
 def test_batches_and_repetition_change_nothing(
-    model: nn.Module, tokenizer: Any, folder: Path, scores: pd.DataFrame, capfd: pytest.CaptureFixture[str]
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    scores: pd.DataFrame,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     random.seed(5)
     np.random.seed(5)
@@ -125,18 +152,26 @@ def test_batches_and_repetition_change_nothing(
     for size in (1, 7):
         again = evaluate_with_harness(model, tokenizer, LOCAL, include=folder, batch_size=size)
         pd.testing.assert_frame_equal(again, scores)
-    assert (random.random(), np.random.rand(), float(torch.rand(()))) == expected  # the caller's random numbers go on
+    assert (
+        random.random(),
+        np.random.rand(),
+        float(torch.rand(())),
+    ) == expected  # the caller's random numbers go on
     assert model.training  # as it was
     printed = capfd.readouterr()
     assert printed.out + printed.err == ""
 
 
 def test_a_limit_takes_the_first_questions(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    found = evaluate_with_harness(model, tokenizer, ENDING, include=folder, limit=3, share=True)  # one process shares with none
+    found = evaluate_with_harness(
+        model, tokenizer, ENDING, include=folder, limit=3, share=True
+    )  # one process shares with none
     assert (found.samples == 3).all()
 
 
-def test_a_model_in_a_folder(model: nn.Module, tokenizer: Any, folder: Path, scores: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_model_in_a_folder(
+    model: nn.Module, tokenizer: Any, folder: Path, scores: pd.DataFrame, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     tokenizer.save_pretrained(tmp_path)
     found = evaluate_with_harness(tmp_path, None, ENDING, include=folder)
@@ -147,7 +182,10 @@ def test_a_model_in_a_folder(model: nn.Module, tokenizer: Any, folder: Path, sco
 
 def test_code_of_a_model_is_not_run(tokenizer: Any, folder: Path, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    config = {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ValueError, match="cannot load the model"):
@@ -156,9 +194,15 @@ def test_code_of_a_model_is_not_run(tokenizer: Any, folder: Path, tmp_path: Path
 
 
 def test_answers_are_kept(
-    model: nn.Module, tokenizer: Any, folder: Path, scores: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    scores: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run that is stopped goes on where it was: the second one asks the model for the rest only."""
+    """A run that is stopped goes on where it was: the second one asks the model for the rest
+    only."""
     forward, asked = type(model).forward, []
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -168,12 +212,16 @@ def test_answers_are_kept(
         return forward(self, *args, **kwargs)
 
     def evaluate() -> pd.DataFrame:
-        return evaluate_with_harness(model, tokenizer, ENDING, include=folder, answers=tmp_path / "answers", batch_size=16)
+        return evaluate_with_harness(
+            model, tokenizer, ENDING, include=folder, answers=tmp_path / "answers", batch_size=16
+        )
 
     monkeypatch.setattr(type(model), "forward", counted)
     with pytest.raises(RuntimeError, match="killed"):
         evaluate()
-    pd.testing.assert_frame_equal(evaluate(), scores[scores.column == "ending"].reset_index(drop=True))
+    pd.testing.assert_frame_equal(
+        evaluate(), scores[scores.column == "ending"].reset_index(drop=True)
+    )
     rest = len(asked) - 3
     assert evaluate() is not None
     assert len(asked) - 3 == rest  # nothing was left to ask
@@ -181,7 +229,9 @@ def test_answers_are_kept(
     assert rest == -(-5 * 12 * 4 // 16) - 2
 
 
-def test_prompts_in_the_chat_template(model: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_in_the_chat_template(
+    model: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = [*generate_texts(2000, 0).text, "<|user|> <|assistant|> <eos>"]
     tokenizer = word_tokenizer(texts, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
     with pytest.raises(ValueError, match="no chat template"):
@@ -189,10 +239,18 @@ def test_prompts_in_the_chat_template(model: nn.Module, folder: Path, monkeypatc
     tokenizer.chat_template = CHAT_TEMPLATE
     read: list[str] = []
     encode = type(tokenizer).encode
-    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text, **more: read.append(text) or encode(self, text, **more))
-    evaluate_with_harness(model, tokenizer, ENDING, include=folder, chat=True, limit=1, max_length=POSITIONS)
+    monkeypatch.setattr(
+        type(tokenizer),
+        "encode",
+        lambda self, text, **more: read.append(text) or encode(self, text, **more),
+    )
+    evaluate_with_harness(
+        model, tokenizer, ENDING, include=folder, chat=True, limit=1, max_length=POSITIONS
+    )
     row = questions(folder, LOCAL["ending"].tasks[0])[0]
-    assert f"<|user|> {row['context']} <eos> <|assistant|> {row['choices'][0]}" in [" ".join(text.split()) for text in read]
+    assert f"<|user|> {row['context']} <eos> <|assistant|> {row['choices'][0]}" in [
+        " ".join(text.split()) for text in read
+    ]
 
 
 def test_examples_are_drawn_with_the_seed(folder: Path) -> None:
@@ -216,18 +274,31 @@ def test_settings_of_written_answers(folder: Path) -> None:
         assert made.get_config("generation_kwargs")["max_gen_toks"] == expected
 
 
-# ------------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 def task_file(folder: Path, text: str) -> dict[str, Column]:
-    (folder / "own.yaml").write_text(f"task: own\noutput_type: multiple_choice\ntest_split: test\n{text}")
+    (folder / "own.yaml").write_text(
+        f"task: own\noutput_type: multiple_choice\ntest_split: test\n{text}"
+    )
     return {"own": Column(("own",), ("acc",))}
 
 
-def test_missing_data(model: nn.Module, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data(
+    model: nn.Module, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    columns = task_file(tmp_path, "dataset_path: someone/questions\ndataset_name: hard\ndoc_to_text: text\ndoc_to_target: answer")
-    monkeypatch.setattr(type(model), "forward", lambda *_, **__: pytest.fail("asked before all data are there"))
+    columns = task_file(
+        tmp_path,
+        "dataset_path: someone/questions\ndataset_name: hard\ndoc_to_text: text\ndoc_to_target:"
+        " answer",
+    )
+    monkeypatch.setattr(
+        type(model), "forward", lambda *_, **__: pytest.fail("asked before all data are there")
+    )
     with pytest.raises(
-        ValueError, match=r"'own'.*someone/questions hard.*in the cache only.*HF_HOME.*Nothing has been evaluated"
+        ValueError,
+        match=(
+            r"'own'.*someone/questions hard.*in the cache only.*HF_HOME.*Nothing has been evaluated"
+        ),
     ):
         evaluate_with_harness(model, tokenizer, columns, include=tmp_path)
 
@@ -243,27 +314,46 @@ def test_a_missing_package(model: nn.Module, tokenizer: Any, tmp_path: Path) -> 
     ("column", "message"),
     [
         (Column(("local_ending",), ("acc",)), "'local_ending' is a group of tasks: name its tasks"),
-        (Column(("local_ending_joy",), ("acc_norm",)), "no metric 'acc_norm,none'; it has acc,none"),
-        (Column(("local_ending_joy",) * 2, ("acc",)), "local_ending_joy stand in several columns, or twice"),
+        (
+            Column(("local_ending_joy",), ("acc_norm",)),
+            "no metric 'acc_norm,none'; it has acc,none",
+        ),
+        (
+            Column(("local_ending_joy",) * 2, ("acc",)),
+            "local_ending_joy stand in several columns, or twice",
+        ),
     ],
 )
-def test_columns_that_cannot_be(model: nn.Module, tokenizer: Any, folder: Path, column: Column, message: str) -> None:
+def test_columns_that_cannot_be(
+    model: nn.Module, tokenizer: Any, folder: Path, column: Column, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_with_harness(model, tokenizer, {"column": column}, include=folder, limit=1)
 
 
-def test_an_unknown_task(model: nn.Module, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_task(
+    model: nn.Module, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import lm_eval.tasks
 
     # the list of all tasks takes ten seconds to read: here there are none but those of the folder
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda **more: TaskManager(**more | {"include_defaults": False}))
-    with pytest.raises(ValueError, match=r"'local_endig_joy' is no task of lm-eval nor of .*Similar names: local_ending_joy"):
-        evaluate_with_harness(model, tokenizer, {"x": Column(("local_endig_joy",), ("acc",))}, include=folder)
+    monkeypatch.setattr(
+        lm_eval.tasks,
+        "TaskManager",
+        lambda **more: TaskManager(**more | {"include_defaults": False}),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"'local_endig_joy' is no task of lm-eval nor of .*Similar names: local_ending_joy",
+    ):
+        evaluate_with_harness(
+            model, tokenizer, {"x": Column(("local_endig_joy",), ("acc",))}, include=folder
+        )
     with pytest.raises(ValueError, match="no folder of tasks at"):
         evaluate_with_harness(model, tokenizer, ENDING, include=folder / "nowhere")
 
 
-# ---------------------------------------------------------------------------------------------------------------- processes
+# ---------------------------------------------------------------------------------------- processes
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -272,14 +362,18 @@ from llm.local_tasks import LOCAL
 
 model, tasks, out = sys.argv[1:]
 rank = os.environ["RANK"]
-evaluate_with_harness(model, None, LOCAL, include=Path(tasks), limit=9, share=True).to_csv(f"{out}/together-{rank}.csv")
-evaluate_with_harness(model, None, LOCAL, include=Path(tasks), limit=5 + int(rank)).to_csv(f"{out}/alone-{rank}.csv")
+given = {"include": Path(tasks)}
+together = evaluate_with_harness(model, None, LOCAL, limit=9, share=True, **given)
+together.to_csv(f"{out}/together-{rank}.csv")
+alone = evaluate_with_harness(model, None, LOCAL, limit=5 + int(rank), **given)
+alone.to_csv(f"{out}/alone-{rank}.csv")
 """
 
 
 @pytest.mark.slow
 def test_two_processes(model: nn.Module, tokenizer: Any, folder: Path, tmp_path: Path) -> None:
-    """They divide the questions, nine of each task, and both get the table; without `share` each asks what it was told to."""
+    """They divide the questions, nine of each task, and both get the table; without `share` each
+    asks what it was told to."""
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -288,5 +382,7 @@ def test_two_processes(model: nn.Module, tokenizer: Any, folder: Path, tmp_path:
     assert done.returncode == 0, done.stderr[-4000:]
     truth = evaluate_with_harness(model, tokenizer, LOCAL, include=folder, limit=9)
     for rank in (0, 1):
-        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"together-{rank}.csv", index_col=0), truth)
+        pd.testing.assert_frame_equal(
+            pd.read_csv(tmp_path / f"together-{rank}.csv", index_col=0), truth
+        )
         assert set(pd.read_csv(tmp_path / f"alone-{rank}.csv").samples) == {5 + rank}

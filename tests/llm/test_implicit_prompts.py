@@ -1,4 +1,5 @@
-"""Where an implicit prompt ends. Anthropic's format and others mark the turns; without marks a word is not cut."""
+"""Where an implicit prompt ends. Anthropic's format and others mark the turns; without marks a word
+is not cut."""
 
 import os
 from pathlib import Path
@@ -45,14 +46,23 @@ def test_strings(prompt, chosen, rejected):
 def test_nothing_in_common():
     assert split("a", "b") is None and split("", "x") is None
     assert split([{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]) is None
-    assert split([{"role": "user", "content": "a"}], [{"role": "user", "content": "a"}]) is None  # no answer
+    assert (
+        split([{"role": "user", "content": "a"}], [{"role": "user", "content": "a"}]) is None
+    )  # no answer
 
 
 def test_messages():
-    user, one, two = ({"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "ab")))
+    user, one, two = (
+        {"role": role, "content": text}
+        for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "ab"))
+    )
     assert split([user, one], [user, two]) == ([user], [one], [two])
     assert split([user, one], [user, one]) == ([user], [one], [one])
-    assert split([user, one, user, two], [user, one, user, one]) == ([user, one, user], [two], [one])
+    assert split([user, one, user, two], [user, one, user, one]) == (
+        [user, one, user],
+        [two],
+        [one],
+    )
 
 
 @given(st.text(), st.text())
@@ -68,12 +78,19 @@ def test_nothing_is_lost(a, b):
 @given(st.text(alphabet="ab \nAsitn:", max_size=40), st.text(max_size=8), st.text(max_size=8))
 def test_the_prompt_never_reaches_beyond_what_is_common(shared, a, b):
     parts = split("x " + shared + a, "x " + shared + b)
-    assert parts is not None and len(parts[0]) <= len(common(["x " + shared + a, "x " + shared + b]))
+    assert parts is not None and len(parts[0]) <= len(
+        common(["x " + shared + a, "x " + shared + b])
+    )
 
 
-@pytest.mark.skipif("PREFDRO_HH" not in os.environ, reason="PREFDRO_HH is not Anthropic's harmless-base/test.jsonl.gz")
+@pytest.mark.skipif(
+    "PREFDRO_HH" not in os.environ,
+    reason="PREFDRO_HH is not Anthropic's harmless-base/test.jsonl.gz",
+)
 def test_the_answers_of_hh_begin_after_the_name_of_the_assistant():
     rows = load_rows(Path(os.environ["PREFDRO_HH"]))
     parts = [split(row["chosen"], row["rejected"]) for row in rows]
     prompts = [part[0] for part in parts if part is not None]
-    assert len(prompts) == len(rows) and all(prompt.endswith("\n\nAssistant:") for prompt in prompts)
+    assert len(prompts) == len(rows) and all(
+        prompt.endswith("\n\nAssistant:") for prompt in prompts
+    )

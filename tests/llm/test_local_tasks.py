@@ -1,4 +1,5 @@
-"""The questions of the local tasks: right answers, different wrong ones, the same for the same seed."""
+"""The questions of the local tasks: right answers, different wrong ones, the same for the same
+seed."""
 
 import json
 import shutil
@@ -24,7 +25,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def questions(folder: Path, column: str) -> dict[str, list[dict[str, Any]]]:
     return {
-        emotion: [json.loads(line) for line in (folder / f"local_{column}_{emotion}.jsonl").read_text().splitlines()]
+        emotion: [
+            json.loads(line)
+            for line in (folder / f"local_{column}_{emotion}.jsonl").read_text().splitlines()
+        ]
         for emotion in EMOTIONS
     }
 
@@ -42,10 +46,14 @@ def test_the_right_answer_completes_a_text_of_the_emotion(folder: Path) -> None:
 
 
 def test_wrong_answers_are_of_other_emotions(folder: Path) -> None:
-    """In the column emotion one of each; the answers differ, and the right one is not always at the same place."""
+    """In the column emotion one of each; the answers differ, and the right one is not always at the
+    same place."""
     for column, count, words in (("emotion", 5, None), ("ending", 4, 5)):
         ends = {
-            emotion: {" ".join(text.split()[4:] if words is None else text.split()[-words:]) for text in part.text}
+            emotion: {
+                " ".join(text.split()[4:] if words is None else text.split()[-words:])
+                for text in part.text
+            }
             for emotion, part in TEXTS.groupby("label")
         }
         places = set()
@@ -57,7 +65,10 @@ def test_wrong_answers_are_of_other_emotions(folder: Path) -> None:
                     if k != row["answer"]:
                         assert any(choice in ends[other] for other in EMOTIONS if other != emotion)
                 if column == "emotion":
-                    assert all(any(choice in ends[other] for choice in row["choices"]) for other in EMOTIONS)
+                    assert all(
+                        any(choice in ends[other] for choice in row["choices"])
+                        for other in EMOTIONS
+                    )
         assert places == set(range(count))
 
 
@@ -75,7 +86,9 @@ def test_lm_eval_reads_them_wherever_they_lie(folder: Path, tmp_path: Path) -> N
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     manager = TaskManager(include_path=str(moved), include_defaults=False)
-    assert manager.all_subtasks == sorted(task for column in LOCAL.values() for task in column.tasks)
+    assert manager.all_subtasks == sorted(
+        task for column in LOCAL.values() for task in column.tasks
+    )
     assert manager.all_groups == [f"local_{column}" for column in LOCAL]
     loaded = manager.load(["local_ending"])["tasks"]
     assert set(loaded) == set(LOCAL["ending"].tasks)
@@ -86,8 +99,16 @@ def test_lm_eval_reads_them_wherever_they_lie(folder: Path, tmp_path: Path) -> N
 
 
 def test_too_few_texts(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no text of love, fear with at least 6 words among 3 texts"):
+    with pytest.raises(
+        ValueError, match="no text of love, fear with at least 6 words among 3 texts"
+    ):
         labels = ["joy", "anger", "sadness"]
-        write_local_tasks(tmp_path, pd.DataFrame({"text": ["a b c d e f"] * 3, "label": labels}), seed=0)
-    with pytest.raises(ValueError, match="too few texts for a wrong answer that is not 'e f' as well"):
-        write_local_tasks(tmp_path, pd.DataFrame({"text": ["a b c d e f"] * 5, "label": EMOTIONS}), seed=0)
+        write_local_tasks(
+            tmp_path, pd.DataFrame({"text": ["a b c d e f"] * 3, "label": labels}), seed=0
+        )
+    with pytest.raises(
+        ValueError, match="too few texts for a wrong answer that is not 'e f' as well"
+    ):
+        write_local_tasks(
+            tmp_path, pd.DataFrame({"text": ["a b c d e f"] * 5, "label": EMOTIONS}), seed=0
+        )

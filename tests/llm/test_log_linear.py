@@ -1,7 +1,8 @@
 """The trainer on a log-linear policy, against the exact estimators of the theory on the same pairs.
 
-pi(a | s) ∝ exp(theta.psi(s, a)) as a model of sequences of two tokens, context and action: margins are beta (theta - theta_ref).u
-with u = psi(s, a+) - psi(s, a-), so that the trainer has to find what `theory.estimators` find.
+pi(a | s) ∝ exp(theta.psi(s, a)) as a model of sequences of two tokens, context and action: margins
+are beta (theta - theta_ref).u with u = psi(s, a+) - psi(s, a-), so that the trainer has to find
+what `theory.estimators` find.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ FAR = -1e9  # logit of a token that is no action
 
 
 class LogLinear(nn.Module):
-    """Tokens 0..S-1 are contexts and S..S+A-1 actions; psi (S, A, d). In float64, and with no head that could be fused."""
+    """Tokens 0..S-1 are contexts and S..S+A-1 actions; psi (S, A, d). In float64, and with no head
+    that could be fused."""
 
     def __init__(self, psi: Tensor) -> None:
         super().__init__()
@@ -47,12 +49,15 @@ class LogLinear(nn.Module):
         contexts = self.psi.shape[0]
         logits = self.theta.new_full((*input_ids.shape, contexts + self.psi.shape[1]), FAR)
         scores = self.psi[input_ids[:, 0] % contexts] @ self.theta
-        logits = torch.cat([logits[..., :contexts], scores[:, None].expand(-1, input_ids.shape[1], -1)], -1)
+        logits = torch.cat(
+            [logits[..., :contexts], scores[:, None].expand(-1, input_ids.shape[1], -1)], -1
+        )
         return SimpleNamespace(logits=logits)
 
 
 class BarzilaiBorwein(torch.optim.Optimizer):
-    """Gradient descent with the step s.s/s.y of the last move s and change of gradient y, for one small smooth problem."""
+    """Gradient descent with the step s.s/s.y of the last move s and change of gradient y, for one
+    small smooth problem."""
 
     def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
@@ -66,13 +71,17 @@ class BarzilaiBorwein(torch.optim.Optimizer):
                     continue
                 if "gradient" in state:
                     y = p.grad - state["gradient"]
-                    size = float(state["move"].square().sum() / (state["move"] * y).sum().abs().clamp(min=1e-300))
+                    size = float(
+                        state["move"].square().sum()
+                        / (state["move"] * y).sum().abs().clamp(min=1e-300)
+                    )
                 state["gradient"], state["move"] = p.grad.clone(), -size * p.grad
                 p += state["move"]
 
 
 def world(contexts: int, actions: int, count: int) -> tuple[Tensor, dict[str, list]]:
-    """Features and noisily labelled pairs, with weights that float32 holds exactly, and the reference at theta_ref."""
+    """Features and noisily labelled pairs, with weights that float32 holds exactly, and the
+    reference at theta_ref."""
     rng = np.random.default_rng(0)
     psi = torch.from_numpy(rng.normal(size=(contexts, actions, 3)))
     s = rng.integers(contexts, size=count)
@@ -93,15 +102,26 @@ def world(contexts: int, actions: int, count: int) -> tuple[Tensor, dict[str, li
 def features(psi: Tensor, rows: dict[str, list]) -> tuple[Tensor, Tensor]:
     """psi of chosen and rejected responses, (n, d) each."""
     s = torch.tensor(rows["prompt_ids"])[:, 0]
-    return tuple(psi[s, torch.tensor(rows[c])[:, 0] - len(psi)] for c in ("chosen_ids", "rejected_ids"))  # type: ignore[return-value]
+    return tuple(
+        psi[s, torch.tensor(rows[c])[:, 0] - len(psi)] for c in ("chosen_ids", "rejected_ids")
+    )  # type: ignore[return-value]
 
 
-def trained(psi: Tensor, rows: dict[str, list], theta_ref: Tensor, p: ObjectiveParameters, out: Path, **settings: Any) -> Tensor:
+def trained(
+    psi: Tensor,
+    rows: dict[str, list],
+    theta_ref: Tensor,
+    p: ObjectiveParameters,
+    out: Path,
+    **settings: Any,
+) -> Tensor:
     """theta after full-batch steps of the trainer."""
     s = torch.tensor(rows["prompt_ids"])[:, 0]
     reference = torch.log_softmax(psi @ theta_ref, 1)
     for name in ("chosen", "rejected"):
-        rows[f"ref_{name}_logps"] = reference[s, torch.tensor(rows[f"{name}_ids"])[:, 0] - len(psi)].tolist()
+        rows[f"ref_{name}_logps"] = reference[
+            s, torch.tensor(rows[f"{name}_ids"])[:, 0] - len(psi)
+        ].tolist()
     model = LogLinear(psi)
     with torch.no_grad():
         model.theta.copy_(theta_ref)
@@ -133,26 +153,54 @@ def test_the_trainer_finds_the_estimator(name: str, micro: int, tmp_path: Path) 
     theta_ref = torch.tensor([0.3, 0.2, -0.4]).double()
     chosen, rejected = features(psi, rows)
     weights = torch.tensor(rows["weight"]).double()
-    fit = estimator(chosen - rejected, weights / weights.sum(), beta=BETA, bound=BOUND, theta_ref=theta_ref)
+    fit = estimator(
+        chosen - rejected, weights / weights.sum(), beta=BETA, bound=BOUND, theta_ref=theta_ref
+    )
     assert fit.converged.all() and not fit.collapsed.any()
-    cut = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": -(-40 // micro), "max_steps": 30}
-    theta = trained(psi, rows, theta_ref, ObjectiveParameters(name.split()[0], BETA, **settings), tmp_path, **cut)
+    cut = {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": -(-40 // micro),
+        "max_steps": 30,
+    }
+    theta = trained(
+        psi,
+        rows,
+        theta_ref,
+        ObjectiveParameters(name.split()[0], BETA, **settings),
+        tmp_path,
+        **cut,
+    )
     assert (theta - theta_ref).norm() > 0.3
     torch.testing.assert_close(theta, fit.theta[0], rtol=0, atol=1e-6)
 
 
 def test_the_trainer_finds_a_minimum_of_aot(tmp_path: Path) -> None:
-    """With one context log Z is the same for all responses, and unpaired AOT is that of linear rewards."""
+    """With one context log Z is the same for all responses, and unpaired AOT is that of linear
+    rewards."""
     psi, rows = world(contexts=1, actions=60, count=30)
-    everyone = np.random.default_rng(1).permutation(60)  # no two responses are equal, so that the coupling is unique
+    everyone = np.random.default_rng(1).permutation(
+        60
+    )  # no two responses are equal, so that the coupling is unique
     for name, half in (("chosen_ids", everyone[:30]), ("rejected_ids", everyone[30:])):
         rows[name] = [[1 + int(i)] for i in half]
-    p = ObjectiveParameters("aot_unpaired", BETA, h="least_squares")  # a minimum also where chosen dominate rejected
-    theta = trained(psi, rows, torch.zeros(3).double(), p, tmp_path, per_device_train_batch_size=30, max_steps=60)
+    p = ObjectiveParameters(
+        "aot_unpaired", BETA, h="least_squares"
+    )  # a minimum also where chosen dominate rejected
+    theta = trained(
+        psi,
+        rows,
+        torch.zeros(3).double(),
+        p,
+        tmp_path,
+        per_device_train_batch_size=30,
+        max_steps=60,
+    )
     chosen, rejected = features(psi, rows)
     weights = torch.tensor(rows["weight"]).double()
     share = weights / weights.sum()
     near = theta[None] + 1e-2  # a start from which Newton's method has steps to take
-    fit = minimise_aot(chosen, rejected, share, share, starts=near, h=least_squares, beta=BETA, bound=BOUND)
+    fit = minimise_aot(
+        chosen, rejected, share, share, starts=near, h=least_squares, beta=BETA, bound=BOUND
+    )
     assert fit.converged.all() and theta.norm() > 0.3
     torch.testing.assert_close(theta, fit.theta[0], rtol=0, atol=1e-6)

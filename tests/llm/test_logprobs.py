@@ -66,7 +66,10 @@ def test_against_full_logits(name: str, batch: dict[str, Tensor]) -> None:
     for fused in (False, True) if name in FUSIBLE else (False,):
         found = sequence_logprobs(model, batch, fused=fused)
         torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-4)
-        gradients = [torch.autograd.grad(x.tanh().sum(), model.lm_head.weight, retain_graph=True)[0] for x in (found, truth)]
+        gradients = [
+            torch.autograd.grad(x.tanh().sum(), model.lm_head.weight, retain_graph=True)[0]
+            for x in (found, truth)
+        ]
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
     if name in NOT_FUSIBLE:  # what the check protects from
         assert (sequence_logprobs(model, batch) - truth).abs().max() > 0.1
@@ -76,7 +79,9 @@ def test_a_soft_cap_is_found_where_it_hardly_acts_yet() -> None:
     """Logits near 0.1 under a cap of 30: training would make them larger."""
     small = Gemma2Config(**(SIZES | {"initializer_range": 0.02}), final_logit_softcapping=30.0)
     assert not head_can_be_fused(made(Gemma2ForCausalLM, small))
-    assert head_can_be_fused(made(Gemma2ForCausalLM, Gemma2Config(**SIZES, final_logit_softcapping=None)))
+    assert head_can_be_fused(
+        made(Gemma2ForCausalLM, Gemma2Config(**SIZES, final_logit_softcapping=None))
+    )
 
 
 def test_the_check_leaves_the_model_as_it_was() -> None:
@@ -85,7 +90,9 @@ def test_the_check_leaves_the_model_as_it_was() -> None:
         state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
         assert head_can_be_fused(model)
         assert all(module.training == training for module in model.modules())
-        assert torch.equal(torch.get_rng_state(), random) and "forward" not in model.lm_head.__dict__
+        assert (
+            torch.equal(torch.get_rng_state(), random) and "forward" not in model.lm_head.__dict__
+        )
         torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
 
 
@@ -94,12 +101,16 @@ def test_a_model_without_a_head_is_not_fused() -> None:
         def get_output_embeddings(self) -> None:
             return None
 
-        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> object:
+        def forward(
+            self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object
+        ) -> object:
             out = super().forward(input_ids, attention_mask=attention_mask)
             out.logits = out.last_hidden_state @ self.wte.weight.T
             return out
 
-    model = OwnHead(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
+    model = OwnHead(
+        GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    ).eval()
     with pytest.warns(UserWarning, match="taken from full logits: the head cannot be fused"):
         assert not head_can_be_fused(model)
 
@@ -117,10 +128,14 @@ class LooksAhead(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.inner.get_output_embeddings()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object) -> object:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object
+    ) -> object:
         z = self.inner.get_input_embeddings()(input_ids)
         seen = z if attention_mask is None else z * attention_mask[..., None]
-        return self.inner(inputs_embeds=z + seen.mean(1, keepdim=True), attention_mask=attention_mask)
+        return self.inner(
+            inputs_embeds=z + seen.mean(1, keepdim=True), attention_mask=attention_mask
+        )
 
 
 def test_a_model_that_sees_padding_is_not_fused() -> None:
@@ -137,7 +152,11 @@ def test_chunks_change_nothing(training: bool, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(logprobs, "CHUNK_LOGITS", size)
         found = sequence_logprobs(model, batch)
         values.append(found)
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(found.sum(), list(model.parameters()))]))
+        gradients.append(
+            torch.cat(
+                [g.flatten() for g in torch.autograd.grad(found.sum(), list(model.parameters()))]
+            )
+        )
         with torch.no_grad():
             torch.testing.assert_close(sequence_logprobs(model, batch), found, rtol=0, atol=1e-5)
     torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-5)
@@ -164,16 +183,24 @@ def test_dtypes(batch: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("name", [*FUSIBLE, *NOT_FUSIBLE])
 def test_padding_does_not_matter(name: str, batch: dict[str, Tensor]) -> None:
     model = (FUSIBLE | NOT_FUSIBLE)[name]()
-    wider = {key: torch.cat([batch[key], batch[key].new_zeros(12, 9)], 1) for key in batch if batch[key].ndim == 2}
+    wider = {
+        key: torch.cat([batch[key], batch[key].new_zeros(12, 9)], 1)
+        for key in batch
+        if batch[key].ndim == 2
+    }
     wider["input_ids"][wider["attention_mask"] == 0] = 17
     fused = name in FUSIBLE
     found = sequence_logprobs(model, batch, fused=fused)
     rounded = ROUNDINGS * UNIT * float(found.abs().max())
-    torch.testing.assert_close(sequence_logprobs(model, wider, fused=fused), found, rtol=0, atol=rounded)
+    torch.testing.assert_close(
+        sequence_logprobs(model, wider, fused=fused), found, rtol=0, atol=rounded
+    )
     for i in range(3):
         length = int(batch["attention_mask"][i].sum())
         alone = {key: x[i : i + 1, :length] for key, x in batch.items() if x.ndim == 2}
-        torch.testing.assert_close(sequence_logprobs(model, alone, fused=fused)[0], found[i], rtol=0, atol=rounded)
+        torch.testing.assert_close(
+            sequence_logprobs(model, alone, fused=fused)[0], found[i], rtol=0, atol=rounded
+        )
 
 
 def test_a_row_without_completion_is_zero(batch: dict[str, Tensor]) -> None:
@@ -190,5 +217,7 @@ def test_tokens_by_hand() -> None:
         model.lm_head.weight.zero_()
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 0]])
     completion = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 0]])
-    found = sequence_logprobs(model, {"input_ids": ids, "attention_mask": (ids > 0).long(), "completion_mask": completion})
+    found = sequence_logprobs(
+        model, {"input_ids": ids, "attention_mask": (ids > 0).long(), "completion_mask": completion}
+    )
     torch.testing.assert_close(found, -torch.log(torch.tensor(64.0)) * torch.tensor([3.0, 1.0]))

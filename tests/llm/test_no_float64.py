@@ -1,4 +1,5 @@
-"""Training where there is no float64, as on a Mac's GPU: everything runs, and what the digits cost is measured."""
+"""Training where there is no float64, as on a Mac's GPU: everything runs, and what the digits cost
+is measured."""
 
 import json
 from pathlib import Path
@@ -10,7 +11,15 @@ import torch
 from llm.arguments import PreferenceArguments
 from llm.data import PreferenceCollator
 from llm.global_batch import coefficients, normalised
-from llm.objectives import OBJECTIVES, ObjectiveParameters, Pairs, Scores, Singles, make_objective, replaced
+from llm.objectives import (
+    OBJECTIVES,
+    ObjectiveParameters,
+    Pairs,
+    Scores,
+    Singles,
+    make_objective,
+    replaced,
+)
 from llm.steps import worst_case_metrics
 from llm.train import parse, train
 from llm.trainer import PreferenceTrainer
@@ -24,7 +33,11 @@ NEEDED: dict[str, list[dict[str, Any]]] = {
     "rdpo": [{"flip": 0.1}],
     "dr_dpo": [{"b": 0.5}],
     "kldpo": [{"tau": 0.5}, {"rho": 0.1}, {"rho": 1e-3}],
-    "wdpo": [{"rho": 0.05}, {"rho": 0.05, "wdpo_mode": "adversarial"}, {"rho": 0.05, "wdpo_mode": "finite_difference"}],
+    "wdpo": [
+        {"rho": 0.05},
+        {"rho": 0.05, "wdpo_mode": "adversarial"},
+        {"rho": 0.05, "wdpo_mode": "finite_difference"},
+    ],
     "aot": [{}, {"softness": 0.3}],
     "cvar": [{"alpha": 0.3}],
     "chi2": [{"rho": 0.5}],
@@ -43,14 +56,25 @@ def test_the_device_is_asked() -> None:
 
 
 @pytest.mark.parametrize(("name", "more"), CASES, ids=IDS)
-def test_every_objective_trains_and_evaluates(name: str, more: dict[str, Any], tmp_path: Path) -> None:
+def test_every_objective_trains_and_evaluates(
+    name: str, more: dict[str, Any], tmp_path: Path
+) -> None:
     unpaired = name == "kto"
-    data = random_singles(12) if unpaired else random_pairs(12, weights="softness" not in more, groups=2)
+    data = (
+        random_singles(12)
+        if unpaired
+        else random_pairs(12, weights="softness" not in more, groups=2)
+    )
     tokenizer = word_tokenizer()
     trainer = PreferenceTrainer(
         tiny_gpt2(),
         arguments(
-            tmp_path, max_steps=2, learning_rate=1e-3, gradient_accumulation_steps=2, per_device_train_batch_size=3, kl_prompts=2
+            tmp_path,
+            max_steps=2,
+            learning_rate=1e-3,
+            gradient_accumulation_steps=2,
+            per_device_train_batch_size=3,
+            kl_prompts=2,
         ),
         ObjectiveParameters(name, **more),
         train_dataset=data,
@@ -67,7 +91,8 @@ def test_every_objective_trains_and_evaluates(name: str, more: dict[str, Any], t
 
 
 def scores(unpaired: bool, seed: int, *, weights: bool) -> Scores:
-    """Log-probabilities of the size that they have: sums over some hundred tokens, log-ratios of a few nats."""
+    """Log-probabilities of the size that they have: sums over some hundred tokens, log-ratios of a
+    few nats."""
     g = torch.Generator().manual_seed(seed)
     n = (16, 128, 1024)[seed % 3]
     reference = -100 + 30 * torch.randn(2, n, generator=g)
@@ -75,13 +100,20 @@ def scores(unpaired: bool, seed: int, *, weights: bool) -> Scores:
     lengths = torch.randint(5, 200, (2, n), generator=g)
     share = torch.rand(n, generator=g) + 0.1 if weights else None
     if unpaired:
-        return normalised(Singles(policy[0], reference[0], torch.rand(n, generator=g) < 0.5, share, torch.tensor(0.7)))
-    return normalised(Pairs(*policy, *reference, *lengths, share, torch.randint(3, (n,), generator=g)))
+        return normalised(
+            Singles(
+                policy[0], reference[0], torch.rand(n, generator=g) < 0.5, share, torch.tensor(0.7)
+            )
+        )
+    return normalised(
+        Pairs(*policy, *reference, *lengths, share, torch.randint(3, (n,), generator=g))
+    )
 
 
 @pytest.mark.parametrize(("name", "more"), CASES, ids=IDS)
 def test_what_the_digits_cost(name: str, more: dict[str, Any]) -> None:
-    """The value to 3e-6, the coefficients to 3e-5 of the sum of their sizes: what `llm.global_batch.coefficients` states."""
+    """The value to 3e-6, the coefficients to 3e-5 of the sum of their sizes: what
+    `llm.global_batch.coefficients` states."""
     objective = make_objective(ObjectiveParameters(name, **more))
     for seed in range(12):
         batch = scores(name == "kto", seed, weights=seed % 2 == 1 and "softness" not in more)
@@ -100,7 +132,8 @@ def test_what_the_digits_cost(name: str, more: dict[str, Any]) -> None:
 
 
 def test_a_small_temperature_needs_more_digits_than_there_are() -> None:
-    """The error of a tilt's weights is that of the losses, about 1e-7 of them, over the temperature."""
+    """The error of a tilt's weights is that of the losses, about 1e-7 of them, over the
+    temperature."""
     objective = make_objective(ObjectiveParameters("kldpo", tau=1e-3))
     batch = replaced(scores(False, 1, weights=False), {})
     _, truth = coefficients(objective.value, batch)
@@ -111,14 +144,21 @@ def test_a_small_temperature_needs_more_digits_than_there_are() -> None:
 
 
 def test_a_whole_run_from_files_to_files(tmp_path: Path) -> None:
-    """Also what surrounds the steps: reference log-probabilities, evaluation, saving, an adapter, bf16."""
+    """Also what surrounds the steps: reference log-probabilities, evaluation, saving, an adapter,
+    bf16."""
     tokenizer = word_tokenizer()
     tiny_gpt2(vocabulary=len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     row = {"prompt": "the cat ", "chosen": "is happy", "rejected": "is sad"}
     (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
-    words = f"--model {tmp_path / 'model'} --data {tmp_path / 'pairs.jsonl'} --output_dir {tmp_path / 'out'} --eval_split train"
-    more = "--lora --bf16 --objective kldpo --rho 0.1 --max_steps 2 --kl_prompts 2 --kl_max_new_tokens 2 --report_to none"
+    words = (
+        f"--model {tmp_path / 'model'} --data {tmp_path / 'pairs.jsonl'} --output_dir"
+        f" {tmp_path / 'out'} --eval_split train"
+    )
+    more = (
+        "--lora --bf16 --objective kldpo --rho 0.1 --max_steps 2 --kl_prompts 2 --kl_max_new_tokens"
+        " 2 --report_to none"
+    )
     with NoFloat64():
         assert train(*parse(f"{words} {more} --run_on cpu".split()))["eval_loss"] > 0
 

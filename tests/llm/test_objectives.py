@@ -1,4 +1,5 @@
-"""From names and parameters to objectives: what is refused, what is called, and what is said of the worst case."""
+"""From names and parameters to objectives: what is refused, what is called, and what is said of the
+worst case."""
 
 import math
 from collections.abc import Callable
@@ -33,7 +34,9 @@ def pairs(seed: int = 0, *, weights: bool = True) -> Pairs:
     numbers = [-20 + 4 * torch.randn(N, generator=g, dtype=torch.float64) for _ in range(4)]
     lengths = [torch.randint(1, 9, (N,), generator=g) for _ in range(2)]
     p = torch.rand(N, generator=g, dtype=torch.float64) + 0.1
-    return Pairs(*numbers, *lengths, weights=p / p.sum() if weights else None, groups=torch.arange(N) % 3)  # type: ignore[misc]
+    return Pairs(
+        *numbers, *lengths, weights=p / p.sum() if weights else None, groups=torch.arange(N) % 3
+    )  # type: ignore[misc]
 
 
 def singles(seed: int = 0) -> Singles:
@@ -47,31 +50,64 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"objective": "cdpo"}, "cdpo needs --flip"),
     "missing b": ({"objective": "dr_dpo"}, "dr_dpo needs --b"),
     "missing step": ({"objective": "group_dro"}, "group_dro needs --group_step"),
-    "not taken": ({"tau": 1.0}, r"dpo does not take --tau \(got 1.0\); it takes nothing beside beta"),
-    "not taken either": ({"objective": "cvar", "alpha": 0.5, "rho": 0.1}, "cvar does not take --rho .* it takes alpha"),
+    "not taken": (
+        {"tau": 1.0},
+        r"dpo does not take --tau \(got 1.0\); it takes nothing beside beta",
+    ),
+    "not taken either": (
+        {"objective": "cvar", "alpha": 0.5, "rho": 0.1},
+        "cvar does not take --rho .* it takes alpha",
+    ),
     "flag not taken": ({"objective": "aot", "released": True}, "aot does not take --released"),
-    "flip of no loss that has one": ({"objective": "kldpo", "tau": 1.0, "flip": 0.1}, "kldpo does not take --flip"),
-    "flip missing below": ({"objective": "kldpo", "tau": 1.0, "pair_loss": "rdpo"}, "--pair_loss rdpo needs --flip"),
-    "pair loss": ({"objective": "cvar", "alpha": 0.5, "pair_loss": "kto"}, "unknown pair loss 'kto'"),
-    "pair loss not taken": ({"objective": "aot", "pair_loss": "hinge"}, "--pair_loss is for dr_dpo, kldpo"),
+    "flip of no loss that has one": (
+        {"objective": "kldpo", "tau": 1.0, "flip": 0.1},
+        "kldpo does not take --flip",
+    ),
+    "flip missing below": (
+        {"objective": "kldpo", "tau": 1.0, "pair_loss": "rdpo"},
+        "--pair_loss rdpo needs --flip",
+    ),
+    "pair loss": (
+        {"objective": "cvar", "alpha": 0.5, "pair_loss": "kto"},
+        "unknown pair loss 'kto'",
+    ),
+    "pair loss not taken": (
+        {"objective": "aot", "pair_loss": "hinge"},
+        "--pair_loss is for dr_dpo, kldpo",
+    ),
     "averages": ({"average_tokens": False}, "--average_tokens false is for IPO only"),
     "neither": ({"objective": "kldpo"}, "either --tau .* or --rho .* got tau=None, rho=None"),
     "both": ({"objective": "kldpo", "tau": 1.0, "rho": 0.1}, "got tau=1.0, rho=0.1"),
-    "released ball": ({"objective": "kldpo", "rho": 0.1, "released": True}, "give --tau, not --rho"),
+    "released ball": (
+        {"objective": "kldpo", "rho": 0.1, "released": True},
+        "give --tau, not --rho",
+    ),
     "h": ({"objective": "aot", "h": "hinge"}, "unknown h 'hinge'; there are logistic"),
     "beta": ({"beta": 0.0}, "--beta must be positive and finite, got 0.0"),
-    "infinite": ({"objective": "kldpo", "tau": math.inf}, "--tau must be positive and finite, got inf"),
-    "not a number": ({"objective": "dr_dpo", "b": math.nan}, "--b must be positive and finite, got nan"),
+    "infinite": (
+        {"objective": "kldpo", "tau": math.inf},
+        "--tau must be positive and finite, got inf",
+    ),
+    "not a number": (
+        {"objective": "dr_dpo", "b": math.nan},
+        "--b must be positive and finite, got nan",
+    ),
     "gain": ({"objective": "kto", "gain": -1.0}, "--gain must be positive"),
     "softness": ({"objective": "aot", "softness": 0.0}, "--softness must be positive"),
     "group step": ({"objective": "group_dro", "group_step": -0.1}, "--group_step must be positive"),
     "rho": ({"objective": "chi2", "rho": -0.1}, "--rho must not be negative, got -0.1"),
-    "rho is not a number": ({"objective": "tv", "rho": math.nan}, "--rho must not be negative, got nan"),
+    "rho is not a number": (
+        {"objective": "tv", "rho": math.nan},
+        "--rho must not be negative, got nan",
+    ),
     "alpha": ({"objective": "cvar", "alpha": 1.5}, r"in \(0, 1\], got 1.5"),
     "flip": ({"objective": "rdpo", "flip": 0.5}, r"--flip must be in \[0, 1/2\), got 0.5"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
-    "released squared": ({"objective": "wdpo", "rho": 0.1, "released": True, "squared": True}, "--released is the exact"),
+    "released squared": (
+        {"objective": "wdpo", "rho": 0.1, "released": True, "squared": True},
+        "--released is the exact",
+    ),
     "released mode": (
         {"objective": "wdpo", "rho": 0.1, "released": True, "wdpo_mode": "adversarial"},
         "leave out --wdpo_mode adversarial",
@@ -80,7 +116,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "wdpo", "rho": 0.1, "squared": True, "wdpo_mode": "adversarial"},
         "--squared cannot be adversarial",
     ),
-    "epsilon": ({"objective": "wdpo", "rho": 0.1, "fd_epsilon": 1e-3}, "--fd_epsilon is for --wdpo_mode finite_difference"),
+    "epsilon": (
+        {"objective": "wdpo", "rho": 0.1, "fd_epsilon": 1e-3},
+        "--fd_epsilon is for --wdpo_mode finite_difference",
+    ),
     "epsilon too large": (
         {"objective": "wdpo", "rho": 0.1, "wdpo_mode": "finite_difference", "fd_epsilon": 1.0},
         r"lies in \(0, 1\), got 1.0",
@@ -108,28 +147,49 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {
     "ipo": (
         {},
         lambda s: objectives.mean(
-            pair_losses.ipo_loss(s.chosen_ratio, s.rejected_ratio, 0.3, s.chosen_length, s.rejected_length), s.weights
+            pair_losses.ipo_loss(
+                s.chosen_ratio, s.rejected_ratio, 0.3, s.chosen_length, s.rejected_length
+            ),
+            s.weights,
         ),
     ),
-    "cdpo": ({"flip": 0.1}, lambda s: objectives.mean(pair_losses.cdpo_loss(margin(s), 0.1), s.weights)),
-    "rdpo": ({"flip": 0.1}, lambda s: objectives.mean(pair_losses.rdpo_loss(margin(s), 0.1), s.weights)),
+    "cdpo": (
+        {"flip": 0.1},
+        lambda s: objectives.mean(pair_losses.cdpo_loss(margin(s), 0.1), s.weights),
+    ),
+    "rdpo": (
+        {"flip": 0.1},
+        lambda s: objectives.mean(pair_losses.rdpo_loss(margin(s), 0.1), s.weights),
+    ),
     "hinge": ({}, lambda s: objectives.mean(pair_losses.hinge_loss(margin(s)), s.weights)),
     "dr_dpo": ({"b": 0.4}, lambda s: objectives.dr_dpo(dpo(s), 0.4, s.weights)),
     "kldpo": ({"tau": 0.4}, lambda s: objectives.kl_tilt(dpo(s), 0.4, s.weights)),
     "cvar": ({"alpha": 0.4}, lambda s: objectives.cvar(dpo(s), 0.4, s.weights)),
     "chi2": ({"rho": 0.4}, lambda s: objectives.chi2_ball(dpo(s), 0.4, s.weights)),
     "tv": ({"rho": 0.4}, lambda s: objectives.total_variation_ball(dpo(s), 0.4, s.weights)),
-    "wdpo": ({"rho": 0.4}, lambda s: objectives.mean(dpo(s), s.weights)),  # the penalty is no function of log-probabilities
-    "group_dro": ({"group_step": 0.4}, lambda s: objectives.mean(dpo(s), s.weights)),  # see `group_value`
+    "wdpo": (
+        {"rho": 0.4},
+        lambda s: objectives.mean(dpo(s), s.weights),
+    ),  # the penalty is no function of log-probabilities
+    "group_dro": (
+        {"group_step": 0.4},
+        lambda s: objectives.mean(dpo(s), s.weights),
+    ),  # see `group_value`
     "aot": (
         {},
         lambda s: objectives.aot_paired(
-            s.chosen - s.rejected, s.reference_chosen - s.reference_rejected, objectives.logistic, 0.3, s.weights
+            s.chosen - s.rejected,
+            s.reference_chosen - s.reference_rejected,
+            objectives.logistic,
+            0.3,
+            s.weights,
         ),
     ),
     "aot_unpaired": (
         {"h": "least_squares"},
-        lambda s: objectives.aot_unpaired(s.chosen_ratio, s.rejected_ratio, objectives.least_squares, 0.3, s.weights, s.weights),
+        lambda s: objectives.aot_unpaired(
+            s.chosen_ratio, s.rejected_ratio, objectives.least_squares, 0.3, s.weights, s.weights
+        ),
     ),
 }
 
@@ -138,7 +198,10 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {
 @pytest.mark.parametrize("name", THEORY)
 def test_objectives_are_those_of_the_theory(name: str, weights: bool) -> None:
     settings, truth = THEORY[name]
-    made, s = make_objective(ObjectiveParameters(name, beta=0.3, **settings)), pairs(weights=weights)
+    made, s = (
+        make_objective(ObjectiveParameters(name, beta=0.3, **settings)),
+        pairs(weights=weights),
+    )
     torch.testing.assert_close(made.value(s), truth(s), rtol=1e-12, atol=1e-12)
     assert "pairs" in made.kinds and made.name == name
 
@@ -161,16 +224,26 @@ def test_unpaired_aot_of_single_responses() -> None:
     assert s.weights is not None
     p, q = s.weights[s.desirable], s.weights[~s.desirable]
     truth = objectives.aot_unpaired(
-        s.ratio[s.desirable], s.ratio[~s.desirable], objectives.logistic, 0.3, p / p.sum(), q / q.sum()
+        s.ratio[s.desirable],
+        s.ratio[~s.desirable],
+        objectives.logistic,
+        0.3,
+        p / p.sum(),
+        q / q.sum(),
     )
     torch.testing.assert_close(made.value(s), truth)
-    with pytest.raises(ValueError, match="batch of 8 has 8 chosen ones of total weight 1 and 0 rejected ones"):
+    with pytest.raises(
+        ValueError, match="batch of 8 has 8 chosen ones of total weight 1 and 0 rejected ones"
+    ):
         made.value(replace(s, desirable=torch.ones(8, dtype=torch.bool)))
 
 
 def test_average_tokens_acts() -> None:
     s = pairs()
-    averaged, summed = (make_objective(ObjectiveParameters("ipo", 0.3, average_tokens=x)).value(s) for x in (True, False))
+    averaged, summed = (
+        make_objective(ObjectiveParameters("ipo", 0.3, average_tokens=x)).value(s)
+        for x in (True, False)
+    )
     truth = (s.weights * (s.chosen_ratio - s.rejected_ratio - 1 / 0.6) ** 2).sum()  # type: ignore[operator]
     torch.testing.assert_close(summed, truth)
     assert abs(averaged - summed) > 1
@@ -180,7 +253,10 @@ def test_average_tokens_acts() -> None:
 def test_a_functional_takes_any_pair_loss(loss: str) -> None:
     flip = {"flip": 0.2} if loss in ("cdpo", "rdpo") else {}
     below = make_objective(ObjectiveParameters(loss, 0.3, **flip)).losses
-    made, s = make_objective(ObjectiveParameters("kldpo", 0.3, tau=2.0, pair_loss=loss, **flip)), pairs()
+    made, s = (
+        make_objective(ObjectiveParameters("kldpo", 0.3, tau=2.0, pair_loss=loss, **flip)),
+        pairs(),
+    )
     assert below is not None
     torch.testing.assert_close(made.value(s), objectives.kl_tilt(below(s), 2.0, s.weights))
 
@@ -188,19 +264,23 @@ def test_a_functional_takes_any_pair_loss(loss: str) -> None:
 def test_group_value() -> None:
     """Means 1, 3 and an absent third group; q ∝ (1/4, 1/4, 1/2) exp(step mean)."""
     losses, groups = torch.tensor([0.5, 1.5, 3.0]).double(), torch.tensor([0, 0, 1])
-    value, weights = group_value(losses, groups, torch.tensor([0.25, 0.25, 0.5]).double(), 0.1, None)
+    value, weights = group_value(
+        losses, groups, torch.tensor([0.25, 0.25, 0.5]).double(), 0.1, None
+    )
     q = np.array([0.25 * math.exp(0.1), 0.25 * math.exp(0.3), 0.5])
     q /= q.sum()
     np.testing.assert_allclose(weights.numpy(), q)
     assert value.item() == pytest.approx(q[0] * 1 + q[1] * 3)
 
 
-# ------------------------------------------------------------------------------------------------------- derivatives
+# -------------------------------------------------------------------------------------- derivatives
 @pytest.mark.parametrize("name", ["kldpo", "dr_dpo", "cvar", "chi2", "tv", "aot", "aot_unpaired"])
 def test_coefficients_are_derivatives(name: str) -> None:
     """Against central differences of the value, from scores in float32."""
     s = pairs()
-    single = Pairs(*(x.float() if x is not None and x.is_floating_point() else x for x in vars(s).values()))
+    single = Pairs(
+        *(x.float() if x is not None and x.is_floating_point() else x for x in vars(s).values())
+    )
     made = make_objective(ObjectiveParameters(name, beta=0.3, **THEORY[name][0]))
     value, derivatives = coefficients(made.value, single)
     assert value.dtype == torch.float64 and isinstance(derivatives, Pairs)
@@ -212,10 +292,12 @@ def test_coefficients_are_derivatives(name: str) -> None:
                 moved = getattr(double, side).clone()
                 moved[i] += step
                 ends.append(float(made.value(replace(double, **{side: moved}))))
-            assert float(getattr(derivatives, side)[i]) == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-7)
+            assert float(getattr(derivatives, side)[i]) == pytest.approx(
+                (ends[0] - ends[1]) / 2e-5, abs=1e-7
+            )
 
 
-# -------------------------------------------------------------------------------------------------------- worst case
+# --------------------------------------------------------------------------------------- worst case
 def test_the_worst_case_of_a_tilt_is_a_softmax() -> None:
     losses = torch.tensor([0.2, 1.0, 0.6]).double()
     q = worst_case_weights(lambda x: objectives.kl_tilt(x, 0.5), losses)
@@ -229,11 +311,20 @@ def with_losses(losses: list[float], weights: list[float] | None = None) -> Pair
     """Pairs whose DPO losses at beta = 1 are these."""
     margins = -torch.tensor(losses).double().expm1().log()
     zero, one = torch.zeros_like(margins), torch.ones_like(margins)
-    return Pairs(margins, zero, zero, zero, one, one, None if weights is None else torch.tensor(weights).double())
+    return Pairs(
+        margins,
+        zero,
+        zero,
+        zero,
+        one,
+        one,
+        None if weights is None else torch.tensor(weights).double(),
+    )
 
 
 def test_metrics_of_cvar_by_hand() -> None:
-    """alpha = 2/5 of five pairs: the two worst weigh half each, the dual variable is the next loss or any up to the second."""
+    """alpha = 2/5 of five pairs: the two worst weigh half each, the dual variable is the next loss
+    or any up to the second."""
     made = make_objective(ObjectiveParameters("cvar", beta=1.0, alpha=0.4))
     found = worst_case_metrics(made, with_losses([0.3, 2.0, 1.0, 0.5, 1.5]))
     assert found["worst_case/effective_sample_size"] == pytest.approx(2)
@@ -245,7 +336,8 @@ def test_metrics_of_cvar_by_hand() -> None:
 
 
 def test_metrics_of_a_kl_ball() -> None:
-    """The dual variable is the temperature of the tilt, and both objectives have the same weights there."""
+    """The dual variable is the temperature of the tilt, and both objectives have the same weights
+    there."""
     s = with_losses([0.3, 2.0, 1.0, 0.5, 1.5])
     ball = worst_case_metrics(make_objective(ObjectiveParameters("kldpo", beta=1.0, rho=0.2)), s)
     tau = ball.pop("worst_case/dual")
@@ -259,11 +351,15 @@ def test_metrics_of_a_kl_ball() -> None:
 
 def test_metrics_of_the_other_balls_by_hand() -> None:
     s = with_losses([1.0, 2.0, 3.0, 4.0])
-    tv = worst_case_metrics(make_objective(ObjectiveParameters("tv", beta=1.0, rho=0.25)), s)  # 0, 1/4, 1/4, 1/2
+    tv = worst_case_metrics(
+        make_objective(ObjectiveParameters("tv", beta=1.0, rho=0.25)), s
+    )  # 0, 1/4, 1/4, 1/2
     assert tv["worst_case/effective_sample_size"] == pytest.approx(1 / (2 / 16 + 1 / 4))
     assert tv["worst_case/largest_weight"] == pytest.approx(0.5)
     chi2 = worst_case_metrics(make_objective(ObjectiveParameters("chi2", beta=1.0, rho=0.04)), s)
-    q = 0.25 * (1 + 0.2 * (np.array([1, 2, 3, 4]) - 2.5) / math.sqrt(1.25))  # no weight vanishes: linear in the loss
+    q = 0.25 * (
+        1 + 0.2 * (np.array([1, 2, 3, 4]) - 2.5) / math.sqrt(1.25)
+    )  # no weight vanishes: linear in the loss
     assert chi2["worst_case/effective_sample_size"] == pytest.approx(1 / (q**2).sum())
     assert chi2["worst_case/largest_weight"] == pytest.approx(q.max())
 
@@ -281,27 +377,46 @@ def test_released_weights_are_not_normalised() -> None:
     assert weight_metrics(q, None)["worst_case/effective_sample_size"] == pytest.approx(1 / 0.375)
 
 
-# ----------------------------------------------------------------------------------------------------------- rewards
+# ------------------------------------------------------------------------------------------ rewards
 def test_reward_metrics_of_a_step_that_overflowed_are_nan() -> None:
     zero = torch.zeros(3)
-    found = reward_metrics(Pairs(torch.tensor([1.0, torch.nan, 3.0]), zero, zero, zero, zero + 1, zero + 1), beta=1.0)
+    found = reward_metrics(
+        Pairs(torch.tensor([1.0, torch.nan, 3.0]), zero, zero, zero, zero + 1, zero + 1), beta=1.0
+    )
     assert np.isnan(found["dominance_violation"]) and np.isnan(found["rewards/chosen_q50"])
     assert found["rewards/rejected_q50"] == 0
 
 
 def test_reward_metrics_by_hand() -> None:
     zero, one = torch.zeros(3).double(), torch.ones(3).double()
-    s = Pairs(torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 0.0, 1.0]).double(), zero, one, one, one)
+    s = Pairs(
+        torch.tensor([1.0, 2.0, 3.0]).double(),
+        torch.tensor([2.0, 0.0, 1.0]).double(),
+        zero,
+        one,
+        one,
+        one,
+    )
     found = reward_metrics(s, beta=2.0)  # chosen 2, 4, 6; rejected 2, -2, 0
-    assert found["rewards/chosen"] == pytest.approx(4) and found["rewards/rejected"] == pytest.approx(0)
+    assert found["rewards/chosen"] == pytest.approx(4) and found[
+        "rewards/rejected"
+    ] == pytest.approx(0)
     assert found["rewards/margins"] == pytest.approx(4)
     assert found["rewards/accuracies"] == pytest.approx(2 / 3)  # a tie is no success
     assert found["logps/chosen"] == pytest.approx(2) and found["logps/rejected"] == pytest.approx(1)
-    assert (found["rewards/chosen_q10"], found["rewards/chosen_q50"], found["rewards/chosen_q90"]) == (2, 4, 6)
+    assert (
+        found["rewards/chosen_q10"],
+        found["rewards/chosen_q50"],
+        found["rewards/chosen_q90"],
+    ) == (2, 4, 6)
     assert found["dominance_violation"] == 0
     swapped = reward_metrics(Pairs(s.rejected, s.chosen, one, zero, one, one), beta=2.0)
-    assert swapped["dominance_violation"] == pytest.approx(4)  # 2-(-2), 4-0 and 6-2, each for a third
-    single = Singles(torch.tensor([1.0, 2.0, 4.0]).double(), zero, torch.tensor([True, False, True]))
+    assert swapped["dominance_violation"] == pytest.approx(
+        4
+    )  # 2-(-2), 4-0 and 6-2, each for a third
+    single = Singles(
+        torch.tensor([1.0, 2.0, 4.0]).double(), zero, torch.tensor([True, False, True])
+    )
     assert reward_metrics(single, beta=2.0)["rewards/margins"] == pytest.approx(1)
     alone = reward_metrics(Singles(single.policy, zero, torch.tensor([True] * 3)), beta=2.0)
     assert "rewards/margins" not in alone and alone["rewards/chosen"] == pytest.approx(14 / 3)

@@ -1,4 +1,5 @@
-"""Reference log-probabilities. Their truth is torch's own cross entropy, row by row, without a batch."""
+"""Reference log-probabilities. Their truth is torch's own cross entropy, row by row, without a
+batch."""
 
 import json
 from collections.abc import Mapping
@@ -36,19 +37,31 @@ def pairs(count: int = 11, seed: int = 0) -> Dataset:
         length = int(torch.randint(1, longest, (), generator=draw))
         return " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (length,), generator=draw))
 
-    rows = [{"prompt": text(6), "chosen": f" {text(12)} sun", "rejected": f" {text(12)} moon"} for _ in range(count)]
+    rows = [
+        {"prompt": text(6), "chosen": f" {text(12)} sun", "rejected": f" {text(12)} moon"}
+        for _ in range(count)
+    ]
     return tokenise(Dataset.from_list(rows), TOKENIZER)
 
 
 def responses(count: int = 7) -> Dataset:
     rows = [
-        {"prompt": f"the {WORDS[i]}", "completion": " is" + f" {WORDS[-i]}" * (i + 1), "label": i % 2 == 0} for i in range(count)
+        {
+            "prompt": f"the {WORDS[i]}",
+            "completion": " is" + f" {WORDS[-i]}" * (i + 1),
+            "label": i % 2 == 0,
+        }
+        for i in range(count)
     ]
     return tokenise(Dataset.from_list(rows), TOKENIZER, "unpaired")
 
 
 def score(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    logits = (
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        .logits[:, :-1]
+        .float()
+    )
     tokens = -cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
     return (tokens * batch["completion_mask"][:, 1:]).sum(1)
 
@@ -59,13 +72,25 @@ def one_by_one(model: nn.Module, data: Dataset, completions: str) -> list[float]
         ids = torch.tensor([row["prompt_ids"] + row[completions]])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, len(row["prompt_ids"]) - 1 : -1].double()
-        values.append(-float(cross_entropy(logits, ids[0, len(row["prompt_ids"]) :], reduction="sum")))
+        values.append(
+            -float(cross_entropy(logits, ids[0, len(row["prompt_ids"]) :], reduction="sum"))
+        )
     return values
 
 
-def compute(model: nn.Module, data: Dataset, batch_size: int = 4, cache: Path | None = None, **options: Any) -> Dataset:
+def compute(
+    model: nn.Module, data: Dataset, batch_size: int = 4, cache: Path | None = None, **options: Any
+) -> Dataset:
     identity = reference_identity(model, TOKENIZER, data, torch.float32)
-    return reference_logps(model, data, COLLATE, batch_size, cache=cache, identity=identity, **{"score": score} | options)
+    return reference_logps(
+        model,
+        data,
+        COLLATE,
+        batch_size,
+        cache=cache,
+        identity=identity,
+        **{"score": score} | options,
+    )
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
@@ -76,17 +101,26 @@ def test_values_are_those_of_single_rows_whatever_the_batch(make, batch_size):
     for column in ("chosen", "rejected"):
         expected = one_by_one(model, data, f"{column}_ids")
         assert list(filled[f"ref_{column}_logps"]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert filled.remove_columns(["ref_chosen_logps", "ref_rejected_logps"]).to_list() == data.to_list()
+    assert (
+        filled.remove_columns(["ref_chosen_logps", "ref_rejected_logps"]).to_list()
+        == data.to_list()
+    )
     batch = COLLATE([filled[0], filled[1]])
-    columns = [filled[column][i] for column in ("ref_chosen_logps", "ref_rejected_logps") for i in (0, 1)]
+    columns = [
+        filled[column][i] for column in ("ref_chosen_logps", "ref_rejected_logps") for i in (0, 1)
+    ]
     assert batch["reference_logps"].tolist() == columns
 
 
 def test_values_of_unpaired_responses_and_of_the_other_completions():
     model, data = tiny_gpt2(), responses()
     filled = compute(model, data, 3)
-    assert list(filled["ref_logps"]) == pytest.approx(one_by_one(model, data, "completion_ids"), rel=1e-5)
-    assert list(filled["ref_kl_logps"]) == pytest.approx(one_by_one(model, data, "kl_completion_ids"), rel=1e-5)
+    assert list(filled["ref_logps"]) == pytest.approx(
+        one_by_one(model, data, "completion_ids"), rel=1e-5
+    )
+    assert list(filled["ref_kl_logps"]) == pytest.approx(
+        one_by_one(model, data, "kl_completion_ids"), rel=1e-5
+    )
 
 
 def test_dropout_is_off_and_the_modes_come_back():
@@ -107,7 +141,7 @@ def test_dropout_is_off_and_the_modes_come_back():
     assert [module.training for module in model.modules()] == before
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------------
+#  the file ----------------------------------------------------------------------------------------
 
 
 def refuse(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -136,9 +170,20 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path, part):
     identity = reference_identity(**given)
     with pytest.raises(
         ValueError,
-        match=rf"holds log-probabilities of another {part} \(.*Give another --reference_cache or --output_dir",
+        match=(
+            rf"holds log-probabilities of another {part} \(.*Give another --reference_cache or"
+            r" --output_dir"
+        ),
     ):
-        reference_logps(given["model"], given["dataset"], COLLATE, 4, cache=cache, identity=identity, score=score)
+        reference_logps(
+            given["model"],
+            given["dataset"],
+            COLLATE,
+            4,
+            cache=cache,
+            identity=identity,
+            score=score,
+        )
     assert cache.exists()
 
 
@@ -149,19 +194,29 @@ def test_all_that_differs_is_named(tmp_path):
         compute(tiny_gpt2(seed=1), pairs(seed=1), cache=cache)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "foreign", "format", "rows", "columns", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "text", "foreign", "format", "rows", "columns", "folder"]
+)
 def test_damaged_and_foreign_files(tmp_path, damage):
     model, data, cache = tiny_gpt2(), pairs(), tmp_path / "reference.safetensors"
     compute(model, data, cache=cache)
     good = cache.read_bytes()
-    metadata = {"prefdro_reference": "1"} | reference_identity(model, TOKENIZER, data, torch.float32)
+    metadata = {"prefdro_reference": "1"} | reference_identity(
+        model, TOKENIZER, data, torch.float32
+    )
     values = torch.zeros(len(data))
     if damage == "foreign":
         save_file({"ref_chosen_logps": values}, cache)
     elif damage == "format":
-        save_file({"ref_chosen_logps": values}, cache, metadata=metadata | {"prefdro_reference": "0"})
+        save_file(
+            {"ref_chosen_logps": values}, cache, metadata=metadata | {"prefdro_reference": "0"}
+        )
     elif damage == "rows":
-        save_file({"ref_chosen_logps": values[1:].clone(), "ref_rejected_logps": values}, cache, metadata=metadata)
+        save_file(
+            {"ref_chosen_logps": values[1:].clone(), "ref_rejected_logps": values},
+            cache,
+            metadata=metadata,
+        )
     elif damage == "columns":
         save_file({"ref_chosen_logps": values}, cache, metadata=metadata)
     elif damage == "folder":
@@ -175,10 +230,13 @@ def test_damaged_and_foreign_files(tmp_path, damage):
         "rows": "does not hold ref_chosen_logps and ref_rejected_logps of 11 rows",
         "columns": "does not hold ref_chosen_logps and ref_rejected_logps",
     }
-    with pytest.raises(ValueError, match=messages.get(damage, "is truncated, damaged or no file of safetensors")) as error:
+    with pytest.raises(
+        ValueError, match=messages.get(damage, "is truncated, damaged or no file of safetensors")
+    ) as error:
         compute(model, data, cache=cache)
-    assert "Give another --reference_cache or --output_dir; or move the file away, and they are computed again" in str(
-        error.value
+    assert (
+        "Give another --reference_cache or --output_dir; or move the file away, and they are"
+        " computed again" in str(error.value)
     )
 
 
@@ -193,7 +251,7 @@ def test_a_write_that_fails_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- several ranks ----------------------------------------------------------------------------------------------------------
+#  several ranks -----------------------------------------------------------------------------------
 
 RANK = """
 import sys
@@ -215,17 +273,16 @@ def counted(model, batch):
     return score(model, batch)
 
 def run(cache, dtype):
-    identity = reference_identity(model, TOKENIZER, data, dtype)
-    return reference_logps(
-        model, data, COLLATE, 4, cache=cache, identity=identity, score=counted, accelerator=accelerator
-    )
+    more = {"identity": reference_identity(model, TOKENIZER, data, dtype), "score": counted}
+    return reference_logps(model, data, COLLATE, 4, cache=cache, accelerator=accelerator, **more)
 
 filled = run(out / f"of-rank-{rank}", torch.float32)  # as on two machines that share no folder
 assert len(counts) == 2, counts  # three batches: the second rank repeats one
 filled.to_json(out / f"rank-{rank}.json")
 accelerator.wait_for_everyone()
 assert sorted(path.name for path in out.glob("of-rank-*")) == ["of-rank-0"]
-assert run(out / f"of-rank-{rank}", torch.float32).to_list() == filled.to_list() and len(counts) == 2
+assert run(out / f"of-rank-{rank}", torch.float32).to_list() == filled.to_list()
+assert len(counts) == 2
 try:
     run(out / f"of-rank-{rank}", torch.bfloat16)
 except ValueError as error:
@@ -242,33 +299,40 @@ def test_two_ranks_share_the_work_and_get_the_same(tmp_path):
     assert done.returncode == 0, done.stderr
     expected = compute(tiny_gpt2(), pairs())
     for rank in range(2):
-        filled = Dataset.from_json(str(tmp_path / f"rank-{rank}.json"), cache_dir=str(tmp_path / "cache"))
+        filled = Dataset.from_json(
+            str(tmp_path / f"rank-{rank}.json"), cache_dir=str(tmp_path / "cache")
+        )
         for column in ("ref_chosen_logps", "ref_rejected_logps"):
             assert list(filled[column]) == pytest.approx(list(expected[column]), rel=1e-5)
         assert (tmp_path / f"refused-{rank}").exists()
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------------
+#  bad input ---------------------------------------------------------------------------------------
 
 
 def test_values_that_are_not_finite(tmp_path):
     model, data, cache = tiny_gpt2(), pairs(), tmp_path / "reference.safetensors"
     with torch.no_grad():
         model.transformer.wte.weight[TOKENIZER.convert_tokens_to_ids("moon")] = torch.nan
-    with pytest.raises(ValueError, match=r"gives 11 of 11 rows a log-probability that is not finite; the first is row 1"):
+    with pytest.raises(
+        ValueError,
+        match=r"gives 11 of 11 rows a log-probability that is not finite; the first is row 1",
+    ):
         compute(model, data, cache=cache)
     assert not cache.exists()
 
 
 def test_columns_that_are_there_already_and_a_batch_of_nothing():
     filled = compute(tiny_gpt2(), pairs())
-    with pytest.raises(ValueError, match="the data have ref_chosen_logps, ref_rejected_logps already"):
+    with pytest.raises(
+        ValueError, match="the data have ref_chosen_logps, ref_rejected_logps already"
+    ):
         compute(tiny_gpt2(), filled)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         compute(tiny_gpt2(), pairs(), 0)
 
 
-# --- fingerprints -----------------------------------------------------------------------------------------------------------
+#  fingerprints ------------------------------------------------------------------------------------
 
 
 def test_the_fingerprint_of_a_model_is_that_of_its_weights():
@@ -292,7 +356,9 @@ def test_settings_that_change_the_model_count_in_its_fingerprint():
     other.config.activation_function = "relu"
     assert model_fingerprint(model) != model_fingerprint(other)
     renamed = tiny_gpt2()
-    renamed.config.update({"_name_or_path": "elsewhere", "pad_token_id": 3, "use_cache": False, "resid_pdrop": 0.1})
+    renamed.config.update(
+        {"_name_or_path": "elsewhere", "pad_token_id": 3, "use_cache": False, "resid_pdrop": 0.1}
+    )
     assert model_fingerprint(model) == model_fingerprint(renamed)
 
 
@@ -308,7 +374,13 @@ def test_shapes_count_in_the_fingerprint():
     [
         LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True),
         LoraConfig(r=2, target_modules=["c_attn", "wte"], fan_in_fan_out=True),
-        LoraConfig(r=2, target_modules=["c_fc"], use_dora=True, fan_in_fan_out=True, modules_to_save=["ln_f"]),
+        LoraConfig(
+            r=2,
+            target_modules=["c_fc"],
+            use_dora=True,
+            fan_in_fan_out=True,
+            modules_to_save=["ln_f"],
+        ),
     ],
     ids=["lora", "embedding", "dora-and-saved-module"],
 )
@@ -323,7 +395,9 @@ def test_the_reference_of_a_model_with_adapters_is_its_base(config, tmp_path):
                 parameter.add_(0.3)
     adapted = score(model, COLLATE([data[0]]))
     assert abs(adapted[0].item() - base["ref_chosen_logps"][0]) > 0.01
-    assert list(compute(model, data)["ref_chosen_logps"]) == pytest.approx(list(base["ref_chosen_logps"]), rel=1e-5)
+    assert list(compute(model, data)["ref_chosen_logps"]) == pytest.approx(
+        list(base["ref_chosen_logps"]), rel=1e-5
+    )
     assert torch.equal(score(model, COLLATE([data[0]])), adapted)  # the adapters are on again
     assert compute(model, data, cache=cache, score=refuse).to_list() == base.to_list()
     assert model_fingerprint(model) != model_fingerprint(get_peft_model(tiny_gpt2(seed=1), config))
@@ -336,7 +410,11 @@ def test_the_fingerprint_of_a_tokenizer():
     renamed = word_tokenizer()
     renamed.name_or_path = "elsewhere"
     assert fingerprint == tokenizer_fingerprint(used) == tokenizer_fingerprint(renamed)
-    others = [word_tokenizer(chat_template=True), word_tokenizer(WORDS[::-1]), word_tokenizer(eos=False)]
+    others = [
+        word_tokenizer(chat_template=True),
+        word_tokenizer(WORDS[::-1]),
+        word_tokenizer(eos=False),
+    ]
     assert len({fingerprint, *(tokenizer_fingerprint(other) for other in others)}) == 4
 
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GenerationConfig,
+)
 
 from llm.models import load_language_model
 from llm.special_ids import settle_special_ids
@@ -41,8 +48,13 @@ def tiny_gemma2(seed: int = 0, vocabulary: int = 64) -> Any:
 def words(folder: Path, *more: str) -> list[str]:
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    fixed = "--run_on cpu --learning_rate 1e-2 --report_to none --disable_tqdm true --max_steps 2 --per_device_train_batch_size 2"
-    return " ".join([f"--model {folder / 'model'} --data {path} --output_dir {folder / 'out'}", fixed, *more]).split()
+    fixed = (
+        "--run_on cpu --learning_rate 1e-2 --report_to none --disable_tqdm true --max_steps 2"
+        " --per_device_train_batch_size 2"
+    )
+    return " ".join(
+        [f"--model {folder / 'model'} --data {path} --output_dir {folder / 'out'}", fixed, *more]
+    ).split()
 
 
 def save(folder: Path, model: Any, tokenizer: Any, **config: Any) -> None:
@@ -50,12 +62,19 @@ def save(folder: Path, model: Any, tokenizer: Any, **config: Any) -> None:
     tokenizer.save_pretrained(folder / "model")
     for name in ("config", "generation_config"):
         path = folder / "model" / f"{name}.json"
-        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | config), encoding="utf-8")
+        path.write_text(
+            json.dumps(json.loads(path.read_text(encoding="utf-8")) | config), encoding="utf-8"
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "more", ["", "--lora --lora_targets all-linear", "--eval_split train --kl_prompts 2 --kl_max_new_tokens 2"]
+    "more",
+    [
+        "",
+        "--lora --lora_targets all-linear",
+        "--eval_split train --kl_prompts 2 --kl_max_new_tokens 2",
+    ],
 )
 @pytest.mark.parametrize("kind", [tiny_gpt2, tiny_llama, tiny_gemma2])
 def test_padding_beyond_the_embeddings(kind: Any, more: str, tmp_path: Path) -> None:
@@ -76,7 +95,8 @@ def test_padding_beyond_the_embeddings(kind: Any, more: str, tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "outside", [{"pad_token_id": 28}, {"pad_token_id": -1}, {"bos_token_id": 50256, "eos_token_id": [1, 99]}]
+    "outside",
+    [{"pad_token_id": 28}, {"pad_token_id": -1}, {"bos_token_id": 50256, "eos_token_id": [1, 99]}],
 )
 def test_a_configuration_with_ids_beyond(outside: dict[str, Any], tmp_path: Path) -> None:
     """Also one with which the model itself cannot be loaded by transformers."""
@@ -84,14 +104,24 @@ def test_a_configuration_with_ids_beyond(outside: dict[str, Any], tmp_path: Path
     save(tmp_path, tiny_llama(vocabulary=28), tokenizer, **outside)
     train(*parse(words(tmp_path)))
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    for config in (AutoConfig.from_pretrained(tmp_path / "out"), GenerationConfig.from_pretrained(tmp_path / "out")):
+    for config in (
+        AutoConfig.from_pretrained(tmp_path / "out"),
+        GenerationConfig.from_pretrained(tmp_path / "out"),
+    ):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(config, name)
-            assert all(number is None or 0 <= number < 28 for number in (value if isinstance(value, list) else [value]))
+            assert all(
+                number is None or 0 <= number < 28
+                for number in (value if isinstance(value, list) else [value])
+            )
 
 
-@pytest.mark.parametrize(("name", "what"), [("eos_token", "end-of-sequence"), ("bos_token", "beginning-of-sequence")])
-def test_an_end_that_the_model_does_not_know(name: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "what"), [("eos_token", "end-of-sequence"), ("bos_token", "beginning-of-sequence")]
+)
+def test_an_end_that_the_model_does_not_know(
+    name: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Conversations whose template does not write it: the data have no such token."""
     tokenizer = word_tokenizer(chat_template=True)
     save(tmp_path, tiny_gpt2(vocabulary=len(tokenizer)), tokenizer)
@@ -102,13 +132,20 @@ def test_an_end_that_the_model_does_not_know(name: str, what: str, tmp_path: Pat
     def turn(role: str, text: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
 
-    row = {"prompt": turn("user", "the cat"), "chosen": turn("assistant", "happy"), "rejected": turn("assistant", "sad")}
+    row = {
+        "prompt": turn("user", "the cat"),
+        "chosen": turn("assistant", "happy"),
+        "rejected": turn("assistant", "sad"),
+    }
     (tmp_path / "pairs.jsonl").write_text((json.dumps(row) + "\n") * 4, encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
         main(command)
     assert stopped.value.code == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert f"the tokenizer's {what} token '<|im_end|>' has the id 28, and the model knows 28 tokens (0 to 27)" in said
+    assert (
+        f"the tokenizer's {what} token '<|im_end|>' has the id 28, and the model knows 28 tokens (0"
+        " to 27)" in said
+    )
     assert not (tmp_path / "out" / "training.json").exists()
 
 

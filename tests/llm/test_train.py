@@ -1,4 +1,5 @@
-"""`prefdro train` from files to files, with a tiny model: what it leaves behind, how it resumes, what it says of bad input."""
+"""`prefdro train` from files to files, with a tiny model: what it leaves behind, how it resumes,
+what it says of bad input."""
 
 import json
 import random
@@ -34,7 +35,8 @@ def save_model(folder: Path, seed: int, **options: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts that end happily are preferred to those that end sadly; a group and a weight for each."""
+    """Texts that end happily are preferred to those that end sadly; a group and a weight for
+    each."""
     draw = random.Random(0)
 
     def text(count: int) -> str:
@@ -57,9 +59,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(model: Path, data: Path, out: Path, *more: str) -> list[str]:
     """A command line of a short run on the CPU; what comes later wins."""
-    fixed = "--run_on cpu --max_steps 6 --learning_rate 3e-3 --per_device_train_batch_size 4 --gradient_accumulation_steps 2"
+    fixed = (
+        "--run_on cpu --max_steps 6 --learning_rate 3e-3 --per_device_train_batch_size 4"
+        " --gradient_accumulation_steps 2"
+    )
     quiet = "--disable_tqdm true --logging_steps 2 --save_steps 3 --report_to none"
-    return " ".join([f"--model {model} --data {data} --output_dir {out}", fixed, quiet, *more]).split(" ")
+    return " ".join(
+        [f"--model {model} --data {data} --output_dir {out}", fixed, quiet, *more]
+    ).split(" ")
 
 
 def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
@@ -70,8 +77,12 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_leaves_a_better_model_its_card_and_its_log(model: Path, pairs: Path, tmp_path: Path) -> None:
-    options = "--max_steps 24 --objective kldpo --tau 0.5 --seed 7 --kl_prompts 48 --kl_max_new_tokens 4"
+def test_a_run_leaves_a_better_model_its_card_and_its_log(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--max_steps 24 --objective kldpo --tau 0.5 --seed 7 --kl_prompts 48 --kl_max_new_tokens 4"
+    )
     metrics = train(*parse(words(model, pairs, tmp_path, options, f"--eval_data {pairs}")))
     log = pd.read_csv(tmp_path / "log.csv")
     losses = log.loss.dropna()
@@ -80,7 +91,9 @@ def test_a_run_leaves_a_better_model_its_card_and_its_log(model: Path, pairs: Pa
     # before training policy and reference are equal: the KL estimate is of a real change
     assert metrics["eval_kl_to_reference"] > 2 * metrics["eval_kl_to_reference_error"] > 0
     trained = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert not torch.equal(trained.lm_head.weight, AutoModelForCausalLM.from_pretrained(model).lm_head.weight)
+    assert not torch.equal(
+        trained.lm_head.weight, AutoModelForCausalLM.from_pretrained(model).lm_head.weight
+    )
     card = (tmp_path / "README.md").read_text()
     for fact in (
         "| objective | kldpo |",
@@ -99,7 +112,12 @@ def test_a_run_leaves_a_better_model_its_card_and_its_log(model: Path, pairs: Pa
         "grad_norm",
     }
     assert named <= set(log.columns)
-    assert 1 <= log["worst_case/effective_sample_size"].dropna().min() <= log["worst_case/effective_sample_size"].max() <= 8
+    assert (
+        1
+        <= log["worst_case/effective_sample_size"].dropna().min()
+        <= log["worst_case/effective_sample_size"].max()
+        <= 8
+    )
 
 
 def as_if_killed(out: Path, *lost: str) -> None:
@@ -112,7 +130,9 @@ def as_if_killed(out: Path, *lost: str) -> None:
     (out / "model.safetensors").unlink(missing_ok=True)
 
 
-def test_a_finished_run_is_left_as_it_is(model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_left_as_it_is(
+    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = words(model, pairs, tmp_path)
     metrics = train(*parse(command))
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -136,7 +156,9 @@ def test_an_incomplete_checkpoint_is_passed_over(
     assert same(weights(tmp_path), truth)
 
 
-def test_other_weights_of_the_same_texts_are_another_run(model: Path, pairs: Path, tmp_path: Path) -> None:
+def test_other_weights_of_the_same_texts_are_another_run(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text(pairs.read_text())
     command = words(model, data, tmp_path / "out")
@@ -152,7 +174,9 @@ def test_the_model_is_not_overwritten(model: Path, pairs: Path) -> None:
         train(*parse(words(model, pairs, model)))
 
 
-def test_the_same_command_resumes_to_the_same_parameters(model: Path, pairs: Path, tmp_path: Path) -> None:
+def test_the_same_command_resumes_to_the_same_parameters(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = "--objective group_dro --group_step 0.5 --lr_scheduler_type cosine"
     train(*parse(words(model, pairs, whole, options)))
@@ -165,16 +189,24 @@ def test_the_same_command_resumes_to_the_same_parameters(model: Path, pairs: Pat
     assert same(weights(broken), weights(whole))
 
 
-def test_a_run_resumes_whatever_the_trainer_made_of_its_arguments(model: Path, pairs: Path, tmp_path: Path) -> None:
-    """With checkpointing the trainer sets how; with several ranks, that the last batch is dropped."""
+def test_a_run_resumes_whatever_the_trainer_made_of_its_arguments(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """With checkpointing the trainer sets how; with several ranks, that the last batch is
+    dropped."""
     command = words(model, pairs, tmp_path, "--gradient_checkpointing --max_steps 4 --save_steps 2")
     train(*parse(command))
     as_if_killed(tmp_path, "checkpoint-4")
     train(*parse(command))
-    assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
+    assert (
+        json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"]
+        == 4
+    )
 
 
-def test_a_checkpoint_without_the_optimizer_is_not_resumed(model: Path, pairs: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_optimizer_is_not_resumed(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
     command = words(model, pairs, tmp_path, "--save_only_model true")
     train(*parse(command))
     as_if_killed(tmp_path)
@@ -200,22 +232,36 @@ def test_rows_that_the_model_cannot_take(model: Path, tmp_path: Path) -> None:
     path, big = tmp_path / "pairs.jsonl", word_tokenizer([*WORDS, "strange"])
     big.save_pretrained(tmp_path / "big")
     path.write_text(json.dumps({"prompt": "the " * 127, "chosen": "cat", "rejected": "dog"}) + "\n")
-    with pytest.raises(ValueError, match=r"the longest row has 129 tokens, .* the model has 128 positions. Set --max_length 128"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"the longest row has 129 tokens, .* the model has 128 positions. Set --max_length 128"
+        ),
+    ):
         train(*parse(words(model, path, tmp_path / "out")))
     path.write_text(json.dumps({"prompt": "the ", "chosen": "strange", "rejected": "dog"}) + "\n")
     with pytest.raises(ValueError, match=r"the token 28, and the model knows 28 \(0 to 27\)"):
         train(*parse(words(model, path, tmp_path / "out", f"--tokenizer {tmp_path / 'big'}")))
 
 
-def test_samples_that_the_model_has_no_positions_for(model: Path, pairs: Path, tmp_path: Path) -> None:
+def test_samples_that_the_model_has_no_positions_for(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
     options = f"--kl_prompts 4 --kl_max_new_tokens 126 --eval_data {pairs}"
-    with pytest.raises(ValueError, match="the model has 128 positions, and texts have up to 129 tokens"):
+    with pytest.raises(
+        ValueError, match="the model has 128 positions, and texts have up to 129 tokens"
+    ):
         train(*parse(words(model, pairs, tmp_path, options)))
     assert not (tmp_path / "model.safetensors").exists()  # before the training
 
 
-def test_in_bf16_an_untrained_policy_is_at_kl_zero(model: Path, pairs: Path, tmp_path: Path) -> None:
-    options = f"--bf16 --learning_rate 0 --max_steps 1 --kl_prompts 8 --kl_max_new_tokens 8 --eval_data {pairs}"
+def test_in_bf16_an_untrained_policy_is_at_kl_zero(
+    model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--bf16 --learning_rate 0 --max_steps 1 --kl_prompts 8 --kl_max_new_tokens 8 --eval_data"
+        f" {pairs}"
+    )
     assert train(*parse(words(model, pairs, tmp_path, options)))["eval_kl_to_reference"] == 0
 
 
@@ -234,24 +280,36 @@ def test_the_folder_of_another_run_is_refused(
 def test_a_yaml_file_is_the_command_line(model: Path, pairs: Path, tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(
-        f"model: {model}\ndata: {pairs}\nobjective: wdpo\nrho: 0.01\nwdpo_mode: adversarial\nbeta: 0.2\nrun_on: cpu\n"
+        f"model: {model}\ndata: {pairs}\nobjective: wdpo\nrho: 0.01\nwdpo_mode: adversarial\nbeta:"
+        " 0.2\nrun_on: cpu\n"
     )
-    _, _, objective, args = parse(["--config", str(path), "--beta", "0.05", "--output_dir", str(tmp_path / "out")])
+    _, _, objective, args = parse(
+        ["--config", str(path), "--beta", "0.05", "--output_dir", str(tmp_path / "out")]
+    )
     assert (objective.objective, objective.rho, objective.beta) == ("wdpo", 0.01, 0.05)
     assert args.output_dir == str(tmp_path / "out")
 
 
 def test_only_the_adapter_is_trained_and_saved(model: Path, pairs: Path, tmp_path: Path) -> None:
-    options = "--lora --lora_rank 2 --objective wdpo --rho 0.01 --wdpo_mode adversarial --gradient_checkpointing"
+    options = (
+        "--lora --lora_rank 2 --objective wdpo --rho 0.01 --wdpo_mode adversarial"
+        " --gradient_checkpointing"
+    )
     train(*parse(words(model, pairs, tmp_path, options)))
     adapter = weights(tmp_path, "adapter_model.safetensors")
     assert adapter and all("lora" in name for name in adapter)
-    assert any(w.abs().max() > 0 for name, w in adapter.items() if "lora_B" in name)  # zero before training
+    assert any(
+        w.abs().max() > 0 for name, w in adapter.items() if "lora_B" in name
+    )  # zero before training
     assert not (tmp_path / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("options", ["--objective kto", "--objective aot_unpaired", "--objective aot --bf16"])
-def test_other_objectives_and_bf16_run_from_the_same_file(options: str, model: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", ["--objective kto", "--objective aot_unpaired", "--objective aot --bf16"]
+)
+def test_other_objectives_and_bf16_run_from_the_same_file(
+    options: str, model: Path, pairs: Path, tmp_path: Path
+) -> None:
     train(*parse(words(model, pairs, tmp_path, options, "--report_to tensorboard")))
     log = pd.read_csv(tmp_path / "log.csv")
     margins = log["rewards/margins"].dropna()
@@ -270,14 +328,22 @@ def test_other_objectives_and_bf16_run_from_the_same_file(options: str, model: P
         ("--run_on gpu", "unknown --run_on 'gpu'"),
         ("--label_smoothing_factor 0.1", "use --objective cdpo with --flip"),
         ("--model ", "--model was not given"),
-        ("--resume_from_checkpoint x", "--resume_from_checkpoint (x) is refused: the same command resumes by itself"),
+        (
+            "--resume_from_checkpoint x",
+            "--resume_from_checkpoint (x) is refused: the same command resumes by itself",
+        ),
         ("--max_steps 0", "--max_steps (0) is refused"),
         ("--lora_rank 3", "--lora_rank (3) is of an adapter, but all weights are trained"),
         ("--kl_prompts 4", "--kl_prompts (4) are prompts of the evaluation, but there is none"),
     ],
 )
 def test_bad_input_ends_with_a_sentence(
-    more: str, message: str, model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: str,
+    message: str,
+    model: Path,
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words(model, pairs, tmp_path, more))
@@ -286,7 +352,9 @@ def test_bad_input_ends_with_a_sentence(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_asked_for_and_absent(model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_asked_for_and_absent(
+    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main([*words(model, pairs, tmp_path), "--run_on", "cuda"])
     assert "sees no CUDA device" in capsys.readouterr().err
@@ -305,11 +373,17 @@ def test_a_cache_of_another_model_is_refused(
     assert not (tmp_path / "b" / "model.safetensors").exists()
 
 
-def test_conversations_without_a_chat_template(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conversations_without_a_chat_template(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def turn(role: str, content: str) -> list[dict[str, str]]:
         return [{"role": role, "content": content}]
 
-    row = {"prompt": turn("user", "the cat"), "chosen": turn("assistant", "happy"), "rejected": turn("assistant", "sad")}
+    row = {
+        "prompt": turn("user", "the cat"),
+        "chosen": turn("assistant", "happy"),
+        "rejected": turn("assistant", "sad"),
+    }
     path = tmp_path / "chat.jsonl"
     path.write_text((json.dumps(row) + "\n") * 8)
     with pytest.raises(SystemExit):
@@ -320,7 +394,11 @@ def test_conversations_without_a_chat_template(model: Path, tmp_path: Path, caps
 
 
 def test_weights_that_are_not_finite_stop_the_run(
-    model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    pairs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Diverging(torch.optim.SGD):
         """Its first step makes every weight too large."""
@@ -347,21 +425,33 @@ def test_weights_that_are_not_finite_stop_the_run(
 def test_what_is_trained_on_is_shown_and_what_is_left_out_is_written_down(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    rows = [{"q": "the cat ", "good": f"is {word}", "bad": "is sad"} for word in ("happy", "red", "blue", "sad", "green")]
+    rows = [
+        {"q": "the cat ", "good": f"is {word}", "bad": "is sad"}
+        for word in ("happy", "red", "blue", "sad", "green")
+    ]
     rows[1]["good"], rows[2]["bad"] = " ", 7  # type: ignore[assignment]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)) + '\n{"q": "the')
-    command = words(model, data, tmp_path / "out", "--max_steps 1 --columns prompt=q,chosen=good,rejected=bad")
+    command = words(
+        model, data, tmp_path / "out", "--max_steps 1 --columns prompt=q,chosen=good,rejected=bad"
+    )
     with pytest.raises(SystemExit) as stopped:
         main(command)
     said = capsys.readouterr().err
     assert stopped.value.code == 1 and "2 of 6 rows cannot be used" in said and str(data) in said
-    assert "1 row (3) with a number in `rejected`" in said and "1 row (6) not valid JSON" in said and "--drop_bad_rows" in said
+    assert (
+        "1 row (3) with a number in `rejected`" in said
+        and "1 row (6) not valid JSON" in said
+        and "--drop_bad_rows" in said
+    )
     assert not (tmp_path / "out").exists()
     with pytest.warns(UserWarning, match="4 of 6 rows are left out"):
         train(*parse([*command, "--drop_bad_rows"]))
     said = capsys.readouterr().err
-    assert "the first example as the model sees it (row 1):" in said and "chosen:     'is happy <eos>'" in said
+    assert (
+        "the first example as the model sees it (row 1):" in said
+        and "chosen:     'is happy <eos>'" in said
+    )
     left_out = pd.read_csv(tmp_path / "out" / "left-out-rows-train.csv")
     assert list(left_out["row"]) == [2, 3, 4, 6] and "identical" in left_out["reason"][2]
     # rows in tokens are what counts: the same file without what was left out is the same run
@@ -370,8 +460,13 @@ def test_what_is_trained_on_is_shown_and_what_is_left_out_is_written_down(
 
 
 @pytest.mark.parametrize("columns", ["prompt", "prompt=", "text=q", "prompt=q,prompt=r"])
-def test_names_of_columns_that_say_nothing(model: Path, pairs: Path, tmp_path: Path, columns: str) -> None:
+def test_names_of_columns_that_say_nothing(
+    model: Path, pairs: Path, tmp_path: Path, columns: str
+) -> None:
     with pytest.raises(
-        ValueError, match=r"--columns .* is not of the form ours=theirs, with each of ours once and one of prompt"
+        ValueError,
+        match=(
+            r"--columns .* is not of the form ours=theirs, with each of ours once and one of prompt"
+        ),
     ):
         train(*parse(words(model, pairs, tmp_path / "out", f"--columns {columns}")))

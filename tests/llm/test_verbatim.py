@@ -1,4 +1,5 @@
-"""Text, messages and tool calls reach the chat template exactly as they stand in the file, whatever its format."""
+"""Text, messages and tool calls reach the chat template exactly as they stand in the file, whatever
+its format."""
 
 import csv
 import gzip
@@ -20,7 +21,10 @@ from tests.llm.models import byte_tokenizer, word_tokenizer
 
 
 def talk(question: str, call: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
-    calls = {"content": None, "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": call}}]}
+    calls = {
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": call}}],
+    }
     return {
         "prompt": [{"role": "user", "content": question}],
         "chosen": [{"role": "assistant"} | (calls if call is not None else {"content": "yes"})],
@@ -29,12 +33,22 @@ def talk(question: str, call: dict[str, Any] | None, **more: Any) -> dict[str, A
 
 
 ROWS = [
-    talk("when?", {"day": "2021-05-05", "n": 3}, tools=[{"name": "look", "parameters": {"day": "date", "n": "integer"}}]),
-    talk("where?", {"town": "Ulm", "near": None, "n": "three"}, tools=[{"name": "look", "parameters": {"town": "string"}}]),
+    talk(
+        "when?",
+        {"day": "2021-05-05", "n": 3},
+        tools=[{"name": "look", "parameters": {"day": "date", "n": "integer"}}],
+    ),
+    talk(
+        "where?",
+        {"town": "Ulm", "near": None, "n": "three"},
+        tools=[{"name": "look", "parameters": {"town": "string"}}],
+    ),
     talk("why?", {"n": 0.1, "many": [1, "x", {"y": None}], "big": 2**70}),
     talk("who?", None),
 ]
-LOGGER = "{% for m in messages %}{{ m | tojson }}{% endfor %}{{ tools | tojson if tools else '' }}<eos>"
+LOGGER = (
+    "{% for m in messages %}{{ m | tojson }}{% endfor %}{{ tools | tojson if tools else '' }}<eos>"
+)
 
 
 def seen_by_the_template(rows: Any) -> list[str]:
@@ -46,8 +60,15 @@ def seen_by_the_template(rows: Any) -> list[str]:
 
 
 def written(rows: list[dict[str, Any]]) -> list[str]:
-    """The same, by hand. transformers 5 itself takes a null content from a message before its template sees it."""
-    spelt = [[{k: v for k, v in m.items() if (k, v) != ("content", None)} for m in row["prompt"] + row["chosen"]] for row in rows]
+    """The same, by hand. transformers 5 itself takes a null content from a message before its
+    template sees it."""
+    spelt = [
+        [
+            {k: v for k, v in m.items() if (k, v) != ("content", None)}
+            for m in row["prompt"] + row["chosen"]
+        ]
+        for row in rows
+    ]
     texts = ["".join(map(json.dumps, messages)) for messages in spelt]
     tools = [json.dumps(row["tools"]) if row.get("tools") else "" for row in rows]
     return [f"{text}{tool}<eos>" for text, tool in zip(texts, tools, strict=True)]
@@ -77,7 +98,8 @@ def test_objects_keep_their_own_keys_and_types(tmp_path, ending):
 
 @pytest.mark.parametrize("ending", ["parquet", "saved", "frame", "dataset"])
 def test_keys_that_arrow_filled_in_are_taken_away(tmp_path, ending):
-    """Structs hold the keys of all rows; a null cannot be told from a key that was never there, and is taken for that."""
+    """Structs hold the keys of all rows; a null cannot be told from a key that was never there, and
+    is taken for that."""
     rows = [
         talk("a", {"day": "1"}, tools=[{"name": "p"}]),
         talk("b", {"town": "2"}, tools=[{"name": "q", "of": "r"}]),
@@ -107,11 +129,30 @@ def test_columns_of_json_in_data_sets(tmp_path):
 
 
 def test_cells_of_csv_are_text(tmp_path):
-    texts = ["007", "", "NA", "nan", "2020-01-01", "1e5", "True", "a,b", 'say "x"', "two\r\nlines", "\u2028", " blank ", "é😀"]
+    texts = [
+        "007",
+        "",
+        "NA",
+        "nan",
+        "2020-01-01",
+        "1e5",
+        "True",
+        "a,b",
+        'say "x"',
+        "two\r\nlines",
+        "\u2028",
+        " blank ",
+        "é😀",
+    ]
     path = tmp_path / "a.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerows([["prompt", "chosen", "weight", "group", "label"], *[["p", text, "1.5", "3", "true"] for text in texts]])
+        writer.writerows(
+            [
+                ["prompt", "chosen", "weight", "group", "label"],
+                *[["p", text, "1.5", "3", "true"] for text in texts],
+            ]
+        )
     rows = load_rows(path)
     assert [row["chosen"] for row in rows] == texts
     assert all((row["weight"], row["group"], row["label"]) == (1.5, 3, True) for row in rows)
@@ -123,12 +164,16 @@ def test_any_text_in_any_file(tmp_path_factory, texts):
     folder, rows = tmp_path_factory.mktemp("any"), [{"prompt": text} for text in texts]
     (folder / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (folder / "b.jsonl").write_text(
-        "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-16", newline=""
+        "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows),
+        encoding="utf-16",
+        newline="",
     )
     (folder / "c.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8-sig")
     pd.DataFrame(rows).to_parquet(folder / "d.parquet")
     with (folder / "e.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["prompt"], *[[row["prompt"]] for row in rows]])
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
+            [["prompt"], *[[row["prompt"]] for row in rows]]
+        )
     for name in ("a.jsonl", "b.jsonl", "c.json", "d.parquet"):
         assert load_rows(folder / name) == rows
     if not any("\0" in text for text in texts):
@@ -138,16 +183,40 @@ def test_any_text_in_any_file(tmp_path_factory, texts):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"prompt": "café"}\n'.encode("latin-1"), r"line 1: the byte 0xe9 .* text there is .*café.*iconv"),
-        ("a.csv", "prompt\nx\nà la carte\n".encode("cp1252"), r"line 3: the byte 0xe0 .*à la carte"),
-        ("a.jsonl", '{"prompt": "x"}\n'.encode("utf-16-le"), r"zero bytes, as UTF-16 without a mark.*iconv -f UTF-16LE"),
+        (
+            "a.jsonl",
+            '{"prompt": "café"}\n'.encode("latin-1"),
+            r"line 1: the byte 0xe9 .* text there is .*café.*iconv",
+        ),
+        (
+            "a.csv",
+            "prompt\nx\nà la carte\n".encode("cp1252"),
+            r"line 3: the byte 0xe0 .*à la carte",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "x"}\n'.encode("utf-16-le"),
+            r"zero bytes, as UTF-16 without a mark.*iconv -f UTF-16LE",
+        ),
         ("a.jsonl", '{"prompt": "x"}\n'.encode("utf-16")[:-1], r"begins as UTF-16 and is no"),
-        ("a.json", b'{"data": [{"prompt": "x"}]}', r"one JSON object with 'data'; its rows are under 'data'"),
-        ("a.json", b'{"prompt": {"0": "x"}, "chosen": {"0": "y"}}', r"it holds columns.*orient='records'"),
+        (
+            "a.json",
+            b'{"data": [{"prompt": "x"}]}',
+            r"one JSON object with 'data'; its rows are under 'data'",
+        ),
+        (
+            "a.json",
+            b'{"prompt": {"0": "x"}, "chosen": {"0": "y"}}',
+            r"it holds columns.*orient='records'",
+        ),
         ("a.json", b'{\n "prompt": "x",\n "chosen": "y"\n}\n', r"a single row over several lines"),
         ("a.csv", b'prompt,chosen\n"x,y\n', r"a\.csv, line \d: not valid CSV"),
         ("a.csv", b"prompt;chosen;rejected\nx;y;z\n", r"its cells are separated by ';'"),
-        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a pointer of Git LFS"),
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            r"a pointer of Git LFS",
+        ),
         ("a.jsonl", b'{"x": ' + b"[" * 9000 + b"]" * 9000 + b"}", r"1 row \(1\) not valid JSON"),
     ],
 )
@@ -158,19 +227,34 @@ def test_files_of_another_form_are_explained(tmp_path, name, content, message):
 
 
 def test_tools_as_text():
-    rows = [talk("q", None, tools=tools) for tools in ("", " ", "[]", "null", None, [], '[{"name": "t", "x": null}]')]
+    rows = [
+        talk("q", None, tools=tools)
+        for tools in ("", " ", "[]", "null", None, [], '[{"name": "t", "x": null}]')
+    ]
     assert seen_by_the_template(rows)[-1].endswith('[{"name": "t", "x": null}]<eos>')
     assert len(set(seen_by_the_template(rows)[:-1])) == 1
-    bad = [*rows, talk("q", None, tools="[{"), talk("q", None, tools='{"name": "t"}'), talk("q", None, tools=7)]
+    bad = [
+        *rows,
+        talk("q", None, tools="[{"),
+        talk("q", None, tools='{"name": "t"}'),
+        talk("q", None, tools=7),
+    ]
     with pytest.raises(
-        ValueError, match=r"1 row \(8\) with something in `tools` that is no JSON.*1 row \(9\) with an object.*1 row \(10\)"
+        ValueError,
+        match=(
+            r"1 row \(8\) with something in `tools` that is no JSON.*1 row \(9\) with an object.*1"
+            r" row \(10\)"
+        ),
     ):
         seen_by_the_template(bad)
-    with pytest.raises(ValueError, match=r"1 row \(1\) with a list in `chat_template_kwargs`, which needs an object"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 row \(1\) with a list in `chat_template_kwargs`, which needs an object",
+    ):
         seen_by_the_template([talk("q", None, chat_template_kwargs=[1]), talk("q", None)])
 
 
-# --- bad rows ---------------------------------------------------------------------------------------------------------------
+#  bad rows ----------------------------------------------------------------------------------------
 GOOD = {"prompt": "the cat", "chosen": " is red", "rejected": " is blue"}
 BAD = {
     "without `chosen`": {"prompt": "a", "rejected": "b"},
@@ -227,7 +311,11 @@ def test_pairs_for_analyses():
         table = preference_texts(rows)
     assert table.to_dict("records") == [GOOD | {"index": 0}, GOOD | {"index": 2}]
     conversation = preference_texts([talk("q", None)])
-    assert conversation.loc[0, ["prompt", "chosen", "rejected"]].tolist() == ["q", "yes", "2020-01-01"]
+    assert conversation.loc[0, ["prompt", "chosen", "rejected"]].tolist() == [
+        "q",
+        "yes",
+        "2020-01-01",
+    ]
     with pytest.raises(ValueError, match="a list of dicts, a Dataset or a DataFrame, got str"):
         preference_texts("a.jsonl")  # type: ignore[arg-type]
 
@@ -244,7 +332,10 @@ def test_data_sets_are_not_changed_by_reading():
 
 
 def test_numbers_of_csv_are_judged_cell_by_cell(tmp_path):
-    lines = [f"the cat, is red, is blue,{weight},{k}" for k, weight in enumerate(("1.5", "n/a", "", "2", "-1", "1e39"))]
+    lines = [
+        f"the cat, is red, is blue,{weight},{k}"
+        for k, weight in enumerate(("1.5", "n/a", "", "2", "-1", "1e39"))
+    ]
     (tmp_path / "a.csv").write_text("\n".join(["prompt,chosen,rejected,weight,group", *lines]))
     with pytest.raises(ValueError, match=r"4 rows \(2, 3, 5, 6\) with a `weight` .*'n/a'"):
         tokenise(load_rows(tmp_path / "a.csv"), word_tokenizer())
@@ -264,12 +355,17 @@ def test_numbers_of_csv_are_judged_cell_by_cell(tmp_path):
 )
 def test_numbers_beyond_what_is_stored(row, message):
     with pytest.raises(ValueError, match=message):
-        tokenise([GOOD | {k: 1 for k in row}, GOOD | row, GOOD | {k: 1 for k in row}], word_tokenizer())
+        tokenise(
+            [GOOD | {k: 1 for k in row}, GOOD | row, GOOD | {k: 1 for k in row}], word_tokenizer()
+        )
 
 
 def test_a_system_message_that_cannot_be_written():
     rows = [GOOD | {"s": "be happy"}, GOOD | {"s": "\ud83d"}, GOOD | {"s": 3}, GOOD]
-    with pytest.raises(ValueError, match=r"2 rows \(2, 3\) with a system message that is no string, or holds half an emoji"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 rows \(2, 3\) with a system message that is no string, or holds half an emoji",
+    ):
         tokenise(rows, word_tokenizer(chat_template=True), strings="chat", columns={"system": "s"})
 
 
@@ -282,7 +378,9 @@ def test_a_tool_may_return_nothing():
 def test_a_file_of_something_else(tmp_path):
     (tmp_path / "a.jsonl").write_text("<html>\n<body>Not found</body>\n")
     bad = BadRows()
-    with pytest.raises(ValueError, match=r"none of the 2 rows can be used: 2 rows \(1, 2\) not valid JSON"):
+    with pytest.raises(
+        ValueError, match=r"none of the 2 rows can be used: 2 rows \(1, 2\) not valid JSON"
+    ):
         tokenise(load_rows(tmp_path / "a.jsonl", bad=bad), word_tokenizer(), bad=bad)
     pd.DataFrame([GOOD]).to_parquet(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match=r"is a Parquet file. Give it the ending"):

@@ -1,4 +1,5 @@
-"""What the tests of training share: a small preference data set in tokens, and the gradient of one step of the trainer."""
+"""What the tests of training share: a small preference data set in tokens, and the gradient of one
+step of the trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ VOCABULARY = 64
 
 
 def random_pairs(
-    count: int, seed: int = 0, *, weights: bool = False, groups: int = 0, shift: float = 0.0, shuffled: bool = True
+    count: int,
+    seed: int = 0,
+    *,
+    weights: bool = False,
+    groups: int = 0,
+    shift: float = 0.0,
+    shuffled: bool = True,
 ) -> Dataset:
-    """Pairs of random tokens of random lengths, with random reference log-probabilities and weights."""
+    """Pairs of random tokens of random lengths, with random reference log-probabilities and
+    weights."""
     g = torch.Generator().manual_seed(seed)
 
     def tokens(low: int, high: int) -> list[int]:
@@ -40,13 +48,18 @@ def random_pairs(
     if groups:
         rows["group"] = torch.randint(groups, (count,), generator=g).tolist()
     k = order(count) if shuffled else range(count)
-    rows = {name: values if name == "index" else [values[i] for i in k] for name, values in rows.items()}
+    rows = {
+        name: values if name == "index" else [values[i] for i in k] for name, values in rows.items()
+    }
     return Dataset.from_dict(rows)
 
 
 def random_singles(count: int, seed: int = 0, *, weights: bool = False) -> Dataset:
-    """Unpaired responses of random tokens, with the completion of the next row as mismatched one."""
-    pairs = random_pairs(count, seed, weights=weights, shuffled=False)  # with labels and mismatches they are no rows of their own
+    """Unpaired responses of random tokens, with the completion of the next row as mismatched
+    one."""
+    pairs = random_pairs(
+        count, seed, weights=weights, shuffled=False
+    )  # with labels and mismatches they are no rows of their own
     g = torch.Generator().manual_seed(seed + 1)
     completion = pairs["chosen_ids"]
     rows: dict[str, Any] = {
@@ -86,21 +99,39 @@ class _Gradients(TrainerCallback):
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
         assert model is not None
         if not self.found:
-            self.found = {n: p.grad.detach().cpu().clone() for n, p in model.named_parameters() if p.grad is not None}
+            self.found = {
+                n: p.grad.detach().cpu().clone()
+                for n, p in model.named_parameters()
+                if p.grad is not None
+            }
 
 
 def step_gradient(
-    model: nn.Module, data: Dataset, objective: ObjectiveParameters, out: Path, *, micro: int, **others: Any
+    model: nn.Module,
+    data: Dataset,
+    objective: ObjectiveParameters,
+    out: Path,
+    *,
+    micro: int,
+    **others: Any,
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """The parameter gradient of one step over all rows in micro-batches of so many, and what was logged."""
+    """The parameter gradient of one step over all rows in micro-batches of so many, and what was
+    logged."""
     keep = _Gradients()
     accumulation = -(-len(data) // micro)
     trainer = PreferenceTrainer(
         model,
-        arguments(out, per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, **others),
+        arguments(
+            out,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=accumulation,
+            **others,
+        ),
         objective,
         train_dataset=data,
         data_collator=PreferenceCollator(0),
@@ -116,8 +147,11 @@ def one_batch(data: Dataset) -> dict[str, Tensor]:
 
 
 def all_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Log-probabilities through full logits and a log-softmax over the whole vocabulary, (rows,)."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    """Log-probabilities through full logits and a log-softmax over the whole vocabulary,
+    (rows,)."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[
+        :, :-1
+    ]
     tokens = logits.log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
     return (tokens * batch["completion_mask"][:, 1:]).sum(1)
 

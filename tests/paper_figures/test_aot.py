@@ -15,8 +15,17 @@ from matplotlib.axes import Axes
 from paper_figures import aot as figures
 from paper_figures import aot_tables, style
 
-SIZES, BATCHES, BETAS, LEVELS = (100, 1000, 10000), (1, 8, 64), (0.1, 1.0), (0.1, 0.3, 0.5, 0.7, 0.9)
-WORLDS, COSTS, METHODS = ("linear", "curved"), tuple(figures.COSTS), ("dpo", "aot-paired", "aot-unpaired")
+SIZES, BATCHES, BETAS, LEVELS = (
+    (100, 1000, 10000),
+    (1, 8, 64),
+    (0.1, 1.0),
+    (0.1, 0.3, 0.5, 0.7, 0.9),
+)
+WORLDS, COSTS, METHODS = (
+    ("linear", "curved"),
+    tuple(figures.COSTS),
+    ("dpo", "aot-paired", "aot-unpaired"),
+)
 DRAWN = (
     "aot_rates",
     "aot_minibatch",
@@ -31,11 +40,14 @@ _WOBBLE = np.array([-0.1, 0.0, 0.1])  # of the three replicates
 
 def _rows(keys: tuple[str, ...], values: product, **columns: object) -> pd.DataFrame:
     table = pd.DataFrame(list(values), columns=[*keys, "replicate"])
-    return table.assign(**{name: column(table) if callable(column) else column for name, column in columns.items()})
+    return table.assign(
+        **{name: column(table) if callable(column) else column for name, column in columns.items()}
+    )
 
 
 def write_study(folder: Path) -> Path:
-    """Powers of n and of the batch size; in the curved world rejected responses are ahead below the level 0.4."""
+    """Powers of n and of the batch size; in the curved world rejected responses are ahead below the
+    level 0.4."""
     three = range(3)
     wobble = {k: _WOBBLE[k] for k in three}
     rate = _rows(
@@ -52,7 +64,9 @@ def write_study(folder: Path) -> Path:
         ("actions", "h", "batch"),
         product((8, 1000), COSTS, BATCHES, three),
         population=1.0,
-        controlled=lambda t: 1 + (t.h.map(COSTS.index) + 1) / t.batch * (1 + t.replicate.map(wobble)),
+        controlled=lambda t: (
+            1 + (t.h.map(COSTS.index) + 1) / t.batch * (1 + t.replicate.map(wobble))
+        ),
         dpo=lambda t: 2 + t.h.map(COSTS.index),
     )
     softness = _rows(
@@ -105,11 +119,23 @@ def write_study(folder: Path) -> Path:
         ("world", "n", "method", "matched", "level"),
         product(WORLDS, (100, 1000), METHODS, (False, True), LEVELS, three),
         chosen=lambda t: t.level + t.n / 1000 + t.matched,
-        rejected=lambda t: t.level + t.n / 1000 + t.matched + np.where((t.world == "curved") & (t.level < 0.4), 0.2, -0.2),
+        rejected=lambda t: (
+            t.level
+            + t.n / 1000
+            + t.matched
+            + np.where((t.world == "curved") & (t.level < 0.4), 0.2, -0.2)
+        ),
     )
     rates = pd.DataFrame(
         [
-            {"part": "rate", "setting": "linear", "quantity": "fixed", "slope": -0.512, "ci_low": -0.53, "ci_high": -0.49},
+            {
+                "part": "rate",
+                "setting": "linear",
+                "quantity": "fixed",
+                "slope": -0.512,
+                "ci_low": -0.53,
+                "ci_high": -0.49,
+            },
             {
                 "part": "rate",
                 "setting": "linear",
@@ -121,11 +147,24 @@ def write_study(folder: Path) -> Path:
         ]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {"rate": rate, "minibatch": minibatch, "softness": softness, "surrogate": surrogate, "pairing": pairing}
-    for name, table in (tables | {"minima": minima, "methods": methods, "quantiles": quantiles}).items():
+    tables = {
+        "rate": rate,
+        "minibatch": minibatch,
+        "softness": softness,
+        "surrogate": surrogate,
+        "pairing": pairing,
+    }
+    for name, table in (
+        tables | {"minima": minima, "methods": methods, "quantiles": quantiles}
+    ).items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
     rates.to_csv(folder / "rates.csv", index=False)
-    run = {"seed": 7, "commit": "abc", "not_converged": {"rate": 1, "softness": 2}, "constants": {"matched_kl": 0.3}}
+    run = {
+        "seed": 7,
+        "commit": "abc",
+        "not_converged": {"rate": 1, "softness": 2},
+        "constants": {"matched_kl": 0.3},
+    }
     (folder / "run.json").write_text(json.dumps(run))
     return folder
 
@@ -152,15 +191,24 @@ def title(axes: Axes) -> str:
 
 def test_draw_writes_every_figure_as_pdf_and_png_at_column_width(source: Path) -> None:
     written = figures.draw(source)
-    assert {path.name for path in written} == {f"{n}.{k}" for n in DRAWN for k in ("pdf", "png")} | {"summary.md"}
+    assert {path.name for path in written} == {
+        f"{n}.{k}" for n in DRAWN for k in ("pdf", "png")
+    } | {"summary.md"}
     for path in written:
         assert path.parent == source / "figures"
-        assert path.read_bytes()[:4] == {".pdf": b"%PDF", ".png": b"\x89PNG", ".md": b"# AO"}[path.suffix]
+        assert (
+            path.read_bytes()[:4]
+            == {".pdf": b"%PDF", ".png": b"\x89PNG", ".md": b"# AO"}[path.suffix]
+        )
         if path.suffix == ".png":
-            assert int.from_bytes(path.read_bytes()[16:20], "big") == round(style.COLUMN * 300)  # 300 dots per inch
+            assert int.from_bytes(path.read_bytes()[16:20], "big") == round(
+                style.COLUMN * 300
+            )  # 300 dots per inch
 
 
-def test_rates_are_root_mean_squares_and_vanishing_violations_are_said(study: aot_tables.Study) -> None:
+def test_rates_are_root_mean_squares_and_vanishing_violations_are_said(
+    study: aot_tables.Study,
+) -> None:
     linear, curved = figures.rates(study).axes
     np.testing.assert_allclose(line(linear, "fixed"), np.array(SIZES) ** -0.5)
     np.testing.assert_allclose(line(linear, "bound"), 4 * np.array(SIZES) ** -0.5)
@@ -213,11 +261,19 @@ def test_the_summary_has_the_main_numbers(study: aot_tables.Study) -> None:
     assert "| rate | linear | fixed | -0.512 | [-0.530, -0.490] |" in text
     assert "| rate | linear | violation | zero at some size |  |" in text
     assert "at least 4.0 times the mean deviation" in text
-    assert f"in {2 * 2 * 2 * 2} of {2 * 2 * 2 * 3} fits" in text  # of paired and unpaired AOT; one replicate in three is above
+    assert (
+        f"in {2 * 2 * 2 * 2} of {2 * 2 * 2 * 3} fits" in text
+    )  # of paired and unpaired AOT; one replicate in three is above
     assert "logistic 0 %, squared hinge 0 %, least squares 0 %" in text
     assert "32 starts end at 2 to 7 local minima; the worst is above the best by 11.0 %" in text
-    assert "At softness 10 the soft minimum is 0.50 of the hard one, and its minimiser is worth 2.00 of it" in text
-    assert "Linear rewards, equal KL: relative violation and win rate DPO 0.000, 0.777; AOT, paired 0.000, 0.777" in text
+    assert (
+        "At softness 10 the soft minimum is 0.50 of the hard one, and its minimiser is worth 2.00"
+        " of it" in text
+    )
+    assert (
+        "Linear rewards, equal KL: relative violation and win rate DPO 0.000, 0.777; AOT, paired"
+        " 0.000, 0.777" in text
+    )
     assert "0.111" not in text  # only the most pairs
     assert "| linear | 1000 | True | dpo | 0 | 0.3 | 0.777 | 0 |" in text
 
@@ -232,7 +288,9 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path,
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
-    pd.read_parquet(folder / "minima.parquet").drop(columns="spread").to_parquet(folder / "minima.parquet")
+    pd.read_parquet(folder / "minima.parquet").drop(columns="spread").to_parquet(
+        folder / "minima.parquet"
+    )
     with pytest.raises(ValueError, match="no column spread"):
         aot_tables.read(folder)
 
@@ -241,5 +299,10 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 def test_figures_read_tables_only(module: ModuleType) -> None:
     tree = ast.parse(Path(str(module.__file__)).read_text())
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    modules += [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
     assert not [name for name in modules if name.split(".")[0] in ("theory", "experiments", "llm")]

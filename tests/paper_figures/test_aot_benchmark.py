@@ -1,4 +1,5 @@
-"""Figures 1a, 1b and 2 and the benchmark tables of AOT: what is drawn has the numbers of the tables."""
+"""Figures 1a, 1b and 2 and the benchmark tables of AOT: what is drawn has the numbers of the
+tables."""
 
 import json
 from pathlib import Path
@@ -18,11 +19,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_quantiles_of_both_sides_and_their_gap(study: Path) -> None:
-    quantiles, run = pd.read_csv(study / "quantiles.csv"), json.loads((study / "run.json").read_text())
+    quantiles, run = (
+        pd.read_csv(study / "quantiles.csv"),
+        json.loads((study / "run.json").read_text()),
+    )
     with style.paper():
         figure = aot_fig1a.figure(quantiles, run)
     mine = quantiles[quantiles.method == "aot"]
-    mean = {q: mine[mine.quantity == q].groupby("level").value.mean() for q in ("chosen", "rejected")}
+    mean = {
+        q: mine[mine.quantity == q].groupby("level").value.mean() for q in ("chosen", "rejected")
+    }
     np.testing.assert_allclose(line(panel(figure, "chosen"), "aot")[:, 1], mean["chosen"])
     gap = panel(figure, "chosen minus rejected, at equal level")
     np.testing.assert_allclose(line(gap, "aot")[:, 1], mean["chosen"] - mean["rejected"])
@@ -31,7 +37,10 @@ def test_quantiles_of_both_sides_and_their_gap(study: Path) -> None:
 
 
 def test_log_ratio_has_the_start(study: Path) -> None:
-    quantiles, run = pd.read_csv(study / "quantiles.csv"), json.loads((study / "run.json").read_text())
+    quantiles, run = (
+        pd.read_csv(study / "quantiles.csv"),
+        json.loads((study / "run.json").read_text()),
+    )
     with style.paper():
         figure = aot_fig1b.figure(quantiles, run)
     start = quantiles[(quantiles.method == "start") & (quantiles.quantity == "log_ratio")]
@@ -49,15 +58,28 @@ def test_ablations(study: Path) -> None:
     means = [mine[mine.value == value].win_rate.mean() for value in ("0.01", "0.1", "1")]
     np.testing.assert_allclose(line(beta, "dpo")[:, 1], means)
     below = figure.axes[4]  # second row: KL
-    np.testing.assert_allclose(line(below, "dpo")[:, 1], [mine[mine.value == v].kl.mean() for v in ("0.01", "0.1", "1")])
-    assert [label.get_text() for label in figure.axes[7].get_xticklabels()] == ["hard", "soft 0.1", "soft 1"]
+    np.testing.assert_allclose(
+        line(below, "dpo")[:, 1], [mine[mine.value == v].kl.mean() for v in ("0.01", "0.1", "1")]
+    )
+    assert [label.get_text() for label in figure.axes[7].get_xticklabels()] == [
+        "hard",
+        "soft 0.1",
+        "soft 1",
+    ]
     assert "dpo" not in {one.get_gid() for one in panel(figure, "loss $h$").lines}
 
 
 def test_values_stand_in_their_order() -> None:
     assert sorted(["64", "8", "16"], key=aot_fig2._order) == ["8", "16", "64"]
-    assert sorted(["soft 1", "hard", "soft 0.1"], key=aot_fig2._order) == ["hard", "soft 0.1", "soft 1"]
-    assert sorted(["logistic", "hinge"], key=aot_fig2._order) == ["logistic", "hinge"]  # as they stand
+    assert sorted(["soft 1", "hard", "soft 0.1"], key=aot_fig2._order) == [
+        "hard",
+        "soft 0.1",
+        "soft 1",
+    ]
+    assert sorted(["logistic", "hinge"], key=aot_fig2._order) == [
+        "logistic",
+        "hinge",
+    ]  # as they stand
 
 
 def test_benchmarks(study: Path, tmp_path: Path) -> None:
@@ -67,6 +89,11 @@ def test_benchmarks(study: Path, tmp_path: Path) -> None:
     assert "| method | grammar | emotion | win rate |" in text and SCALE in text
     assert "digits are not at hand" in text and "Printed" not in text
     (start,) = [row for row in text.splitlines() if row.startswith("| start")]
-    assert "±" not in start and start.count("0.") == 3  # one model, whatever the seed: no interval over seeds
+    assert (
+        "±" not in start and start.count("0.") == 3
+    )  # one model, whatever the seed: no interval over seeds
     rows = pd.read_csv(study / "benchmarks.csv").query("method == 'aot' and column == 'win rate'")
-    assert f"{rows.value.mean():.2f} ±" in next(row for row in text.splitlines() if row.startswith("| AOT paired")).split("|")[-2]
+    assert (
+        f"{rows.value.mean():.2f} ±"
+        in next(row for row in text.splitlines() if row.startswith("| AOT paired")).split("|")[-2]
+    )

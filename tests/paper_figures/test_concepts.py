@@ -1,4 +1,5 @@
-"""The pictures of the guide show what they say: compared with closed forms, and with Proposition E."""
+"""The pictures of the guide show what they say: compared with closed forms, and with Proposition
+E."""
 
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def test_every_pair_has_its_margin_and_its_loss(world: concepts.FiniteWorld) -> 
     assert (line(figure, "wrong")[:, 0] < 0).all() and (line(figure, "right")[:, 0] >= 0).all()
 
 
-def test_worst_weights_are_the_softmax_of_the_losses_and_rewards_are_sorted(world: concepts.FiniteWorld) -> None:
+def test_worst_weights_are_the_softmax_of_the_losses_and_rewards_are_sorted(
+    world: concepts.FiniteWorld,
+) -> None:
     figure = concepts.balls(world)
     for tau in concepts.TAUS:
         points = line(figure, f"tau={tau:g}")
@@ -38,7 +41,9 @@ def test_worst_weights_are_the_softmax_of_the_losses_and_rewards_are_sorted(worl
     chosen, rejected = line(figure, "chosen")[:, 1], line(figure, "rejected")[:, 1]
     assert (np.diff(chosen) >= 0).all() and (np.diff(rejected) >= 0).all()
     # sorting keeps the sum, so that the mean difference is that of the pairs: beta w.E u
-    assert chosen.mean() - rejected.mean() == pytest.approx(float(world.u.mean(0) @ concepts.fitted(world)), abs=1e-12)
+    assert chosen.mean() - rejected.mean() == pytest.approx(
+        float(world.u.mean(0) @ concepts.fitted(world)), abs=1e-12
+    )
 
 
 def test_policies_end_at_the_collapse_radius_and_begin_at_dpo(world: concepts.FiniteWorld) -> None:
@@ -50,7 +55,9 @@ def test_policies_end_at_the_collapse_radius_and_begin_at_dpo(world: concepts.Fi
 
 
 def test_kldpo_is_dpo_where_annotators_agree_and_nothing_else_is() -> None:
-    assert concepts.advantage("convex", 0, "kl") == pytest.approx(np.zeros(len(concepts.STEPS)), abs=1e-9)  # Proposition E
+    assert concepts.advantage("convex", 0, "kl") == pytest.approx(
+        np.zeros(len(concepts.STEPS)), abs=1e-9
+    )  # Proposition E
     assert abs(concepts.advantage("convex", 0, "w2-free")).max() > 0.02
     assert abs(concepts.advantage("sure annotators", 4, "kl")).max() > 0.02
 
@@ -58,7 +65,12 @@ def test_kldpo_is_dpo_where_annotators_agree_and_nothing_else_is() -> None:
 def test_all_are_written_as_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concepts, "WORLDS", 1)
     written = concepts.draw(tmp_path)
-    assert [path.name for path in written] == ["margins.png", "balls.png", "collapse.png", "limits.png"]
+    assert [path.name for path in written] == [
+        "margins.png",
+        "balls.png",
+        "collapse.png",
+        "limits.png",
+    ]
     assert all(2_000 < path.stat().st_size < 100_000 for path in written)
     guide = Path(__file__).resolve().parents[2] / "docs" / "guide" / "img"
     assert {path.name for path in written} == {path.name for path in guide.iterdir()}

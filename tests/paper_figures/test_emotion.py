@@ -1,4 +1,5 @@
-"""Figures of the emotion study: from tables made here, each line and point has the numbers of the table."""
+"""Figures of the emotion study: from tables made here, each line and point has the numbers of the
+table."""
 
 import ast
 import json
@@ -29,33 +30,69 @@ KL = {("sft", 0.0, 0): 0.0, ("dpo", 0.1, 5): 2.0, ("dpo", 0.1, 10): 5.0, ("dpo",
 
 
 def reward(setting: str, method: str, radius: float, step: int, seed: int, alpha: float) -> float:
-    at = ("convex", "geometric", "groups").index(setting) + ("sft", "dpo", "wdpo", "kldpo").index(method)
+    at = ("convex", "geometric", "groups").index(setting) + ("sft", "dpo", "wdpo", "kldpo").index(
+        method
+    )
     return 0.8 - 0.05 * at - 0.1 * radius * alpha - 0.3 * alpha - 0.01 * seed - 0.002 * step
 
 
-def write_study(folder: Path, settings: tuple[str, ...] = ("convex", "geometric", "groups")) -> Path:
+def write_study(
+    folder: Path, settings: tuple[str, ...] = ("convex", "geometric", "groups")
+) -> Path:
     rows, summary, matched = [], [], []
     for setting in settings:
         for method, radius, beta, steps in RUNS:
             keys = {"setting": setting, "method": method, "radius": radius, "beta": beta}
             for step in steps:
                 kl = KL.get((method, beta, step), 1.5 + radius)
-                values = {a: [reward(setting, method, radius, step, seed, a) for seed in SEEDS] for a in ALPHAS}
+                values = {
+                    a: [reward(setting, method, radius, step, seed, a) for seed in SEEDS]
+                    for a in ALPHAS
+                }
                 rows += [
-                    keys | {"seed": seed, "step": step, "alpha": a, "reward": values[a][seed], "kl": kl + 0.1 * seed}
+                    keys
+                    | {
+                        "seed": seed,
+                        "step": step,
+                        "alpha": a,
+                        "reward": values[a][seed],
+                        "kl": kl + 0.1 * seed,
+                    }
                     for a in ALPHAS
                     for seed in SEEDS
                 ]
-                for name, numbers in [(f"{a:g}", values[a]) for a in ALPHAS] + [("worst", values[1.0]), ("mean", values[0.5])]:
+                for name, numbers in [(f"{a:g}", values[a]) for a in ALPHAS] + [
+                    ("worst", values[1.0]),
+                    ("mean", values[0.5]),
+                ]:
                     middle = float(np.mean(numbers))
-                    numbers = {"reward": middle, "reward_low": middle - 0.02, "reward_high": middle + 0.03, "kl": kl + 0.1}
-                    summary.append(keys | {"step": step, "final": step == steps[-1], "alpha": name, "seeds": 3} | numbers)
+                    numbers = {
+                        "reward": middle,
+                        "reward_low": middle - 0.02,
+                        "reward_high": middle + 0.03,
+                        "kl": kl + 0.1,
+                    }
+                    summary.append(
+                        keys
+                        | {"step": step, "final": step == steps[-1], "alpha": name, "seeds": 3}
+                        | numbers
+                    )
             if method in ("wdpo", "kldpo"):
                 for control in ("beta", "stopped"):
                     outside = (method, control) == ("wdpo", "stopped")
-                    row = {"difference": math.nan if outside else 0.01 * radius, "low": -math.inf if outside else -0.002}
-                    row |= {"high": math.inf if outside else 0.03, "seeds": 0 if outside else 3, "outside": 3 if outside else 0}
-                    matched += [keys | {"control": control, "alpha": alpha} | row for alpha in ("worst", "0.5")]
+                    row = {
+                        "difference": math.nan if outside else 0.01 * radius,
+                        "low": -math.inf if outside else -0.002,
+                    }
+                    row |= {
+                        "high": math.inf if outside else 0.03,
+                        "seeds": 0 if outside else 3,
+                        "outside": 3 if outside else 0,
+                    }
+                    matched += [
+                        keys | {"control": control, "alpha": alpha} | row
+                        for alpha in ("worst", "0.5")
+                    ]
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_parquet(folder / "rewards.parquet", index=False)
     pd.DataFrame(summary).to_csv(folder / "summary.csv", index=False)
@@ -81,7 +118,9 @@ def artists(axes: Axes) -> dict[str, Any]:
 def test_draw_writes_every_figure_at_column_width(tmp_path: Path) -> None:
     written = figures.draw(write_study(tmp_path))
     names = {path.name for path in written}
-    assert names == {f"{name}.{kind}" for name in ("rewards", "frontier", "matched") for kind in ("pdf", "png")} | {"summary.md"}
+    assert names == {
+        f"{name}.{kind}" for name in ("rewards", "frontier", "matched") for kind in ("pdf", "png")
+    } | {"summary.md"}
     for path in written:
         if path.suffix == ".png":
             assert int.from_bytes(path.read_bytes()[16:20], "big") == round(style.COLUMN * 300)
@@ -92,8 +131,16 @@ def test_reward_curves_are_at_the_middle_radius_and_the_end(study: figures.Study
     for setting in study.settings:
         lines = artists(panel(figure, figures.TITLES[setting]))
         assert set(lines) == {"sft", "dpo", "wdpo", "kldpo"}
-        for method, radius, step in (("sft", 0.0, 0), ("dpo", 0.0, 10), ("wdpo", 0.1, 10), ("kldpo", 1.0, 10)):
-            truth = [np.mean([reward(setting, method, radius, step, seed, a) for seed in SEEDS]) for a in ALPHAS]
+        for method, radius, step in (
+            ("sft", 0.0, 0),
+            ("dpo", 0.0, 10),
+            ("wdpo", 0.1, 10),
+            ("kldpo", 1.0, 10),
+        ):
+            truth = [
+                np.mean([reward(setting, method, radius, step, seed, a) for seed in SEEDS])
+                for a in ALPHAS
+            ]
             np.testing.assert_allclose(lines[method].get_ydata(), truth)
             np.testing.assert_array_equal(lines[method].get_xdata(), ALPHAS)
 
@@ -102,18 +149,31 @@ def test_the_frontier_has_both_controls_and_every_seed(study: figures.Study) -> 
     lines = artists(panel(figures.frontier(study), figures.TITLES["geometric"]))
     worst = {
         key: np.mean([reward("geometric", *key, seed, 1.0) for seed in SEEDS])
-        for key in (("sft", 0.0, 0), ("dpo", 0.0, 5), ("dpo", 0.0, 10), ("kldpo", 0.5, 10), ("kldpo", 1.0, 10))
+        for key in (
+            ("sft", 0.0, 0),
+            ("dpo", 0.0, 5),
+            ("dpo", 0.0, 10),
+            ("kldpo", 0.5, 10),
+            ("kldpo", 1.0, 10),
+        )
     }
     np.testing.assert_allclose(lines["beta"].get_xdata(), [0.1, 1.1, 5.1])
-    np.testing.assert_allclose(lines["beta"].get_ydata(), [worst["sft", 0.0, 0], worst["dpo", 0.0, 10], worst["dpo", 0.0, 10]])
+    np.testing.assert_allclose(
+        lines["beta"].get_ydata(),
+        [worst["sft", 0.0, 0], worst["dpo", 0.0, 10], worst["dpo", 0.0, 10]],
+    )
     np.testing.assert_allclose(lines["stopped"].get_xdata(), [0.1, 2.1, 5.1])
     np.testing.assert_allclose(lines["stopped"].get_ydata()[1], worst["dpo", 0.0, 5])
-    np.testing.assert_allclose(lines["kldpo"].get_ydata(), [worst["kldpo", 0.5, 10], worst["kldpo", 1.0, 10]])
+    np.testing.assert_allclose(
+        lines["kldpo"].get_ydata(), [worst["kldpo", 0.5, 10], worst["kldpo", 1.0, 10]]
+    )
     assert len(lines["kldpo|seeds"].get_xdata()) == 2 * len(SEEDS)
     assert len(lines["wdpo|seeds"].get_xdata()) == len(SEEDS)
 
 
-def test_differences_are_those_of_the_table_and_crosses_where_there_are_none(study: figures.Study) -> None:
+def test_differences_are_those_of_the_table_and_crosses_where_there_are_none(
+    study: figures.Study,
+) -> None:
     figure = figures.matched(study)
     for control in ("beta", "stopped"):
         lines = artists(panel(figure, "to " + figures.CONTROLS[control]))
@@ -152,12 +212,21 @@ def test_a_study_without_robust_methods_has_no_differences(tmp_path: Path) -> No
 
 
 def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no rewards.parquet and no summary.csv.*prefdro run emotion"):
+    with pytest.raises(
+        ValueError, match=r"no rewards.parquet and no summary.csv.*prefdro run emotion"
+    ):
         figures.read(tmp_path)
 
 
 def test_the_drawing_reads_tables_only() -> None:
     tree = ast.parse((Path(paper_figures.__path__[0]) / "emotion.py").read_text())
-    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
     names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert not [name for name in names if name.split(".")[0] in ("theory", "experiments", "llm", "torch")]
+    assert not [
+        name for name in names if name.split(".")[0] in ("theory", "experiments", "llm", "torch")
+    ]

@@ -1,4 +1,5 @@
-"""The figures show what the tables say. The tables are made up here, from slopes that are chosen beforehand."""
+"""The figures show what the tables say. The tables are made up here, from slopes that are chosen
+beforehand."""
 
 import ast
 import json
@@ -36,7 +37,8 @@ def write_study(
     radii: tuple[str, ...] = RADII,
     sizes: tuple[int, ...] = (100, 1000, 10000),
 ) -> Path:
-    """Error n^-1/2 to the robust target, on average over replicates exactly so in mean square; a bias of 0.2 to theta*."""
+    """Error n^-1/2 to the robust target, on average over replicates exactly so in mean square; a
+    bias of 0.2 to theta*."""
     wobble = np.linspace(0.5, 1.5, REPLICATES)
     wobble /= math.sqrt(np.mean(wobble**2))
     errors, rates, bounds = [], [], []
@@ -50,7 +52,12 @@ def write_study(
                 for n in sizes:
                     robust = wobble * n**-0.5
                     nominal = robust if method == "dpo" or not fixed else np.hypot(robust, 0.2)
-                    rows = keys | {"n": n, "replicate": range(REPLICATES), "nominal_2": nominal, "converged": True}
+                    rows = keys | {
+                        "n": n,
+                        "replicate": range(REPLICATES),
+                        "nominal_2": nominal,
+                        "converged": True,
+                    }
                     errors.append(pd.DataFrame(rows | {"robust_2": robust if fixed else np.nan}))
                     if fixed and method in ("dpo", "kldpo"):
                         values = (
@@ -59,15 +66,25 @@ def write_study(
                             else {"Thm. 2": math.inf, "Thm. 2, dual at the minimisers": 9e5 / n}
                         )
                         for statement, value in values.items():
-                            measured = {"error_q": n**-0.5, "coverage": 0.75, "tightness": value / n**-0.5}
-                            bounds.append(keys | {"n": n, "statement": statement, "bound": value} | measured)
+                            measured = {
+                                "error_q": n**-0.5,
+                                "coverage": 0.75,
+                                "tightness": value / n**-0.5,
+                            }
+                            bounds.append(
+                                keys | {"n": n, "statement": statement, "bound": value} | measured
+                            )
                 for span in ("all", "tail") if fixed else ():
                     slope = slope_of(spec.name, method, radius, span)
                     rate = {"target": "robust", "norm": "2", "range": span, "slope": slope}
                     rates.append(keys | rate | {"ci_low": slope - 0.02, "ci_high": slope + 0.03})
-                    rates.append(rates[-1] | {"norm": "data", "slope": -9.0, "ci_low": -9.0, "ci_high": -9.0})
+                    rates.append(
+                        rates[-1] | {"norm": "data", "slope": -9.0, "ci_low": -9.0, "ci_high": -9.0}
+                    )
     folder.mkdir(parents=True, exist_ok=True)
-    pd.concat(errors).sort_values(["world", "method"]).to_parquet(folder / "errors.parquet", index=False)
+    pd.concat(errors).sort_values(["world", "method"]).to_parquet(
+        folder / "errors.parquet", index=False
+    )
     pd.DataFrame(rates).to_csv(folder / "rates.csv", index=False)
     pd.DataFrame(bounds).to_csv(folder / "bounds.csv", index=False)
     run = {"seed": 7, "commit": "abc", "profile": {"worlds": [asdict(spec) for spec in worlds]}}
@@ -90,7 +107,7 @@ def panel(figure: Figure, title: str) -> Axes:
     return next(axes for axes in figure.axes if title in axes.get_title("left") + axes.get_title())
 
 
-# --------------------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 def test_draw_writes_every_figure_as_pdf_and_png_in_figures(source: Path) -> None:
     written = figures.draw(source)
 
@@ -107,7 +124,8 @@ def test_draw_writes_every_figure_as_pdf_and_png_in_figures(source: Path) -> Non
 
 
 def test_a_single_size_radius_and_method_can_be_drawn(tmp_path: Path) -> None:
-    """The least that a run can give: DPO alone, so that there is neither a radius nor a bias figure."""
+    """The least that a run can give: DPO alone, so that there is neither a radius nor a bias
+    figure."""
     folder = write_study(tmp_path, worlds=(SPHERE,), methods=("dpo",), radii=(), sizes=(100, 1000))
     written = {path.stem for path in figures.draw(folder)}
     assert written == {"estimation_error", "slopes", "tightness", "summary"}
@@ -115,12 +133,21 @@ def test_a_single_size_radius_and_method_can_be_drawn(tmp_path: Path) -> None:
 
 def test_a_run_without_any_bound_can_be_drawn(tmp_path: Path) -> None:
     folder = write_study(tmp_path, methods=("wdpo-w2-free",), radii=("0.3",))
-    assert (folder / "bounds.csv").read_text() == "\n"  # what pandas writes for a table without rows
-    assert {path.stem for path in figures.draw(folder)} == {"estimation_error", "slopes", "bias", "summary"}
+    assert (
+        folder / "bounds.csv"
+    ).read_text() == "\n"  # what pandas writes for a table without rows
+    assert {path.stem for path in figures.draw(folder)} == {
+        "estimation_error",
+        "slopes",
+        "bias",
+        "summary",
+    }
 
 
 def test_a_table_of_pairs_can_be_drawn_though_the_profile_does_not_list_it(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, worlds=(WorldSpec("pairs", path="/data/helpful.csv"),), methods=("dpo", "kldpo"))
+    folder = write_study(
+        tmp_path, worlds=(WorldSpec("pairs", path="/data/helpful.csv"),), methods=("dpo", "kldpo")
+    )
     run = {"profile": {"worlds": [asdict(FINITE)]}}
     (folder / "run.json").write_text(json.dumps(run))
     study = figures.read(folder)
@@ -128,14 +155,16 @@ def test_a_table_of_pairs_can_be_drawn_though_the_profile_does_not_list_it(tmp_p
     assert figures.draw(folder)
 
 
-# --------------------------------------------------------------------------------------------------- figures say the tables
+# --------------------------------------------------------------------------- figures say the tables
 def test_error_curves_are_root_mean_squares_at_the_middle_radius(source: Path) -> None:
     figure = figures.estimation_error(figures.read(source))
     assert figure is not None
     for title in ("finite", "sphere"):
         line = artists(panel(figure, title))["kldpo"]
         np.testing.assert_array_equal(line.get_xdata(), [100, 1000, 10000])
-        np.testing.assert_allclose(line.get_ydata(), [0.1, 0.1 / math.sqrt(10), 0.01])  # n^-1/2 by construction
+        np.testing.assert_allclose(
+            line.get_ydata(), [0.1, 0.1 / math.sqrt(10), 0.01]
+        )  # n^-1/2 by construction
     assert any("0.5 $\\rho_c$" in text.get_text() for text in figure.texts)
 
 
@@ -153,7 +182,9 @@ def test_bounds_are_drawn_where_finite(source: Path) -> None:
     assert figure is not None
     lines = artists(figure.axes[0])
     np.testing.assert_allclose(lines["dpo|Prop. 1"].get_ydata(), [6, 6 / math.sqrt(10), 0.6])
-    np.testing.assert_allclose(lines["kldpo|Thm. 2, dual at the minimisers"].get_ydata(), [9000, 900, 90])
+    np.testing.assert_allclose(
+        lines["kldpo|Thm. 2, dual at the minimisers"].get_ydata(), [9000, 900, 90]
+    )
     assert "kldpo|Thm. 2" not in lines  # infinite
 
 
@@ -169,13 +200,20 @@ def test_slopes_and_intervals_are_those_of_the_table(source: Path) -> None:
         for name, line in drawn.items():
             slope = slope_of(spec.name, *name.split("|"))
             assert float(line.get_xdata()[0]) == pytest.approx(slope)
-            assert any(pair == pytest.approx((slope - 0.02, slope + 0.03)) for pair in intervals if len(pair) == 2)
-        assert {-0.5, -0.25} <= {float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 2}
+            assert any(
+                pair == pytest.approx((slope - 0.02, slope + 0.03))
+                for pair in intervals
+                if len(pair) == 2
+            )
+        assert {-0.5, -0.25} <= {
+            float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 2
+        }
     assert any("not run" in text.get_text() for text in panel(figure, "sphere").texts)
 
 
 def test_tightness_marks_bounds_that_say_nothing(source: Path) -> None:
-    """Prop. 1 is 6, 1.9 and 0.6 here: above, and twice below the 4B = 4 that the data norm allows."""
+    """Prop. 1 is 6, 1.9 and 0.6 here: above, and twice below the 4B = 4 that the data norm
+    allows."""
     figure = figures.tightness(figures.read(source))
     assert figure is not None
     drawn = artists(figure.axes[0])
@@ -201,13 +239,17 @@ def test_curve_band_holds_the_mean_and_leaves_out_vanishing_errors() -> None:
     data = figures.curve(rows, "error")
     assert list(data.n) == [10]
     assert data.rms[0] == pytest.approx(math.sqrt(12.5))
-    assert (data.low[0], data.high[0]) == pytest.approx((3, 4))  # two values: the resamples reach both
+    assert (data.low[0], data.high[0]) == pytest.approx(
+        (3, 4)
+    )  # two values: the resamples reach both
 
 
 def test_a_target_met_exactly_is_said_to_have_no_rate(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
     rates = pd.read_csv(folder / "rates.csv", dtype={"radius": str})
-    rates.loc[(rates.method == "wdpo-w1") & (rates.radius == "0.5"), ["slope", "ci_low", "ci_high"]] = np.nan
+    rates.loc[
+        (rates.method == "wdpo-w1") & (rates.radius == "0.5"), ["slope", "ci_low", "ci_high"]
+    ] = np.nan
     rates.to_csv(folder / "rates.csv", index=False)
     axes = panel(figures.slopes(figures.read(folder)), "finite")
     assert "wdpo-w1|0.5|tail" not in artists(axes)
@@ -219,11 +261,13 @@ def test_errors_that_all_vanish_are_left_out(tmp_path: Path) -> None:
     errors = pd.read_parquet(folder / "errors.parquet")
     errors.assign(robust_2=errors.robust_2 * 0).to_parquet(folder / "errors.parquet")
     rates = pd.read_csv(folder / "rates.csv", dtype={"radius": str})
-    rates.assign(slope=np.nan, ci_low=np.nan, ci_high=np.nan).to_csv(folder / "rates.csv", index=False)
+    rates.assign(slope=np.nan, ci_low=np.nan, ci_high=np.nan).to_csv(
+        folder / "rates.csv", index=False
+    )
     assert {path.stem for path in figures.draw(folder)} == {"slopes", "bias", "summary"}
 
 
-# ------------------------------------------------------------------------------------------------------------ many worlds
+# -------------------------------------------------------------------------------------- many worlds
 SWEEP = (
     WorldSpec("gaussian"),
     WorldSpec(dimension=10),
@@ -234,7 +278,8 @@ SWEEP = (
 
 
 def test_many_worlds_leave_two_in_the_main_figures_and_make_a_sweep(tmp_path: Path) -> None:
-    """The main worlds follow the order of the profile, not that of the names, in which d=10 comes first."""
+    """The main worlds follow the order of the profile, not that of the names, in which d=10 comes
+    first."""
     study = figures.read(write_study(tmp_path, worlds=(FINITE, SPHERE, *SWEEP)))
     assert [world.name for world in study.main] == [FINITE.name, SPHERE.name]
     main = figures.estimation_error(study)
@@ -245,7 +290,9 @@ def test_many_worlds_leave_two_in_the_main_figures_and_make_a_sweep(tmp_path: Pa
     assert figure is not None
     assert len(figure.axes) == 6
     by_dimension = artists(figure.axes[0])["kldpo"]
-    expected = [slope_of(spec.name, "kldpo", "0.5", "tail") for spec in (FINITE, WorldSpec(dimension=10))]
+    expected = [
+        slope_of(spec.name, "kldpo", "0.5", "tail") for spec in (FINITE, WorldSpec(dimension=10))
+    ]
     np.testing.assert_allclose(by_dimension.get_ydata(), expected)
     in_sphere = artists(figure.axes[3])["kldpo"]
     assert len(in_sphere.get_ydata()) == 1  # d=10 with another beta is no part of that sweep
@@ -255,7 +302,7 @@ def test_two_worlds_make_no_sweep(source: Path) -> None:
     assert figures.sweep(figures.read(source)) is None
 
 
-# ---------------------------------------------------------------------------------------------------------------- summary
+# ------------------------------------------------------------------------------------------ summary
 def test_summary_states_slopes_fits_and_bounds(source: Path) -> None:
     lines = figures.summary(figures.read(source)).splitlines()
     row = next(line for line in lines if line.startswith(f"| {FINITE.name} | kldpo |"))
@@ -269,7 +316,7 @@ def test_summary_states_slopes_fits_and_bounds(source: Path) -> None:
     assert any("| Thm. 2 | kldpo | 10000 | infinite |" in line for line in lines)
 
 
-# ----------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 @pytest.mark.parametrize("name", ["errors.parquet", "rates.csv", "bounds.csv", "run.json"])
 def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path, name: str) -> None:
     folder = write_study(tmp_path)
@@ -281,8 +328,12 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path,
 
 def test_a_missing_column_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
-    pd.read_csv(folder / "rates.csv").drop(columns="ci_low").to_csv(folder / "rates.csv", index=False)
-    with pytest.raises(ValueError, match=r"rates.csv has no column ci_low.*prefdro run estimation-error --out"):
+    pd.read_csv(folder / "rates.csv").drop(columns="ci_low").to_csv(
+        folder / "rates.csv", index=False
+    )
+    with pytest.raises(
+        ValueError, match=r"rates.csv has no column ci_low.*prefdro run estimation-error --out"
+    ):
         figures.draw(folder)
 
 
@@ -303,14 +354,23 @@ def test_figures_import_nothing_that_computes() -> None:
 
     Except the pictures of the guide, which have no tables.
     """
-    for path in [path for path in Path(paper_figures.__file__).parent.glob("*.py") if path.name != "concepts.py"]:
+    for path in [
+        path
+        for path in Path(paper_figures.__file__).parent.glob("*.py")
+        if path.name != "concepts.py"
+    ]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"theory", "experiments", "llm", "torch"}, path
+            assert not {name.split(".")[0] for name in names} & {
+                "theory",
+                "experiments",
+                "llm",
+                "torch",
+            }, path
 
 
-# ------------------------------------------------------------------------------------------------------------------ style
+# -------------------------------------------------------------------------------------------- style
 def test_labels_are_spread_without_changing_their_order() -> None:
     places = style.spread([0.5, 0.52, 0.1, 0.51], 0.1)
     assert list(np.argsort(places)) == [2, 0, 3, 1]

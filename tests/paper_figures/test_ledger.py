@@ -1,4 +1,5 @@
-"""Figures of the ledger: every claim is there, tables are drawn by the convention, and what is wrong is said."""
+"""Figures of the ledger: every claim is there, tables are drawn by the convention, and what is
+wrong is said."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,12 @@ def in_style() -> Iterator[None]:
 
 def claims(count: int = 5) -> pd.DataFrame:
     rows = [
-        {"claim": f"claim-{i}", "subject": f"subject {i // 3}", "verdict": list(VERDICTS)[i % 5], "figure": f"ratio {i} " * 20}
+        {
+            "claim": f"claim-{i}",
+            "subject": f"subject {i // 3}",
+            "verdict": list(VERDICTS)[i % 5],
+            "figure": f"ratio {i} " * 20,
+        }
         for i in range(count)
     ]
     return pd.DataFrame(rows).assign(tables=[TABLES.get(row["claim"], []) for row in rows])
@@ -30,14 +36,21 @@ def claims(count: int = 5) -> pd.DataFrame:
 
 def curve(series: int = 1, **columns: object) -> pd.DataFrame:
     parts = [
-        pd.DataFrame({"x": [1.0, 10.0, 100.0], "y": [3.0 * (k + 1), 2.0, 1.0], "series": f"series {k}"}).assign(**columns)
+        pd.DataFrame(
+            {"x": [1.0, 10.0, 100.0], "y": [3.0 * (k + 1), 2.0, 1.0], "series": f"series {k}"}
+        ).assign(**columns)
         for k in range(series)
     ]
     return pd.concat(parts, ignore_index=True)
 
 
 def lines(figure: Figure) -> dict[str, np.ndarray]:
-    return {line.get_gid(): line.get_xydata() for axes in figure.axes for line in axes.lines if line.get_gid()}
+    return {
+        line.get_gid(): line.get_xydata()
+        for axes in figure.axes
+        for line in axes.lines
+        if line.get_gid()
+    }
 
 
 def folder(tmp_path: Path) -> Path:
@@ -56,9 +69,16 @@ def test_every_claim_has_its_row_and_its_verdict_in_colour_shape_and_word() -> N
     words = [text.get_text() for text in figure.axes[0].texts]
     for row in claims().itertuples():
         look = VERDICTS[row.verdict]
-        assert (marks[row.claim].get_color(), marks[row.claim].get_marker()) == (look.color, look.marker)
+        assert (marks[row.claim].get_color(), marks[row.claim].get_marker()) == (
+            look.color,
+            look.marker,
+        )
         assert row.claim in words and row.verdict in words
-    assert len({look.color for look in VERDICTS.values()}) == len({look.marker for look in VERDICTS.values()}) == 5
+    assert (
+        len({look.color for look in VERDICTS.values()})
+        == len({look.marker for look in VERDICTS.values()})
+        == 5
+    )
 
 
 def test_nothing_overlaps_or_leaves_the_page() -> None:
@@ -66,17 +86,29 @@ def test_nothing_overlaps_or_leaves_the_page() -> None:
     figure.canvas.draw()  # type: ignore[attr-defined]
     page = figure.bbox
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert all(box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0 and box.y1 <= page.y1 for box in boxes)
+    assert all(
+        box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0 and box.y1 <= page.y1
+        for box in boxes
+    )
     for i, a in enumerate(boxes):
         for b in boxes[i + 1 :]:
             assert min(a.x1, b.x1) <= max(a.x0, b.x0) + 1 or min(a.y1, b.y1) <= max(a.y0, b.y0) + 4
 
 
 def test_a_table_becomes_a_panel() -> None:
-    figure = claim_figure({"error": curve(2, log="xy", x_label="pairs n", y_label="error"), "other": pd.DataFrame({"a": [1]})})
+    figure = claim_figure(
+        {
+            "error": curve(2, log="xy", x_label="pairs n", y_label="error"),
+            "other": pd.DataFrame({"a": [1]}),
+        }
+    )
     assert figure is not None
     (axes,) = figure.axes
-    assert (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel()) == ("error", "pairs n", "error")
+    assert (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel()) == (
+        "error",
+        "pairs n",
+        "error",
+    )
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert np.array_equal(lines(figure)["series 1"], [[1, 6], [10, 2], [100, 1]])
     assert {"series 0", "series 1"} <= {text.get_text() for text in axes.texts}
@@ -86,14 +118,20 @@ def test_many_series_go_into_a_legend_and_stay_apart() -> None:
     figure = claim_figure({"error": curve(20)})
     assert figure is not None
     legend = figure.axes[0].get_legend()
-    assert legend is not None and [text.get_text() for text in legend.get_texts()] == [f"series {k}" for k in range(20)]
-    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == [
+        f"series {k}" for k in range(20)
+    ]
+    looks = {
+        (line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines
+    }
     assert len(looks) == 20
 
 
 def test_points_bars_and_bands() -> None:
     band = curve(low=0.5, high=4.0)
-    words = pd.DataFrame({"x": ["KL", "W1"], "y": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5], "kind": "bars"})
+    words = pd.DataFrame(
+        {"x": ["KL", "W1"], "y": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5], "kind": "bars"}
+    )
     figure = claim_figure({"band": band, "points": curve(kind="points"), "bars": words})
     assert figure is not None
     first, second, third = figure.axes[:3]
@@ -129,7 +167,12 @@ def test_values_that_a_logarithm_has_no_place_for_are_left_out() -> None:
 def test_draw_writes_the_glance_and_a_figure_for_each_drawable_claim(tmp_path: Path) -> None:
     source = folder(tmp_path)
     written = draw(source)
-    assert {path.name for path in written} == {"ledger.pdf", "ledger.png", "claim-1.pdf", "claim-1.png"}
+    assert {path.name for path in written} == {
+        "ledger.pdf",
+        "ledger.png",
+        "claim-1.pdf",
+        "claim-1.png",
+    }
     first = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in draw(source)} == first
     assert {path.stem for path in draw(source, tmp_path / "new", claims=["claim-2"])} == {"ledger"}
@@ -150,7 +193,11 @@ def test_panels_with_the_same_series_share_their_looks_and_one_legend() -> None:
     (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend() is not None)
     assert [text.get_text() for text in legend.get_texts()] == ["series 0", "series 1", "series 2"]
     first, second, third = (
-        {line.get_gid(): (line.get_color(), line.get_marker()) for line in axes.lines if line.get_gid()}
+        {
+            line.get_gid(): (line.get_color(), line.get_marker())
+            for line in axes.lines
+            if line.get_gid()
+        }
         for axes in figure.axes[:3]
     )
     assert first == second and len(set(first.values())) == 3 and third.items() <= first.items()
@@ -159,7 +206,9 @@ def test_panels_with_the_same_series_share_their_looks_and_one_legend() -> None:
 @pytest.mark.parametrize(("guide", "line"), [("y = 1.5", [1.5, 1.5]), ("y = x", [1.0, 6.0])])
 @pytest.mark.parametrize("log", ["", "xy"])
 def test_a_guide_is_drawn_inside_the_panel(guide: str, line: list[float], log: str) -> None:
-    figure = claim_figure({"error": pd.DataFrame({"x": [1.0, 6.0], "y": [2.0, 6.0], "guide": guide, "log": log})})
+    figure = claim_figure(
+        {"error": pd.DataFrame({"x": [1.0, 6.0], "y": [2.0, 6.0], "guide": guide, "log": log})}
+    )
     assert figure is not None
     (axes,) = figure.axes
     (drawn,) = (one for one in axes.lines if one.get_color() == style.GREY)
@@ -172,7 +221,9 @@ def test_a_guide_is_drawn_inside_the_panel(guide: str, line: list[float], log: s
 def test_words_below_bars_meet_neither_each_other_nor_the_legend() -> None:
     words = pd.DataFrame({"x": [f"a setting {k}" for k in range(8)], "y": 1.0, "kind": "bars"})
     rows = pd.concat([words.assign(series=name) for name in ("one", "two")])
-    figure = claim_figure({"left": rows, "right": rows.assign(y_label="y"), "alone": words.assign(series="three")})
+    figure = claim_figure(
+        {"left": rows, "right": rows.assign(y_label="y"), "alone": words.assign(series="three")}
+    )
     assert figure is not None
     figure.canvas.draw()  # type: ignore[attr-defined]
     assert any(axes.get_legend() is not None for axes in figure.axes[:3])
@@ -193,7 +244,9 @@ def test_a_name_far_from_the_end_of_its_curve_goes_into_the_legend() -> None:
 
 
 def test_names_at_the_ends_stand_at_the_height_of_the_ends() -> None:
-    rows = pd.DataFrame({"x": [0.0, 1.0] * 2, "y": [0.0, 10.0, 0.0, -10.0], "series": ["up", "up", "down", "down"]})
+    rows = pd.DataFrame(
+        {"x": [0.0, 1.0] * 2, "y": [0.0, 10.0, 0.0, -10.0], "series": ["up", "up", "down", "down"]}
+    )
     figure = claim_figure({"error": rows})
     assert figure is not None
     places = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}

@@ -24,9 +24,23 @@ def drawn(out: Path) -> bytes:
     "rc",
     [
         {"text.usetex": True},  # and no LaTeX on this machine
-        {"font.weight": "bold", "xtick.major.pad": 11.0, "xtick.direction": "in", "axes.grid": True},
-        {"savefig.bbox": "tight", "savefig.transparent": True, "savefig.facecolor": "black", "figure.facecolor": "red"},
-        {"axes.prop_cycle": matplotlib.cycler(color=["r"]), "lines.linestyle": ":", "axes.xmargin": 0.4},
+        {
+            "font.weight": "bold",
+            "xtick.major.pad": 11.0,
+            "xtick.direction": "in",
+            "axes.grid": True,
+        },
+        {
+            "savefig.bbox": "tight",
+            "savefig.transparent": True,
+            "savefig.facecolor": "black",
+            "figure.facecolor": "red",
+        },
+        {
+            "axes.prop_cycle": matplotlib.cycler(color=["r"]),
+            "lines.linestyle": ":",
+            "axes.xmargin": 0.4,
+        },
         {"image.cmap": "gray", "axes.formatter.use_locale": True, "path.sketch": (1.0, 100.0, 2.0)},
     ],
 )

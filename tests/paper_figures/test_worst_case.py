@@ -21,7 +21,9 @@ def level(ball: str) -> float:
     return 1 + list(figures.BALLS).index(ball) / 10
 
 
-def write_study(folder: Path, balls: tuple[str, ...] = tuple(figures.BALLS), share: float = 0.5) -> Path:
+def write_study(
+    folder: Path, balls: tuple[str, ...] = tuple(figures.BALLS), share: float = 0.5
+) -> Path:
     values, weights, moves = [], [], []
     for ball in balls:
         if ball == "gradient-step":
@@ -36,16 +38,36 @@ def write_study(folder: Path, balls: tuple[str, ...] = tuple(figures.BALLS), sha
         if ball in ("kl", "chi2", "cvar", "tv"):
             q = np.array([0.5, 0.2, 0.3])
             weights.append(
-                {"ball": ball, "share": share, "effective": share, "loss": [2.0, 0.0, 1.0], "p": [0.25, 0.5, 0.25], "q": q}
+                {
+                    "ball": ball,
+                    "share": share,
+                    "effective": share,
+                    "loss": [2.0, 0.0, 1.0],
+                    "p": [0.25, 0.5, 0.25],
+                    "q": q,
+                }
             )
         if ball[0] == "w":
-            # a pair that stays, one that moves, one that flips in place (if labels move), one that goes to infinity (p = 1, free)
+            # a pair that stays, one that moves, one that flips in place (if labels move), one that
+            # goes to infinity (p = 1, free)
             flips, escapes = ball in ("w1-finite", "w1-label"), ball in ("w1-free", "w1-label")
-            plan = {"mass": [0.4, 0.3, 0.2, 0.1], "distance": [0.0, 1.0, 0.5, 1e9], "label": [1, 0, 1, 0]}
+            plan = {
+                "mass": [0.4, 0.3, 0.2, 0.1],
+                "distance": [0.0, 1.0, 0.5, 1e9],
+                "label": [1, 0, 1, 0],
+            }
             place = {"along": [0.0, 1.0, -1.0, 0.5], "across": [1.0, 0.0, 0.5, -0.5]}
-            arrive = {"to_along": [0.0, 2.0, -1.0, -1e9 if escapes else 0.5], "to_across": [1.0, 0.0, 0.5, -0.5]}
-            marks = {"flipped": [False, False, flips, False], "escapes": [False, False, False, escapes]}
-            moves.append({"ball": ball, "fraction": 0.3, "radius": 0.1} | plan | place | arrive | marks)
+            arrive = {
+                "to_along": [0.0, 2.0, -1.0, -1e9 if escapes else 0.5],
+                "to_across": [1.0, 0.0, 0.5, -0.5],
+            }
+            marks = {
+                "flipped": [False, False, flips, False],
+                "escapes": [False, False, False, escapes],
+            }
+            moves.append(
+                {"ball": ball, "fraction": 0.3, "radius": 0.1} | plan | place | arrive | marks
+            )
     folder.mkdir(parents=True, exist_ok=True)
     pd.concat([pd.DataFrame(part) for part in values]).to_csv(folder / "values.csv", index=False)
     pd.concat([pd.DataFrame(part) for part in weights]).to_parquet(folder / "weights.parquet")
@@ -71,7 +93,9 @@ def panel(figure: Figure, title: str) -> Axes:
 def test_draw_writes_every_figure_one_column_wide(source: Path) -> None:
     written = figures.draw(source)
     names = ("worst_weights", "worst_transport", "worst_values")
-    assert {path.name for path in written} == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")}
+    assert {path.name for path in written} == {
+        f"{name}.{kind}" for name in names for kind in ("pdf", "png")
+    }
     for path in written:
         assert path.parent == source / "figures" and path.stat().st_size > 5000
         if path.suffix == ".png":
@@ -106,7 +130,9 @@ def test_moves_are_arrows_and_flips_are_crosses(source: Path) -> None:
         assert len(flips) == (ball in ("w1-finite", "w1-label"))
         for line in flips:
             assert (line.get_xdata()[0], line.get_ydata()[0]) == (-1.0, 0.5)
-        arrows = {text.get_gid(): text for text in axes.texts if (text.get_gid() or "").startswith("move")}
+        arrows = {
+            text.get_gid(): text for text in axes.texts if (text.get_gid() or "").startswith("move")
+        }
         assert set(arrows) == ({"move 1", "move 3"} if ball == "w1-label" else {"move 1"})
         assert arrows["move 1"].xy == (2.0, 0.0)
         if ball == "w1-label":  # the direction is kept, the length is not
@@ -127,10 +153,16 @@ def test_values_are_drawn_in_their_panels(source: Path) -> None:
         lines = artists(panel(figure, title))
         assert set(lines) == set(balls)
         for ball, line in lines.items():
-            own = 0.6 + level("gradient" if ball == "gradient-step" else ball) * RADII - (0.01 if ball == "gradient-step" else 0)
+            own = (
+                0.6
+                + level("gradient" if ball == "gradient-step" else ball) * RADII
+                - (0.01 if ball == "gradient-step" else 0)
+            )
             np.testing.assert_allclose(line.get_ydata(), own)
             np.testing.assert_allclose(line.get_xdata(), 1 - RADII if ball == "cvar" else RADII)
-            assert (line.get_linestyle() == "-") == (ball not in ("tilt", "gradient", "gradient-step"))
+            assert (line.get_linestyle() == "-") == (
+                ball not in ("tilt", "gradient", "gradient-step")
+            )
 
 
 def test_a_run_without_balls_between_atoms_can_be_drawn(tmp_path: Path) -> None:
@@ -148,7 +180,9 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path,
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
-    pd.read_csv(folder / "values.csv").drop(columns="plain").to_csv(folder / "values.csv", index=False)
+    pd.read_csv(folder / "values.csv").drop(columns="plain").to_csv(
+        folder / "values.csv", index=False
+    )
     with pytest.raises(ValueError, match=r"values.csv has no column plain.*prefdro run worst-case"):
         figures.read(folder)
 

@@ -1,4 +1,5 @@
-"""Seeded problems for comparing solvers: random ones of every shape, and the corners where solvers go wrong.
+"""Seeded problems for comparing solvers: random ones of every shape, and the corners where solvers
+go wrong.
 
     for data in DATA:
         for kind, radius in radii(data, "kl"): ...
@@ -16,8 +17,20 @@ from theory.programs import Array
 
 BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
 BETAS = (0.01, 0.1, 1.0, 3.0, 10.0)
-KINDS = ("random", "line", "wide", "separable", "one-label", "duplicates", "zeros", "uniform", "symmetric", "reference")
-# A factor is relative to the collapse radius; where that is infinite or 0 the second number is the radius itself.
+KINDS = (
+    "random",
+    "line",
+    "wide",
+    "separable",
+    "one-label",
+    "duplicates",
+    "zeros",
+    "uniform",
+    "symmetric",
+    "reference",
+)
+# A factor is relative to the collapse radius; where that is infinite or 0 the second number is the
+# radius itself.
 RADII = {
     "zero": (0.0, 0.0),
     "tiny": (None, 1e-8),
@@ -33,7 +46,8 @@ COUNT = 50
 
 @dataclass(frozen=True)
 class Data:
-    """Atoms u (n, d) with probabilities p (n,), their metric (n, n), and the constants of the problem."""
+    """Atoms u (n, d) with probabilities p (n,), their metric (n, n), and the constants of the
+    problem."""
 
     name: str
     u: Array
@@ -46,7 +60,8 @@ class Data:
 
 
 def _atoms(kind: str, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """psi (n, 2, d), labels (n,) and probabilities (n,); with both labels of each pair unless all labels are equal."""
+    """psi (n, 2, d), labels (n,) and probabilities (n,); with both labels of each pair unless all
+    labels are equal."""
     d = {"line": 1, "wide": 5}.get(kind, int(rng.integers(1, 6)))
     pairs = {"wide": 2}.get(kind, int(rng.integers(2, 16)))
     psi = rng.normal(size=(pairs, 2, d)) / np.sqrt(d)
@@ -80,12 +95,18 @@ def _data(index: int) -> Data:
     u = (2 * y - 1)[:, None] * (psi[:, 0] - psi[:, 1])
     label_cost = float(rng.choice([0.1, 0.5, 2.0]))
     flat = psi.reshape(len(psi), -1)
-    distance = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + label_cost * (y[:, None] != y[None])
+    distance = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + label_cost * (
+        y[:, None] != y[None]
+    )
     bound = float(rng.uniform(1.0, 6.0))
     direction = rng.normal(size=u.shape[1])
     at_reference = kind == "reference" or index % 4 == 3
-    theta_ref = 0.5 * bound * rng.random() * direction / np.linalg.norm(direction) if at_reference else None
-    name = f"{index:02d}-{kind}-beta{beta:g}-n{len(u)}-d{u.shape[1]}" + ("-ref" if at_reference else "")
+    theta_ref = (
+        0.5 * bound * rng.random() * direction / np.linalg.norm(direction) if at_reference else None
+    )
+    name = f"{index:02d}-{kind}-beta{beta:g}-n{len(u)}-d{u.shape[1]}" + (
+        "-ref" if at_reference else ""
+    )
     k = order(len(u))  # rows, weights and distances together
     u, p, distance = u[k], p[k], distance[np.ix_(k, k)]
     return Data(name, u, p, distance, label_cost, beta, bound, theta_ref)
@@ -113,7 +134,9 @@ def radii(data: Data, ball: str) -> list[tuple[str, float]]:
     chosen = []
     for kind in (list(RADII)[(3 * index + index // 10 + shift) % len(RADII)] for shift in (0, 3)):
         factor, absolute = RADII[kind]
-        chosen.append((kind, absolute if factor is None or not 1e-12 < edge < np.inf else factor * edge))
+        chosen.append(
+            (kind, absolute if factor is None or not 1e-12 < edge < np.inf else factor * edge)
+        )
     return chosen
 
 
@@ -128,6 +151,10 @@ def solve(data: Data, ball: str, radius: float) -> programs.Program:
         return programs.kldpo_tilt(data.u, data.p, temperature=radius, **common)
     power = int(ball[1])
     if ball.endswith("finite"):
-        return programs.wdpo_finite(data.u, data.p, distance=data.distance, power=power, radius=radius, **common)
+        return programs.wdpo_finite(
+            data.u, data.p, distance=data.distance, power=power, radius=radius, **common
+        )
     label_cost = data.label_cost if ball == "w1-label" else None
-    return programs.wdpo_free(data.u, data.p, power=power, radius=radius, label_cost=label_cost, **common)
+    return programs.wdpo_free(
+        data.u, data.p, power=power, radius=radius, label_cost=label_cost, **common
+    )

@@ -1,4 +1,5 @@
-"""Every error names the value received and a remedy: a ValueError, never a NaN or an exception from deep inside."""
+"""Every error names the value received and a remedy: a ValueError, never a NaN or an exception from
+deep inside."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,14 @@ import torch
 from theory.collapse import collapse_radius
 from theory.estimators import dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_finite, wdpo_free
 from theory.objectives import dr_dpo, kl_ball, kl_tilt, tilt_weights
-from theory.worlds import ContinuousWorld, FiniteWorld, from_labels, from_policy, from_rewards, random_world
+from theory.worlds import (
+    ContinuousWorld,
+    FiniteWorld,
+    from_labels,
+    from_policy,
+    from_rewards,
+    random_world,
+)
 
 U = np.array([[1.0, 0.2], [-0.3, 0.4], [0.5, -1.0]])
 D = np.linalg.norm(U[:, None] - U[None], axis=-1)
@@ -41,7 +49,7 @@ def refuses(call: Callable[[], Any], *words: str) -> None:
         assert word in str(error.value), f"{word!r} not in: {error.value}"
 
 
-# ----------------------------------------------------------------------------------------------------------- estimators
+# --------------------------------------------------------------------------------------- estimators
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_samples(name: str) -> None:
     fit = ESTIMATORS[name]
@@ -98,11 +106,17 @@ def test_number_of_radii() -> None:
 def test_temperature(value: float) -> None:
     with pytest.raises(ValueError) as error:
         kldpo_tilt(U, temperature=value, **PLAIN)
-    assert "temperature" in str(error.value) and f"{value:g}" in str(error.value).replace("0.0", "0")
+    assert "temperature" in str(error.value) and f"{value:g}" in str(error.value).replace(
+        "0.0", "0"
+    )
     assert "Use 0" not in str(error.value)  # a temperature of zero is no remedy
     if np.isfinite(value):
         for functional in (kl_tilt, dr_dpo, tilt_weights):
-            refuses(lambda functional=functional: functional(torch.ones(3), value), str(value), "small value")
+            refuses(
+                lambda functional=functional: functional(torch.ones(3), value),
+                str(value),
+                "small value",
+            )
 
 
 def test_radius_of_the_kl_functional() -> None:
@@ -112,18 +126,34 @@ def test_radius_of_the_kl_functional() -> None:
 
 def test_power() -> None:
     for power in (0, 3, 1.5):
-        refuses(lambda power=power: wdpo_free(U, power=power, radius=0.1, **PLAIN), str(power), "1 or 2")
-        refuses(lambda power=power: wdpo_finite(U, distance=D, power=power, radius=0.1, **PLAIN), str(power), "1 or 2")
+        refuses(
+            lambda power=power: wdpo_free(U, power=power, radius=0.1, **PLAIN), str(power), "1 or 2"
+        )
+        refuses(
+            lambda power=power: wdpo_finite(U, distance=D, power=power, radius=0.1, **PLAIN),
+            str(power),
+            "1 or 2",
+        )
 
 
 @pytest.mark.parametrize("kappa", [0.0, -0.5, np.nan, np.inf])
 def test_label_cost(kappa: float) -> None:
-    refuses(lambda: wdpo_free(U, power=1, radius=0.1, label_cost=kappa, **PLAIN), "label_cost", str(kappa), "Pass None")
+    refuses(
+        lambda: wdpo_free(U, power=1, radius=0.1, label_cost=kappa, **PLAIN),
+        "label_cost",
+        str(kappa),
+        "Pass None",
+    )
     refuses(lambda: collapse_radius("w1-label", U, label_cost=kappa), "label_cost", str(kappa))
 
 
 def test_label_cost_belongs_to_the_first_order() -> None:
-    refuses(lambda: wdpo_free(U, power=2, radius=0.1, label_cost=0.5, **PLAIN), "label_cost", "power=2", "power=1")
+    refuses(
+        lambda: wdpo_free(U, power=2, radius=0.1, label_cost=0.5, **PLAIN),
+        "label_cost",
+        "power=2",
+        "power=1",
+    )
     refuses(lambda: collapse_radius("w1-label", U), "label_cost", "None")
 
 
@@ -146,7 +176,9 @@ def bad_metrics() -> dict[str, tuple[Any, tuple[str, ...]]]:
 @pytest.mark.parametrize("kind", bad_metrics())
 def test_metric(kind: str) -> None:
     matrix, words = bad_metrics()[kind]
-    refuses(lambda: wdpo_finite(U, distance=matrix, power=1, radius=0.1, **PLAIN), "distance", *words)
+    refuses(
+        lambda: wdpo_finite(U, distance=matrix, power=1, radius=0.1, **PLAIN), "distance", *words
+    )
     refuses(lambda: collapse_radius("w2-finite", U, distance=matrix), "distance", *words)
 
 
@@ -154,7 +186,7 @@ def test_unknown_ball() -> None:
     refuses(lambda: collapse_radius("w3-free", U), "'w3-free'", "w2-free", "kl")
 
 
-# --------------------------------------------------------------------------------------------------------------- worlds
+# ------------------------------------------------------------------------------------------- worlds
 def seeds() -> list[np.random.SeedSequence]:
     return np.random.SeedSequence(0).spawn(1)
 
@@ -176,7 +208,11 @@ def test_features_of_a_world() -> None:
     refuses(lambda: from_labels(5 * psi, psi, ones, **PLAIN), "psi1", "norm 2.5", "Divide")
     refuses(lambda: from_labels(psi, 5 * psi, ones, **PLAIN), "psi2", "norm 2.5", "Divide")
     refuses(lambda: from_labels(psi, psi[:1], ones, **PLAIN), "(2, 2)", "(1, 2)")
-    refuses(lambda: from_labels(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), **PLAIN), "at least one pair", "(0, 2)")
+    refuses(
+        lambda: from_labels(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), **PLAIN),
+        "at least one pair",
+        "(0, 2)",
+    )
     refuses(lambda: from_rewards(psi, psi, np.array([1.0, np.nan]), np.zeros(2), **PLAIN), "nan")
     refuses(lambda: from_rewards(psi, psi, np.ones(3), np.zeros(3), **PLAIN), "3")
 
@@ -186,7 +222,9 @@ def test_labels_of_a_world() -> None:
     for label in (np.array([1, -1]), np.array([1, 2]), np.array([0.5, 1]), np.array([np.nan, 1])):
         odd = [x for x in label.tolist() if x not in (0, 1)]
         refuses(lambda label=label: from_labels(psi, psi, label, **PLAIN), str(odd[0]), "0 or 1")
-    refuses(lambda: from_labels(psi, psi, np.ones(3, dtype=int), **PLAIN), "(3,)", "one for each pair")
+    refuses(
+        lambda: from_labels(psi, psi, np.ones(3, dtype=int), **PLAIN), "(3,)", "one for each pair"
+    )
 
 
 def test_probabilities_of_a_world() -> None:
@@ -200,14 +238,20 @@ def test_probabilities_of_a_world() -> None:
     refuses(lambda: world([np.nan, 1.0]), "nan")
     features = np.array([[[0.5], [0.1]], [[0.2], [0.3]]])
     refuses(
-        lambda: from_policy(features, np.ones(1), context_probability=np.array([0.5, 0.25]), **PLAIN),
+        lambda: from_policy(
+            features, np.ones(1), context_probability=np.array([0.5, 0.25]), **PLAIN
+        ),
         "context_probability",
         "0.75",
     )
 
 
 def test_as_many_probabilities_as_pairs_and_contexts() -> None:
-    psi, label, three = np.array([[0.5, 0.0], [0.0, 0.5]]), np.array([0, 1]), np.array([0.5, 0.25, 0.25])
+    psi, label, three = (
+        np.array([[0.5, 0.0], [0.0, 0.5]]),
+        np.array([0, 1]),
+        np.array([0.5, 0.25, 0.25]),
+    )
     refuses(lambda: FiniteWorld(psi, -psi, label, three, 1.0, 1.0, np.zeros(2)), "3")
     features = np.array([[[0.5], [0.1]], [[0.2], [0.3]]])
     refuses(lambda: from_policy(features, np.ones(1), context_probability=three, **PLAIN), "3")
@@ -218,13 +262,22 @@ def test_constants_of_a_world(value: float) -> None:
     psi, label = np.array([[0.5, 0.0]]), np.array([1])
     refuses(lambda: from_labels(psi, -psi, label, beta=value, bound=1.0), "beta", str(value))
     refuses(lambda: from_labels(psi, -psi, label, beta=1.0, bound=value), "bound", str(value))
-    refuses(lambda: ContinuousWorld("sphere", 2, np.array([1.0, 0.0]), value, 2.0), "beta", str(value))
+    refuses(
+        lambda: ContinuousWorld("sphere", 2, np.array([1.0, 0.0]), value, 2.0), "beta", str(value)
+    )
 
 
 def test_parameters_of_a_world() -> None:
     features = np.array([[[0.5, 0.0], [0.1, 0.2]]])
-    refuses(lambda: from_policy(features, np.array([3.0, 4.0]), beta=1.0, bound=2.0), "norm 5", "2", "Enlarge")
-    refuses(lambda: from_policy(np.zeros((0, 2, 2)), np.ones(2), **PLAIN), "(0, 2, 2)", "at least one")
+    refuses(
+        lambda: from_policy(features, np.array([3.0, 4.0]), beta=1.0, bound=2.0),
+        "norm 5",
+        "2",
+        "Enlarge",
+    )
+    refuses(
+        lambda: from_policy(np.zeros((0, 2, 2)), np.ones(2), **PLAIN), "(0, 2, 2)", "at least one"
+    )
 
 
 def test_true_parameter_of_a_world() -> None:
@@ -235,8 +288,18 @@ def test_true_parameter_of_a_world() -> None:
 
 def test_reference_of_a_world() -> None:
     features, psi = np.array([[[0.5, 0.0], [0.1, 0.2]]]), np.array([[0.5, 0.0]])
-    refuses(lambda: from_policy(features, np.array([0.1, 0.2]), theta_ref=np.array([3.0, 4.0]), **PLAIN), "5", "bound")
-    refuses(lambda: from_labels(psi, -psi, np.array([1]), theta_ref=np.array([3.0, 4.0]), **PLAIN), "5", "bound")
+    refuses(
+        lambda: from_policy(
+            features, np.array([0.1, 0.2]), theta_ref=np.array([3.0, 4.0]), **PLAIN
+        ),
+        "5",
+        "bound",
+    )
+    refuses(
+        lambda: from_labels(psi, -psi, np.array([1]), theta_ref=np.array([3.0, 4.0]), **PLAIN),
+        "5",
+        "bound",
+    )
     refuses(lambda: from_labels(psi, -psi, np.array([1]), theta_ref=np.zeros(3), **PLAIN), "(3,)")
 
 

@@ -1,4 +1,5 @@
-"""Constants and bounds against a second transcription of the paper, and lambda of Assumption 2 against brute force."""
+"""Constants and bounds against a second transcription of the paper, and lambda of Assumption 2
+against brute force."""
 
 import math
 
@@ -35,13 +36,19 @@ def directions(count: int) -> Array:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-# ------------------------------------------------------------------------------------------------------------ constants
-@pytest.mark.parametrize(("beta", "bound"), [(0.1, 1.0), (1.0, 1.0), (0.5, 4.0), (1.0, 30.0), (2.0, 60.0)])
+# ---------------------------------------------------------------------------------------- constants
+@pytest.mark.parametrize(
+    ("beta", "bound"), [(0.1, 1.0), (1.0, 1.0), (0.5, 4.0), (1.0, 30.0), (2.0, 60.0)]
+)
 def test_constants(beta: float, bound: float) -> None:
     with mpmath.workdps(500):
         e = mpmath.exp(4 * mpmath.mpf(beta) * mpmath.mpf(bound))
-        assert curvature(beta, bound) == pytest.approx(float(mpmath.mpf(beta) ** 2 * e / (1 + e) ** 2), rel=1e-12)
-        assert largest_loss(beta, bound) == pytest.approx(float(abs(mpmath.log(1 / (1 + e)))), rel=1e-12)
+        assert curvature(beta, bound) == pytest.approx(
+            float(mpmath.mpf(beta) ** 2 * e / (1 + e) ** 2), rel=1e-12
+        )
+        assert largest_loss(beta, bound) == pytest.approx(
+            float(abs(mpmath.log(1 / (1 + e)))), rel=1e-12
+        )
 
 
 def test_constants_without_overflow() -> None:
@@ -54,20 +61,30 @@ def test_the_constants_bound_what_they_should() -> None:
     beta, bound = 0.7, 1.3
     m = np.linspace(-4 * beta * bound, 4 * beta * bound, 1001)
     assert np.logaddexp(0, -m).max() == pytest.approx(largest_loss(beta, bound))
-    assert (beta**2 / (1 + np.exp(m)) / (1 + np.exp(-m))).min() == pytest.approx(curvature(beta, bound))
+    assert (beta**2 / (1 + np.exp(m)) / (1 + np.exp(-m))).min() == pytest.approx(
+        curvature(beta, bound)
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- theorems
+# ----------------------------------------------------------------------------------------- theorems
 def test_theorems_against_the_paper() -> None:
     n, d, beta, B, delta, c, lam, low, high = 1000, 5, 0.5, 1.5, 0.05, 0.01, 0.2, 2.0, 9.0
     e = math.exp(4 * beta * B)
     gamma, K = beta**2 * e / (1 + e) ** 2, math.log(1 + e)
     first = math.sqrt(16 * beta**2 * (d + math.log(1 / delta)) / (gamma**2 * n) + 8 * c * B**2)
-    assert proposition_1(n, d, beta=beta, bound=B, delta=delta, c=c) == pytest.approx(first, rel=1e-12)
+    assert proposition_1(n, d, beta=beta, bound=B, delta=delta, c=c) == pytest.approx(
+        first, rel=1e-12
+    )
     square = math.sqrt(8 * K**2 * math.log(2 / delta) / (gamma**2 * lam**2 * n))
-    assert theorem_1(n, beta=beta, bound=B, regularity=lam, delta=delta) == pytest.approx(math.sqrt(square), rel=1e-12)
-    square = math.sqrt(8 * high**2 * math.exp(2 * K / low) * math.log(2 / delta) / (gamma**2 * lam**2 * n))
-    found = theorem_2(n, beta=beta, bound=B, regularity=lam, dual_low=low, dual_high=high, delta=delta)
+    assert theorem_1(n, beta=beta, bound=B, regularity=lam, delta=delta) == pytest.approx(
+        math.sqrt(square), rel=1e-12
+    )
+    square = math.sqrt(
+        8 * high**2 * math.exp(2 * K / low) * math.log(2 / delta) / (gamma**2 * lam**2 * n)
+    )
+    found = theorem_2(
+        n, beta=beta, bound=B, regularity=lam, dual_low=low, dual_high=high, delta=delta
+    )
     assert found == pytest.approx(math.sqrt(square), rel=1e-12)
 
 
@@ -78,7 +95,9 @@ def test_rates_of_the_bounds() -> None:
     common = {"beta": 0.5, "bound": 1.0, "delta": 0.1}
     assert slope(lambda n: proposition_1(n, 3, **common)) == pytest.approx(-1 / 2)
     assert slope(lambda n: theorem_1(n, regularity=0.1, **common)) == pytest.approx(-1 / 4)
-    assert slope(lambda n: theorem_2(n, regularity=0.1, dual_low=1, dual_high=2, **common)) == pytest.approx(-1 / 4)
+    assert slope(
+        lambda n: theorem_2(n, regularity=0.1, dual_low=1, dual_high=2, **common)
+    ) == pytest.approx(-1 / 4)
 
 
 def test_bounds_are_infinite_without_regularity_or_dual_floor() -> None:
@@ -90,22 +109,30 @@ def test_bounds_are_infinite_without_regularity_or_dual_floor() -> None:
 
 
 def test_bounds_of_a_very_large_norm() -> None:
-    """4 beta B = 4000: gamma underflows, so that the bound says nothing; that is infinity, not a crash."""
+    """4 beta B = 4000: gamma underflows, so that the bound says nothing; that is infinity, not a
+    crash."""
     assert theorem_1(10, beta=10, bound=100, regularity=0.1, delta=0.1) == math.inf
     assert proposition_1(10, 3, beta=10, bound=100, delta=0.1) == math.inf
-    assert theorem_2(10, beta=10, bound=100, regularity=0.1, dual_low=1e4, dual_high=1e4, delta=0.1) == math.inf
+    assert (
+        theorem_2(10, beta=10, bound=100, regularity=0.1, dual_low=1e4, dual_high=1e4, delta=0.1)
+        == math.inf
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- regularity
+# --------------------------------------------------------------------------------------- regularity
 def tilted_minimum(values: Array, p: Array, radius: float) -> Array:
-    """inf {E_q values : KL(q||p) <= radius} for rows of values, by bisection on the tilt; (rows, n) -> (rows,)."""
+    """inf {E_q values : KL(q||p) <= radius} for rows of values, by bisection on the tilt; (rows, n)
+    -> (rows,)."""
     low, high = np.full(len(values), -30.0), np.full(len(values), 30.0)  # log t
     for _ in range(100):
         t = np.exp((low + high) / 2)[:, None]
         weight = p * np.exp(-t * (values - values.min(1, keepdims=True)))
         q = weight / weight.sum(1, keepdims=True)
         kl = np.sum(np.where(q > 0, q * np.log(np.maximum(q, 1e-300) / p), 0), axis=1)
-        low, high = np.where(kl < radius, (low + high) / 2, low), np.where(kl < radius, high, (low + high) / 2)
+        low, high = (
+            np.where(kl < radius, (low + high) / 2, low),
+            np.where(kl < radius, high, (low + high) / 2),
+        )
     return (q * values).sum(1)
 
 
@@ -125,7 +152,9 @@ def test_regularity_of_a_transport_ball(seed: int, budget: float) -> None:
     rows = np.kron(np.eye(5), np.ones(5))
 
     def worst(v: Array) -> float:
-        found = linprog(np.tile((x @ v) ** 2, 5), A_ub=cost.reshape(1, -1), b_ub=[budget], A_eq=rows, b_eq=p)
+        found = linprog(
+            np.tile((x @ v) ** 2, 5), A_ub=cost.reshape(1, -1), b_ub=[budget], A_eq=rows, b_eq=p
+        )
         return float(found.fun)
 
     coarse = directions(180)
@@ -194,7 +223,9 @@ def test_regularity_vanishes_with_a_hyperplane_law_in_the_ball() -> None:
     least = np.linalg.eigvalsh(np.einsum("k,ki,kj->ij", p, x, x))[0]
     assert regularity_free(x, p, np.sqrt(least) * 0.999, 2) > 0
     assert regularity_free(x, p, np.sqrt(least) * 1.001, 2) == 0
-    flat = min(p @ np.abs(x @ v) for v in directions(20_000))  # W1 distance to the laws on a hyperplane
+    flat = min(
+        p @ np.abs(x @ v) for v in directions(20_000)
+    )  # W1 distance to the laws on a hyperplane
     assert regularity_free(x, p, flat * 0.99, 1) > 0
     assert regularity_free(x, p, flat * 1.001, 1) == pytest.approx(0, abs=1e-9)
     one = -np.log(p.max())  # the ball holds a point mass

@@ -1,4 +1,5 @@
-"""What a user may pass at the doors of theory/: tables, lists, views and odd types count as their numbers, or are refused."""
+"""What a user may pass at the doors of theory/: tables, lists, views and odd types count as their
+numbers, or are refused."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,34 @@ from theory.aot import minimise_aot
 from theory.batch import as_float64
 from theory.bounds import proposition_1, regularity_kl, theorem_1
 from theory.collapse import collapse_radius
-from theory.duals import chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual, transport_dual
+from theory.duals import (
+    chi2_ball_dual,
+    cvar_dual,
+    kl_ball_dual,
+    total_variation_dual,
+    transport_dual,
+)
 from theory.estimators import dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_finite, wdpo_free
-from theory.objectives import aot_second_order, aot_unpaired, chi2_ball, cvar, dr_dpo, kl_tilt, logistic, mean, worst_group
+from theory.objectives import (
+    aot_second_order,
+    aot_unpaired,
+    chi2_ball,
+    cvar,
+    dr_dpo,
+    kl_tilt,
+    logistic,
+    mean,
+    worst_group,
+)
 from theory.radius_choice import suggest_radii, temperature_for_share, value_coverage
-from theory.transport import first_order_violation, integrated_transport, power_mean, quantile, second_order_violation, transport
+from theory.transport import (
+    first_order_violation,
+    integrated_transport,
+    power_mean,
+    quantile,
+    second_order_violation,
+    transport,
+)
 from theory.uniform_bounds import uniform_wasserstein
 from theory.worlds import common_scale, from_labels, from_rewards
 from theory.worst_case import free, on_atoms, reweighting, worst_case
@@ -31,8 +55,12 @@ ESTIMATORS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "dpo": lambda u, p, D: dpo(u, p, beta=0.7, bound=6.0),
     "kldpo": lambda u, p, D: kldpo(u, p, radius=0.05, beta=0.7, bound=6.0),
     "kldpo_tilt": lambda u, p, D: kldpo_tilt(u, p, temperature=0.6, beta=0.7, bound=6.0),
-    "wdpo_finite": lambda u, p, D: wdpo_finite(u, p, distance=D, power=2, radius=0.1, beta=0.7, bound=6.0),
-    "wdpo_free": lambda u, p, D: wdpo_free(u, p, power=1, radius=0.05, label_cost=0.3, beta=0.7, bound=6.0),
+    "wdpo_finite": lambda u, p, D: wdpo_finite(
+        u, p, distance=D, power=2, radius=0.1, beta=0.7, bound=6.0
+    ),
+    "wdpo_free": lambda u, p, D: wdpo_free(
+        u, p, power=1, radius=0.05, label_cost=0.3, beta=0.7, bound=6.0
+    ),
     "gradient_penalty": lambda u, p, D: gradient_penalty(u, p, strength=0.1, beta=0.7, bound=6.0),
 }
 
@@ -63,18 +91,23 @@ FORMS: dict[str, Callable[[np.ndarray], Any]] = {
 def test_every_form_of_the_same_numbers_gives_the_same_fit(name: str, form: str) -> None:
     change = FORMS[form]
     weights = pd.Series(W) if "table" in form else change(W)
-    torch.testing.assert_close(ESTIMATORS[name](change(U), weights, change(D)).theta, ESTIMATORS[name](U, W, D).theta)
+    torch.testing.assert_close(
+        ESTIMATORS[name](change(U), weights, change(D)).theta, ESTIMATORS[name](U, W, D).theta
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8, np.uint8, bool, np.longdouble])
 def test_types_of_numbers(dtype: type) -> None:
     x = np.array([[1, 0], [1, 1], [0, 1], [1, 0]]).astype(dtype)
-    torch.testing.assert_close(dpo(x, beta=1.0, bound=3.0).theta, dpo(x.astype(float), beta=1.0, bound=3.0).theta)
+    torch.testing.assert_close(
+        dpo(x, beta=1.0, bound=3.0).theta, dpo(x.astype(float), beta=1.0, bound=3.0).theta
+    )
     assert as_float64(x[::-1], "x").tolist() == x[::-1].astype(float).tolist()
 
 
 def test_a_square_table_is_not_turned() -> None:
-    """The solution of d pairs, each along its own axis, has one coordinate a pair; a triangle tells rows from columns."""
+    """The solution of d pairs, each along its own axis, has one coordinate a pair; a triangle tells
+    rows from columns."""
     square = np.array([[1.0, 2.0, 0.5], [0.0, -1.0, 1.0], [0.0, 0.0, 0.3]])
     found = dpo(pd.DataFrame(square, columns=list("xyz")), beta=1.0, bound=1.0)
     value = np.logaddexp(0, -square @ found.theta[0].numpy()).mean()
@@ -92,7 +125,10 @@ def test_a_square_table_is_not_turned() -> None:
         ([[1.0, 2.0], [3.0]], ("list", "same length")),
         ({"a": 1}, ("dict",)),
         (torch.ones(2, 2, dtype=torch.complex64), ("complex", "real")),
-        (pd.DataFrame({"t": pd.to_datetime(["2020-01-01", "2020-01-02"])}), ("DataFrame", "datetime")),
+        (
+            pd.DataFrame({"t": pd.to_datetime(["2020-01-01", "2020-01-02"])}),
+            ("DataFrame", "datetime"),
+        ),
         (np.ma.masked_array(U, mask=U > 1), ("non-finite",)),
         (pd.DataFrame(U).where(pd.DataFrame(U) < 1), ("non-finite",)),
     ],
@@ -106,21 +142,32 @@ def test_tables_at_the_other_doors() -> None:
     w = pd.Series([0.3, -0.2])
     assert collapse_radius("kl", table, series).item() == collapse_radius("kl", U, W).item()
     assert (
-        collapse_radius("w1-finite", table, distance=pd.DataFrame(D)).item() == collapse_radius("w1-finite", U, distance=D).item()
+        collapse_radius("w1-finite", table, distance=pd.DataFrame(D)).item()
+        == collapse_radius("w1-finite", U, distance=D).item()
     )
     l = pd.Series([0.1, 0.9, 0.4])
     thirds = pd.Series([0.2, 0.5, 0.3])
-    assert reweighting("cvar", l, thirds, 0.5).value == pytest.approx(0.9)  # the largest loss holds half of the mass
-    assert on_atoms(l[::-1], thirds[::-1], distance=np.ones((3, 3)) - np.eye(3), power=1, radius=1.0).value == pytest.approx(0.9)
+    assert reweighting("cvar", l, thirds, 0.5).value == pytest.approx(
+        0.9
+    )  # the largest loss holds half of the mass
+    assert on_atoms(
+        l[::-1], thirds[::-1], distance=np.ones((3, 3)) - np.eye(3), power=1, radius=1.0
+    ).value == pytest.approx(0.9)
     assert (
         free(table, series, w, beta=1.0, power=1, radius=0.1).value
         == free(U, W, w.to_numpy(), beta=1.0, power=1, radius=0.1).value
     )
-    assert value_coverage("w1", table, w, beta=1.0, delta=0.1) == value_coverage("w1", U, w.to_numpy(), beta=1.0, delta=0.1)
-    assert suggest_radii(table, beta=0.5, bound=5.0) == suggest_radii(U[::-1][::-1], beta=0.5, bound=5.0)
+    assert value_coverage("w1", table, w, beta=1.0, delta=0.1) == value_coverage(
+        "w1", U, w.to_numpy(), beta=1.0, delta=0.1
+    )
+    assert suggest_radii(table, beta=0.5, bound=5.0) == suggest_radii(
+        U[::-1][::-1], beta=0.5, bound=5.0
+    )
     assert temperature_for_share(l, 0.5) == temperature_for_share(l.tolist(), 0.5)
     psi1, psi2 = common_scale(table, pd.DataFrame(U[::-1]))
-    world = from_labels(pd.DataFrame(psi1), psi2[::-1][::-1], pd.Series([1, 0, 1, 1, 0, 1, 0]), beta=1.0, bound=2.0)
+    world = from_labels(
+        pd.DataFrame(psi1), psi2[::-1][::-1], pd.Series([1, 0, 1, 1, 0, 1, 0]), beta=1.0, bound=2.0
+    )
     np.testing.assert_array_equal(world.u[1], psi2[1] - psi1[1])
     rewarded = from_rewards(psi1, psi2, pd.Series(np.zeros(7)), [0.0] * 7, beta=1.0, bound=2.0)
     np.testing.assert_allclose(rewarded.probability, 1 / 14)
@@ -143,7 +190,7 @@ def test_unsigned_features_do_not_wrap_round() -> None:
     np.testing.assert_array_equal(world.u, [[-1.0], [1.0]])
 
 
-# -------------------------------------------------------------------------------------------------------------- magnitudes
+# --------------------------------------------------------------------------------------- magnitudes
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_magnitudes_beyond_the_squares(name: str) -> None:
     call = ESTIMATORS[name]
@@ -158,9 +205,24 @@ def test_magnitudes_of_constants() -> None:
     for value in (1e-60, 1e60):
         refuses(lambda value=value: dpo(U, beta=value, bound=1.0), "beta", f"{value:g}", "between")
         refuses(lambda value=value: dpo(U, beta=1.0, bound=value), "bound", f"{value:g}", "between")
-        refuses(lambda value=value: kldpo(U, radius=value, beta=1.0, bound=1.0), "radius", f"{value:g}", "collapse")
-        refuses(lambda value=value: wdpo_finite(U, distance=D * value, power=2, radius=1.0, beta=1.0, bound=1.0), "distance")
-        refuses(lambda value=value: wdpo_free(U, power=1, label_cost=value, radius=1.0, beta=1.0, bound=1.0), "label_cost")
+        refuses(
+            lambda value=value: kldpo(U, radius=value, beta=1.0, bound=1.0),
+            "radius",
+            f"{value:g}",
+            "collapse",
+        )
+        refuses(
+            lambda value=value: wdpo_finite(
+                U, distance=D * value, power=2, radius=1.0, beta=1.0, bound=1.0
+            ),
+            "distance",
+        )
+        refuses(
+            lambda value=value: wdpo_free(
+                U, power=1, label_cost=value, radius=1.0, beta=1.0, bound=1.0
+            ),
+            "label_cost",
+        )
     refuses(lambda: dpo(U, beta=1e9, bound=1e9), "beta * bound * max|u|", "smaller bound")
     refuses(lambda: dpo(U, beta="1", bound=1.0), "beta", "str")  # type: ignore[arg-type]
     refuses(lambda: dpo(U, beta=1.0, bound=np.array([1.0, 2.0])), "bound", "single number")  # type: ignore[arg-type]
@@ -168,15 +230,19 @@ def test_magnitudes_of_constants() -> None:
     assert bool(dpo(U, beta=np.float32(0.5), bound=torch.tensor(2.0)).converged)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------------------ weights and samples
+# ------------------------------------------------------------------------------ weights and samples
 X, Y = torch.tensor([0.3, -1.0, 2.5, 0.7]).double(), torch.tensor([1.0, 0.2, -0.4]).double()
 A, B = torch.tensor([0.1, 0.4, 0.2, 0.3]).double(), torch.tensor([0.5, 0.25, 0.25]).double()
 TRANSPORTS: dict[str, Callable[..., Any]] = {
     "transport": lambda x, y, a, b: transport(x, y, torch.abs, a, b),
     "first": first_order_violation,
     "second": second_order_violation,
-    "integrated": lambda x, y, a, b: integrated_transport(x, y, lambda s, t: power_mean(s, t, 2), a, b),
-    "quantile": lambda x, y, a, b: quantile(x, torch.tensor([0.5]), a) + quantile(y, torch.tensor([0.5]), b),
+    "integrated": lambda x, y, a, b: integrated_transport(
+        x, y, lambda s, t: power_mean(s, t, 2), a, b
+    ),
+    "quantile": (
+        lambda x, y, a, b: quantile(x, torch.tensor([0.5]), a) + quantile(y, torch.tensor([0.5]), b)
+    ),
 }
 
 
@@ -208,7 +274,9 @@ def test_samples_that_are_not_numbers(name: str, value: float) -> None:
 def test_transport_takes_arrays_and_counts() -> None:
     counts = pd.Series([1, 4, 2, 3])
     truth = scipy.stats.wasserstein_distance(X, Y, A, B)
-    assert float(transport(pd.Series(X.numpy()), Y.numpy()[::-1][::-1], torch.abs, counts, B)) == pytest.approx(truth)  # type: ignore[arg-type]
+    assert float(
+        transport(pd.Series(X.numpy()), Y.numpy()[::-1][::-1], torch.abs, counts, B)
+    ) == pytest.approx(truth)  # type: ignore[arg-type]
     x = X.clone().requires_grad_()
     transport(x, Y, torch.abs, A, B).backward()
     assert x.grad is not None and bool((x.grad != 0).any())
@@ -235,17 +303,28 @@ def test_weights_of_functionals(name: str) -> None:
     else:
         refuses(lambda: call(X, torch.zeros(4)), "all zero")
     refuses(lambda: call(X, torch.tensor([0.5, 0.5])), "4 atoms")
-    assert bool(torch.isnan(call(torch.where(X > 2, torch.nan, X), A)).all())  # in a training run a NaN stays one
+    assert bool(
+        torch.isnan(call(torch.where(X > 2, torch.nan, X), A)).all()
+    )  # in a training run a NaN stays one
 
 
-@pytest.mark.parametrize("dual", [kl_ball_dual, chi2_ball_dual, cvar_dual, total_variation_dual, None])
+@pytest.mark.parametrize(
+    "dual", [kl_ball_dual, chi2_ball_dual, cvar_dual, total_variation_dual, None]
+)
 def test_duals(dual: Callable[..., Any] | None) -> None:
     def call(l: Any, p: Any, r: float) -> Any:
         radius = torch.tensor([r]).double()
-        return dual(l, p, radius) if dual else transport_dual(l, p, torch.ones(4, 4).double() - torch.eye(4), radius)
+        return (
+            dual(l, p, radius)
+            if dual
+            else transport_dual(l, p, torch.ones(4, 4).double() - torch.eye(4), radius)
+        )
 
     l, p = X[None], A[None]
-    refuses(lambda: call(l, torch.tensor([[0.5, 0.7, -0.2, 0.0]]).double(), 0.5), "weight 3 of 4 is -0.2")
+    refuses(
+        lambda: call(l, torch.tensor([[0.5, 0.7, -0.2, 0.0]]).double(), 0.5),
+        "weight 3 of 4 is -0.2",
+    )
     refuses(lambda: call(l, 0 * p, 0.5), "all zero")
     refuses(lambda: call(l, p, float("nan")), "nan")
     refuses(lambda: call(l, p, -0.5), "-0.5")
@@ -253,13 +332,16 @@ def test_duals(dual: Callable[..., Any] | None) -> None:
     assert not bool(found.converged.any())
 
 
-# ------------------------------------------------------------------------------------------------------------------ bounds
+# ------------------------------------------------------------------------------------------- bounds
 def test_constants_of_the_bounds() -> None:
     common = {"beta": 1.0, "bound": 1.0}
     refuses(lambda: proposition_1(0, 2, delta=0.1, **common), "n must be", "0")
     refuses(lambda: theorem_1(10, regularity=0.1, delta=1.5, **common), "delta", "1.5")
     refuses(lambda: theorem_1(10, regularity=0.1, delta=0.1, beta=-1.0, bound=1.0), "beta", "-1")
-    refuses(lambda: uniform_wasserstein(-5, 2, radius=0.1, power=1, diameter=1.0, delta=0.1, **common), "-5")
+    refuses(
+        lambda: uniform_wasserstein(-5, 2, radius=0.1, power=1, diameter=1.0, delta=0.1, **common),
+        "-5",
+    )
     refuses(lambda: regularity_kl(U, np.ones(7), 0.1), "p must be", "sum")
 
 
@@ -267,7 +349,12 @@ def test_pairs_are_counted_from_one() -> None:
     holes = U.copy()
     holes[[0, 2]] = np.nan
     refuses(lambda: common_scale(holes, U), "pairs [1, 3]", "first pair is 1")
-    refuses(lambda: from_rewards(U / 9, U / 9, [0, np.inf, 0, 0, 0, 0, 0], np.zeros(7), beta=1.0, bound=1.0), "pair 2 is inf")
+    refuses(
+        lambda: from_rewards(
+            U / 9, U / 9, [0, np.inf, 0, 0, 0, 0, 0], np.zeros(7), beta=1.0, bound=1.0
+        ),
+        "pair 2 is inf",
+    )
 
 
 def test_sparse_tensors_and_numbers_without_end() -> None:

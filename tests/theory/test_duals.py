@@ -1,4 +1,5 @@
-"""Worst cases over KL and transport balls against linear programs, scipy and closed forms; certificates and edge cases."""
+"""Worst cases over KL and transport balls against linear programs, scipy and closed forms;
+certificates and edge cases."""
 
 import numpy as np
 import pytest
@@ -18,12 +19,18 @@ seeds = st.integers(0, 2**31)
 
 
 def kl(losses: Array, p: Array, radius: float) -> BallDual:
-    return kl_ball_dual(torch.from_numpy(losses)[None], torch.from_numpy(p)[None], torch.tensor([radius], dtype=torch.float64))
+    return kl_ball_dual(
+        torch.from_numpy(losses)[None],
+        torch.from_numpy(p)[None],
+        torch.tensor([radius], dtype=torch.float64),
+    )
 
 
 def transport(losses: Array, p: Array, cost: Array, budget: float) -> BallDual:
     radius = torch.tensor([budget], dtype=torch.float64)
-    return transport_dual(torch.from_numpy(losses)[None], torch.from_numpy(p)[None], torch.from_numpy(cost), radius)
+    return transport_dual(
+        torch.from_numpy(losses)[None], torch.from_numpy(p)[None], torch.from_numpy(cost), radius
+    )
 
 
 def instance(seed: int, n: int = 6, ties: bool = False) -> tuple[Array, Array, Array]:
@@ -41,13 +48,22 @@ def best_kl_value(losses: Array, p: Array, radius: float) -> float:
         lam = np.exp(log_lam)
         return lam * radius + lam * logsumexp(losses / lam, b=p)
 
-    return min(minimize_scalar(dual, bracket=(a, a + 1), tol=1e-14).fun for a in (-6.0, -2.0, 0.0, 3.0))
+    return min(
+        minimize_scalar(dual, bracket=(a, a + 1), tol=1e-14).fun for a in (-6.0, -2.0, 0.0, 3.0)
+    )
 
 
 def best_plan_value(losses: Array, p: Array, cost: Array, budget: float) -> float:
     n = len(p)
     rows = np.kron(np.eye(n), np.ones(n))
-    found = linprog(-np.tile(losses, n), A_ub=cost.reshape(1, -1), b_ub=[budget], A_eq=rows, b_eq=p, bounds=(0, None))
+    found = linprog(
+        -np.tile(losses, n),
+        A_ub=cost.reshape(1, -1),
+        b_ub=[budget],
+        A_eq=rows,
+        b_eq=p,
+        bounds=(0, None),
+    )
     assert found.status == 0
     return -found.fun
 
@@ -55,12 +71,17 @@ def best_plan_value(losses: Array, p: Array, cost: Array, budget: float) -> floa
 def cheapest_plan(p: Array, q: Array, cost: Array) -> float:
     n = len(p)
     rows, columns = np.kron(np.eye(n), np.ones(n)), np.kron(np.ones(n), np.eye(n))
-    found = linprog(cost.ravel(), A_eq=np.vstack([rows, columns])[:-1], b_eq=np.concatenate([p, q])[:-1], bounds=(0, None))
+    found = linprog(
+        cost.ravel(),
+        A_eq=np.vstack([rows, columns])[:-1],
+        b_eq=np.concatenate([p, q])[:-1],
+        bounds=(0, None),
+    )
     assert found.status == 0
     return found.fun
 
 
-# ---------------------------------------------------------------------------------------------------------------- KL
+# ----------------------------------------------------------------------------------------------- KL
 @given(seeds, st.floats(1e-4, 1.5), st.booleans())
 @quick
 def test_kl_value_against_scipy(seed: int, radius: float, ties: bool) -> None:
@@ -88,13 +109,16 @@ def test_kl_worst_case_is_feasible_and_certified(seed: int, log_radius: float, t
 
 @pytest.mark.parametrize("radius", [1e-6, 1e-9, 1e-12])
 def test_small_kl_radius_is_a_variance_penalty(radius: float) -> None:
-    """value = mean + sqrt(2 rho Var) + O(rho), to a relative accuracy that does not depend on the radius."""
+    """value = mean + sqrt(2 rho Var) + O(rho), to a relative accuracy that does not depend on the
+    radius."""
     losses, p, _ = instance(1)
     average = p @ losses
     deviation = np.sqrt(2 * radius * (p @ (losses - average) ** 2))
     found = kl(losses, p, radius)
     assert bool(found.converged)
-    assert found.value.item() - average == pytest.approx(deviation, rel=3 * np.sqrt(radius) + 1e-3, abs=1e-15)
+    assert found.value.item() - average == pytest.approx(
+        deviation, rel=3 * np.sqrt(radius) + 1e-3, abs=1e-15
+    )
 
 
 def test_kl_edges() -> None:
@@ -107,7 +131,11 @@ def test_kl_edges() -> None:
     assert huge.value.item() == losses.max() and huge.dual.item() == 0
     assert huge.weights[0, losses.argmax()].item() == 1
     equal = kl(np.full(4, 3.25), np.full(4, 0.25), 0.7)
-    assert equal.value.item() == pytest.approx(3.25) and equal.dual.item() == 0 and bool(equal.converged)
+    assert (
+        equal.value.item() == pytest.approx(3.25)
+        and equal.dual.item() == 0
+        and bool(equal.converged)
+    )
 
 
 def test_kl_threshold_of_a_degenerate_worst_case() -> None:
@@ -149,13 +177,17 @@ def test_kl_dual_is_the_slope_in_the_radius() -> None:
     assert kl(losses, p, 0.3).dual.item() == pytest.approx(slope.item(), rel=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------- transport
+# ---------------------------------------------------------------------------------------- transport
 @given(seeds, st.floats(0, 4), st.sampled_from([1, 2]), st.booleans())
 @quick
-def test_transport_value_against_a_linear_program(seed: int, budget: float, power: int, ties: bool) -> None:
+def test_transport_value_against_a_linear_program(
+    seed: int, budget: float, power: int, ties: bool
+) -> None:
     losses, p, distance = instance(seed, ties=ties)
     found = transport(losses, p, distance**power, budget)
-    assert found.value.item() == pytest.approx(best_plan_value(losses, p, distance**power, budget), abs=1e-9)
+    assert found.value.item() == pytest.approx(
+        best_plan_value(losses, p, distance**power, budget), abs=1e-9
+    )
     assert bool(found.converged)
 
 
@@ -179,12 +211,19 @@ def test_transport_edges() -> None:
     assert huge.value.item() == pytest.approx(losses.max(), rel=1e-14) and huge.dual.item() == 0
     assert huge.used.item() == pytest.approx(p @ distance[:, losses.argmax()])
     equal = transport(np.full(6, 2.0), p, distance, 0.3)
-    assert equal.value.item() == pytest.approx(2.0) and bool(equal.converged) and equal.used.item() == 0
+    assert (
+        equal.value.item() == pytest.approx(2.0)
+        and bool(equal.converged)
+        and equal.used.item() == 0
+    )
 
 
 def test_transport_by_hand() -> None:
-    """Two atoms at distance 2, losses 0 and 1: budget 0.5 moves a quarter of mass, worth 1/4, at the price eta = 1/2."""
-    found = transport(np.array([0.0, 1.0]), np.array([0.8, 0.2]), np.array([[0.0, 2.0], [2.0, 0.0]]), 0.5)
+    """Two atoms at distance 2, losses 0 and 1: budget 0.5 moves a quarter of mass, worth 1/4, at
+    the price eta = 1/2."""
+    found = transport(
+        np.array([0.0, 1.0]), np.array([0.8, 0.2]), np.array([[0.0, 2.0], [2.0, 0.0]]), 0.5
+    )
     assert found.value.item() == pytest.approx(0.45)
     assert found.dual.item() == pytest.approx(0.5)
     np.testing.assert_allclose(found.weights[0], [0.55, 0.45])
@@ -205,7 +244,9 @@ def test_transport_reaches_atoms_without_weight() -> None:
 @quick
 def test_transport_monotone_concave_and_scale_equivariant(seed: int) -> None:
     losses, p, distance = instance(seed)
-    values = np.array([transport(losses, p, distance, b).value.item() for b in np.linspace(0, 3, 16)])
+    values = np.array(
+        [transport(losses, p, distance, b).value.item() for b in np.linspace(0, 3, 16)]
+    )
     assert (np.diff(values) >= -1e-12).all() and (np.diff(values, 2) <= 1e-9).all()
     reference = transport(losses, p, distance, 0.4)
     for factor in (1e-7, 1e7):
@@ -217,7 +258,7 @@ def test_transport_monotone_concave_and_scale_equivariant(seed: int) -> None:
         assert scaled.dual.item() * factor == pytest.approx(reference.dual.item(), rel=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 def test_a_batch_is_its_rows() -> None:
     rows = [instance(s) for s in range(7)]
     losses = torch.from_numpy(np.stack([r[0] for r in rows]))
@@ -225,7 +266,10 @@ def test_a_batch_is_its_rows() -> None:
     radius = torch.tensor([0.0, 1e-6, 0.1, 0.5, 1.0, 3.0, 50.0], dtype=torch.float64)
     cost = torch.from_numpy(rows[0][2])
     for batch, single in (
-        (kl_ball_dual(losses, p, radius), lambda r: kl_ball_dual(losses[r : r + 1], p[r : r + 1], radius[r : r + 1])),
+        (
+            kl_ball_dual(losses, p, radius),
+            lambda r: kl_ball_dual(losses[r : r + 1], p[r : r + 1], radius[r : r + 1]),
+        ),
         (
             transport_dual(losses, p, cost, radius),
             lambda r: transport_dual(losses[r : r + 1], p[r : r + 1], cost, radius[r : r + 1]),
@@ -234,4 +278,6 @@ def test_a_batch_is_its_rows() -> None:
         for r in range(7):
             torch.testing.assert_close(batch.value[r], single(r).value[0], rtol=1e-13, atol=1e-14)
             torch.testing.assert_close(batch.dual[r], single(r).dual[0], rtol=1e-10, atol=1e-14)
-            torch.testing.assert_close(batch.weights[r], single(r).weights[0], rtol=1e-10, atol=1e-14)
+            torch.testing.assert_close(
+                batch.weights[r], single(r).weights[0], rtol=1e-10, atol=1e-14
+            )

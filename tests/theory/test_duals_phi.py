@@ -1,4 +1,5 @@
-"""Worst cases of the chi-squared, CVaR and total-variation balls: convex programs, two atoms by hand, and invariances."""
+"""Worst cases of the chi-squared, CVaR and total-variation balls: convex programs, two atoms by
+hand, and invariances."""
 
 from collections.abc import Callable
 
@@ -49,7 +50,14 @@ def instance(seed: int, n: int = 6) -> tuple[Array, Array]:
 def a_radius(ball: str, seed: int) -> float:
     """From tiny balls to those that hold a point mass; for CVaR a share."""
     u = np.random.default_rng([seed, 1]).random()
-    return float({"kl": 10 ** (4 * u - 3), "chi2": 10 ** (8 * u - 6), "cvar": 0.01 + 0.99 * u, "tv": 1.2 * u}[ball])
+    return float(
+        {
+            "kl": 10 ** (4 * u - 3),
+            "chi2": 10 ** (8 * u - 6),
+            "cvar": 0.01 + 0.99 * u,
+            "tv": 1.2 * u,
+        }[ball]
+    )
 
 
 def distance(ball: str, q: Array, p: Array) -> float:
@@ -58,10 +66,14 @@ def distance(ball: str, q: Array, p: Array) -> float:
     q, p = q[live], p[live]
     if ball == "kl":
         return float(np.sum(np.where(q > 0, q * np.log(np.where(q > 0, q, 1) / p), 0)))
-    return float({"chi2": np.sum((q - p) ** 2 / p), "cvar": np.max(q / p), "tv": np.abs(q - p).sum() / 2}[ball])
+    return float(
+        {"chi2": np.sum((q - p) ** 2 / p), "cvar": np.max(q / p), "tv": np.abs(q - p).sum() / 2}[
+            ball
+        ]
+    )
 
 
-# ------------------------------------------------------------------------------------------------- against other solvers
+# ---------------------------------------------------------------------------- against other solvers
 @pytest.mark.parametrize("ball", BALLS)
 @pytest.mark.parametrize("seed", range(30))
 def test_value_against_a_convex_program(ball: str, seed: int) -> None:
@@ -89,16 +101,21 @@ def test_the_worst_case_is_feasible_and_attains_the_dual_value(ball: str, seed: 
     assert bool(found.converged)
 
 
-# ----------------------------------------------------------------------------------------------------- two atoms, by hand
+# ------------------------------------------------------------------------------- two atoms, by hand
 @pytest.mark.parametrize("p", [1e-100, 1e-15, 0.1, 0.5, 0.7])
 @pytest.mark.parametrize("radius", [1e-10, 1e-3, 0.1, 0.9, 3.0, 1e6])
 def test_chi2_with_two_atoms(p: float, radius: float) -> None:
-    """Losses 1 and 0 with mass p and 1-p: q = p + (rho p (1-p))^(1/2) until q = 1, at rho = (1-p)/p."""
+    """Losses 1 and 0 with mass p and 1-p: q = p + (rho p (1-p))^(1/2) until q = 1, at rho =
+    (1-p)/p."""
     found = worst("chi2", [1.0, 0.0], [p, 1 - p], radius)
     q = min(p + np.sqrt(radius * p * (1 - p)), 1.0)
     assert found.value.item() == pytest.approx(q, rel=1e-14)
-    assert weights(found)[0] == pytest.approx(q, rel=1e-13) and weights(found).sum() == pytest.approx(1, abs=1e-14)
-    slope = 0.5 * np.sqrt(p * (1 - p) / radius) if q < 1 else 0.0  # lam is the derivative of the value in the radius
+    assert weights(found)[0] == pytest.approx(q, rel=1e-13) and weights(
+        found
+    ).sum() == pytest.approx(1, abs=1e-14)
+    slope = (
+        0.5 * np.sqrt(p * (1 - p) / radius) if q < 1 else 0.0
+    )  # lam is the derivative of the value in the radius
     assert found.dual.item() == pytest.approx(slope, rel=1e-7, abs=1e-15)
 
 
@@ -112,14 +129,16 @@ def test_cvar_with_two_atoms(alpha: float) -> None:
 
 @pytest.mark.parametrize("radius", [0.0, 0.2, 0.7, 0.9, 5.0])
 def test_total_variation_with_two_atoms(radius: float) -> None:
-    """Losses 1 and 0 with mass 0.3 and 0.7: min(0.3 + rho, 1), at the rate 1 until all is at the top."""
+    """Losses 1 and 0 with mass 0.3 and 0.7: min(0.3 + rho, 1), at the rate 1 until all is at the
+    top."""
     found = worst("tv", [1.0, 0.0], [0.3, 0.7], radius)
     assert found.value.item() == pytest.approx(min(0.3 + radius, 1), rel=1e-14)
     assert found.dual.item() == (1.0 if radius < 0.7 else 0.0)
 
 
 def test_chi2_leaves_out_the_lowest_losses_in_turn() -> None:
-    """Three equal atoms, losses 0, 1, 2: q = (1 - s, 1, 1 + s)/3 with rho = 2 s²/3 until s = 1, then the first one is empty."""
+    """Three equal atoms, losses 0, 1, 2: q = (1 - s, 1, 1 + s)/3 with rho = 2 s²/3 until s = 1,
+    then the first one is empty."""
     for s in (0.3, 0.999):
         np.testing.assert_allclose(
             weights(worst("chi2", [0.0, 1.0, 2.0], np.full(3, 1 / 3), 2 * s**2 / 3)),
@@ -129,11 +148,14 @@ def test_chi2_leaves_out_the_lowest_losses_in_turn() -> None:
     # beyond: q = (0, 1/2 - d, 1/2 + d), sum q²/p = 3 (1/2 + 2 d²) = 1 + rho
     d = np.sqrt((2 / 3 - 0.5 + 0.1 / 3) / 2)
     np.testing.assert_allclose(
-        weights(worst("chi2", [0.0, 1.0, 2.0], np.full(3, 1 / 3), 1.1)), [0, 0.5 - d, 0.5 + d], rtol=1e-12, atol=1e-15
+        weights(worst("chi2", [0.0, 1.0, 2.0], np.full(3, 1 / 3), 1.1)),
+        [0, 0.5 - d, 0.5 + d],
+        rtol=1e-12,
+        atol=1e-15,
     )
 
 
-# ------------------------------------------------------------------------------------------------------------------ corners
+# ------------------------------------------------------------------------------------------ corners
 @pytest.mark.parametrize("ball", BALLS)
 def test_a_ball_of_no_size_is_the_mean(ball: str) -> None:
     losses, p = instance(5)
@@ -166,7 +188,9 @@ def test_a_small_chi2_ball_is_a_standard_deviation() -> None:
     deviation = np.sqrt(p @ (losses - p @ losses) ** 2)
     for radius in (1e-14, 1e-9, 1e-4):
         found = worst("chi2", losses, p, radius)
-        assert found.value.item() - p @ losses == pytest.approx(np.sqrt(radius) * deviation, rel=1e-7, abs=1e-15)
+        assert found.value.item() - p @ losses == pytest.approx(
+            np.sqrt(radius) * deviation, rel=1e-7, abs=1e-15
+        )
         assert found.used.item() == pytest.approx(radius, rel=1e-7)
 
 
@@ -176,9 +200,13 @@ def test_a_share_outside_its_range_is_refused(alpha: float) -> None:
         worst("cvar", [1.0, 0.0], [0.3, 0.7], alpha)
 
 
-# -------------------------------------------------------------------------------------------------------------- invariances
+# -------------------------------------------------------------------------------------- invariances
 @pytest.mark.parametrize("ball", BALLS)
-@given(seed=seeds, factor=st.sampled_from([1e-6, 0.3, 7.0, 1e6]), shift=st.sampled_from([-3.0, 0.0, 100.0]))
+@given(
+    seed=seeds,
+    factor=st.sampled_from([1e-6, 0.3, 7.0, 1e6]),
+    shift=st.sampled_from([-3.0, 0.0, 100.0]),
+)
 @quick
 def test_affine_change_of_the_losses(ball: str, seed: int, factor: float, shift: float) -> None:
     losses, p = instance(seed)
@@ -186,7 +214,9 @@ def test_affine_change_of_the_losses(ball: str, seed: int, factor: float, shift:
     radius = a_radius(ball, seed)
     before, after = worst(ball, losses, p, radius), worst(ball, factor * losses + shift, p, radius)
     scale = factor * np.ptp(losses) + abs(shift) + 1e-12
-    assert after.value.item() == pytest.approx(factor * before.value.item() + shift, abs=1e-9 * scale)
+    assert after.value.item() == pytest.approx(
+        factor * before.value.item() + shift, abs=1e-9 * scale
+    )
     if shift == 0:
         np.testing.assert_allclose(weights(after), weights(before), rtol=1e-6, atol=1e-9)
 
@@ -211,7 +241,10 @@ def test_an_atom_split_in_two_is_the_same_problem(ball: str, seed: int, part: fl
     radius = a_radius(ball, seed)
     whole = worst(ball, losses, p, radius)
     halves = worst(
-        ball, np.append(losses, losses[0]), np.append(p, part * p[0]) - np.append(np.eye(len(p))[0] * part * p[0], 0), radius
+        ball,
+        np.append(losses, losses[0]),
+        np.append(p, part * p[0]) - np.append(np.eye(len(p))[0] * part * p[0], 0),
+        radius,
     )
     merged = weights(halves)[:-1].copy()
     merged[0] += weights(halves)[-1]
@@ -228,4 +261,6 @@ def test_a_batch_is_its_rows(ball: str) -> None:
     for r in range(9):
         single = worst(ball, *rows[r], radius[r])
         for name in ("value", "dual", "weights", "used"):
-            torch.testing.assert_close(getattr(batch, name)[r], getattr(single, name)[0], rtol=1e-9, atol=1e-14)
+            torch.testing.assert_close(
+                getattr(batch, name)[r], getattr(single, name)[0], rtol=1e-9, atol=1e-14
+            )

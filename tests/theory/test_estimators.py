@@ -1,6 +1,8 @@
-"""What every estimator must satisfy whatever its solver: symmetries, orders between balls, batches, and a gap that is a bound.
+"""What every estimator must satisfy whatever its solver: symmetries, orders between balls, batches,
+and a gap that is a bound.
 
-The objectives are written here once more in numpy, one point at a time, with linear programs and grids where a supremum is left.
+The objectives are written here once more in numpy, one point at a time, with linear programs and
+grids where a supremum is left.
 """
 
 import math
@@ -30,13 +32,21 @@ METHODS: dict[str, Callable[..., Fit]] = {
     "dpo": lambda u, p, D, knob, **k: dpo(u, p, **k),
     "kldpo": lambda u, p, D, knob, **k: kldpo(u, p, radius=knob, **k),
     "kldpo_tilt": lambda u, p, D, knob, **k: kldpo_tilt(u, p, temperature=knob, **k),
-    "w1_finite": lambda u, p, D, knob, **k: wdpo_finite(u, p, distance=D, power=1, radius=knob, **k),
-    "w2_finite": lambda u, p, D, knob, **k: wdpo_finite(u, p, distance=D, power=2, radius=knob, **k),
+    "w1_finite": lambda u, p, D, knob, **k: wdpo_finite(
+        u, p, distance=D, power=1, radius=knob, **k
+    ),
+    "w2_finite": lambda u, p, D, knob, **k: wdpo_finite(
+        u, p, distance=D, power=2, radius=knob, **k
+    ),
     "w1_free": lambda u, p, D, knob, **k: wdpo_free(u, p, power=1, radius=knob, **k),
-    "w1_label": lambda u, p, D, knob, **k: wdpo_free(u, p, power=1, radius=knob, label_cost=KAPPA, **k),
+    "w1_label": lambda u, p, D, knob, **k: wdpo_free(
+        u, p, power=1, radius=knob, label_cost=KAPPA, **k
+    ),
     "w2_free": lambda u, p, D, knob, **k: wdpo_free(u, p, power=2, radius=knob, **k),
 }
-KNOBS = {"dpo": 0.0, "kldpo": 0.05, "kldpo_tilt": 0.3} | {f"w{q}_{kind}": 0.1 * q for q in (1, 2) for kind in ("finite", "free")}
+KNOBS = {"dpo": 0.0, "kldpo": 0.05, "kldpo_tilt": 0.3} | {
+    f"w{q}_{kind}": 0.1 * q for q in (1, 2) for kind in ("finite", "free")
+}
 KNOBS["w1_label"] = 0.1
 BALLS = [name for name in METHODS if name not in ("dpo", "kldpo_tilt")]
 PLAIN: dict[str, Any] = {"beta": 0.8, "bound": 4.0}
@@ -58,15 +68,19 @@ def same(found: Fit, truth: Fit, *, scale: float = 1.0, tolerance: float = 1e-6)
     """Equal value to ten digits; theta, whose error is a root of the gap's, to six."""
     assert found.converged.all() and truth.converged.all()
     torch.testing.assert_close(found.value, truth.value, rtol=1e-9, atol=2e-10)
-    torch.testing.assert_close(found.theta, truth.theta * scale, rtol=tolerance, atol=tolerance * scale)
+    torch.testing.assert_close(
+        found.theta, truth.theta * scale, rtol=tolerance, atol=tolerance * scale
+    )
 
 
-# ---------------------------------------------------------------------------------------- the objectives once more
+# ------------------------------------------------------------------------- the objectives once more
 def loss(m: Array) -> Array:
     return np.logaddexp(0, -m)
 
 
-def objective(name: str, theta: Array, u: Array, p: Array, D: Array, knob: float, *, beta: float, ref: Array) -> float:
+def objective(
+    name: str, theta: Array, u: Array, p: Array, D: Array, knob: float, *, beta: float, ref: Array
+) -> float:
     """The robust objective at one theta."""
     w = theta - ref
     m = beta * u @ w
@@ -86,17 +100,24 @@ def objective(name: str, theta: Array, u: Array, p: Array, D: Array, knob: float
         k = int(np.argmin([dual(x) for x in grid]))
         return float(
             minimize_scalar(
-                dual, bounds=(grid[max(k - 1, 0)], grid[min(k + 1, 99)]), method="bounded", options={"xatol": 1e-12}
+                dual,
+                bounds=(grid[max(k - 1, 0)], grid[min(k + 1, 99)]),
+                method="bounded",
+                options={"xatol": 1e-12},
             ).fun
         )
     if name in ("w1_finite", "w2_finite"):
         power, n = int(name[1]), len(p)
         rows = np.kron(np.eye(n), np.ones(n))
-        found = linprog(-np.tile(l, n), A_ub=(D**power).reshape(1, -1), b_ub=[knob**power], A_eq=rows, b_eq=p)
+        found = linprog(
+            -np.tile(l, n), A_ub=(D**power).reshape(1, -1), b_ub=[knob**power], A_eq=rows, b_eq=p
+        )
         return float(-found.fun)
     if name == "w1_free":
         return float(p @ l + knob * b)
-    if name == "w1_label":  # piecewise linear and convex in eta: the minimum is at a kink or at the end
+    if (
+        name == "w1_label"
+    ):  # piecewise linear and convex in eta: the minimum is at a kink or at the end
         kinks = np.append(m[m / KAPPA > b] / KAPPA, b)
         return min(float(eta * knob + p @ np.maximum(l, loss(-m) - KAPPA * eta)) for eta in kinks)
     if name == "w2_free":
@@ -107,7 +128,9 @@ def objective(name: str, theta: Array, u: Array, p: Array, D: Array, knob: float
             eta = np.exp(log_eta)
             return float(eta * knob**2 + p @ (fixed + q**2 * b**2 / (4 * eta)).max(1))
 
-        return float(minimize_scalar(price, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9}).fun)
+        return float(
+            minimize_scalar(price, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9}).fun
+        )
     raise AssertionError(name)
 
 
@@ -143,7 +166,8 @@ def test_value_and_gap_against_the_objective(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_separable_samples(name: str) -> None:
-    """All pairs agree: without a price on the norm the fit goes to the bound, with one it may stop before."""
+    """All pairs agree: without a price on the norm the fit goes to the bound, with one it may stop
+    before."""
     u = np.array([[1.0, 0.2], [0.8, -0.1], [1.2, 0.1]])
     fit = METHODS[name](u, None, distances(u), KNOBS[name], **PLAIN)
     norm = fit.theta.norm().item()
@@ -154,18 +178,29 @@ def test_separable_samples(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @given(seed=seeds)
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])  # failures are small enough
+@settings(
+    max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate]
+)  # failures are small enough
 def test_every_fit_is_certified(name: str, seed: int) -> None:
-    """Few pairs and many, separable or not, rounded features (ties), atoms without weight, any scale, bound and radius."""
+    """Few pairs and many, separable or not, rounded features (ties), atoms without weight, any
+    scale, bound and radius."""
     rng = np.random.default_rng(seed)
     n, d = int(rng.choice([2, 3, 5, 10, 30])), int(rng.choice([1, 2, 4]))
-    u = 10 ** rng.uniform(-1, 0.5) * rng.standard_normal((3, n, d)) + rng.choice([0, 0.3, 2]) * rng.standard_normal(d)
+    u = 10 ** rng.uniform(-1, 0.5) * rng.standard_normal((3, n, d)) + rng.choice(
+        [0, 0.3, 2]
+    ) * rng.standard_normal(d)
     u = np.round(u, rng.integers(0, 9)) if rng.random() < 0.5 else u
-    p = rng.multinomial(n, np.ones(n) / n, size=3) / n if rng.random() < 0.5 else rng.dirichlet(np.ones(n), size=3)
+    p = (
+        rng.multinomial(n, np.ones(n) / n, size=3) / n
+        if rng.random() < 0.5
+        else rng.dirichlet(np.ones(n), size=3)
+    )
     beta, bound, knob = (10 ** rng.uniform(*span) for span in ((-2, 0.7), (-0.5, 1.5), (-3, 0.7)))
     ref = rng.standard_normal(d)
     ref *= rng.choice([0, 0.5, 0.95]) * bound / np.linalg.norm(ref)
-    fit = METHODS[name](u, p, distances(rng.standard_normal((n, d))), knob, beta=beta, bound=bound, theta_ref=ref)
+    fit = METHODS[name](
+        u, p, distances(rng.standard_normal((n, d))), knob, beta=beta, bound=bound, theta_ref=ref
+    )
     assert fit.converged.all(), (fit.gap, fit.value)
     assert (fit.theta.norm(dim=-1) <= bound * (1 + 1e-12)).all()
     if name != "kldpo_tilt":
@@ -181,9 +216,17 @@ def test_no_fit_leaves_the_parameter_ball(name: str) -> None:
         u = np.concatenate([0.3 * rng.standard_normal((n, d)), rng.standard_normal((1, d))])
         u[-1] = 0.5 * u[0] + 1e-3 * u[-1]  # nearly a direction that no pair sees
         fit = METHODS[name](
-            u, None, distances(u), 0.005, beta=10 ** rng.uniform(-1, 1), bound=(bound := 10 ** rng.uniform(-1, 1))
+            u,
+            None,
+            distances(u),
+            0.005,
+            beta=10 ** rng.uniform(-1, 1),
+            bound=(bound := 10 ** rng.uniform(-1, 1)),
         )
-        assert (fit.theta.norm(dim=-1) <= bound * (1 + 1e-9)).all(), (seed, fit.theta.norm() / bound)
+        assert (fit.theta.norm(dim=-1) <= bound * (1 + 1e-9)).all(), (
+            seed,
+            fit.theta.norm() / bound,
+        )
 
 
 def test_the_bound_holds_for_two_pairs() -> None:
@@ -200,7 +243,7 @@ def test_kldpo_of_fewer_pairs_than_dimensions(radius: float) -> None:
     assert fit.converged.all() and not fit.collapsed
 
 
-# -------------------------------------------------------------------------------------------------------------- symmetries
+# --------------------------------------------------------------------------------------- symmetries
 @pytest.mark.parametrize("name", METHODS)
 @given(seed=seeds)
 @quick
@@ -250,7 +293,9 @@ def test_rotation(name: str, seed: int) -> None:
     one = METHODS[name](u, p, D, KNOBS[name], theta_ref=ref, **PLAIN)
     turned = METHODS[name](u @ Q.T, p, D, KNOBS[name], theta_ref=Q @ ref, **PLAIN)
     torch.testing.assert_close(turned.value, one.value, rtol=1e-9, atol=2e-10)
-    torch.testing.assert_close(turned.theta, one.theta @ torch.from_numpy(Q.T), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        turned.theta, one.theta @ torch.from_numpy(Q.T), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -261,20 +306,25 @@ def test_beta_against_theta(name: str, factor: float, bound: float) -> None:
     u, p, D = sample(4)
     ref = np.array([0.2, 0.1])
     one = METHODS[name](u, p, D, KNOBS[name], beta=0.8, bound=bound, theta_ref=ref)
-    other = METHODS[name](u, p, D, KNOBS[name], beta=0.8 * factor, bound=bound / factor, theta_ref=ref / factor)
+    other = METHODS[name](
+        u, p, D, KNOBS[name], beta=0.8 * factor, bound=bound / factor, theta_ref=ref / factor
+    )
     same(other, one, scale=1 / factor)
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("factor", [0.01, 20.0])
 def test_unit_of_the_features(name: str, factor: float) -> None:
-    """u in other units, beta in their inverse: transport radii and the label cost scale with u, KL radii do not."""
+    """u in other units, beta in their inverse: transport radii and the label cost scale with u, KL
+    radii do not."""
     u, p, D = sample(5)
     one = METHODS[name](u, p, D, KNOBS[name], **PLAIN)
     knob = KNOBS[name] * (factor if name[0] == "w" else 1)
     scaled: dict[str, Any] = {"beta": 0.8 / factor, "bound": 4.0}
     if name == "w1_label":
-        same(wdpo_free(factor * u, p, power=1, radius=knob, label_cost=KAPPA * factor, **scaled), one)
+        same(
+            wdpo_free(factor * u, p, power=1, radius=knob, label_cost=KAPPA * factor, **scaled), one
+        )
     else:
         same(METHODS[name](factor * u, p, factor * D, knob, **scaled), one)
 
@@ -302,7 +352,7 @@ def test_mirrored_pairs(name: str) -> None:
     assert fit.value.item() == pytest.approx(math.log(2), abs=1e-12)
 
 
-# ---------------------------------------------------------------------------------------------------- radii and orders
+# --------------------------------------------------------------------------------- radii and orders
 @pytest.mark.parametrize("name", BALLS)
 @pytest.mark.parametrize("seed", range(2))
 def test_value_rises_with_the_radius_from_dpo_to_log_two(name: str, seed: int) -> None:
@@ -315,7 +365,8 @@ def test_value_rises_with_the_radius_from_dpo_to_log_two(name: str, seed: int) -
     plain = dpo(u, p, **PLAIN)
     assert value[0] == pytest.approx(plain.value.item(), abs=1e-10)
     np.testing.assert_allclose(fits.theta[0], plain.theta[0], atol=1e-6)
-    # the multiplier is the slope in the radius (KL, p = 1) or its square: never negative, never rising
+    # the multiplier is the slope in the radius (KL, p = 1) or its square: never negative, never
+    # rising
     dual = fits.dual.numpy()[1:]
     assert (dual >= 0).all()
     if not name.startswith("w2"):
@@ -337,7 +388,8 @@ def test_the_multiplier_is_the_slope_of_the_value(name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_order_of_the_balls(seed: int) -> None:
-    """W1 <= W2, so that the W1 ball is the larger; moves on the atoms are free moves; label moves are more moves."""
+    """W1 <= W2, so that the W1 ball is the larger; moves on the atoms are free moves; label moves
+    are more moves."""
     u, p, D = sample(seed, n=10)
     for radius in (0.02, 0.2, 0.5):
         value = {name: METHODS[name](u, p, D, radius, **PLAIN).value.item() for name in BALLS}
@@ -347,7 +399,10 @@ def test_order_of_the_balls(seed: int) -> None:
         assert value["w1_finite"] <= value["w1_free"] + tiny
         assert value["w2_finite"] <= value["w2_free"] + tiny
         assert value["w1_free"] <= value["w1_label"] + tiny
-        by_label = [wdpo_free(u, p, power=1, radius=radius, label_cost=c, **PLAIN) for c in (0.1, 0.5, 1.0, 2.0, 5.0, 100.0)]
+        by_label = [
+            wdpo_free(u, p, power=1, radius=radius, label_cost=c, **PLAIN)
+            for c in (0.1, 0.5, 1.0, 2.0, 5.0, 100.0)
+        ]
         assert all(fit.converged for fit in by_label)
         by_cost = [fit.value.item() for fit in by_label]
         assert (np.diff(by_cost) <= tiny).all()
@@ -357,12 +412,16 @@ def test_order_of_the_balls(seed: int) -> None:
 def test_the_label_cost_beyond_which_no_flip_pays() -> None:
     u, p, _ = sample(9)
     longest = np.linalg.norm(u, axis=1).max()
-    below, above = (wdpo_free(u, p, power=1, radius=0.1, label_cost=longest * c, **PLAIN) for c in (1 - 1e-9, 1 + 1e-9))
+    below, above = (
+        wdpo_free(u, p, power=1, radius=0.1, label_cost=longest * c, **PLAIN)
+        for c in (1 - 1e-9, 1 + 1e-9)
+    )
     same(below, above)
 
 
 def test_second_order_ball_is_a_gradient_penalty_to_first_order() -> None:
-    """E l + rho G <= value <= E l + rho G + beta²||w||² rho²/8 at the fitted theta, G = beta||w|| sqrt(E sigma(-m)²)."""
+    """E l + rho G <= value <= E l + rho G + beta²||w||² rho²/8 at the fitted theta, G = beta||w||
+    sqrt(E sigma(-m)²)."""
     u, p, _ = sample(10)
     for radius in (0.01, 0.1, 0.3):
         fit = wdpo_free(u, p, power=2, radius=radius, **PLAIN)
@@ -394,10 +453,11 @@ def test_tilt_limits() -> None:
     assert not fits.collapsed.any()
 
 
-# ----------------------------------------------------------------------------------------------------- gradient penalty
+# --------------------------------------------------------------------------------- gradient penalty
 @pytest.mark.parametrize("squared", [False, True])
 def test_gradient_penalty_of_a_large_sample(squared: bool) -> None:
-    """Starts come from a part of a large sample, the end from all of it: as low as scipy's, and no slope is left there."""
+    """Starts come from a part of a large sample, the end from all of it: as low as scipy's, and no
+    slope is left there."""
     rng = np.random.default_rng(3)
     u = rng.standard_normal((40_000, 2)) + np.array([0.5, 0.2])
 
@@ -408,7 +468,8 @@ def test_gradient_penalty_of_a_large_sample(squared: bool) -> None:
 
     fit = gradient_penalty(u, strength=0.3, squared=squared, beta=0.8, bound=3.0)
     found = [
-        minimize(objective, w, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-13}) for w in ([0.1, 0.1], [1, 0.5])
+        minimize(objective, w, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-13})
+        for w in ([0.1, 0.1], [1, 0.5])
     ]
     lowest = min(found, key=lambda end: end.fun)
     assert np.linalg.norm(lowest.x) < 3 and fit.converged.all()
@@ -445,7 +506,7 @@ def test_only_the_square_root_collapses() -> None:
     assert not square.collapsed.any() and square.theta.norm() > 1e-4
 
 
-# -------------------------------------------------------------------------------------------------------------- batches
+# ------------------------------------------------------------------------------------------ batches
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_is_its_replicates(name: str) -> None:
     """A dozen samples at once, each with its own radius, against one at a time."""
@@ -474,7 +535,8 @@ def test_chunks_do_not_change_the_numbers(name: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shared_atoms_or_shared_weights(name: str) -> None:
-    """(n, d) atoms with (R, n) weights, as a finite world gives them, and (R, n, d) atoms with one row of weights."""
+    """(n, d) atoms with (R, n) weights, as a finite world gives them, and (R, n, d) atoms with one
+    row of weights."""
     u, p, D = sample(15, n=9)
     weights = np.random.default_rng(0).dirichlet(3 * np.ones(9), size=3)
     one = METHODS[name](u, weights, D, KNOBS[name], **PLAIN)
@@ -488,7 +550,10 @@ def test_arrays_and_tensors(name: str) -> None:
     u, p, D = sample(16, n=9)
     one = METHODS[name](u, p, D, KNOBS[name], theta_ref=[0.1, 0.2], **PLAIN)
     tensors = [torch.from_numpy(x) for x in (u, p, D)]
-    ref, knob = torch.tensor([0.1, 0.2], dtype=torch.float64), torch.tensor(KNOBS[name], dtype=torch.float64)
+    ref, knob = (
+        torch.tensor([0.1, 0.2], dtype=torch.float64),
+        torch.tensor(KNOBS[name], dtype=torch.float64),
+    )
     other = METHODS[name](*tensors, knob, theta_ref=ref, **PLAIN)
     assert torch.equal(one.theta, other.theta) and torch.equal(one.value, other.value)
     again = METHODS[name](u, p, D, KNOBS[name], theta_ref=[0.1, 0.2], **PLAIN)
@@ -509,7 +574,8 @@ def test_the_input_is_left_alone(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("u", [[[1.0]], [[0.0, 0.0]], [[0.0], [0.0], [1.0]], [[1.0, 0.0]] * 5])
 def test_degenerate_samples(name: str, u: list[list[float]]) -> None:
-    """One pair, no feature, pairs that are nearly all ties, one pair many times: certified all the same."""
+    """One pair, no feature, pairs that are nearly all ties, one pair many times: certified all the
+    same."""
     points = np.array(u)
     fit = METHODS[name](points, None, distances(points), KNOBS[name], **PLAIN)
     assert fit.converged.all() and torch.isfinite(fit.theta).all()
@@ -522,14 +588,23 @@ OBJECTIVES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
     "dpo": lambda losses, p, slopes: objectives.mean(losses, p),
     "kldpo": lambda losses, p, slopes: objectives.kl_ball(losses, 0.05, p),
     "kldpo_tilt": lambda losses, p, slopes: objectives.kl_tilt(losses, 0.3, p),
-    "norm": lambda losses, p, slopes: objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p),
-    "squared": lambda losses, p, slopes: objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p, squared=True),
+    "norm": (
+        lambda losses, p, slopes: (
+            objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p)
+        )
+    ),
+    "squared": (
+        lambda losses, p, slopes: (
+            objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p, squared=True)
+        )
+    ),
 }
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_functionals_of_objectives_are_what_the_estimators_minimise(name: str) -> None:
-    """Value and stationarity of each fit, by `theory.objectives` and automatic differentiation instead of `theory.smooth`."""
+    """Value and stationarity of each fit, by `theory.objectives` and automatic differentiation
+    instead of `theory.smooth`."""
     u, p, D = sample(3, n=20)
     if name in METHODS:
         fit = METHODS[name](u, p, D, KNOBS[name], **PLAIN)
@@ -537,7 +612,9 @@ def test_the_functionals_of_objectives_are_what_the_estimators_minimise(name: st
         fit = gradient_penalty(u, p, strength=0.2, squared=name == "squared", **PLAIN)
     theta = fit.theta[0].clone().requires_grad_()
     margin = PLAIN["beta"] * torch.from_numpy(u) @ theta
-    slopes = (PLAIN["beta"] * torch.sigmoid(-margin)) ** 2 * (theta**2).sum()  # squared norm of the gradient in the features
+    slopes = (PLAIN["beta"] * torch.sigmoid(-margin)) ** 2 * (
+        theta**2
+    ).sum()  # squared norm of the gradient in the features
     value = OBJECTIVES[name](objectives.dpo_loss(margin), torch.from_numpy(p), slopes)
     assert value.item() == pytest.approx(fit.value.item(), rel=1e-11)
     (gradient,) = torch.autograd.grad(value, theta)
@@ -546,7 +623,8 @@ def test_the_functionals_of_objectives_are_what_the_estimators_minimise(name: st
 
 
 def test_the_norm_penalty_collapses_only_locally() -> None:
-    """Beyond ||E u|| the reference policy is a local minimum of the gradient-norm penalty, and yet far away the penalty fades."""
+    """Beyond ||E u|| the reference policy is a local minimum of the gradient-norm penalty, and yet
+    far away the penalty fades."""
     u, rho = np.array([[1.0]]), 1.2
     near = gradient_penalty(u, strength=rho, beta=1.0, bound=0.3)
     assert near.collapsed.all() and near.value.item() == pytest.approx(math.log(2))
@@ -555,7 +633,9 @@ def test_the_norm_penalty_collapses_only_locally() -> None:
     assert far.theta.item() == pytest.approx(50) and far.value.item() == pytest.approx(
         rho * 50 * sigma + math.log1p(math.exp(-50)), rel=1e-6
     )
-    assert wdpo_free(u, power=2, radius=rho, beta=1.0, bound=50.0).collapsed.all()  # while the exact ball stays collapsed
+    assert wdpo_free(
+        u, power=2, radius=rho, beta=1.0, bound=50.0
+    ).collapsed.all()  # while the exact ball stays collapsed
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -573,20 +653,31 @@ def test_shapes_and_types_of_a_fit(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", METHODS)
 def test_devices_agree(name: str) -> None:
-    """Values to what the certificates leave open; theta to its square root over the curvature, which is of the order of 1e-6."""
+    """Values to what the certificates leave open; theta to its square root over the curvature,
+    which is of the order of 1e-6."""
     u, p, D = sample(19)
     many = np.stack([u * (1 + 0.05 * r) for r in range(16)])
     one = METHODS[name](many, p, D, KNOBS[name], **PLAIN)
-    other = METHODS[name](torch.from_numpy(many).cuda(), torch.from_numpy(p).cuda(), D, KNOBS[name], **PLAIN)
-    assert other.theta.is_cuda and other.value.is_cuda and bool(other.converged.all()) == bool(one.converged.all())
+    other = METHODS[name](
+        torch.from_numpy(many).cuda(), torch.from_numpy(p).cuda(), D, KNOBS[name], **PLAIN
+    )
+    assert (
+        other.theta.is_cuda
+        and other.value.is_cuda
+        and bool(other.converged.all()) == bool(one.converged.all())
+    )
     torch.testing.assert_close(other.theta.cpu(), one.theta, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(other.value.cpu(), one.value, rtol=1e-9, atol=2e-10)
     assert (other.gap.cpu() - one.gap).abs().max() < 1e-9
 
 
 def test_a_large_sample_is_screened_to_the_same_answer() -> None:
-    """40 000 pairs, 300 of them different: the screened solver against the interior point on the 300 weighted atoms."""
+    """40 000 pairs, 300 of them different: the screened solver against the interior point on the
+    300 weighted atoms."""
     u, p, _ = sample(5, n=300)
     counts = np.random.default_rng(0).multinomial(40_000, p)
     settings_ = {"power": 1, "radius": 0.1, "label_cost": KAPPA, **PLAIN}
-    same(wdpo_free(np.repeat(u, counts, axis=0), **settings_), wdpo_free(u, counts / 40_000, **settings_))
+    same(
+        wdpo_free(np.repeat(u, counts, axis=0), **settings_),
+        wdpo_free(u, counts / 40_000, **settings_),
+    )

@@ -1,4 +1,5 @@
-"""The batched estimators against the convex programs, which share no code with them, on the instances of `instances.py`."""
+"""The batched estimators against the convex programs, which share no code with them, on the
+instances of `instances.py`."""
 
 from dataclasses import replace
 
@@ -14,7 +15,9 @@ from theory.estimators import Fit
 from theory.programs import Array
 from theory.shift import random_shift
 
-pytestmark = pytest.mark.filterwarnings("ignore::theory.programs.SolverFallback")  # status and gap are asserted instead
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::theory.programs.SolverFallback"
+)  # status and gap are asserted instead
 
 TEMPERATURES = [("cold", 0.05), ("warm", 1.0)]
 CASES = [(ball, data) for ball in ("dpo", "tilt", *BALLS) for data in DATA]
@@ -39,9 +42,13 @@ def fit(data: Data, ball: str, values: list[float]) -> Fit:
         return estimators.kldpo_tilt(u, weights, temperature=knob, **common)
     power = int(ball[1])
     if ball.endswith("finite"):
-        return estimators.wdpo_finite(u, weights, distance=data.distance, power=power, radius=knob, **common)
+        return estimators.wdpo_finite(
+            u, weights, distance=data.distance, power=power, radius=knob, **common
+        )
     label_cost = data.label_cost if ball == "w1-label" else None
-    return estimators.wdpo_free(u, weights, power=power, radius=knob, label_cost=label_cost, **common)
+    return estimators.wdpo_free(
+        u, weights, power=power, radius=knob, label_cost=label_cost, **common
+    )
 
 
 def objective(data: Data, ball: str, radius: float, theta: Array) -> float:
@@ -60,28 +67,39 @@ def objective(data: Data, ball: str, radius: float, theta: Array) -> float:
     if ball == "w1-label":
         return programs.free_labels_worst_case(margins, data.p, norm, radius, data.label_cost)[1]
     if ball == "w2-free":
-        return programs.free_quadratic_worst_case(margins, data.p, norm, radius)[1] if norm > 0 else float(np.log(2))
+        return (
+            programs.free_quadratic_worst_case(margins, data.p, norm, radius)[1]
+            if norm > 0
+            else float(np.log(2))
+        )
     power = int(ball[1])
     cost = data.distance**power
     eta = programs.finite_dual(losses, data.p, cost, radius**power)
     return eta * radius**power + float(data.p @ (losses - eta * cost).max(1))
 
 
-def identifiable(data: Data, ball: str, radius: float, twin: programs.Program, difference: Array) -> Array:
-    """The part of a difference of thetas that the margins see; the rest is free where nothing else holds it.
+def identifiable(
+    data: Data, ball: str, radius: float, twin: programs.Program, difference: Array
+) -> Array:
+    """The part of a difference of thetas that the margins see; the rest is free where nothing else
+    holds it.
 
-    Where the objective holds ||w|| theta is unique, which with labels needs the constraint beta ||w|| <= eta to be active. A
-    ball on the atoms can also move mass to atoms of probability 0.
+    Where the objective holds ||w|| theta is unique, which with labels needs the constraint beta
+    ||w|| <= eta to be active. A ball on the atoms can also move mass to atoms of probability 0.
     """
     w = twin.theta - (0 if data.theta_ref is None else data.theta_ref)
-    norm_holds = ball.endswith("free") or (ball == "w1-label" and twin.dual <= data.beta * np.linalg.norm(w) * (1 + 1e-9))
+    norm_holds = ball.endswith("free") or (
+        ball == "w1-label" and twin.dual <= data.beta * np.linalg.norm(w) * (1 + 1e-9)
+    )
     if norm_holds and radius > 0:
         return difference
     seen = data.u if ball.endswith("finite") and radius > 0 else data.u[data.p > 0]
     return np.linalg.pinv(seen) @ seen @ difference
 
 
-@pytest.mark.parametrize(("ball", "data"), CASES, ids=[f"{ball}-{data.name}" for ball, data in CASES])
+@pytest.mark.parametrize(
+    ("ball", "data"), CASES, ids=[f"{ball}-{data.name}" for ball, data in CASES]
+)
 def test_estimators_agree_with_the_programs(ball: str, data: Data) -> None:
     settings = knobs(data, ball)
     ours = fit(data, ball, [value for _, value in settings])
@@ -92,17 +110,27 @@ def test_estimators_agree_with_the_programs(ball: str, data: Data) -> None:
         certified = twin.status != "uncertified"
         assert certified or twin.gap <= 1e-8, twin.failures
         theta, value, gap = ours.theta[r].numpy(), float(ours.value[r]), float(ours.gap[r])
-        # each value may exceed the other by no more than its own certificate admits; 1e-12 is what rounding leaves of log 2
+        # each value may exceed the other by no more than its own certificate admits; 1e-12 is what
+        # rounding leaves of log 2
         assert value - twin.value <= min(gap, 1e-7 * twin.value) + 1e-12, kind
-        assert twin.value - value <= (min(twin.gap, 1e-7 * twin.value) if certified else twin.gap) + 1e-12, kind
-        assert objective(data, ball, radius, theta) == pytest.approx(value, rel=1e-9, abs=1e-12), kind
+        assert (
+            twin.value - value
+            <= (min(twin.gap, 1e-7 * twin.value) if certified else twin.gap) + 1e-12
+        ), kind
+        assert objective(data, ball, radius, theta) == pytest.approx(value, rel=1e-9, abs=1e-12), (
+            kind
+        )
         if certified:
-            assert np.abs(identifiable(data, ball, radius, twin, theta - twin.theta)).max() <= 1e-5, kind
+            assert (
+                np.abs(identifiable(data, ball, radius, twin, theta - twin.theta)).max() <= 1e-5
+            ), kind
         assert np.linalg.norm(theta) <= data.bound * (1 + 1e-12), kind
         if radius != edge:  # at the edge itself the last digit of the collapse radius decides
             assert bool(ours.collapsed[r]) == (radius > edge), kind
         if ours.collapsed[r]:
-            assert np.array_equal(theta, np.zeros(len(theta)) if data.theta_ref is None else data.theta_ref), kind
+            assert np.array_equal(
+                theta, np.zeros(len(theta)) if data.theta_ref is None else data.theta_ref
+            ), kind
 
 
 # where a certificate once hung on the last digits: near collapse, and where tied moves hold no mass
@@ -114,18 +142,22 @@ DELICATE = [
 
 
 def jittered(data: Data, seed: int) -> Data:
-    """The same problem in another order of the atoms, in other coordinates, and with the last digits of the features changed."""
+    """The same problem in another order of the atoms, in other coordinates, and with the last
+    digits of the features changed."""
     rng = np.random.default_rng([5, seed])
     order = rng.permutation(len(data.u))
     turn = np.linalg.qr(rng.normal(size=(data.u.shape[1],) * 2))[0]
     u = (data.u * (1 + 1e-13 * rng.normal(size=data.u.shape)))[order] @ turn
     reference = None if data.theta_ref is None else data.theta_ref @ turn
-    return replace(data, u=u, p=data.p[order], distance=data.distance[order][:, order], theta_ref=reference)
+    return replace(
+        data, u=u, p=data.p[order], distance=data.distance[order][:, order], theta_ref=reference
+    )
 
 
 @pytest.mark.parametrize(("ball", "index"), DELICATE)
 def test_certificates_do_not_hang_on_the_last_digits(ball: str, index: int) -> None:
-    """Another processor sums in another order. A tenth of the tolerance leaves room for what no seed here shows."""
+    """Another processor sums in another order. A tenth of the tolerance leaves room for what no
+    seed here shows."""
     data = DATA[index]
     for seed in range(6):
         found = fit(jittered(data, seed), ball, [radius for _, radius in knobs(data, ball)])
@@ -142,9 +174,12 @@ def test_certificates_hold_however_near_collapse(ball: str) -> None:
 
 
 def test_a_symmetric_population_with_tied_moves_is_certified() -> None:
-    """W2 on the atoms of a population where every pair has its mirror: ties without mass stalled the interior point at 7e-10."""
+    """W2 on the atoms of a population where every pair has its mirror: ties without mass stalled
+    the interior point at 7e-10."""
     world = random_shift("convex", [0, 0], train=0.2, alpha=np.array([0.0, 1.0])).world
-    edge = collapse_radius("w2-finite", world.u, world.probability, distance=world.distance()).item()
+    edge = collapse_radius(
+        "w2-finite", world.u, world.probability, distance=world.distance()
+    ).item()
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(world.u))
         distance = world.distance()[order][:, order]
@@ -166,5 +201,7 @@ def test_collapse_radii_agree_with_the_programs(ball: str) -> None:
     for data in DATA:
         distance = data.distance if ball.endswith("finite") else None
         label_cost = data.label_cost if ball == "w1-label" else None
-        ours = collapse_radius(ball, data.u, data.p, distance=distance, label_cost=label_cost).item()
+        ours = collapse_radius(
+            ball, data.u, data.p, distance=distance, label_cost=label_cost
+        ).item()
         assert ours == pytest.approx(collapse(data, ball), rel=1e-8, abs=1e-12), data.name

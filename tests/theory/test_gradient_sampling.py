@@ -13,32 +13,40 @@ from theory.multistart import Objective, minimise_from
 
 
 def regression(x: np.ndarray, y: np.ndarray) -> Objective:
-    """Least absolute deviations: the minimum is where as many residuals vanish as there are coordinates."""
+    """Least absolute deviations: the minimum is where as many residuals vanish as there are
+    coordinates."""
     return lambda w: (w @ torch.from_numpy(x).T - torch.from_numpy(y)).abs().mean(-1)
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), bound=st.sampled_from([0.5, 10.0]), dimension=st.integers(1, 4))
-def test_least_absolute_deviations_inside_and_on_the_ball(seed: int, bound: float, dimension: int) -> None:
+def test_least_absolute_deviations_inside_and_on_the_ball(
+    seed: int, bound: float, dimension: int
+) -> None:
     rng = np.random.default_rng(seed)
     x, theta_ref = rng.standard_normal((15, dimension)), 0.1 * rng.standard_normal(dimension)
     y = x @ np.ones(dimension) + rng.laplace(size=15)
     w = cp.Variable(dimension)
     problem = cp.Problem(cp.Minimize(cp.norm1(x @ w - y) / 15), [cp.norm(w + theta_ref) <= bound])
     least = problem.solve(solver="CLARABEL")
-    found = descend(regression(x, y), torch.zeros(dimension).double(), rng, bound=bound, theta_ref=theta_ref)
+    found = descend(
+        regression(x, y), torch.zeros(dimension).double(), rng, bound=bound, theta_ref=theta_ref
+    )
     assert found.converged
     assert found.value == pytest.approx(least, abs=1e-5)
     assert np.linalg.norm(found.w + theta_ref) <= bound * (1 + 1e-12)
 
 
 def test_a_curved_valley_whose_floor_is_a_kink() -> None:
-    """|x^2 - y| + (1 - x)^2/4 is not convex; its minimum is 0 at (1, 1), where the slope along the valley is continuous."""
+    """|x^2 - y| + (1 - x)^2/4 is not convex; its minimum is 0 at (1, 1), where the slope along the
+    valley is continuous."""
 
     def objective(w: torch.Tensor) -> torch.Tensor:
         return (w[:, 0] ** 2 - w[:, 1]).abs() + (1 - w[:, 0]) ** 2 / 4
 
-    found = descend(objective, torch.tensor([-1.0, 1.0]).double(), np.random.default_rng(0), bound=5.0)
+    found = descend(
+        objective, torch.tensor([-1.0, 1.0]).double(), np.random.default_rng(0), bound=5.0
+    )
     assert found.converged
     np.testing.assert_allclose(found.w, [1, 1], atol=1e-4)
     assert found.value < 1e-6
@@ -70,6 +78,9 @@ def test_newton_first_and_sampling_where_it_stalls() -> None:
 
 def test_the_same_seed_gives_the_same_descent() -> None:
     rng = np.random.default_rng(3)
-    objective, start = regression(rng.standard_normal((9, 2)), rng.standard_normal(9)), torch.ones(2).double()
+    objective, start = (
+        regression(rng.standard_normal((9, 2)), rng.standard_normal(9)),
+        torch.ones(2).double(),
+    )
     one, again = (descend(objective, start, np.random.default_rng(7), bound=3.0) for _ in range(2))
     assert np.array_equal(one.w, again.w) and one.value == again.value

@@ -1,4 +1,5 @@
-"""Newton's method from several starts against closed forms, and an honest certificate where it does not apply."""
+"""Newton's method from several starts against closed forms, and an honest certificate where it does
+not apply."""
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from theory.multistart import Objective, lowest, minimise_from
 
 
 def quadratic(target: np.ndarray, matrix: torch.Tensor) -> Objective:
-    return lambda w: ((w - torch.from_numpy(target)) @ matrix * (w - torch.from_numpy(target))).sum(-1)
+    return lambda w: ((w - torch.from_numpy(target)) @ matrix * (w - torch.from_numpy(target))).sum(
+        -1
+    )
 
 
 def test_a_quadratic_inside_and_on_the_ball() -> None:
@@ -23,21 +26,31 @@ def test_a_quadratic_inside_and_on_the_ball() -> None:
     outside = minimise_from(quadratic(10 * centre, matrix), starts, bound=2.0)
     slope = 2 * matrix.numpy() @ (outside.w - 10 * centre)
     assert np.linalg.norm(outside.w) == pytest.approx(2)
-    assert -slope @ outside.w == pytest.approx(2 * np.linalg.norm(slope))  # the gradient points into the ball
+    assert -slope @ outside.w == pytest.approx(
+        2 * np.linalg.norm(slope)
+    )  # the gradient points into the ball
     assert outside.converged
 
 
 def test_the_ball_is_around_minus_theta_ref() -> None:
     theta_ref = np.array([1.0, 0.0])
     found = minimise_from(
-        quadratic(np.array([9.0, 0.0]), torch.eye(2).double()), torch.zeros(1, 2).double(), bound=3.0, theta_ref=theta_ref
+        quadratic(np.array([9.0, 0.0]), torch.eye(2).double()),
+        torch.zeros(1, 2).double(),
+        bound=3.0,
+        theta_ref=theta_ref,
     )
     np.testing.assert_allclose(found.w, [2.0, 0.0], atol=1e-9)
 
 
 def test_the_best_of_two_wells_and_the_end_of_every_start() -> None:
-    """(x^2 - 1)^2 + x/5 has two local minima; starts on both sides of zero end in different ones."""
-    found = minimise_from(lambda w: ((w**2 - 1) ** 2 + w / 5).sum(-1), torch.tensor([[1.5], [-1.5]]).double(), bound=3.0)
+    """(x^2 - 1)^2 + x/5 has two local minima; starts on both sides of zero end in different
+    ones."""
+    found = minimise_from(
+        lambda w: ((w**2 - 1) ** 2 + w / 5).sum(-1),
+        torch.tensor([[1.5], [-1.5]]).double(),
+        bound=3.0,
+    )
     roots = np.sort(np.roots([4, 0, -4, 0.2]).real)
     values = (roots**2 - 1) ** 2 + roots / 5
     assert found.w[0] == pytest.approx(roots[0])
@@ -46,8 +59,11 @@ def test_the_best_of_two_wells_and_the_end_of_every_start() -> None:
 
 
 def test_a_kink_is_not_called_converged() -> None:
-    """|x - 1/3| has slope 1 or -1 everywhere: nothing that a gradient says makes a point stationary."""
-    found = minimise_from(lambda w: (w - 1 / 3).abs().sum(-1), torch.tensor([[1.0]]).double(), bound=2.0)
+    """|x - 1/3| has slope 1 or -1 everywhere: nothing that a gradient says makes a point
+    stationary."""
+    found = minimise_from(
+        lambda w: (w - 1 / 3).abs().sum(-1), torch.tensor([[1.0]]).double(), bound=2.0
+    )
     assert not found.converged
     assert found.gap > 0.1
 

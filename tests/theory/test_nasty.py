@@ -1,7 +1,9 @@
-"""Random nasty inputs to every estimator: a ValueError with a sentence, or a finite value that no other point contradicts.
+"""Random nasty inputs to every estimator: a ValueError with a sentence, or a finite value that no
+other point contradicts.
 
-The objectives here are written out in numpy and share no code with the solvers: a converged fit claims that no theta in the ball
-has a value below value - gap, and a pattern search from its own theta, with random points of the ball, tries to refute it.
+The objectives here are written out in numpy and share no code with the solvers: a converged fit
+claims that no theta in the ball has a value below value - gap, and a pattern search from its own
+theta, with random points of the ball, tries to refute it.
 """
 
 from collections import Counter
@@ -17,7 +19,18 @@ from scipy.special import expit, logsumexp
 from theory import estimators, programs
 
 Array = NDArray[np.float64]
-NAMES = ("dpo", "tilt", "kl", "w1-finite", "w2-finite", "w1-free", "w2-free", "w1-label", "penalty", "squared")
+NAMES = (
+    "dpo",
+    "tilt",
+    "kl",
+    "w1-finite",
+    "w2-finite",
+    "w1-free",
+    "w2-free",
+    "w1-label",
+    "penalty",
+    "squared",
+)
 EXTREMES = (1e308, 1e200, 1e75, 1e-75, 1e-200, 5e-324, np.inf, np.nan)
 
 
@@ -35,10 +48,17 @@ class Problem:
 
     @property
     def rounding(self) -> float:
-        """What float64 leaves open: each margin is a sum of d products of size up to beta 2B max|u|, and the loss has slope 1;
-        the same holds of prices times distances. A factor of 8 for the sums, and 1e-12 relative for log 2 and the like."""
+        """What float64 leaves open: each margin is a sum of d products of size up to beta 2B
+        max|u|, and the loss has slope 1; the same holds of prices times distances. A factor of 8
+        for the sums, and 1e-12 relative for log 2 and the like.
+        """
         eps = np.finfo(float).eps
-        reach = self.beta * 2 * self.bound * (np.abs(self.u).max() + (self.knob if self.name in ("w1-free", "w2-free") else 0))
+        reach = (
+            self.beta
+            * 2
+            * self.bound
+            * (np.abs(self.u).max() + (self.knob if self.name in ("w1-free", "w2-free") else 0))
+        )
         return 8 * eps * self.u.shape[1] * float(reach) + 1e-12
 
 
@@ -68,9 +88,14 @@ def problem(seed: int) -> Problem:
         p = np.where(rng.random(n) < 0.5, 0.0, p) + np.eye(n)[rng.integers(n)] * 1e-3
     p = p / p.sum()
     unit = max(float(np.abs(u).max()), 1e-300)
-    beta, bound = 10.0 ** rng.choice([0.0, *rng.uniform(-4, 4, 2)]), 10.0 ** rng.choice([0.0, 1.0, *rng.uniform(-4, 4, 2)])
+    beta, bound = (
+        10.0 ** rng.choice([0.0, *rng.uniform(-4, 4, 2)]),
+        10.0 ** rng.choice([0.0, 1.0, *rng.uniform(-4, 4, 2)]),
+    )
     name = NAMES[seed % len(NAMES)]
-    knob = 10.0 ** rng.uniform(-6, 2) * (1.0 if name in ("dpo", "tilt", "kl", "penalty", "squared") else unit)
+    knob = 10.0 ** rng.uniform(-6, 2) * (
+        1.0 if name in ("dpo", "tilt", "kl", "penalty", "squared") else unit
+    )
     if rng.random() < 0.1 and name != "tilt":
         knob = 0.0
     z = rng.normal(size=(n, 2))
@@ -82,17 +107,25 @@ def problem(seed: int) -> Problem:
         ref = rng.normal(size=d)
         ref *= bound * rng.random() * 0.99 / np.linalg.norm(ref)
     kappa = float(10.0 ** rng.uniform(-3, 1)) * unit
-    found = Problem(name, u, p, (distance + distance.T) / 2, kappa, float(knob), float(beta), float(bound), ref)
+    found = Problem(
+        name, u, p, (distance + distance.T) / 2, kappa, float(knob), float(beta), float(bound), ref
+    )
     if rng.random() < 0.05:  # beyond what is accepted, in one place
         x = float(rng.choice(EXTREMES))
         bad = found.u.copy()
         bad[0, 0] = x
-        return replace(found, **[{"u": bad}, {"u": found.u * x}, {"beta": x}, {"bound": x}, {"knob": x}][rng.integers(5)])
+        return replace(
+            found,
+            **[{"u": bad}, {"u": found.u * x}, {"beta": x}, {"bound": x}, {"knob": x}][
+                rng.integers(5)
+            ],
+        )
     return found
 
 
 def variants(q: Problem, rng: np.random.Generator, count: int) -> list[Problem]:
-    """The problem with others of its shape and constants, to be fitted in one call: other signs, units, weights and radii."""
+    """The problem with others of its shape and constants, to be fitted in one call: other signs,
+    units, weights and radii."""
     found = [q]
     for _ in range(count - 1):
         signs = np.where(rng.random((len(q.u), 1)) < 0.3, -1.0, 1.0)
@@ -106,17 +139,25 @@ def variants(q: Problem, rng: np.random.Generator, count: int) -> list[Problem]:
 
 def fit(problems: list[Problem]) -> estimators.Fit:
     q = problems[0]
-    u, p, knob = (np.stack([np.asarray(getattr(q, name)) for q in problems]) for name in ("u", "p", "knob"))
+    u, p, knob = (
+        np.stack([np.asarray(getattr(q, name)) for q in problems]) for name in ("u", "p", "knob")
+    )
     common: dict[str, Any] = {"beta": q.beta, "bound": q.bound, "theta_ref": q.ref}
     calls: dict[str, Callable[[], estimators.Fit]] = {
         "dpo": lambda: estimators.dpo(u, p, **common),
         "tilt": lambda: estimators.kldpo_tilt(u, p, temperature=knob, **common),
         "kl": lambda: estimators.kldpo(u, p, radius=knob, **common),
-        "w1-finite": lambda: estimators.wdpo_finite(u, p, distance=q.distance, power=1, radius=knob, **common),
-        "w2-finite": lambda: estimators.wdpo_finite(u, p, distance=q.distance, power=2, radius=knob, **common),
+        "w1-finite": lambda: estimators.wdpo_finite(
+            u, p, distance=q.distance, power=1, radius=knob, **common
+        ),
+        "w2-finite": lambda: estimators.wdpo_finite(
+            u, p, distance=q.distance, power=2, radius=knob, **common
+        ),
         "w1-free": lambda: estimators.wdpo_free(u, p, power=1, radius=knob, **common),
         "w2-free": lambda: estimators.wdpo_free(u, p, power=2, radius=knob, **common),
-        "w1-label": lambda: estimators.wdpo_free(u, p, power=1, radius=knob, label_cost=q.kappa, **common),
+        "w1-label": lambda: estimators.wdpo_free(
+            u, p, power=1, radius=knob, label_cost=q.kappa, **common
+        ),
         "penalty": lambda: estimators.gradient_penalty(u, p, strength=knob, **common),
         "squared": lambda: estimators.gradient_penalty(u, p, strength=knob, squared=True, **common),
     }
@@ -136,7 +177,8 @@ def golden(f: Callable[[Array], Array], low: float, high: float) -> float:
 
 
 def objective(q: Problem, theta: Array) -> float:
-    """The value at theta; for the KL and W2 balls from above, since any multiplier bounds the worst case."""
+    """The value at theta; for the KL and W2 balls from above, since any multiplier bounds the worst
+    case."""
     w = theta - q.ref
     m, p, rho = q.beta * (q.u @ w), q.p, q.knob
     l = np.logaddexp(0, -m)
@@ -152,7 +194,9 @@ def objective(q: Problem, theta: Array) -> float:
 
         def dual(log_lam: Array) -> Array:
             lam = np.exp(log_lam)[:, None]
-            return (top + lam[:, 0] * rho + lam[:, 0] * logsumexp(z / lam, b=p[live], axis=1)).astype(float)
+            return (
+                top + lam[:, 0] * rho + lam[:, 0] * logsumexp(z / lam, b=p[live], axis=1)
+            ).astype(float)
 
         span = max(-float(z.min()), 1e-12)
         return min(best, golden(dual, np.log(span) - 30, np.log(span) + 20))
@@ -177,7 +221,10 @@ def objective(q: Problem, theta: Array) -> float:
         def transported(log_a: Array) -> Array:
             a = np.exp(log_a)[:, None]
             value = np.full((len(log_a), len(m)), -np.inf)
-            for start in (a - m, -m + 0 * a):  # the largest and the smallest solution of y = a sigma(y) - m
+            for start in (
+                a - m,
+                -m + 0 * a,
+            ):  # the largest and the smallest solution of y = a sigma(y) - m
                 y = start
                 for _ in range(30):
                     y = a * expit(y) - m
@@ -185,11 +232,18 @@ def objective(q: Problem, theta: Array) -> float:
                 value = np.maximum(value, np.logaddexp(0, y) - a * s**2 / 2)
             return (b**2 / (2 * a[:, 0]) * rho**2 + value @ p).astype(float)
 
-        # along w by rho times the slope the loss grows by b rho: the multiplier's a lies around b rho/(E s²)^(1/2)
+        # along w by rho times the slope the loss grows by b rho: the multiplier's a lies around b
+        # rho/(E s²)^(1/2)
         typical = np.log(b * rho)
-        return golden(transported, typical - 1, typical + 1 - 0.5 * np.log(max(float(p @ expit(-m) ** 2), 1e-12)))
+        return golden(
+            transported,
+            typical - 1,
+            typical + 1 - 0.5 * np.log(max(float(p @ expit(-m) ** 2), 1e-12)),
+        )
     s = expit(-m)
-    return mean + rho * (b * float(np.sqrt(p @ s**2)) if q.name == "penalty" else b**2 * float(p @ s**2))
+    return mean + rho * (
+        b * float(np.sqrt(p @ s**2)) if q.name == "penalty" else b**2 * float(p @ s**2)
+    )
 
 
 def project(q: Problem, theta: Array) -> Array:
@@ -198,13 +252,16 @@ def project(q: Problem, theta: Array) -> Array:
 
 
 def lowest(q: Problem, theta: Array, rng: np.random.Generator) -> tuple[float, Array]:
-    """The least value found, and where: random points of the ball, the reference, and a pattern search from theta."""
+    """The least value found, and where: random points of the ball, the reference, and a pattern
+    search from theta."""
     best, at = objective(q, theta), theta
     d = len(theta)
     candidates = [q.ref, np.zeros(d)]
     for _ in range(4):
         v = rng.normal(size=d)
-        candidates.append(q.bound * float(rng.random()) ** (1 / d) * v / max(float(np.linalg.norm(v)), 1e-300))
+        candidates.append(
+            q.bound * float(rng.random()) ** (1 / d) * v / max(float(np.linalg.norm(v)), 1e-300)
+        )
     for point in candidates:
         value = objective(q, point)
         if value < best:
@@ -232,7 +289,9 @@ def judge(seed: int, count: int = 10) -> list[str]:
         return [judge_one(seed, q, rng, found, r) for r, q in enumerate(problems)]
 
 
-def judge_one(seed: int, q: Problem, rng: np.random.Generator, found: estimators.Fit, r: int) -> str:
+def judge_one(
+    seed: int, q: Problem, rng: np.random.Generator, found: estimators.Fit, r: int
+) -> str:
     value, gap, theta = float(found.value[r]), float(found.gap[r]), found.theta[r].numpy()
     assert np.isfinite([value, gap, *theta]).all(), (seed, r, q)
     assert np.linalg.norm(theta) <= q.bound * (1 + 1e-12), (seed, r)
@@ -241,12 +300,18 @@ def judge_one(seed: int, q: Problem, rng: np.random.Generator, found: estimators
     rounding = q.rounding * max(1.0, value)
     if q.name not in ("kl", "w2-free"):  # those are from above here
         assert objective(q, theta) <= value + gap + rounding, (seed, r, q)
-    if q.name not in ("penalty", "squared"):  # not convex: a stationary point is all that is claimed
+    if q.name not in (
+        "penalty",
+        "squared",
+    ):  # not convex: a stationary point is all that is claimed
         least, at = lowest(q, theta, rng)
         if least < value - gap - rounding and q.name == "w2-free":
-            # the iteration for the wells is from below where it is slow: the program decides, which is exact
+            # the iteration for the wells is from below where it is slow: the program decides, which
+            # is exact
             w = at - q.ref
-            least = programs.free_quadratic_worst_case(q.beta * (q.u @ w), q.p, q.beta * float(np.linalg.norm(w)), q.knob)[1]
+            least = programs.free_quadratic_worst_case(
+                q.beta * (q.u @ w), q.p, q.beta * float(np.linalg.norm(w)), q.knob
+            )[1]
         assert least >= value - gap - rounding, (seed, r, q.name, value, gap, least, rounding)
     return "converged"
 
@@ -259,5 +324,7 @@ def test_nasty_inputs_are_refused_or_solved() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_ten_thousand_nasty_inputs_are_refused_or_solved(part: int) -> None:
-    outcomes = Counter(outcome for seed in range(100 * part, 100 * (part + 1)) for outcome in judge(seed))
+    outcomes = Counter(
+        outcome for seed in range(100 * part, 100 * (part + 1)) for outcome in judge(seed)
+    )
     assert sum(outcomes.values()) == 1000 and outcomes["converged"] >= 800, outcomes

@@ -1,4 +1,5 @@
-"""Newton's method on a ball against scipy, and against the optimality conditions, which prove a minimum of a convex function."""
+"""Newton's method on a ball against scipy, and against the optimality conditions, which prove a
+minimum of a convex function."""
 
 from dataclasses import dataclass, replace
 
@@ -52,7 +53,8 @@ class Logistic:
 
 @dataclass(frozen=True)
 class Perspective:
-    """(||w - c||² + 1)/e + e: the minimum over e > 0 is 2 sqrt(||w - c||² + 1), at e = sqrt(||w - c||² + 1)."""
+    """(||w - c||² + 1)/e + e: the minimum over e > 0 is 2 sqrt(||w - c||² + 1), at e = sqrt(||w -
+    c||² + 1)."""
 
     c: Tensor
 
@@ -93,7 +95,9 @@ def assert_optimal(w: Tensor, gradient: Tensor, ball: Ball, tolerance: float = 1
     assert (norm <= ball.bound * (1 + 1e-12)).all()
     mu = torch.where(norm > ball.bound * (1 - 1e-9), -(gradient * theta).sum(-1) / norm**2, 0.0)
     assert (mu >= -tolerance).all()
-    assert ((gradient + mu[:, None] * theta).norm(dim=-1) <= tolerance * (1 + gradient.norm(dim=-1))).all()
+    assert (
+        (gradient + mu[:, None] * theta).norm(dim=-1) <= tolerance * (1 + gradient.norm(dim=-1))
+    ).all()
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.05, 0.5, 50.0]), st.integers(1, 5))
@@ -101,7 +105,10 @@ def assert_optimal(w: Tensor, gradient: Tensor, ball: Ball, tolerance: float = 1
 def test_quadratics(seed: int, bound: float, d: int) -> None:
     rng = np.random.default_rng(seed)
     root = rng.standard_normal((4, d, d))
-    H, c = torch.from_numpy(root @ root.transpose(0, 2, 1) + 0.1 * np.eye(d)), torch.from_numpy(rng.standard_normal((4, d)))
+    H, c = (
+        torch.from_numpy(root @ root.transpose(0, 2, 1) + 0.1 * np.eye(d)),
+        torch.from_numpy(rng.standard_normal((4, d))),
+    )
     reference = rng.standard_normal(d)
     ball = ball_of(0.5 * bound * reference / np.linalg.norm(reference), bound)
     function = Quadratic(H, c)
@@ -124,7 +131,9 @@ def test_logistic_regression_against_slsqp(bound: float) -> None:
         found = minimize(
             lambda v, r=r: np.logaddexp(0, -x[r] @ v).mean(),
             np.zeros(3),
-            constraints=[{"type": "ineq", "fun": lambda v: bound**2 - ((v + reference) ** 2).sum()}],
+            constraints=[
+                {"type": "ineq", "fun": lambda v: bound**2 - ((v + reference) ** 2).sum()}
+            ],
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 300},
         )
@@ -144,7 +153,9 @@ def test_directions_that_no_pair_sees() -> None:
     """A singular Hessian: the flat direction is left where it was."""
     x = torch.zeros(1, 6, 2, dtype=torch.float64)
     x[0, :, 0] = torch.tensor([1.0, 1, 1, 1, -1, -1])
-    w, _, _ = minimise(Logistic(x), torch.zeros(1, 2, dtype=torch.float64), ball_of(np.zeros(2), 10.0))
+    w, _, _ = minimise(
+        Logistic(x), torch.zeros(1, 2, dtype=torch.float64), ball_of(np.zeros(2), 10.0)
+    )
     assert w[0, 0].item() == pytest.approx(np.log(2), rel=1e-10)  # sigma(w) = 4/6
     assert w[0, 1].item() == pytest.approx(0, abs=1e-9)
 
@@ -159,7 +170,9 @@ def test_an_extra_positive_variable(bound: float) -> None:
     target = c + ball.theta_ref  # the nearest point of the ball
     nearest = target * (bound / target.norm(dim=-1, keepdim=True)).clamp(max=1) - ball.theta_ref
     torch.testing.assert_close(v[:, :2], nearest, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(v[:, 2], (((nearest - c) ** 2).sum(-1) + 1).sqrt(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        v[:, 2], (((nearest - c) ** 2).sum(-1) + 1).sqrt(), rtol=1e-8, atol=1e-8
+    )
 
 
 def test_negative_curvature() -> None:
@@ -171,7 +184,8 @@ def test_negative_curvature() -> None:
 
 @dataclass
 class Rounded(Quadratic):
-    """The same with a gradient of which the last digits are noise, and a count of its evaluations."""
+    """The same with a gradient of which the last digits are noise, and a count of its
+    evaluations."""
 
     noise: torch.Generator
     evaluations: list[int]
@@ -179,21 +193,34 @@ class Rounded(Quadratic):
     def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.evaluations.append(len(v))
         value, gradient, hessian = super().derivatives(v)
-        return value, gradient + 1e-15 * torch.randn(v.shape, generator=self.noise, dtype=v.dtype), hessian
+        return (
+            value,
+            gradient + 1e-15 * torch.randn(v.shape, generator=self.noise, dtype=v.dtype),
+            hessian,
+        )
 
 
 def test_a_last_step_that_drowns_in_rounding_is_not_halved() -> None:
-    """A start, the step to the minimum and one within rounding: three evaluations, whatever the sign of the last slope."""
+    """A start, the step to the minimum and one within rounding: three evaluations, whatever the
+    sign of the last slope."""
     H = torch.eye(3, dtype=torch.float64).repeat(50, 1, 1)
-    problem = Rounded(H, torch.ones(50, 3, dtype=torch.float64), torch.Generator().manual_seed(0), [])
-    v, settled, _ = minimise(problem, torch.zeros(50, 3, dtype=torch.float64), Ball(torch.zeros(3, dtype=torch.float64), 10.0))
+    problem = Rounded(
+        H, torch.ones(50, 3, dtype=torch.float64), torch.Generator().manual_seed(0), []
+    )
+    v, settled, _ = minimise(
+        problem,
+        torch.zeros(50, 3, dtype=torch.float64),
+        Ball(torch.zeros(3, dtype=torch.float64), 10.0),
+    )
     assert settled.all() and (v - 1).abs().max() < 1e-13
     assert problem.evaluations == [50] * 3
 
 
 def test_a_batch_ends_each_problem_by_itself() -> None:
     rng = np.random.default_rng(1)
-    x = torch.from_numpy(rng.standard_normal((5, 30, 3)) * np.array([0.01, 0.1, 1, 10, 100])[:, None, None])
+    x = torch.from_numpy(
+        rng.standard_normal((5, 30, 3)) * np.array([0.01, 0.1, 1, 10, 100])[:, None, None]
+    )
     ball = ball_of(np.zeros(3), 3.0)
     together, _, _ = minimise(Logistic(x), torch.zeros(5, 3, dtype=torch.float64), ball)
     for r in range(5):
@@ -210,7 +237,12 @@ def test_projection_and_linear_gap(seed: int) -> None:
     inside = ball.project(w)
     others = torch.from_numpy(rng.standard_normal((2000, 3)))
     others = (
-        others * (ball.bound * torch.from_numpy(rng.random((2000, 1))) ** (1 / 3) / others.norm(dim=-1, keepdim=True))
+        others
+        * (
+            ball.bound
+            * torch.from_numpy(rng.random((2000, 1))) ** (1 / 3)
+            / others.norm(dim=-1, keepdim=True)
+        )
         - ball.theta_ref
     )
     assert (inside + ball.theta_ref).norm() <= ball.bound * (1 + 1e-14)
@@ -218,4 +250,6 @@ def test_projection_and_linear_gap(seed: int) -> None:
     g = torch.from_numpy(rng.standard_normal((1, 3)))
     gap = ball.linear_gap(inside, g)
     sampled = ((inside - others) * g).sum(-1).max()
-    assert sampled <= gap + 1e-12 and sampled >= gap - 0.5 * g.norm()  # a maximum over the ball, nearly met by the sample
+    assert (
+        sampled <= gap + 1e-12 and sampled >= gap - 0.5 * g.norm()
+    )  # a maximum over the ball, nearly met by the sample

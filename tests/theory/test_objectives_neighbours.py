@@ -1,4 +1,5 @@
-"""AOT and the losses that users compare with: formulas, linear programs, and TRL's own loss code on the same numbers."""
+"""AOT and the losses that users compare with: formulas, linear programs, and TRL's own loss code on
+the same numbers."""
 
 import math
 from collections import defaultdict
@@ -32,7 +33,15 @@ from theory.objectives import (
     total_variation_ball,
     worst_group,
 )
-from theory.pair_losses import cdpo_loss, hinge_loss, ipo_loss, kto_loss, kto_reference_point, rdpo_loss, rebel_loss
+from theory.pair_losses import (
+    cdpo_loss,
+    hinge_loss,
+    ipo_loss,
+    kto_loss,
+    kto_reference_point,
+    rdpo_loss,
+    rebel_loss,
+)
 from theory.transport import soft_sort
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
@@ -58,15 +67,23 @@ def ratios(seed: int, n: int = 7, m: int = 7) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rng.normal(0.4, 2, n)), torch.from_numpy(rng.normal(0, 2, m))
 
 
-# ---------------------------------------------------------------------------------------------------------------- AOT
+# ---------------------------------------------------------------------------------------------- AOT
 @pytest.mark.parametrize("beta", [0.1, 2.0])
 def test_aot_is_the_mean_of_h_after_sorting(beta: float) -> None:
     u, v = ratios(0)
     t = np.sort(u) - np.sort(v)
-    assert aot_unpaired(u, v, logistic, beta).item() == pytest.approx(np.logaddexp(0, -beta * t).mean(), rel=1e-14)
-    assert aot_unpaired(u, v, squared_hinge, beta).item() == pytest.approx((np.maximum(beta - t, 0) ** 2).mean(), rel=1e-14)
-    assert aot_paired(u, v, least_squares, beta).item() == pytest.approx(((beta - t) ** 2).mean(), rel=1e-14)
-    assert aot_paired(u, v, lambda t, b: (b * t).exp(), beta).item() == pytest.approx(np.exp(beta * t).mean(), rel=1e-14)
+    assert aot_unpaired(u, v, logistic, beta).item() == pytest.approx(
+        np.logaddexp(0, -beta * t).mean(), rel=1e-14
+    )
+    assert aot_unpaired(u, v, squared_hinge, beta).item() == pytest.approx(
+        (np.maximum(beta - t, 0) ** 2).mean(), rel=1e-14
+    )
+    assert aot_paired(u, v, least_squares, beta).item() == pytest.approx(
+        ((beta - t) ** 2).mean(), rel=1e-14
+    )
+    assert aot_paired(u, v, lambda t, b: (b * t).exp(), beta).item() == pytest.approx(
+        np.exp(beta * t).mean(), rel=1e-14
+    )
 
 
 @given(seed=seeds)
@@ -88,12 +105,16 @@ def test_paired_weights_belong_to_both_sides() -> None:
     p = sample(1, 7)[1]
     assert aot_paired(u, v, logistic, 1.0, p) == aot_unpaired(u, v, logistic, 1.0, p, p)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(aot_paired(u[order], v[order], logistic, 1.0, p[order]), aot_paired(u, v, logistic, 1.0, p))
+    torch.testing.assert_close(
+        aot_paired(u[order], v[order], logistic, 1.0, p[order]), aot_paired(u, v, logistic, 1.0, p)
+    )
 
 
 def test_aot_of_one_pair_is_dpo() -> None:
     u, v = ratios(2, 20, 20)
-    torch.testing.assert_close(aot_unpaired(u[:, None], v[:, None], logistic, 0.3), dpo_loss(0.3 * (u - v)))
+    torch.testing.assert_close(
+        aot_unpaired(u[:, None], v[:, None], logistic, 0.3), dpo_loss(0.3 * (u - v))
+    )
 
 
 @pytest.mark.parametrize("h", [logistic, squared_hinge, least_squares])
@@ -106,7 +127,8 @@ def test_aot_gradcheck(functional: Callable[..., Tensor], h: Callable[..., Tenso
 
 
 def test_second_order_closed_forms_against_quadrature() -> None:
-    """A h that the functional does not know is integrated by quadrature, which is exact for the same polynomial."""
+    """A h that the functional does not know is integrated by quadrature, which is exact for the
+    same polynomial."""
     u, v = ratios(4, 5, 6)
     p, q = sample(4, 5)[1], sample(5, 6)[1]
     known = aot_second_order(u, v, least_squares, 0.3, p, q)
@@ -117,7 +139,8 @@ def test_second_order_closed_forms_against_quadrature() -> None:
 
 
 def test_second_order_by_hand() -> None:
-    """U = 1, V = -1: D(t) = 2t; ∫ (1-2t)_+² = 1/6, ∫ (1-2t)² = 1/3, ∫ log(1+exp(-2t)) by Simpson's rule on a fine grid."""
+    """U = 1, V = -1: D(t) = 2t; ∫ (1-2t)_+² = 1/6, ∫ (1-2t)² = 1/3, ∫ log(1+exp(-2t)) by Simpson's
+    rule on a fine grid."""
     u, v = torch.ones(1).double(), -torch.ones(1).double()
     assert aot_second_order(u, v, squared_hinge, 1.0).item() == pytest.approx(1 / 6, rel=1e-14)
     assert aot_second_order(u, v, least_squares, 1.0).item() == pytest.approx(1 / 3, rel=1e-14)
@@ -131,7 +154,9 @@ def test_softness_replaces_the_sort() -> None:
     value = aot_unpaired(u, v, logistic, 1.0, softness=2.0)
     torch.testing.assert_close(value, logistic(soft_sort(u, 2.0) - soft_sort(v, 2.0), 1.0).mean())
     assert value < aot_unpaired(u, v, logistic, 1.0)  # flattened samples: Jensen
-    torch.testing.assert_close(aot_unpaired(u, v, logistic, 1.0, softness=1e-3), aot_unpaired(u, v, logistic, 1.0))
+    torch.testing.assert_close(
+        aot_unpaired(u, v, logistic, 1.0, softness=1e-3), aot_unpaired(u, v, logistic, 1.0)
+    )
     with pytest.raises(ValueError, match="equal weights only"):
         aot_unpaired(u, v, logistic, 1.0, sample(0, 7)[1], softness=1.0)
 
@@ -143,10 +168,12 @@ def test_aot_in_low_precision(dtype: torch.dtype, device: str) -> None:
     for functional in (aot_unpaired, aot_second_order):
         low = functional(u.to(device, dtype), v.to(device, dtype), logistic, 0.5)
         assert low.dtype == dtype and low.device.type == device
-        assert low.item() == pytest.approx(functional(u, v, logistic, 0.5).item(), rel=3e-2 if dtype == torch.bfloat16 else 1e-5)
+        assert low.item() == pytest.approx(
+            functional(u, v, logistic, 0.5).item(), rel=3e-2 if dtype == torch.bfloat16 else 1e-5
+        )
 
 
-# --------------------------------------------------------------------------------------------------------- pair losses
+# -------------------------------------------------------------------------------------- pair losses
 def test_pair_losses_by_hand() -> None:
     m = torch.tensor([-2.0, 0.0, 0.5, 3.0]).double()
     l = np.logaddexp(0, -m.numpy())
@@ -182,7 +209,8 @@ def test_ipo_sums_or_averages_tokens() -> None:
 
 
 def test_kto_by_hand() -> None:
-    """lambda - v: at r = z0 half of lambda is lost; far on the right side nothing, far on the wrong side all of it."""
+    """lambda - v: at r = z0 half of lambda is lost; far on the right side nothing, far on the wrong
+    side all of it."""
     ratio = torch.tensor([1.0, 1.0, 60.0, 60.0, -40.0, 3.0]).double()
     desirable = torch.tensor([True, False, True, False, True, False])
     loss = kto_loss(ratio, desirable, torch.tensor(1.0).double(), beta=0.5, gain=2.0, aversion=3.0)
@@ -197,7 +225,7 @@ def test_kto_reference_point_is_clamped_and_without_gradient() -> None:
     assert z0.tolist() == [2.0, 0.0] and not z0.requires_grad
 
 
-# --------------------------------------------------------------------------------------------------------------- balls
+# -------------------------------------------------------------------------------------------- balls
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", BALLS)
 def test_balls_against_convex_programs(name: str, seed: int) -> None:
@@ -216,7 +244,9 @@ def test_balls_against_convex_programs(name: str, seed: int) -> None:
     value = BALLS[name](losses, p)
     (gradient,) = torch.autograd.grad(value, losses)
     assert value.item() == pytest.approx(problem.value, abs=1e-6)
-    np.testing.assert_allclose(gradient.numpy(), q.value, atol=1e-4)  # envelope: the gradient is the worst case
+    np.testing.assert_allclose(
+        gradient.numpy(), q.value, atol=1e-4
+    )  # envelope: the gradient is the worst case
 
 
 @pytest.mark.parametrize("name", BALLS)
@@ -240,13 +270,17 @@ def test_balls_batch_repeat_pad_and_differentiate(name: str) -> None:
         rows = torch.stack([ball(row, weights) for row in losses.reshape(6, 6)]).reshape(3, 2)
         torch.testing.assert_close(ball(losses, weights), rows)
     once, thrice = torch.tensor([0.3, 1.7]).double(), torch.tensor([0.3, 0.3, 1.7]).double()
-    torch.testing.assert_close(ball(once, torch.tensor([2 / 3, 1 / 3]).double()), ball(thrice, None))
+    torch.testing.assert_close(
+        ball(once, torch.tensor([2 / 3, 1 / 3]).double()), ball(thrice, None)
+    )
     for far in (5e3, -5e3):
         padded = torch.cat([once, torch.tensor([far]).double()]).requires_grad_()
         value = ball(padded, torch.tensor([2 / 3, 1 / 3, 0]).double())
         torch.testing.assert_close(value.detach(), ball(thrice, None))
         assert torch.autograd.grad(value, padded)[0][-1] == 0
-    assert torch.autograd.gradcheck(lambda l: ball(l, p), losses[0].clone().requires_grad_(), atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda l: ball(l, p), losses[0].clone().requires_grad_(), atol=1e-6
+    )
     assert ball(losses.float(), p.float()).dtype == torch.float32
 
 
@@ -259,30 +293,37 @@ def test_ball_extremes_and_bad_radii() -> None:
             ball(losses, -1.0, p)
     assert cvar(losses, 1.0, p).item() == pytest.approx(mean(losses, p).item(), rel=1e-12)
     assert cvar(losses, 1e-9, p).item() == pytest.approx(losses.max().item(), rel=1e-12)
-    assert cvar(losses, 0.5).item() == pytest.approx(losses.sort().values[3:].mean().item(), rel=1e-12)
+    assert cvar(losses, 0.5).item() == pytest.approx(
+        losses.sort().values[3:].mean().item(), rel=1e-12
+    )
     with pytest.raises(ValueError, match="alpha"):
         cvar(losses, 0.0, p)
 
 
 @pytest.mark.parametrize("rho", [0.05, 0.3, 0.49, 1.0])
 def test_the_chi_squared_dual_of_dro_rebel_needs_one_plus_two_rho(rho: float) -> None:
-    """DRO-REBEL (arXiv:2509.19104) writes the ball as (1/2) sum (q-p)²/p <= rho, which is `chi2_ball` at 2 rho.
+    """DRO-REBEL (arXiv:2509.19104) writes the ball as (1/2) sum (q-p)²/p <= rho, which is
+    `chi2_ball` at 2 rho.
 
-    Its dual is min_eta eta + sqrt(1 + 2 rho) sqrt(E (l - eta)_+²). With sqrt(2 rho) instead the function of eta has the slope
-    1 - sqrt(2 rho) at -infinity: unbounded below for rho < 1/2.
+    Its dual is min_eta eta + sqrt(1 + 2 rho) sqrt(E (l - eta)_+²). With sqrt(2 rho) instead the
+    function of eta has the slope 1 - sqrt(2 rho) at -infinity: unbounded below for rho < 1/2.
     """
     losses, p = sample(10)
 
     def dual(eta: float, factor: float) -> float:
         return float(eta + math.sqrt(factor) * ((p * torch.relu(losses - eta) ** 2).sum()).sqrt())
 
-    right = minimize_scalar(lambda eta: dual(eta, 1 + 2 * rho), bounds=(-100, float(losses.max())), options={"xatol": 1e-12}).fun
+    right = minimize_scalar(
+        lambda eta: dual(eta, 1 + 2 * rho),
+        bounds=(-100, float(losses.max())),
+        options={"xatol": 1e-12},
+    ).fun
     assert chi2_ball(losses, 2 * rho, p).item() == pytest.approx(right, rel=1e-8)
     far = [dual(eta, 2 * rho) for eta in (-1e2, -1e4, -1e6)]
     assert (far[0] > far[1] > far[2] and far[2] < -5e3) == (rho < 0.5)
 
 
-# ----------------------------------------------------------------------------------------------------------- group DRO
+# ---------------------------------------------------------------------------------------- group DRO
 def test_group_dro() -> None:
     losses = torch.tensor([[1.0, 3.0, 5.0, 2.0], [4.0, 4.0, 0.0, 0.0]]).double().requires_grad_()
     groups = torch.tensor([0, 0, 1, 3])  # group 2 does not occur
@@ -305,7 +346,9 @@ def test_the_exponentiated_gradient_finds_the_worst_group() -> None:
     q = torch.full((3,), 1 / 3).double()
     for _ in range(2000):
         q = group_weights_step(losses, groups, q, 0.1)
-    assert group_dro(losses, groups, q).item() == pytest.approx(worst_group(losses, groups, 3).item(), rel=1e-6)
+    assert group_dro(losses, groups, q).item() == pytest.approx(
+        worst_group(losses, groups, 3).item(), rel=1e-6
+    )
 
 
 def test_a_negative_loss_does_not_lose_to_an_absent_group() -> None:
@@ -313,31 +356,48 @@ def test_a_negative_loss_does_not_lose_to_an_absent_group() -> None:
     assert worst_group(losses, torch.tensor([0, 0]), 2).item() == -2.5
 
 
-# ----------------------------------------------------------------------------------------------------------------- TRL
+# ---------------------------------------------------------------------------------------------- TRL
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, Any]:
-    """Token log-probabilities of 6 pairs with completions of different lengths, under policy and reference."""
+    """Token log-probabilities of 6 pairs with completions of different lengths, under policy and
+    reference."""
     rng = np.random.default_rng(12)
-    mask = (torch.arange(10)[None] >= 3) & (torch.arange(10)[None] < torch.from_numpy(rng.integers(5, 11, (12, 1))))
-    policy, reference = (torch.from_numpy(-rng.exponential(1.0, (12, 9))) * mask[:, 1:] for _ in range(2))
+    mask = (torch.arange(10)[None] >= 3) & (
+        torch.arange(10)[None] < torch.from_numpy(rng.integers(5, 11, (12, 1)))
+    )
+    policy, reference = (
+        torch.from_numpy(-rng.exponential(1.0, (12, 9))) * mask[:, 1:] for _ in range(2)
+    )
     return {"mask": mask.long(), "policy": policy, "reference": reference}
 
 
 def stub_model(log_probs: Tensor) -> Any:
     zeros = torch.zeros_like(log_probs)
-    output = SimpleNamespace(log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool())
+    output = SimpleNamespace(
+        log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+    )
     return type("Model", (), {"training": True, "__call__": lambda self, **inputs: output})()
 
 
 def stub_trainer(**settings: Any) -> Any:
     same = lambda x: x  # noqa: E731
     accelerator = SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=same, gather=same)
-    common = {"accelerator": accelerator, "aux_loss_enabled": False, "precompute_ref_logps": True, "_tp_size": 1}
-    return SimpleNamespace(**common, _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, **settings)
+    common = {
+        "accelerator": accelerator,
+        "aux_loss_enabled": False,
+        "precompute_ref_logps": True,
+        "_tp_size": 1,
+    }
+    return SimpleNamespace(
+        **common, _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, **settings
+    )
 
 
-def trl_loss(pairs: dict[str, Any], loss_type: str, beta: float, smoothing: float, rows: Tensor) -> Tensor:
-    """What TRL's DPO trainer computes from these log-probabilities, its model and machinery replaced by stubs."""
+def trl_loss(
+    pairs: dict[str, Any], loss_type: str, beta: float, smoothing: float, rows: Tensor
+) -> Tensor:
+    """What TRL's DPO trainer computes from these log-probabilities, its model and machinery
+    replaced by stubs."""
     trainer = pytest.importorskip("trl").DPOTrainer
     if not hasattr(trainer, "_compute_loss"):
         pytest.skip("this version of TRL has no DPOTrainer._compute_loss")
@@ -390,7 +450,9 @@ def test_against_trl(pairs: dict[str, Any], beta: float) -> None:
     for (loss_type, smoothing), value in ours.items():
         theirs = trl_loss(pairs, loss_type, beta, smoothing, everything)
         assert value.item() == pytest.approx(theirs.item(), rel=1e-12), loss_type
-    assert len({round(value.item(), 9) for value in ours.values()}) == len(ours)  # no two of them agree by accident
+    assert len({round(value.item(), 9) for value in ours.values()}) == len(
+        ours
+    )  # no two of them agree by accident
     for i in range(6):  # a batch of one pair has nothing to sort: AOT with label smoothing is cDPO
         theirs = trl_loss(pairs, "aot_unpaired", beta, eps, torch.tensor([i]))
         assert cdpo_loss(margin[i], eps).item() == pytest.approx(theirs.item(), rel=1e-12)
@@ -398,7 +460,9 @@ def test_against_trl(pairs: dict[str, Any], beta: float) -> None:
 
 def test_gradients_against_trl(pairs: dict[str, Any]) -> None:
     tokens = pairs["policy"].clone().requires_grad_()
-    theirs = torch.autograd.grad(trl_loss(pairs | {"policy": tokens}, "aot_unpaired", 0.3, 0.0, torch.arange(6)), tokens)[0]
+    theirs = torch.autograd.grad(
+        trl_loss(pairs | {"policy": tokens}, "aot_unpaired", 0.3, 0.0, torch.arange(6)), tokens
+    )[0]
     ratio = tokens.sum(1) - pairs["reference"].sum(1)
     ours = torch.autograd.grad(aot_unpaired(ratio[:6], ratio[6:], logistic, 0.3), tokens)[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
@@ -410,7 +474,9 @@ def test_kto_against_trl(pairs: dict[str, Any], drift: float) -> None:
     trainer = pytest.importorskip("trl").KTOTrainer
     if not hasattr(trainer, "_compute_loss"):
         pytest.skip("this version of TRL has no KTOTrainer._compute_loss")
-    desirable = torch.tensor([True, False, True, True, False, False, True, False, True, False, True, True])
+    desirable = torch.tensor(
+        [True, False, True, True, False, False, True, False, True, False, True, True]
+    )
     policy, reference = pairs["policy"].sum(1), pairs["reference"].sum(1)
     mismatched = reference.roll(1) + drift + torch.linspace(-1, 1, 12)
     model = stub_model(pairs["policy"])

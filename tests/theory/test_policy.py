@@ -18,7 +18,9 @@ def test_log_policy_by_enumeration() -> None:
     for k in range(5):
         for s in range(3):
             weight = [np.exp(features[s, a] @ theta[k]) for a in range(4)]
-            np.testing.assert_allclose(np.exp(log_pi[k, s]), np.array(weight) / sum(weight), rtol=1e-12)
+            np.testing.assert_allclose(
+                np.exp(log_pi[k, s]), np.array(weight) / sum(weight), rtol=1e-12
+            )
     np.testing.assert_allclose(log_policy(theta[2], features), log_pi[2])
 
 
@@ -32,7 +34,9 @@ def test_kl_of_two_actions() -> None:
     theta, ref = 0.7, -0.4
     p, r = 1 / (1 + np.exp(-theta)), 1 / (1 + np.exp(-ref))
     truth = p * np.log(p / r) + (1 - p) * np.log((1 - p) / (1 - r))
-    found = kl_to_reference(np.array([theta]), np.array([ref]), np.array([[[1.0], [0.0]]]), np.ones(1))
+    found = kl_to_reference(
+        np.array([theta]), np.array([ref]), np.array([[[1.0], [0.0]]]), np.ones(1)
+    )
     assert float(found) == pytest.approx(truth, rel=1e-13)
 
 

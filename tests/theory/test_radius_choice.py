@@ -47,7 +47,7 @@ def rows(world: FiniteWorld, weights: Array, n: int) -> Array:
     return np.repeat(world.u, np.round(weights * n).astype(int), axis=0)
 
 
-# --------------------------------------------------------------------------------------------------------------- coverage
+# ----------------------------------------------------------------------------------------- coverage
 def test_chi_squared_radii_from_printed_tables() -> None:
     """chi2 at 95 %: 3.841 with one degree of freedom, 11.070 with five."""
     assert kl_coverage(100, 0.05) == pytest.approx(3.841 / 200, rel=1e-3)
@@ -55,15 +55,20 @@ def test_chi_squared_radii_from_printed_tables() -> None:
 
 
 def test_kl_value_radius_covers_the_loss_of_a_fixed_policy() -> None:
-    """One side of a two-sided 90 % interval: the true loss is above the worst case in 5 % of samples in the limit."""
+    """One side of a two-sided 90 % interval: the true loss is above the worst case in 5 % of
+    samples in the limit."""
     world, n, replicates = a_world(), 400, 2000
     assert world.theta_star is not None
     losses = np.logaddexp(0, -world.u @ world.theta_star)
     p = world.sample(n, np.random.SeedSequence(1).spawn(replicates)).p
     radius = torch.full((replicates,), kl_coverage(n, 0.1), dtype=torch.float64)
-    worst = kl_ball_dual(torch.from_numpy(losses).expand(replicates, -1).contiguous(), p, radius).value.numpy()
+    worst = kl_ball_dual(
+        torch.from_numpy(losses).expand(replicates, -1).contiguous(), p, radius
+    ).value.numpy()
     failed = float((worst < world.probability @ losses).mean())
-    assert abs(failed - 0.05) < 4 * math.sqrt(0.05 * 0.95 / replicates) + 0.005  # 0.005 for finite n
+    assert (
+        abs(failed - 0.05) < 4 * math.sqrt(0.05 * 0.95 / replicates) + 0.005
+    )  # 0.005 for finite n
 
 
 def test_theta_radius_covers_the_true_loss_of_the_fit_and_the_value_radius_does_not() -> None:
@@ -81,7 +86,8 @@ def test_theta_radius_covers_the_true_loss_of_the_fit_and_the_value_radius_does_
 
 
 def test_kl_profile_covers_the_true_theta() -> None:
-    """min {KL(Q||P_n) : E_Q grad l(theta*) = 0}, by the program of the collapse radius with gradients for pairs."""
+    """min {KL(Q||P_n) : E_Q grad l(theta*) = 0}, by the program of the collapse radius with
+    gradients for pairs."""
     world, n, replicates = a_world(), 1000, 1000
     assert world.theta_star is not None
     gradient = -expit(-world.u @ world.theta_star)[:, None] * world.u
@@ -91,7 +97,8 @@ def test_kl_profile_covers_the_true_theta() -> None:
 
 
 def test_w2_profile_covers_the_true_theta() -> None:
-    """A Q with E_Q grad l(theta*) = 0 is built for each sample; within the radius it shows that theta* is covered."""
+    """A Q with E_Q grad l(theta*) = 0 is built for each sample; within the radius it shows that
+    theta* is covered."""
     world, n, replicates = a_world(), 1000, 150
     star = world.theta_star
     assert star is not None
@@ -100,12 +107,17 @@ def test_w2_profile_covers_the_true_theta() -> None:
     for weights in p:
         u = rows(world, weights, n)
         down = expit(-u @ star)
-        slope = (down * (1 - down))[:, None, None] * u[:, :, None] * star - down[:, None, None] * np.eye(2)
+        slope = (down * (1 - down))[:, None, None] * u[:, :, None] * star - down[
+            :, None, None
+        ] * np.eye(2)
 
         def moved(z: Array, u: Array = u, slope: Array = slope) -> Array:
             return u + np.einsum("nij,i->nj", slope, z)
 
-        found = root(lambda z, moved=moved: (-expit(-moved(z) @ star)[:, None] * moved(z)).mean(0), np.zeros(2))  # type: ignore[misc]
+        found = root(
+            lambda z, moved=moved: (-expit(-moved(z) @ star)[:, None] * moved(z)).mean(0),
+            np.zeros(2),
+        )  # type: ignore[misc]
         distance = math.sqrt(np.square(moved(found.x) - u).sum(1).mean())
         fit = dpo(u, beta=1.0, bound=30.0).theta[0].numpy()
         missed += not found.success or distance > profile_coverage(u, fit, beta=1.0, delta=0.1)
@@ -113,9 +125,12 @@ def test_w2_profile_covers_the_true_theta() -> None:
 
 
 def test_w2_profile_of_a_small_sample_against_a_program_over_all_moves() -> None:
-    """The limit law is built on R_n = h'(E DD')^-1 h: against the least moves that make the gradient vanish, by SLSQP."""
+    """The limit law is built on R_n = h'(E DD')^-1 h: against the least moves that make the
+    gradient vanish, by SLSQP."""
     u = sample(30, 2, seed=3)
-    w = dpo(u, beta=1.0, bound=30.0).theta[0].numpy() + np.array([-0.2, 0.2])  # near the sample's own, as theta* is
+    w = dpo(u, beta=1.0, bound=30.0).theta[0].numpy() + np.array(
+        [-0.2, 0.2]
+    )  # near the sample's own, as theta* is
     down = expit(-u @ w)
     slope = (down * (1 - down))[:, None, None] * u[:, :, None] * w - down[:, None, None] * np.eye(2)
     h = (-down[:, None] * u).mean(0)
@@ -137,11 +152,14 @@ def test_w2_profile_of_a_small_sample_against_a_program_over_all_moves() -> None
 
 
 def test_profile_coverage_in_one_dimension() -> None:
-    """G'(E DD')^-1 G = (Var g/E D²) chi2_1: the quantile is known, the draws are good to about 2 %."""
+    """G'(E DD')^-1 G = (Var g/E D²) chi2_1: the quantile is known, the draws are good to about 2
+    %."""
     u, w = sample(400, 1), np.array([1.3])
     m = u[:, 0] * 1.3
     slope = -expit(-m) + expit(m) * expit(-m) * m
-    truth = math.sqrt((expit(-m) * u[:, 0]).var(ddof=1) / np.square(slope).mean() * norm.ppf(0.975) ** 2 / 400)
+    truth = math.sqrt(
+        (expit(-m) * u[:, 0]).var(ddof=1) / np.square(slope).mean() * norm.ppf(0.975) ** 2 / 400
+    )
     assert profile_coverage(u, w, beta=1.0, delta=0.05) == pytest.approx(truth, rel=0.02)
 
 
@@ -150,12 +168,14 @@ def test_only_the_product_of_beta_and_w_matters(scale: float) -> None:
     u, w = sample(), np.array([1.0, 0.3, -0.2])
     for ball in ("w1", "w2"):
         one = value_coverage(ball, u, w, beta=1.0, delta=0.05)
-        assert value_coverage(ball, u, w / scale, beta=scale, delta=0.05) == pytest.approx(one, rel=1e-9)
+        assert value_coverage(ball, u, w / scale, beta=scale, delta=0.05) == pytest.approx(
+            one, rel=1e-9
+        )
     one = profile_coverage(u, w, beta=1.0, delta=0.05)
     assert profile_coverage(u, w / scale, beta=scale, delta=0.05) == pytest.approx(one, rel=1e-9)
 
 
-# ------------------------------------------------------------------------------------------------- the value of a radius
+# ---------------------------------------------------------------------------- the value of a radius
 @pytest.mark.parametrize("target", [0.02, 0.2, 1.0])
 @pytest.mark.parametrize("ball", ["kl", "w1", "w2"])
 def test_the_ball_of_the_radius_has_the_value(ball: str, target: float) -> None:
@@ -172,12 +192,15 @@ def test_the_ball_of_the_radius_has_the_value(ball: str, target: float) -> None:
 
 
 def test_kl_radius_of_two_losses_by_hand() -> None:
-    """Losses l(m) at two margins; the mean of the target asks for q on the second, KL by its definition."""
+    """Losses l(m) at two margins; the mean of the target asks for q on the second, KL by its
+    definition."""
     u, w = np.array([[1.0]] * 3 + [[-1.0]]), np.array([1.0])
     low, high = math.log1p(math.exp(-1)), math.log1p(math.exp(1))
     q = 0.6
     truth = q * math.log(q / 0.25) + (1 - q) * math.log((1 - q) / 0.75)
-    assert radius_for_value("kl", u, w, (1 - q) * low + q * high, beta=1.0) == pytest.approx(truth, rel=1e-9)
+    assert radius_for_value("kl", u, w, (1 - q) * low + q * high, beta=1.0) == pytest.approx(
+        truth, rel=1e-9
+    )
     assert radius_for_value("kl", u, w, high, beta=1.0) == pytest.approx(math.log(4))
     assert radius_for_value("kl", u, w, 1.01 * high, beta=1.0) == math.inf
     assert radius_for_value("kl", u, w, low, beta=1.0) == 0
@@ -187,16 +210,19 @@ def test_no_move_matters_at_the_reference() -> None:
     assert radius_for_value("w1", sample(), np.zeros(3), 1.0, beta=1.0) == math.inf
 
 
-# --------------------------------------------------------------------------------------------------- effective sample size
+# ---------------------------------------------------------------------------- effective sample size
 @pytest.mark.parametrize("share", [0.4, 0.7, 0.95])
 def test_temperature_of_two_losses_in_closed_form(share: float) -> None:
-    """(q - p)² = p (1 - p)(1/share - 1) for the weight q of the larger loss, and exp(L/tau) is the odds ratio of q and p."""
+    """(q - p)² = p (1 - p)(1/share - 1) for the weight q of the larger loss, and exp(L/tau) is the
+    odds ratio of q and p."""
     n, k, high = 50, 10, 1.7
     p = k / n
     q = p + math.sqrt(p * (1 - p) * (1 / share - 1))
     tau = high / math.log(q * (1 - p) / (p * (1 - q)))
     divergence = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
-    assert temperature_for_share(np.array([0.0] * (n - k) + [high] * k), share) == pytest.approx((tau, divergence), rel=1e-8)
+    assert temperature_for_share(np.array([0.0] * (n - k) + [high] * k), share) == pytest.approx(
+        (tau, divergence), rel=1e-8
+    )
 
 
 def test_temperature_grows_with_the_share() -> None:
@@ -207,10 +233,12 @@ def test_temperature_grows_with_the_share() -> None:
 
 def test_temperature_at_the_ends() -> None:
     assert temperature_for_share(np.ones(5), 0.5) == (math.inf, 0.0)
-    assert temperature_for_share(np.array([0.0, 1.0, 1.0]), 0.5) == pytest.approx((0.0, math.log(1.5)))
+    assert temperature_for_share(np.array([0.0, 1.0, 1.0]), 0.5) == pytest.approx(
+        (0.0, math.log(1.5))
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- shift
+# -------------------------------------------------------------------------------------------- shift
 def test_a_shift_is_found_and_reached() -> None:
     """Of the held-out pairs every fourth has its label turned round."""
     u, held_out, w = sample(2000), sample(1500, seed=1), np.array([2.0, 0.0, 0.0])
@@ -218,17 +246,24 @@ def test_a_shift_is_found_and_reached() -> None:
     after = np.logaddexp(0, -held_out @ w)
     upper = after.mean() + norm.ppf(0.95) * after.std(ddof=1) / math.sqrt(1500)
     radius = shift_radius("w1", u, held_out, w, beta=1.0, delta=0.05)
-    assert radius == pytest.approx((upper - np.logaddexp(0, -u @ w).mean()) / 2, rel=1e-12)  # E l + rho beta ||w||
+    assert radius == pytest.approx(
+        (upper - np.logaddexp(0, -u @ w).mean()) / 2, rel=1e-12
+    )  # E l + rho beta ||w||
 
 
 def test_the_same_population_shows_no_shift_in_most_samples() -> None:
     w = np.array([2.0, 0.0, 0.0])
-    found = [shift_radius("kl", sample(200, seed=2 * k), sample(150, seed=2 * k + 1), w, beta=1.0, delta=0.1) for k in range(300)]
+    found = [
+        shift_radius(
+            "kl", sample(200, seed=2 * k), sample(150, seed=2 * k + 1), w, beta=1.0, delta=0.1
+        )
+        for k in range(300)
+    ]
     seen = sum(radius is not None for radius in found) / 300
     assert abs(seen - 0.1) < 4 * math.sqrt(0.09 / 300)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the rule
+# ----------------------------------------------------------------------------------------- the rule
 def test_the_rule_takes_the_larger_one_below_the_cap() -> None:
     u, held_out = sample(2000), sample(2000, seed=1)
     held_out[::8] *= -1
@@ -239,7 +274,9 @@ def test_the_rule_takes_the_larger_one_below_the_cap() -> None:
         assert ball.radius == min(ball.shift, ball.cap) and ball.cap <= ball.collapse / 2
         assert (ball.conflict is None) == (ball.shift <= ball.cap)
     without = suggest_radii(u, beta=1.0, bound=30.0)
-    assert without.kl.radius == pytest.approx(7.815 / 4000, rel=1e-3)  # chi2 with three degrees of freedom
+    assert without.kl.radius == pytest.approx(
+        7.815 / 4000, rel=1e-3
+    )  # chi2 with three degrees of freedom
     assert without.kl.shift is None and without.kl.conflict is None
 
 
@@ -250,7 +287,8 @@ def test_few_pairs_conflict_with_the_cap_and_say_so() -> None:
 
 
 def test_tau_stands_for_the_radius() -> None:
-    """The tilt at tau has the solution of the ball, and DPO at the equivalent beta has it in a population (Prop. E)."""
+    """The tilt at tau has the solution of the ball, and DPO at the equivalent beta has it in a
+    population (Prop. E)."""
     u = sample(500)
     choice = suggest_radii(u, beta=0.5, bound=50.0)
     ball = kldpo(u, radius=choice.kl.radius, beta=0.5, bound=50.0).theta
@@ -266,12 +304,15 @@ def test_the_share_cap_binds_where_losses_have_a_heavy_tail() -> None:
 
 
 def test_separable_pairs_and_pairs_without_preference() -> None:
-    """Where no radius collapses the share is the only cap; where E u = 0 any radius does, and the suggestion is 0."""
+    """Where no radius collapses the share is the only cap; where E u = 0 any radius does, and the
+    suggestion is 0."""
     separable = suggest_radii(np.abs(sample(50)) + 0.1, beta=1.0, bound=5.0)
     assert separable.kl.collapse == math.inf and separable.kl.cap == separable.share_radius
     u = sample(40)
     balanced = suggest_radii(np.concatenate([u, -u]), beta=1.0, bound=5.0)
-    assert balanced.kl.radius == pytest.approx(0, abs=1e-12) and balanced.w2.radius == pytest.approx(0, abs=1e-12)
+    assert balanced.kl.radius == pytest.approx(
+        0, abs=1e-12
+    ) and balanced.w2.radius == pytest.approx(0, abs=1e-12)
     assert "inf" in describe(separable) and "rest on the bound" in describe(separable)
     assert "rest on the bound" not in describe(balanced)
 

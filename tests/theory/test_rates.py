@@ -12,7 +12,9 @@ SIZES = np.array([100.0, 1000.0, 10_000.0, 100_000.0])
 def test_an_exact_power_law(slope: float) -> None:
     found = rate(SIZES, 3.0 * SIZES[:, None] ** slope * np.ones((4, 10)), seed=0)
     assert found.slope == pytest.approx(slope, abs=1e-12)
-    assert found.low == pytest.approx(slope, abs=1e-12) and found.high == pytest.approx(slope, abs=1e-12)
+    assert found.low == pytest.approx(slope, abs=1e-12) and found.high == pytest.approx(
+        slope, abs=1e-12
+    )
 
 
 def test_the_error_is_the_root_mean_square() -> None:
@@ -31,11 +33,14 @@ def test_least_squares_over_uneven_sizes() -> None:
 def test_the_unit_of_the_error_does_not_matter() -> None:
     errors = np.abs(np.random.default_rng(1).standard_normal((4, 20))) * SIZES[:, None] ** -0.5
     one, other = rate(SIZES, errors, seed=3), rate(SIZES, 1e-6 * errors, seed=3)
-    np.testing.assert_allclose([one.slope, one.low, one.high], [other.slope, other.low, other.high], rtol=1e-9)
+    np.testing.assert_allclose(
+        [one.slope, one.low, one.high], [other.slope, other.low, other.high], rtol=1e-9
+    )
 
 
 def test_coverage_of_the_interval() -> None:
-    """Errors |N(0,1)| n^-1/2: the rms follows the law exactly, so that about 95 % of the intervals hold -1/2."""
+    """Errors |N(0,1)| n^-1/2: the rms follows the law exactly, so that about 95 % of the intervals
+    hold -1/2."""
     rng = np.random.default_rng(2)
     hits = 0
     for trial in range(200):

@@ -1,4 +1,5 @@
-"""The steps of Theorems A and B one by one: exact tails, direct computation, and the convex programs as the other solver."""
+"""The steps of Theorems A and B one by one: exact tails, direct computation, and the convex
+programs as the other solver."""
 
 import math
 
@@ -38,8 +39,12 @@ def theta() -> dict:
     """Population minimisers by cvxpy."""
     found = {"kl": programs.kldpo(U, P, radius=RADIUS["kl"], beta=1.0, bound=1.0).theta}
     for power in (1, 2):
-        found[power] = programs.wdpo_finite(U, P, distance=D, power=power, radius=RADIUS[power], beta=1.0, bound=1.0).theta
-    assert all(0.1 < np.linalg.norm(at) < 0.9 for at in found.values())  # neither collapsed nor at the bound
+        found[power] = programs.wdpo_finite(
+            U, P, distance=D, power=power, radius=RADIUS[power], beta=1.0, bound=1.0
+        ).theta
+    assert all(
+        0.1 < np.linalg.norm(at) < 0.9 for at in found.values()
+    )  # neither collapsed nor at the bound
     return found
 
 
@@ -49,7 +54,9 @@ def theta() -> dict:
 def test_the_tail_inequalities_hold_for_a_coin(n: int, chance: float, share: float) -> None:
     p, values = np.array([1 - chance, chance]), np.array([0.0, 1.0])
     for width in (_bernstein(p, values, n, share), _pinelis(p, np.abs(values - chance), n, share)):
-        tail = binom.cdf(math.ceil(n * (chance - width)) - 1, n, chance) + binom.sf(math.floor(n * (chance + width)), n, chance)
+        tail = binom.cdf(math.ceil(n * (chance - width)) - 1, n, chance) + binom.sf(
+            math.floor(n * (chance + width)), n, chance
+        )
         assert tail <= 2 * math.exp(-share)
 
 
@@ -97,27 +104,37 @@ def test_no_shift_is_enough_when_the_sample_is_too_small() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(1e-6, 0.4), st.floats(0, 1e-3), st.floats(0.1, 2), st.floats(0.1, 3))
-@example(0.0014321757809396321, 1.296686673457492e-13, 0.0007832092602198403, 0.3537)  # just below where the bound is infinite
-def test_the_step_solves_its_inequality_with_equality(gradient: float, slack: float, h: float, beta: float) -> None:
+@example(
+    0.0014321757809396321, 1.296686673457492e-13, 0.0007832092602198403, 0.3537
+)  # just below where the bound is infinite
+def test_the_step_solves_its_inequality_with_equality(
+    gradient: float, slack: float, h: float, beta: float
+) -> None:
     u = np.array([[0.0, 1.5], [0.3, 0.0]])
     found = _step(gradient, slack, h, beta, u).value
     if beta * 1.5 * gradient >= h:
         assert found == math.inf
     else:
         r = beta * 1.5 * found
-        assert (math.exp(-r) + r - 1) / r**2 * h * found**2 == pytest.approx(gradient * found + slack, rel=1e-6, abs=1e-12)
+        assert (math.exp(-r) + r - 1) / r**2 * h * found**2 == pytest.approx(
+            gradient * found + slack, rel=1e-6, abs=1e-12
+        )
 
 
 def test_the_normal_cone() -> None:
     g = np.array([-2.0, 1.0])
     assert _not_stationary(g, np.array([0.5, 0.0]), 1.0) == pytest.approx(math.sqrt(5))
-    assert _not_stationary(g, np.array([1.0, 0.0]), 1.0) == pytest.approx(1.0)  # the pull outwards is held by the ball
+    assert _not_stationary(g, np.array([1.0, 0.0]), 1.0) == pytest.approx(
+        1.0
+    )  # the pull outwards is held by the ball
     assert _not_stationary(-g, np.array([1.0, 0.0]), 1.0) == pytest.approx(math.sqrt(5))
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(20, 2000))
-def test_the_deterministic_inequality_holds_for_every_sample_and_every_point(seed: int, n: int) -> None:
+def test_the_deterministic_inequality_holds_for_every_sample_and_every_point(
+    seed: int, n: int
+) -> None:
     rng = np.random.default_rng(seed)
     p = rng.multinomial(n, P / P.sum()) / n
     fixed = rng.standard_normal(2)
@@ -153,20 +170,28 @@ def test_the_bounds_fall_as_the_root_and_cover(ball, theta: dict) -> None:
         size = Size(n, 0.05, 1.0, 1.0)
         if ball == "kl":
             return kl_bound(U, P, theta[ball], size, radius=RADIUS[ball]).value
-        return transport_bound(U, P, theta[ball], size, distance=D, power=ball, radius=RADIUS[ball]).value
+        return transport_bound(
+            U, P, theta[ball], size, distance=D, power=ball, radius=RADIUS[ball]
+        ).value
 
     assert bound(10) == math.inf
-    assert bound(1e7) / bound(1e9) == pytest.approx(10, rel=0.2)  # the ties of the solver add a little at large n
+    assert bound(1e7) / bound(1e9) == pytest.approx(
+        10, rel=0.2
+    )  # the ties of the solver add a little at large n
     n = 10**7
     for seed in range(3):
         p = np.random.default_rng(seed).multinomial(n, P / P.sum()) / n
         if ball == "kl":
             found = programs.kldpo(U, p, radius=RADIUS[ball], beta=1.0, bound=1.0).theta
         else:
-            found = programs.wdpo_finite(U, p, distance=D, power=ball, radius=RADIUS[ball], beta=1.0, bound=1.0).theta
+            found = programs.wdpo_finite(
+                U, p, distance=D, power=ball, radius=RADIUS[ball], beta=1.0, bound=1.0
+            ).theta
         assert np.linalg.norm(found - theta[ball]) < bound(n)
 
 
 def test_where_the_argument_does_not_apply_the_bound_is_infinite() -> None:
     size = Size(1e9, 0.05, 1.0, 1.0)
-    assert kl_bound(U, P, np.zeros(2), size, radius=RADIUS["kl"]).value == math.inf  # all losses equal: the dual variable is 0
+    assert (
+        kl_bound(U, P, np.zeros(2), size, radius=RADIUS["kl"]).value == math.inf
+    )  # all losses equal: the dual variable is 0

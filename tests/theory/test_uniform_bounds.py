@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from theory.uniform_bounds import pointwise_kl, pointwise_wasserstein, uniform_kl, uniform_wasserstein
+from theory.uniform_bounds import (
+    pointwise_kl,
+    pointwise_wasserstein,
+    uniform_kl,
+    uniform_wasserstein,
+)
 
 COMMON = {"beta": 1.0, "bound": 1.0, "delta": 0.05}
 W = {"radius": 0.2, "power": 1, "diameter": 4.0}
@@ -28,7 +33,9 @@ def test_uniform_is_wider_than_pointwise_and_grows_with_the_dimension() -> None:
 
 
 def test_the_rate_is_the_root_up_to_a_logarithm() -> None:
-    ratio = uniform_wasserstein(10**4, 3, **W, **COMMON) / uniform_wasserstein(10**8, 3, **W, **COMMON)
+    ratio = uniform_wasserstein(10**4, 3, **W, **COMMON) / uniform_wasserstein(
+        10**8, 3, **W, **COMMON
+    )
     assert 70 < ratio < 100
     flat = uniform_kl(10**12, 3, radius=0.1, dual_low=1.0, **COMMON)
     assert 0.1 < flat < 0.11  # what is left is dual_low times the radius

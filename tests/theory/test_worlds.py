@@ -1,4 +1,5 @@
-"""Worlds against enumeration, Monte Carlo and other quadratures, tables of every format, and a world of real rewards."""
+"""Worlds against enumeration, Monte Carlo and other quadratures, tables of every format, and a
+world of real rewards."""
 
 import json
 import os
@@ -40,10 +41,17 @@ def small_world(theta_ref: Array | None = None) -> FiniteWorld:
     features = rng.standard_normal((3, 4, 2))
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     mu = np.array([0.5, 0.3, 0.2])
-    return from_policy(features, np.array([1.2, -0.7]), beta=0.9, bound=3.0, theta_ref=theta_ref, context_probability=mu)
+    return from_policy(
+        features,
+        np.array([1.2, -0.7]),
+        beta=0.9,
+        bound=3.0,
+        theta_ref=theta_ref,
+        context_probability=mu,
+    )
 
 
-# -------------------------------------------------------------------------------------------------------- finite worlds
+# ------------------------------------------------------------------------------------ finite worlds
 @pytest.mark.parametrize("theta_ref", [None, np.array([0.4, 0.3])])
 def test_probabilities_by_enumeration(theta_ref: Array | None) -> None:
     world = small_world(theta_ref)
@@ -57,9 +65,13 @@ def test_probabilities_by_enumeration(theta_ref: Array | None) -> None:
                 win = sigma(0.9 * (features[i] - features[j]) @ (np.array([1.2, -0.7]) - ref))
                 for y in (0, 1):
                     key = (*features[i], *features[j], y)
-                    truth[key] = truth.get(key, 0) + mu * pi[i] * pi[j] * (win if y == 1 else 1 - win)
+                    truth[key] = truth.get(key, 0) + mu * pi[i] * pi[j] * (
+                        win if y == 1 else 1 - win
+                    )
     assert len(truth) == len(world.probability) == 3 * 4 * 4 * 2
-    for psi1, psi2, y, p in zip(world.psi1, world.psi2, world.label, world.probability, strict=True):
+    for psi1, psi2, y, p in zip(
+        world.psi1, world.psi2, world.label, world.probability, strict=True
+    ):
         assert p == pytest.approx(truth[(*psi1, *psi2, y)], rel=1e-12)
 
 
@@ -69,7 +81,9 @@ def test_theta_star_is_the_dpo_minimiser(theta_ref: Array | None) -> None:
     w = world.theta_star - world.theta_ref
     score = -world.beta * (world.probability / (1 + np.exp(world.beta * world.u @ w))) @ world.u
     np.testing.assert_allclose(score, 0, atol=1e-15)
-    fit = dpo(world.u, world.probability, beta=world.beta, bound=world.bound, theta_ref=world.theta_ref)
+    fit = dpo(
+        world.u, world.probability, beta=world.beta, bound=world.bound, theta_ref=world.theta_ref
+    )
     np.testing.assert_allclose(fit.theta[0], world.theta_star, atol=1e-9)
 
 
@@ -96,8 +110,12 @@ def test_distance_is_the_documented_metric() -> None:
     D = world.distance(kappa)
     rng = np.random.default_rng(0)
     for i, j in rng.integers(len(D), size=(50, 2)):
-        both = np.sum((world.psi1[i] - world.psi1[j]) ** 2) + np.sum((world.psi2[i] - world.psi2[j]) ** 2)
-        assert D[i, j] == pytest.approx(np.sqrt(both) + kappa * (world.label[i] != world.label[j]), abs=1e-12)
+        both = np.sum((world.psi1[i] - world.psi1[j]) ** 2) + np.sum(
+            (world.psi2[i] - world.psi2[j]) ** 2
+        )
+        assert D[i, j] == pytest.approx(
+            np.sqrt(both) + kappa * (world.label[i] != world.label[j]), abs=1e-12
+        )
     assert (D == D.T).all() and (np.diag(D) == 0).all()
     i, j, k = rng.integers(len(D), size=(3, 500))
     assert (D[i, j] <= D[i, k] + D[k, j] + 1e-12).all()
@@ -109,7 +127,7 @@ def test_kl_to_reference_is_zero_only_there() -> None:
     assert kl[0] == pytest.approx(0, abs=1e-15) and (kl[1:] > 1e-3).all()
 
 
-# -------------------------------------------------------------------------------------------------------------- samples
+# ------------------------------------------------------------------------------------------ samples
 def test_samples_are_counts_and_depend_on_the_seed_alone() -> None:
     world = small_world()
     one, again = world.sample(100, seeds_of(3)), world.sample(100, seeds_of(3))
@@ -122,7 +140,8 @@ def test_samples_are_counts_and_depend_on_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("n", [1, 1_000_000, 1_000_000_000, 1e9])
 def test_sample_frequencies_converge(n: float) -> None:
-    """Chi-squared statistics of 20 samples, whose mean is K - 1 with standard deviation about sqrt(2 (K - 1)/20)."""
+    """Chi-squared statistics of 20 samples, whose mean is K - 1 with standard deviation about
+    sqrt(2 (K - 1)/20)."""
     world = small_world()
     pairs = world.sample(n, seeds_of(20))
     p = world.probability
@@ -139,7 +158,7 @@ def test_population_is_the_limit_of_samples() -> None:
     np.testing.assert_allclose(pairs.ut[0].T, world.u)
 
 
-# ------------------------------------------------------------------------------------------------------ labels, rewards
+# ---------------------------------------------------------------------------------- labels, rewards
 def test_from_labels_is_the_empirical_distribution() -> None:
     rng = np.random.default_rng(3)
     psi1, psi2, label = rng.random((5, 2)) / 2, rng.random((5, 2)) / 2, np.array([1, 0, 0, 1, 1])
@@ -159,9 +178,18 @@ def test_single_precision_unit_vectors_are_within_the_bound() -> None:
 
 def test_from_rewards_is_bradley_terry() -> None:
     psi1, psi2 = np.array([[0.1, 0.2], [0.3, 0.4]]), np.array([[0.5, 0.0], [0.0, 0.5]])
-    world = from_rewards(psi1, psi2, np.array([2.0, -1.0]), np.array([0.5, 1.0]), beta=1.0, bound=2.0)
-    truth = {(0.1, 1): sigma(1.5) / 2, (0.1, 0): sigma(-1.5) / 2, (0.3, 1): sigma(-2) / 2, (0.3, 0): sigma(2) / 2}
-    found = {(psi[0], y): p for psi, y, p in zip(world.psi1, world.label, world.probability, strict=True)}
+    world = from_rewards(
+        psi1, psi2, np.array([2.0, -1.0]), np.array([0.5, 1.0]), beta=1.0, bound=2.0
+    )
+    truth = {
+        (0.1, 1): sigma(1.5) / 2,
+        (0.1, 0): sigma(-1.5) / 2,
+        (0.3, 1): sigma(-2) / 2,
+        (0.3, 0): sigma(2) / 2,
+    }
+    found = {
+        (psi[0], y): p for psi, y, p in zip(world.psi1, world.label, world.probability, strict=True)
+    }
     assert found == pytest.approx(truth, rel=1e-12)
 
 
@@ -172,18 +200,23 @@ def test_with_rewards_relabels_the_same_pairs() -> None:
     shifted = world.with_rewards(world.psi1 @ direction, world.psi2 @ direction)
     for k in range(len(world.label)):
         other = np.flatnonzero(
-            (world.psi1 == world.psi1[k]).all(1) & (world.psi2 == world.psi2[k]).all(1) & (world.label != world.label[k])
+            (world.psi1 == world.psi1[k]).all(1)
+            & (world.psi2 == world.psi2[k]).all(1)
+            & (world.label != world.label[k])
         )
         mass = world.probability[k] + world.probability[other[0]]
         gap = (world.psi1[k] - world.psi2[k]) @ direction * (1 if world.label[k] == 1 else -1)
         assert shifted.probability[k] == pytest.approx(mass * sigma(gap), rel=1e-12)
     assert shifted.theta_star is None
-    back = shifted.with_rewards(*(world.beta * psi @ world.theta_star for psi in (world.psi1, world.psi2)))
+    back = shifted.with_rewards(
+        *(world.beta * psi @ world.theta_star for psi in (world.psi1, world.psi2))
+    )
     np.testing.assert_allclose(back.probability, world.probability, rtol=1e-12)
 
 
 def test_with_rewards_of_an_overwhelming_reward() -> None:
-    """A reward gap of 1000 makes one label impossible; that is a distribution still, not an error."""
+    """A reward gap of 1000 makes one label impossible; that is a distribution still, not an
+    error."""
     world = small_world()
     shifted = world.with_rewards(1e3 * world.psi1[:, 0], 1e3 * world.psi2[:, 0])
     assert shifted.probability.sum() == pytest.approx(1)
@@ -206,7 +239,7 @@ def test_random_world() -> None:
     assert np.linalg.norm(other.theta_star) == pytest.approx(0.25)
 
 
-# --------------------------------------------------------------------------------------------------- continuous worlds
+# -------------------------------------------------------------------------------- continuous worlds
 def continuous(features: str, d: int = 3, beta: float = 1.5) -> ContinuousWorld:
     star = np.arange(1.0, d + 1)
     return ContinuousWorld(features, d, 2 * star / np.linalg.norm(star), beta, 5.0)
@@ -217,7 +250,9 @@ def continuous(features: str, d: int = 3, beta: float = 1.5) -> ContinuousWorld:
 def test_sample_moments(features: str, d: int) -> None:
     world = continuous(features, d)
     u = world.sample(40_000, seeds_of(1)).ut[0].T.numpy()
-    np.testing.assert_allclose(u.T @ u / len(u), world.covariance(), atol=0.06 / d)  # the sign drops out of u u'
+    np.testing.assert_allclose(
+        u.T @ u / len(u), world.covariance(), atol=0.06 / d
+    )  # the sign drops out of u u'
     assert world.bounded == (features == "sphere")
     assert (np.linalg.norm(u, axis=1).max() <= 2) == world.bounded
 
@@ -234,11 +269,19 @@ def test_continuous_samples_depend_on_the_seed_alone() -> None:
 def test_line_against_monte_carlo(features: str, d: int) -> None:
     """Moments of the signed projection and its loss, within five standard errors."""
     world = continuous(features, d)
-    sampled = (world.sample(200_000, seeds_of(1, root=d)).ut[0].T.numpy() @ world.direction)[:, None]
+    sampled = (world.sample(200_000, seeds_of(1, root=d)).ut[0].T.numpy() @ world.direction)[
+        :, None
+    ]
     line = world.line()
     u, p = line.ut[0, 0].numpy(), line.p[0].numpy()
     assert p.sum() == pytest.approx(1) and (p >= 0).all()
-    for function in (lambda z: z, lambda z: z**2, lambda z: z**4, lambda z: np.logaddexp(0, -2 * z), lambda z: np.exp(-z)):
+    for function in (
+        lambda z: z,
+        lambda z: z**2,
+        lambda z: z**4,
+        lambda z: np.logaddexp(0, -2 * z),
+        lambda z: np.exp(-z),
+    ):
         values = function(sampled[:, 0])
         assert abs(values.mean() - p @ function(u)) < 5 * values.std() / np.sqrt(len(values))
 
@@ -267,16 +310,21 @@ def fits(u: object, p: object, world: ContinuousWorld) -> dict[str, Fit]:
 @pytest.mark.parametrize("method", ["dpo", "kl", "w1", "w1-label", "w2"])
 def test_doubling_the_nodes_changes_nothing(features: str, method: str) -> None:
     world = continuous(features)
-    coarse, fine = (fits(line.ut[0].T, line.p[0], world)[method] for line in (world.line(), world.line(128)))
+    coarse, fine = (
+        fits(line.ut[0].T, line.p[0], world)[method] for line in (world.line(), world.line(128))
+    )
     assert coarse.converged.all() and fine.converged.all()
-    kinked = method == "w1-label"  # a quadrature of a kink at a margin m = kappa eta converges like 1/nodes²
+    kinked = (
+        method == "w1-label"
+    )  # a quadrature of a kink at a margin m = kappa eta converges like 1/nodes²
     np.testing.assert_allclose(coarse.theta, fine.theta, rtol=5e-3 if kinked else 1e-9)
     np.testing.assert_allclose(coarse.value, fine.value, rtol=1e-4 if kinked else 1e-10)
 
 
 @pytest.mark.parametrize("features", ["sphere", "gaussian"])
 def test_population_estimators_on_the_line_against_large_samples(features: str) -> None:
-    """Eight samples of 20 000: the mean estimate lies within five standard errors (and a bias of order 1/n) of the line's."""
+    """Eight samples of 20 000: the mean estimate lies within five standard errors (and a bias of
+    order 1/n) of the line's."""
     world = continuous(features)
     line = world.line()
     exact = fits(line.ut[0].T, line.p[0], world)
@@ -289,7 +337,7 @@ def test_population_estimators_on_the_line_against_large_samples(features: str) 
         assert (spread < 0.1).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 def test_read_table_of_each_format(tmp_path: Path) -> None:
     table = pd.DataFrame({"score": [0.5, -1.25, 3.0], "count": [1, 2, 3], "text": ["a", "b", "c"]})
     table.to_csv(tmp_path / "t.csv", index=False)
@@ -331,16 +379,22 @@ def test_common_scale() -> None:
         common_scale(np.array([[1.0, 2], [3, 2]]), np.array([[0.0, 2], [1, 2]]))
 
 
-# ------------------------------------------------------------------------------------------------------------- real data
+# ---------------------------------------------------------------------------------------- real data
 REWARDS = os.environ.get("PREFDRO_MAP_REWARDS")
 SCORES = ["humor", "gpt2-helpful", "gpt2-harmless", "diversity", "coherence", "perplexity"]
 
 
-@pytest.mark.skipif(not REWARDS, reason="set PREFDRO_MAP_REWARDS to the folder of the two reward tables")
+@pytest.mark.skipif(
+    not REWARDS, reason="set PREFDRO_MAP_REWARDS to the folder of the two reward tables"
+)
 @pytest.mark.parametrize("mixture", ["convex", "geometric"])
 def test_a_world_of_real_rewards(mixture: str) -> None:
-    """Two language models' answers to the same prompts, scored by reward models; labels from helpful and harmless mixed."""
-    paths = [Path(str(REWARDS)) / f"{model}-Anthropic-harmless.json" for model in ("llama2_chat", "opt1.3b")]
+    """Two language models' answers to the same prompts, scored by reward models; labels from
+    helpful and harmless mixed."""
+    paths = [
+        Path(str(REWARDS)) / f"{model}-Anthropic-harmless.json"
+        for model in ("llama2_chat", "opt1.3b")
+    ]
     tables = [read_table(path) for path in paths]
     raw = [feature_columns(table, SCORES) for table in tables]
     assert raw[0].shape == raw[1].shape == (2312, 6)
@@ -351,7 +405,10 @@ def test_a_world_of_real_rewards(mixture: str) -> None:
     if mixture == "convex":
         mixed = [convex_mixture(reward, np.array([0.5, 0.5])) for reward in rewards]
     else:
-        mixed = [6 * geometric_mixture(1 / (1 + np.exp(-reward)), np.array([0.5, 0.5])) for reward in rewards]
+        mixed = [
+            6 * geometric_mixture(1 / (1 + np.exp(-reward)), np.array([0.5, 0.5]))
+            for reward in rewards
+        ]
     world = from_rewards(psi1, psi2, *mixed, beta=1.0, bound=20.0)
     assert world.probability.sum() == pytest.approx(1) and len(world.probability) == 4624
     common = {"beta": world.beta, "bound": world.bound}
@@ -371,7 +428,16 @@ def test_a_world_of_real_rewards(mixture: str) -> None:
     if mixture == "convex":  # the label depends on the two scores alone: they carry the weight
         weight = plain.theta[0].abs()
         assert weight[1:3].min() > weight[[0, 3, 4, 5]].max()
-    part = np.concatenate([np.arange(60), 2312 + np.arange(60)])  # both labels of the first 60 pairs
+    part = np.concatenate(
+        [np.arange(60), 2312 + np.arange(60)]
+    )  # both labels of the first 60 pairs
     distance = world.distance(0.5)[np.ix_(part, part)]
-    finite = wdpo_finite(world.u[part], world.probability[part] * 2312 / 60, distance=distance, power=1, radius=0.01, **common)
+    finite = wdpo_finite(
+        world.u[part],
+        world.probability[part] * 2312 / 60,
+        distance=distance,
+        power=1,
+        radius=0.01,
+        **common,
+    )
     assert finite.converged.all()

@@ -1,4 +1,5 @@
-"""Worst-case distributions against programs that share no code with them: value, feasibility, attainment, on seeded instances."""
+"""Worst-case distributions against programs that share no code with them: value, feasibility,
+attainment, on seeded instances."""
 
 import math
 
@@ -59,7 +60,9 @@ def check_moves(worst: WorstCase, data: Data, power: int, label_cost: float | No
     """The plan has rows p and spends no more than the radius, both recomputed from u."""
     moves = worst.moves
     assert moves is not None
-    np.testing.assert_allclose(np.bincount(moves.source, moves.mass, len(data.p)), data.p, rtol=1e-12, atol=1e-16)
+    np.testing.assert_allclose(
+        np.bincount(moves.source, moves.mass, len(data.p)), data.p, rtol=1e-12, atol=1e-16
+    )
     start = np.where(moves.flipped, -1.0, 1.0)[:, None] * data.u[moves.source]
     length = np.linalg.norm(moves.u - start, axis=1) + (label_cost or 0.0) * moves.flipped
     spent = float(moves.mass @ length**power) ** (1 / power)
@@ -70,7 +73,7 @@ def check_moves(worst: WorstCase, data: Data, power: int, label_cost: float | No
     return moves
 
 
-# --------------------------------------------------------------------------------------------------- weights on the atoms
+# ----------------------------------------------------------------------------- weights on the atoms
 @pytest.mark.parametrize("ball", REWEIGHTING)
 @pytest.mark.parametrize("data", INSTANCES, ids=lambda data: data.name)
 def test_reweighting_against_a_convex_program(data: Data, ball: str) -> None:
@@ -95,8 +98,12 @@ def test_reweighting_against_a_convex_program(data: Data, ball: str) -> None:
     assert worst.used == pytest.approx(spent, rel=1e-6, abs=1e-12)
     assert spent <= (1 / radius if ball == "cvar" else radius) * (1 + 1e-8) + 1e-13
     assert worst.effective == pytest.approx(1 / np.sum(here**2 / p), rel=1e-12)
-    if ball in ("kl", "chi2") and spread > 1e-6:  # strictly convex: the worst case is unique, up to ties at the top
-        np.testing.assert_allclose(weights @ data.u, q @ data.u, atol=2e-3 * (1 + np.abs(data.u).max()))
+    if (
+        ball in ("kl", "chi2") and spread > 1e-6
+    ):  # strictly convex: the worst case is unique, up to ties at the top
+        np.testing.assert_allclose(
+            weights @ data.u, q @ data.u, atol=2e-3 * (1 + np.abs(data.u).max())
+        )
 
 
 def test_the_effective_share_is_that_of_kish() -> None:
@@ -110,9 +117,11 @@ def test_losses_around_zero_converge_too() -> None:
     assert worst.value == pytest.approx(0.0, abs=1e-15) and worst.converged
 
 
-# ------------------------------------------------------------------------------------------------------------ Algorithm 2
+# -------------------------------------------------------------------------------------- Algorithm 2
 @pytest.mark.parametrize("data", INSTANCES[::4], ids=lambda data: data.name)
-def test_the_tilt_at_the_dual_optimum_is_the_worst_case_and_at_any_other_temperature_a_bound(data: Data) -> None:
+def test_the_tilt_at_the_dual_optimum_is_the_worst_case_and_at_any_other_temperature_a_bound(
+    data: Data,
+) -> None:
     _, _, losses, _, radius = setting(data)
     exact = reweighting("kl", losses, data.p, radius)
     default = tilt(losses, data.p, radius=radius)
@@ -120,7 +129,9 @@ def test_the_tilt_at_the_dual_optimum_is_the_worst_case_and_at_any_other_tempera
     for tau in (0.3 * max(exact.dual, 0.1), 3 * max(exact.dual, 0.1)):
         other = tilt(losses, data.p, radius=radius, temperature=tau)
         assert other.value >= exact.value - 1e-12 * exact.value
-        assert other.used == pytest.approx(programs.kl_divergence(other.weights, data.p), rel=1e-5, abs=1e-12)
+        assert other.used == pytest.approx(
+            programs.kl_divergence(other.weights, data.p), rel=1e-5, abs=1e-12
+        )
         own = tilt(losses, data.p, temperature=tau)
         closed(own)
         again = reweighting("kl", losses, data.p, own.radius)
@@ -129,7 +140,7 @@ def test_the_tilt_at_the_dual_optimum_is_the_worst_case_and_at_any_other_tempera
             assert again.dual == pytest.approx(tau, rel=1e-3)
 
 
-# --------------------------------------------------------------------------------------------------------- between atoms
+# ------------------------------------------------------------------------------------ between atoms
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("data", INSTANCES, ids=lambda data: data.name)
 def test_plans_between_atoms_against_a_linear_program(data: Data, power: int) -> None:
@@ -141,21 +152,28 @@ def test_plans_between_atoms_against_a_linear_program(data: Data, power: int) ->
     closed(worst)
     moves = worst.moves
     assert moves is not None and worst.weights is not None
-    np.testing.assert_allclose(np.bincount(moves.source, moves.mass, len(losses)), data.p, atol=1e-15)
-    np.testing.assert_allclose(np.bincount(moves.target, moves.mass, len(losses)), worst.weights, atol=1e-15)
+    np.testing.assert_allclose(
+        np.bincount(moves.source, moves.mass, len(losses)), data.p, atol=1e-15
+    )
+    np.testing.assert_allclose(
+        np.bincount(moves.target, moves.mass, len(losses)), worst.weights, atol=1e-15
+    )
     spent = moves.mass @ data.distance[moves.source, moves.target] ** power
     assert spent <= radius**power * (1 + 1e-9)
     assert worst.used == pytest.approx(spent ** (1 / power), rel=1e-9, abs=1e-12)
-    least = worst_programs.plan_cost(data.p, worst.weights / worst.weights.sum(), data.distance**power)
+    least = worst_programs.plan_cost(
+        data.p, worst.weights / worst.weights.sum(), data.distance**power
+    )
     assert least <= spent + 1e-7 * (1 + radius)  # the plan is no cheaper than the distance
     assert least <= radius**power + 1e-7
     assert moves.mass @ losses[moves.target] == pytest.approx(worst.value, rel=1e-9)
 
 
-# ----------------------------------------------------------------------------------------------------------- free features
+# ------------------------------------------------------------------------------------ free features
 @pytest.mark.parametrize("data", INSTANCES, ids=lambda data: data.name)
 def test_free_features_of_order_one(data: Data) -> None:
-    """The value is closed form; a linear program over moves on a grid with one very long move comes near it from below."""
+    """The value is closed form; a linear program over moves on a grid with one very long move comes
+    near it from below."""
     w, margin, losses, b, radius = setting(data)
     worst = free(data.u, data.p, w, beta=data.beta, power=1, radius=radius)
     assert worst.value == pytest.approx(data.p @ losses + radius * b, rel=1e-13)
@@ -164,15 +182,21 @@ def test_free_features_of_order_one(data: Data) -> None:
     assert not worst.attained
     check_moves(worst, data, 1, None)
     far = 100 * (radius + (1 + np.abs(margin).max()) / b)
-    below = worst_programs.free_moves(margin, data.p, b, radius, 1, np.append(np.linspace(0, 2 * radius, 9), far))
-    lost = radius / far * (data.p @ np.logaddexp(0, margin))  # a bound on what the length of the grid costs
+    below = worst_programs.free_moves(
+        margin, data.p, b, radius, 1, np.append(np.linspace(0, 2 * radius, 9), far)
+    )
+    lost = (
+        radius / far * (data.p @ np.logaddexp(0, margin))
+    )  # a bound on what the length of the grid costs
     assert worst.value * (1 - 1e-6) - lost <= below <= worst.value * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("data", INSTANCES, ids=lambda data: data.name)
 def test_free_features_with_label_moves(data: Data) -> None:
     w, margin, _, b, radius = setting(data)
-    worst = free(data.u, data.p, w, beta=data.beta, power=1, radius=radius, label_cost=data.label_cost)
+    worst = free(
+        data.u, data.p, w, beta=data.beta, power=1, radius=radius, label_cost=data.label_cost
+    )
     _, value = programs.free_labels_worst_case(margin, data.p, b, radius, data.label_cost)
     assert worst.value == pytest.approx(value, rel=1e-12)
     closed(worst)
@@ -181,7 +205,9 @@ def test_free_features_with_label_moves(data: Data) -> None:
         assert loss_of(moves, w, data.beta) == pytest.approx(worst.value, rel=1e-9)
         assert worst.used == pytest.approx(radius, rel=1e-9)  # flips have used the radius up
     far = 100 * (radius + (1 + np.abs(margin).max()) / b)
-    below = worst_programs.free_moves(margin, data.p, b, radius, 1, np.array([0.0, far]), data.label_cost)
+    below = worst_programs.free_moves(
+        margin, data.p, b, radius, 1, np.array([0.0, far]), data.label_cost
+    )
     lost = radius / far * (data.p @ np.logaddexp(0, np.abs(margin)) + b * data.label_cost)
     assert worst.value * (1 - 1e-6) - lost <= below <= worst.value * (1 + 1e-6)
 
@@ -198,25 +224,32 @@ def test_free_features_of_order_two(data: Data) -> None:
     grid = np.linspace(0, 1.2 * float(moves.distance.max()), 240)
     below = worst_programs.free_moves(margin, data.p, b, radius, 2, grid)
     assert below <= worst.value * (1 + 1e-6)
-    assert worst.value - below <= 0.25 * b * grid[1] + 1e-6 * worst.value  # half a step of the grid, at the steepest slope
+    assert (
+        worst.value - below <= 0.25 * b * grid[1] + 1e-6 * worst.value
+    )  # half a step of the grid, at the steepest slope
 
 
 def test_a_pair_is_split_where_its_two_wells_tie() -> None:
-    """One pair with m = 6 and b = 1: at eta = b²/(2a), a = 2 m = 12, to stay and to go far are equally good."""
+    """One pair with m = 6 and b = 1: at eta = b²/(2a), a = 2 m = 12, to stay and to go far are
+    equally good."""
     u, w = np.array([[6.0]]), np.array([1.0])
     worst = free(u, [1.0], w, beta=1.0, power=2, radius=4.0)
     moves = worst.moves
     assert moves is not None
     assert len(moves.mass) == 2 and worst.dual == pytest.approx(1 / 24, rel=1e-9)
     near, far = np.sort(moves.distance)
-    assert near < 0.1 and far == pytest.approx(12 - near, rel=1e-9)  # the wells are symmetric: q and 1 - q, shift 12 q
+    assert near < 0.1 and far == pytest.approx(
+        12 - near, rel=1e-9
+    )  # the wells are symmetric: q and 1 - q, shift 12 q
     assert worst.used == pytest.approx(4.0, rel=1e-12)
     closed(worst)
 
 
-# ------------------------------------------------------------------------------------------------------------ Algorithm 1
+# -------------------------------------------------------------------------------------- Algorithm 1
 @pytest.mark.parametrize("data", INSTANCES, ids=lambda data: data.name)
-def test_the_gradient_step_is_feasible_and_lies_between_its_value_and_the_worst_case(data: Data) -> None:
+def test_the_gradient_step_is_feasible_and_lies_between_its_value_and_the_worst_case(
+    data: Data,
+) -> None:
     w, margin, losses, b, radius = setting(data)
     step = gradient_step(data.u, data.p, w, beta=data.beta, radius=radius)
     slope = data.beta / (1 + np.exp(margin))
@@ -231,7 +264,7 @@ def test_the_gradient_step_is_feasible_and_lies_between_its_value_and_the_worst_
     assert exact.value <= (step.value + b**2 * radius**2 / 8) * (1 + 1e-12)
 
 
-# ------------------------------------------------------------------------------------------------------------ one entrance
+# ------------------------------------------------------------------------------------- one entrance
 WORLD = random_world(3, contexts=4, actions=2, dimension=2, beta=1.0, bound=2.0)
 THETA = np.array([1.2, -0.7])
 
@@ -247,21 +280,28 @@ def test_every_ball_has_one_entrance(ball: str) -> None:
         arrived = float(worst.moves.mass @ np.logaddexp(0, -worst.moves.u @ THETA))
         assert arrived == pytest.approx(worst.expected, rel=1e-9)
     if worst.weights is not None:
-        assert worst.weights @ np.logaddexp(0, -WORLD.u @ THETA) == pytest.approx(worst.expected, rel=1e-12)
+        assert worst.weights @ np.logaddexp(0, -WORLD.u @ THETA) == pytest.approx(
+            worst.expected, rel=1e-12
+        )
 
 
 def test_moves_between_atoms_know_which_labels_flip() -> None:
     moves = worst_case(WORLD, THETA, ball="w1-finite", radius=0.3, label_cost=0.1).moves
     assert moves is not None and moves.flipped.any()
-    np.testing.assert_array_equal(moves.flipped, WORLD.label[moves.source] != WORLD.label[moves.target])
+    np.testing.assert_array_equal(
+        moves.flipped, WORLD.label[moves.source] != WORLD.label[moves.target]
+    )
 
 
 def test_a_sample_and_other_losses() -> None:
-    """The frequencies of a sample in place of the population, and squared losses in place of DPO's."""
+    """The frequencies of a sample in place of the population, and squared losses in place of
+    DPO's."""
     counts = np.random.default_rng(0).multinomial(50, WORLD.probability) / 50
     losses = (WORLD.u @ THETA - 0.5) ** 2
     worst = worst_case(WORLD, THETA, ball="chi2", radius=0.5, p=counts, losses=losses)
-    assert worst.value == pytest.approx(worst_programs.reweighting("chi2", losses, counts, 0.5)[1], rel=1e-6)
+    assert worst.value == pytest.approx(
+        worst_programs.reweighting("chi2", losses, counts, 0.5)[1], rel=1e-6
+    )
     assert worst.weights is not None and (worst.weights[counts == 0] == 0).all()
 
 
@@ -275,7 +315,9 @@ def test_labelled_pairs_are_a_world() -> None:
 
 @given(st.integers(0, 2**31), st.sampled_from([*BALLS]), st.floats(0.01, 1.0))
 @quick
-def test_a_larger_ball_is_worse_and_holds_the_smaller_one(seed: int, ball: str, radius: float) -> None:
+def test_a_larger_ball_is_worse_and_holds_the_smaller_one(
+    seed: int, ball: str, radius: float
+) -> None:
     theta = np.random.default_rng(seed).uniform(-1.4, 1.4, 2)
     small, large = (worst_case(WORLD, theta, ball=ball, radius=r) for r in (0.5 * radius, radius))
     if ball == "cvar":  # a smaller share is a larger ball
@@ -288,14 +330,18 @@ def test_a_larger_ball_is_worse_and_holds_the_smaller_one(seed: int, ball: str, 
 def test_at_the_reference_policy_nothing_can_be_gained(ball: str) -> None:
     """All losses are log 2, whatever the distribution."""
     worst = worst_case(WORLD, WORLD.theta_ref, ball=ball, radius=0.4)
-    assert worst.value == pytest.approx(math.log(2), rel=1e-14) and worst.expected == pytest.approx(math.log(2), rel=1e-14)
+    assert worst.value == pytest.approx(math.log(2), rel=1e-14) and worst.expected == pytest.approx(
+        math.log(2), rel=1e-14
+    )
     assert worst.attained and worst.converged
 
 
 @pytest.mark.parametrize("ball", [*BALLS, *TRACTABLE])
 def test_radius_zero_is_the_mean(ball: str) -> None:
     worst = worst_case(WORLD, THETA, ball=ball, radius=1.0 if ball == "cvar" else 0.0)
-    assert worst.value == pytest.approx(float(WORLD.probability @ np.logaddexp(0, -WORLD.u @ THETA)), rel=1e-13)
+    assert worst.value == pytest.approx(
+        float(WORLD.probability @ np.logaddexp(0, -WORLD.u @ THETA)), rel=1e-13
+    )
     assert worst.converged and (ball == "cvar" or worst.used == 0)
 
 
@@ -309,8 +355,14 @@ def test_radius_zero_is_the_mean(ball: str) -> None:
         ({"losses": [1.0, 2.0]}, "losses and p must be of equal length"),
         ({"losses": [float("inf")] * 32}, "32 non-finite entries"),
         ({"p": [1.0]}, r"p must have shape \(32,\), got \(1,\)"),
-        ({"ball": "w2-free", "losses": [1.0]}, "moves features, and needs the loss wherever they go"),
-        ({"ball": "w1-label", "label_cost": -2.0}, "label_cost must be a positive finite number, got -2.0"),
+        (
+            {"ball": "w2-free", "losses": [1.0]},
+            "moves features, and needs the loss wherever they go",
+        ),
+        (
+            {"ball": "w1-label", "label_cost": -2.0},
+            "label_cost must be a positive finite number, got -2.0",
+        ),
     ],
 )
 def test_bad_input_is_refused(changes: dict, message: str) -> None:

@@ -1,6 +1,8 @@
-"""The claims ledger: every statement of the two papers, and what was derived from them, as a measurement.
+"""The claims ledger: every statement of the two papers, and what was derived from them, as a
+measurement.
 
-Each module holds the claims of one subject and ends in a tuple CLAIMS; `CLAIMS` here has them all by name, in the ledger's order.
+Each module holds the claims of one subject and ends in a tuple CLAIMS; `CLAIMS` here has them all
+by name, in the ledger's order.
 """
 
 from importlib import import_module
@@ -23,7 +25,9 @@ _SUBJECTS = (
 )
 
 CLAIMS: dict[str, Claim] = {
-    claim.name: claim for subject in _SUBJECTS for claim in import_module(f"theory.claims.{subject}").CLAIMS
+    claim.name: claim
+    for subject in _SUBJECTS
+    for claim in import_module(f"theory.claims.{subject}").CLAIMS
 }
 
 __all__ = ["CLAIMS", "Claim", "Finding", "Measurement", "Verdict"]

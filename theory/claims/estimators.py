@@ -1,4 +1,5 @@
-"""Claims on the estimation error at a fixed radius: Proposition 1, Theorems 1 and 2 and their rate, arXiv:2502.01930."""
+"""Claims on the estimation error at a fixed radius: Proposition 1, Theorems 1 and 2 and their rate,
+arXiv:2502.01930."""
 
 import numpy as np
 import torch
@@ -31,22 +32,41 @@ LEVEL = 0.999  # of the intervals of slopes, of which there are many
 _DRIFT = 0.02  # what finite samples may add to a slope
 
 
-# ---------------------------------------------------------------------------------------------------------------- coverage
-def dpo_error_bound(profile: str, seed: int, *, constant: float = 1.0, claimed: float = -0.5) -> Finding:
-    """Claim 4: constant times the bound of Prop. 1 (c = 0) covers, and the error falls as n^claimed."""
-    lines, tables, ratios, slopes = list[Measurement](), dict[str, list[Row]](), list[float](), list[float]()
-    sizes = pick(profile, (10**4, 10**6), (10**3, 10**4, 10**5, 10**6, 10**7), tuple(10**k for k in range(2, 10)))
+# ----------------------------------------------------------------------------------------- coverage
+def dpo_error_bound(
+    profile: str, seed: int, *, constant: float = 1.0, claimed: float = -0.5
+) -> Finding:
+    """Claim 4: constant times the bound of Prop. 1 (c = 0) covers, and the error falls as
+    n^claimed."""
+    lines, tables, ratios, slopes = (
+        list[Measurement](),
+        dict[str, list[Row]](),
+        list[float](),
+        list[float](),
+    )
+    sizes = pick(
+        profile,
+        (10**4, 10**6),
+        (10**3, 10**4, 10**5, 10**6, 10**7),
+        tuple(10**k for k in range(2, 10)),
+    )
     replicates = pick(profile, 200, 300, 2000)
     for index, world in enumerate(worlds(seed, pick(profile, 1, 3, 4))):
         name = f"d = {world.dimension}, beta = {world.beta:g}, B = {world.bound:g}"
         measured, rows = [], list[Row]()
         for n in sizes:
             sample = world.sample(n, np.random.SeedSequence([seed, index, n]).spawn(replicates))
-            fit = dpo(world.u, sample.p, beta=world.beta, bound=world.bound, theta_ref=world.theta_ref)
+            fit = dpo(
+                world.u, sample.p, beta=world.beta, bound=world.bound, theta_ref=world.theta_ref
+            )
             off = fit.theta.numpy() - world.theta_star
-            covariance = np.einsum("rk,ki,kj->rij", sample.p.numpy(), world.x, world.x)  # of the sample, as Prop. 1 has it
+            covariance = np.einsum(
+                "rk,ki,kj->rij", sample.p.numpy(), world.x, world.x
+            )  # of the sample, as Prop. 1 has it
             error = np.sqrt(np.einsum("ri,rij,rj->r", off, covariance, off))
-            bound = constant * proposition_1(n, world.dimension, beta=world.beta, bound=world.bound, delta=DELTA)
+            bound = constant * proposition_1(
+                n, world.dimension, beta=world.beta, bound=world.bound, delta=DELTA
+            )
             trivial = 2 * world.bound * float(np.sqrt(np.linalg.eigvalsh(world.covariance())[-1]))
             line, drawn = _covered(f"{name}, n = {n:.0e}", error, bound, trivial, seed)
             lines.append(line)
@@ -56,8 +76,15 @@ def dpo_error_bound(profile: str, seed: int, *, constant: float = 1.0, claimed: 
         tables[name] = panel(rows, "pairs n", "error in the norm of E x x'", log="xy")
         found = rate(np.array(sizes), np.array(measured), seed=seed, resamples=4000, level=LEVEL)
         slopes.append(found.slope)
-        lines.append(rate_equal(f"{name}, error in the data norm", found.slope, found.low, found.high, claimed))
-    figure = f"bound / 95 % quantile {min(ratios):.3g} to {max(ratios):.3g}; slope {min(slopes):.3f} to {max(slopes):.3f}"
+        lines.append(
+            rate_equal(
+                f"{name}, error in the data norm", found.slope, found.low, found.high, claimed
+            )
+        )
+    figure = (
+        f"bound / 95 % quantile {min(ratios):.3g} to {max(ratios):.3g}; slope {min(slopes):.3f} to"
+        f" {max(slopes):.3f}"
+    )
     return conclude(figure, lines, tables)
 
 
@@ -67,7 +94,8 @@ def wdpo_error_bound(profile: str, seed: int, *, constant: float = 1.0) -> Findi
 
 
 def kldpo_error_bound(profile: str, seed: int, *, constant: float = 1.0) -> Finding:
-    """Claim 6: constant times the bound of Theorem 2 covers, with the range of the dual variable met in the samples."""
+    """Claim 6: constant times the bound of Theorem 2 covers, with the range of the dual variable
+    met in the samples."""
     return _robust_bound(profile, seed, ("kl",), constant)
 
 
@@ -82,30 +110,48 @@ def _robust_bound(profile: str, seed: int, balls: tuple[str, ...], constant: flo
             for fraction in pick(profile, (0.5,), (0.1, 0.5), (0.1, 0.5, 0.9)):
                 radius = fraction * problem.edge
                 target, regularity = problem.target(radius), problem.regularity(radius)
-                place, case = f"d = {world.dimension}, beta = {world.beta:g}", f"{problem.name}, {fraction:g} of collapse"
+                place, case = (
+                    f"d = {world.dimension}, beta = {world.beta:g}",
+                    f"{problem.name}, {fraction:g} of collapse",
+                )
                 for n in sizes:
                     error, dual = problem.errors(n, radius, target, replicates, (seed, index, n))
                     assert dual is not None
                     limit = constant * problem.paper_bound(n, regularity, dual, DELTA)
-                    line, drawn = _covered(f"{case}, {place}, n = {n:.0e}", error, limit, 2 * world.bound, seed)
+                    line, drawn = _covered(
+                        f"{case}, {place}, n = {n:.0e}", error, limit, 2 * world.bound, seed
+                    )
                     lines.append(line)
                     tables.setdefault(f"{problem.name}, {place}", []).extend(
-                        row | {"x": float(n), "series": f"{row['series']}, {fraction:g} of collapse"} for row in drawn
+                        row
+                        | {
+                            "x": float(n),
+                            "series": f"{row['series']}, {fraction:g} of collapse",
+                        }
+                        for row in drawn
                     )
                     ratios.append(limit / float(np.quantile(error, 1 - DELTA)))
                     cases, speaking = cases + 1, speaking + (limit < 2 * world.bound)
     finite = [ratio for ratio in ratios if np.isfinite(ratio)] or [np.inf]
-    figure = f"bound / 95 % quantile {min(finite):.3g} to {max(finite):.3g}; below the trivial 2B in {speaking} of {cases} cases"
+    figure = (
+        f"bound / 95 % quantile {min(finite):.3g} to {max(finite):.3g}; below the trivial 2B in"
+        f" {speaking} of {cases} cases"
+    )
     if len(finite) < len(ratios):
         figure += f", infinite in {len(ratios) - len(finite)}"
-    return conclude(figure, lines, {title: panel(rows, *_ERROR, log="xy") for title, rows in tables.items()})
+    return conclude(
+        figure, lines, {title: panel(rows, *_ERROR, log="xy") for title, rows in tables.items()}
+    )
 
 
 _ERROR = ("pairs n", "||theta_n - theta_rho||")
 
 
-def _covered(name: str, error: Array, bound: float, trivial: float, seed: int) -> tuple[Measurement, list[Row]]:
-    """The line of evidence, and the rows of quantile and bound. Whatever two policies: their distance is at most `trivial`."""
+def _covered(
+    name: str, error: Array, bound: float, trivial: float, seed: int
+) -> tuple[Measurement, list[Row]]:
+    """The line of evidence, and the rows of quantile and bound. Whatever two policies: their
+    distance is at most `trivial`."""
     quantile = float(np.quantile(error, 1 - DELTA))
     remark = "" if bound < trivial else f"; no error can reach the bound of {bound:.3g}"
     line = coverage(
@@ -120,9 +166,10 @@ def _covered(name: str, error: Array, bound: float, trivial: float, seed: int) -
     return line, [row for row in rows if np.isfinite(row["y"])]
 
 
-# ------------------------------------------------------------------------------------------------ the dual variable over Theta
+# --------------------------------------------------------------------- the dual variable over Theta
 def dual_lower_bound(profile: str, seed: int, *, away: float = 0.0) -> Finding:
-    """Claim 6, an assumption of Theorem 2: lambda* >= lamL > 0 over {theta in Theta : ||theta - theta_ref|| >= away B}."""
+    """Claim 6, an assumption of Theorem 2: lambda* >= lamL > 0 over {theta in Theta : ||theta -
+    theta_ref|| >= away B}."""
     directions = pick(profile, 50, 300, 3000)
     radius_fraction = 0.1
     smallest, example = np.inf, ""
@@ -139,36 +186,59 @@ def dual_lower_bound(profile: str, seed: int, *, away: float = 0.0) -> Finding:
             w = length * v / np.linalg.norm(v, axis=1, keepdims=True)
             losses = dpo_loss(torch.from_numpy(world.beta * w @ world.u.T))
             p = torch.from_numpy(world.probability).expand(directions, -1)
-            return kl_ball_dual(losses, p, torch.full((directions,), radius, dtype=torch.float64)).dual.numpy()
+            return kl_ball_dual(
+                losses, p, torch.full((directions,), radius, dtype=torch.float64)
+            ).dual.numpy()
 
-        candidate = 0.5 * float(dual(max(1e-3, away) * room).min())  # half of the least lambda* met at this distance
+        candidate = 0.5 * float(
+            dual(max(1e-3, away) * room).min()
+        )  # half of the least lambda* met at this distance
         least = [float(dual(length).min()) for length in lengths]
         if least[-1] / candidate < smallest:
             smallest = least[-1] / candidate
             example = (
-                f"lamL = {candidate:.3g} is undercut {lengths[-1]:.0e} from theta_ref: lambda* = {least[-1]:.3g}. {_BY_HAND}"
+                f"lamL = {candidate:.3g} is undercut {lengths[-1]:.0e} from theta_ref: lambda* ="
+                f" {least[-1]:.3g}. {_BY_HAND}"
             )
         near = lengths <= 1e-2 * room
         if near.sum() > 2 and away == 0:
-            slopes.append(float(np.polyfit(np.log(lengths[near]), np.log(np.array(least)[near]), 1)[0]))
-        rows += curve(lengths, least, f"d = {world.dimension}, beta = {world.beta:g}, rho = {radius:.2g}")
-    lines = [inequality("least lambda* over a candidate for lamL, on the way to theta_ref", smallest, example, loose=np.inf)]
+            slopes.append(
+                float(np.polyfit(np.log(lengths[near]), np.log(np.array(least)[near]), 1)[0])
+            )
+        rows += curve(
+            lengths, least, f"d = {world.dimension}, beta = {world.beta:g}, rho = {radius:.2g}"
+        )
+    lines = [
+        inequality(
+            "least lambda* over a candidate for lamL, on the way to theta_ref",
+            smallest,
+            example,
+            loose=np.inf,
+        )
+    ]
     figure = f"lambda* / lamL down to {smallest:.1e}"
     if slopes:
-        figure = f"lambda* falls as ||theta - theta_ref||^{np.mean(slopes):.3f}: no lamL > 0, and the printed bound is infinite"
+        figure = (
+            f"lambda* falls as ||theta - theta_ref||^{np.mean(slopes):.3f}: no lamL > 0, and the"
+            " printed bound is infinite"
+        )
     table = panel(rows, "||theta - theta_ref||", "least lambda* (nats)", log="xy")
     return conclude(figure, lines, {"dual variable near theta_ref": table})
 
 
 _BY_HAND = (
-    "By hand: u = 1 or -1, each with probability 1/2, beta = 1. The losses at w are log(1 + e^w) and log(1 + e^-w), w apart, so "
-    "that lambda* = c w with a c that depends on rho only; at w = 0 it is 0."
+    "By hand: u = 1 or -1, each with probability 1/2, beta = 1. The losses at w are log(1 + e^w)"
+    " and log(1 + e^-w), w apart, so that lambda* = c w with a c that depends on rho only; at w = 0"
+    " it is 0."
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------- the rate
-def rate_quarter(profile: str, seed: int, *, claimed: float = -0.25, sharper: float = -0.5) -> Finding:
-    """Claim 13: the error at a fixed radius falls at least as n^claimed (the paper), and as n^sharper (arXiv:2509.19104)."""
+# ----------------------------------------------------------------------------------------- the rate
+def rate_quarter(
+    profile: str, seed: int, *, claimed: float = -0.25, sharper: float = -0.5
+) -> Finding:
+    """Claim 13: the error at a fixed radius falls at least as n^claimed (the paper), and as
+    n^sharper (arXiv:2509.19104)."""
     sizes = tuple(10**k for k in pick(profile, (6, 7, 8, 9), (2, 4, 6, 7, 8, 9), range(2, 11)))
     replicates = pick(profile, 60, 150, 2000)
     balls = ("kl", "w1-finite", "w2-finite")
@@ -179,7 +249,12 @@ def rate_quarter(profile: str, seed: int, *, claimed: float = -0.25, sharper: fl
             for fraction in pick(profile, (0.5,), (0.1, 0.5), (0.1, 0.5, 0.9)):
                 radius = fraction * problem.edge
                 target = problem.target(radius)
-                errors = np.array([problem.errors(n, radius, target, replicates, (seed, index, n))[0] for n in sizes])
+                errors = np.array(
+                    [
+                        problem.errors(n, radius, target, replicates, (seed, index, n))[0]
+                        for n in sizes
+                    ]
+                )
                 name = f"{NAMES[ball]}, d = {world.dimension}, {fraction:g} of collapse"
                 whole, tail = (_rate(sizes[-few:], errors[-few:], seed) for few in (len(sizes), 4))
                 slopes.append(tail.slope)
@@ -189,11 +264,16 @@ def rate_quarter(profile: str, seed: int, *, claimed: float = -0.25, sharper: fl
                 rms = np.sqrt((errors**2).mean(1))
                 title = f"d = {world.dimension}, beta = {world.beta:g}, {fraction:g} of collapse"
                 tables.setdefault(title, []).extend(curve(sizes, rms, NAMES[ball]))
-    figure = f"slope of the tail {min(slopes):.3f} to {max(slopes):.3f}: surely faster than n^{claimed:g}"
+    figure = (
+        f"slope of the tail {min(slopes):.3f} to {max(slopes):.3f}: surely faster than"
+        f" n^{claimed:g}"
+    )
     if any(line.verdict == "refuted" for line in lines):
         figure = f"slope of the tail {min(slopes):.3f} to {max(slopes):.3f}"
     axes = ("pairs n", "r.m.s. ||theta_n - theta_rho||")
-    return conclude(figure, lines, {title: panel(rows, *axes, log="xy") for title, rows in tables.items()})
+    return conclude(
+        figure, lines, {title: panel(rows, *axes, log="xy") for title, rows in tables.items()}
+    )
 
 
 def _rate(sizes: tuple[int, ...], errors: Array, seed: int) -> Rate:
@@ -201,27 +281,32 @@ def _rate(sizes: tuple[int, ...], errors: Array, seed: int) -> Rate:
 
 
 _COVERAGE = (
-    "Random finite worlds, many samples of each size: how often the error exceeds the bound (Clopper-Pearson), and the bound "
-    "over the 95 % quantile of the error. Where a bound exceeds the diameter 2B nothing can exceed it, and the line says so."
+    "Random finite worlds, many samples of each size: how often the error exceeds the bound"
+    " (Clopper-Pearson), and the bound over the 95 % quantile of the error. Where a bound exceeds"
+    " the diameter 2B nothing can exceed it, and the line says so."
 )
 CLAIMS = (
     Claim(
         "dpo-error-bound",
         "arXiv:2502.01930, Prop. 1",
         "DPO: ||theta_n - theta*||_Sigma <= C n^-1/2",
-        "With probability at least 1 - delta, ||theta_n - theta*|| in the norm of the sample's E x x' is at most "
-        "sqrt(16 beta² (d + log(1/delta))/(gamma² n)), the case c = 0 of the printed bound; its rate is n^-1/2.",
+        "With probability at least 1 - delta, ||theta_n - theta*|| in the norm of the sample's E x"
+        " x' is at most sqrt(16 beta² (d + log(1/delta))/(gamma² n)), the case c = 0 of the printed"
+        " bound; its rate is n^-1/2.",
         "Bradley-Terry labels with a true theta* in the ball of radius B; delta = 0.05.",
         _COVERAGE + " The slope of the error on n.",
-        "An error above the bound in surely more than 5 % of the samples, or a slope that is not -1/2.",
+        "An error above the bound in surely more than 5 % of the samples, or a slope that is not"
+        " -1/2.",
         dpo_error_bound,
     ),
     Claim(
         "wdpo-error-bound",
         "arXiv:2502.01930, Theorem 1",
         "WDPO: ||theta_n - theta_rho||² <= C n^-1/2",
-        "With probability at least 1 - delta, ||theta_n - theta_rho||² <= sqrt(8 K² log(2/delta)/(gamma² lambda² n)).",
-        "Bounded Z, Assumption 2 (lambda > 0, computed over the ball); W1 and W2 on the atoms; delta = 0.05.",
+        "With probability at least 1 - delta, ||theta_n - theta_rho||² <= sqrt(8 K²"
+        " log(2/delta)/(gamma² lambda² n)).",
+        "Bounded Z, Assumption 2 (lambda > 0, computed over the ball); W1 and W2 on the atoms;"
+        " delta = 0.05.",
         _COVERAGE,
         "An error above the bound in surely more than 5 % of the samples.",
         wdpo_error_bound,
@@ -230,10 +315,10 @@ CLAIMS = (
         "kldpo-error-bound",
         "arXiv:2502.01930, Theorem 2",
         "KLDPO: ||theta_n - theta_rho||² <= C n^-1/2, with the dual variables met",
-        "With probability at least 1 - delta, ||theta_n - theta_rho||² <= sqrt(8 lamU² e^{2L/lamL} log(2/delta)/(gamma² lambda² "
-        "n)), where lamL and lamU bound the optimal dual variable.",
-        "Assumption 2; lamL and lamU are the extremes met in the samples, since over all of Theta there is no lamL > 0 "
-        "(see dual-lower-bound); delta = 0.05.",
+        "With probability at least 1 - delta, ||theta_n - theta_rho||² <= sqrt(8 lamU² e^{2L/lamL}"
+        " log(2/delta)/(gamma² lambda² n)), where lamL and lamU bound the optimal dual variable.",
+        "Assumption 2; lamL and lamU are the extremes met in the samples, since over all of Theta"
+        " there is no lamL > 0 (see dual-lower-bound); delta = 0.05.",
         _COVERAGE,
         "An error above the bound in surely more than 5 % of the samples.",
         kldpo_error_bound,
@@ -242,21 +327,24 @@ CLAIMS = (
         "dual-lower-bound",
         "arXiv:2502.01930, Theorem 2 (its assumption on lambda)",
         "the optimal dual variable is bounded below by a lamL > 0 over Theta",
-        "There is a lamL > 0 with lambda*(theta) >= lamL for all theta in Theta, as Theorem 2 needs for a finite bound.",
+        "There is a lamL > 0 with lambda*(theta) >= lamL for all theta in Theta, as Theorem 2 needs"
+        " for a finite bound.",
         "theta_ref lies in Theta.",
-        "lambda* of the KL ball at random theta on spheres that shrink to theta_ref, against half of the least one found at a "
-        "distance of a thousandth of B.",
-        "lambda* that stays above a positive number: so it does when a neighbourhood of theta_ref is left out.",
+        "lambda* of the KL ball at random theta on spheres that shrink to theta_ref, against half"
+        " of the least one found at a distance of a thousandth of B.",
+        "lambda* that stays above a positive number: so it does when a neighbourhood of theta_ref"
+        " is left out.",
         dual_lower_bound,
     ),
     Claim(
         "rate-quarter",
         "arXiv:2502.01930, Theorems 1, 2 and Remark 3; arXiv:2509.19104v1",
         "the error at a fixed radius falls as n^-1/4 or faster; as n^-1/2",
-        "At a fixed radius the error of WDPO and KLDPO is O(n^-1/4) (Theorems 1 and 2); arXiv:2509.19104 states n^-1/2.",
+        "At a fixed radius the error of WDPO and KLDPO is O(n^-1/4) (Theorems 1 and 2);"
+        " arXiv:2509.19104 states n^-1/2.",
         "Finite Z; radii below the collapse radius.",
-        "Slope of the root-mean-square error on n, over all sizes against n^-1/4 and over the last three decades against n^-1/2; "
-        f"bootstrap intervals at {LEVEL:.1%}.",
+        "Slope of the root-mean-square error on n, over all sizes against n^-1/4 and over the last"
+        f" three decades against n^-1/2; bootstrap intervals at {LEVEL:.1%}.",
         "A slope above -1/4 over all sizes, or a tail that is slower than -1/2.",
         rate_quarter,
     ),

@@ -6,7 +6,17 @@ from scipy.special import expit
 from torch.func import jacrev, vmap
 
 from theory.bounds import curvature
-from theory.claims.ledger import Claim, Finding, Row, conclude, curve, equality, inequality, panel, pick
+from theory.claims.ledger import (
+    Claim,
+    Finding,
+    Row,
+    conclude,
+    curve,
+    equality,
+    inequality,
+    panel,
+    pick,
+)
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.objectives import dpo_loss
 from theory.policy import Array
@@ -23,7 +33,8 @@ def score_and_hessian(profile: str, seed: int, *, power: int = 2, reach: float =
     rows = list[Row]()
     for beta, bound in ((0.1, 1.0), (1.0, 1.0), (3.0, 2.0)):
         w, psi1, psi2 = _ball(rng, count, 2 * bound), _ball(rng, count, 1.0), _ball(rng, count, 1.0)
-        # the corner where the bound on the margin is met: antipodal features, theta and theta_ref at opposite ends
+        # the corner where the bound on the margin is met: antipodal features, theta and theta_ref
+        # at opposite ends
         w[0], psi1[0], psi2[0] = 2 * bound * np.eye(3)[0], np.eye(3)[0], -np.eye(3)[0]
         x = psi1 - psi2
         margin = beta * (w * x).sum(1)
@@ -35,18 +46,33 @@ def score_and_hessian(profile: str, seed: int, *, power: int = 2, reach: float =
         errors = np.abs(measured - claimed).max((1, 2))
         if errors.max() > worst_hessian:
             worst_hessian, i = float(errors.max()), int(errors.argmax())
-            example_hessian = f"beta={beta}, w={w[i].round(4)}, x={x[i].round(4)}: Hessian {measured[i].round(6).tolist()}"
+            example_hessian = (
+                f"beta={beta}, w={w[i].round(4)}, x={x[i].round(4)}: Hessian"
+                f" {measured[i].round(6).tolist()}"
+            )
         largest = np.abs(margin).max()
         if reach * beta * bound / largest < reached:
             reached = reach * beta * bound / largest
-            example_margin = f"beta={beta}, B={bound}, w=({2 * bound:g}, 0, 0), x=(2, 0, 0): |m| = {largest:.6g}"
+            example_margin = (
+                f"beta={beta}, B={bound}, w=({2 * bound:g}, 0, 0), x=(2, 0, 0): |m| = {largest:.6g}"
+            )
         least = spread.min() * beta**2 / curvature(beta, bound)
         if least < floor:
-            floor, example_floor = least, f"beta={beta}, B={bound}: sigma(m)sigma(-m) = {spread.min():.6g}"
+            floor, example_floor = (
+                least,
+                f"beta={beta}, B={bound}: sigma(m)sigma(-m) = {spread.min():.6g}",
+            )
         curved = spread * beta**2 / curvature(beta, bound)
-        rows += curve(np.abs(margin) / (reach * beta * bound), curved, f"beta = {beta:g}, B = {bound:g}")
+        rows += curve(
+            np.abs(margin) / (reach * beta * bound), curved, f"beta = {beta:g}, B = {bound:g}"
+        )
     lines = [
-        equality("Hessian of the loss against automatic differentiation", worst_hessian, 1e-10, example_hessian),
+        equality(
+            "Hessian of the loss against automatic differentiation",
+            worst_hessian,
+            1e-10,
+            example_hessian,
+        ),
         inequality(f"|m| <= {reach:g} beta B", reached, example_margin),
         inequality("sigma(m) sigma(-m) >= its value at the largest margin", floor, example_floor),
     ]
@@ -57,7 +83,8 @@ def score_and_hessian(profile: str, seed: int, *, power: int = 2, reach: float =
 
 
 def strong_convexity_data_norm(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
-    """Claim 2: E_Q l(theta + e) - E_Q l(theta) - grad.e >= factor gamma/2 ||e||²_{Sigma_Q}, whatever Q."""
+    """Claim 2: E_Q l(theta + e) - E_Q l(theta) - grad.e >= factor gamma/2 ||e||²_{Sigma_Q},
+    whatever Q."""
     count = pick(profile, 200, 2000, 50_000)
     rng = np.random.default_rng(seed)
     closest, example = np.inf, ""
@@ -66,9 +93,16 @@ def strong_convexity_data_norm(profile: str, seed: int, *, factor: float = 1.0) 
         psi = _ball(rng, 2 * 8 * count, 1.0).reshape(2, count, 8, 3)
         x, q = psi[0] - psi[1], rng.dirichlet(np.full(8, 0.3), size=count)
         theta, other, ref = (_ball(rng, count, bound) for _ in range(3))
-        # the corner: one pair of antipodal features, theta and theta_ref at opposite ends of the ball
+        # the corner: one pair of antipodal features, theta and theta_ref at opposite ends of the
+        # ball
         first = np.eye(3)[0]
-        q[0], x[0], ref[0], theta[0], other[0] = np.eye(8)[0], 2 * first, -bound * first, bound * first, 0.999 * bound * first
+        q[0], x[0], ref[0], theta[0], other[0] = (
+            np.eye(8)[0],
+            2 * first,
+            -bound * first,
+            bound * first,
+            0.999 * bound * first,
+        )
         step, margin = other - theta, beta * np.einsum("rkd,rd->rk", x, theta - ref)
         along = beta * np.einsum("rkd,rd->rk", x, step)
         bregman = (q * _bregman(margin, along)).sum(1)
@@ -77,18 +111,29 @@ def strong_convexity_data_norm(profile: str, seed: int, *, factor: float = 1.0) 
         if ratio[i] < closest:
             closest = float(ratio[i])
             example = (
-                f"beta={beta}, B={bound}, Q on x={x[i][q[i] > 0][0].round(4)} and others, theta={theta[i].round(4)} to "
-                f"{other[i].round(4)}, theta_ref={ref[i].round(4)}: ratio {closest:.6g}"
+                f"beta={beta}, B={bound}, Q on x={x[i][q[i] > 0][0].round(4)} and others,"
+                f" theta={theta[i].round(4)} to {other[i].round(4)}, theta_ref={ref[i].round(4)}:"
+                f" ratio {closest:.6g}"
             )
         medians.append(float(np.median(ratio)))
         rows += _distribution(ratio, f"beta = {beta:g}, B = {bound:g}")
-    lines = [inequality("second-order remainder of E_Q l over gamma/2 ||e||² in the norm of Sigma_Q", closest, example)]
-    figure = f"met at a corner ({closest:.4f}); in random worlds loose by {min(medians):.3g} to {max(medians):.3g} in the median"
+    lines = [
+        inequality(
+            "second-order remainder of E_Q l over gamma/2 ||e||² in the norm of Sigma_Q",
+            closest,
+            example,
+        )
+    ]
+    figure = (
+        f"met at a corner ({closest:.4f}); in random worlds loose by {min(medians):.3g} to"
+        f" {max(medians):.3g} in the median"
+    )
     return conclude(figure, lines, {"how loose": panel(rows, *_LOOSE, log="y", guide="y = 1")})
 
 
 def strong_convexity_robust(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
-    """Claim 3: t L(a) + (1-t) L(b) - L(t a + (1-t) b) >= factor gamma lambda t (1-t) ||a-b||²/2 for L^W and L^KL."""
+    """Claim 3: t L(a) + (1-t) L(b) - L(t a + (1-t) b) >= factor gamma lambda t (1-t) ||a-b||²/2 for
+    L^W and L^KL."""
     count, segments = pick(profile, (1, 100), (3, 400), (8, 10_000))
     rng = np.random.default_rng(seed)
     lines, tables, loosest = [], dict[str, list[Row]](), list[float]()
@@ -97,21 +142,25 @@ def strong_convexity_robust(profile: str, seed: int, *, factor: float = 1.0) -> 
         for index, world in enumerate([_corner(), *worlds(seed, count)]):
             problem = Problem(ball, world)
             for fraction in (0.1, 0.5):
-                # every pair of the corner has the same label: it never collapses, and any radius will do
+                # every pair of the corner has the same label: it never collapses, and any radius
+                # will do
                 radius = fraction * (problem.edge if np.isfinite(problem.edge) else 0.5)
                 gamma_lam = factor * curvature(world.beta, world.bound) * problem.regularity(radius)
                 if gamma_lam <= 0:  # Assumption 2 does not hold: nothing is claimed
                     continue
                 a, b, t = _segments(rng, world, segments)
                 middle = problem.values(t[:, None] * a + (1 - t)[:, None] * b, radius)
-                excess = t * problem.values(a, radius) + (1 - t) * problem.values(b, radius) - middle
+                excess = (
+                    t * problem.values(a, radius) + (1 - t) * problem.values(b, radius) - middle
+                )
                 ratio = 2 * excess / (gamma_lam * t * (1 - t) * ((a - b) ** 2).sum(1))
                 i = int(ratio.argmin())
                 if ratio[i] < closest:
                     closest = float(ratio[i])
                     example = (
-                        f"beta={world.beta}, B={world.bound}, radius {radius:.4g}, theta {a[i].round(5)} and {b[i].round(5)}, "
-                        f"t={t[i]:.3f}, seed {seed}: ratio {closest:.6g}"
+                        f"beta={world.beta}, B={world.bound}, radius {radius:.4g}, theta"
+                        f" {a[i].round(5)} and {b[i].round(5)}, t={t[i]:.3f}, seed {seed}: ratio"
+                        f" {closest:.6g}"
                     )
                 if index:
                     random.append(float(ratio.min()))
@@ -119,22 +168,36 @@ def strong_convexity_robust(profile: str, seed: int, *, factor: float = 1.0) -> 
                     tables.setdefault(title, []).extend(_distribution(ratio, f"world {index}"))
         loosest += random
         lines.append(
-            inequality(f"{NAMES[ball]}: excess on a chord over gamma lambda t(1-t)||a-b||²/2", closest, example, slack=1e-6)
+            inequality(
+                f"{NAMES[ball]}: excess on a chord over gamma lambda t(1-t)||a-b||²/2",
+                closest,
+                example,
+                slack=1e-6,
+            )
         )
     figure = (
-        f"met where all pairs are one pair; in random worlds loose by at least {min(loosest):.3g}, at most {max(loosest):.3g}"
+        f"met where all pairs are one pair; in random worlds loose by at least {min(loosest):.3g},"
+        f" at most {max(loosest):.3g}"
     )
-    return conclude(figure, lines, {title: panel(rows, *_LOOSE, log="y", guide="y = 1") for title, rows in tables.items()})
+    return conclude(
+        figure,
+        lines,
+        {title: panel(rows, *_LOOSE, log="y", guide="y = 1") for title, rows in tables.items()},
+    )
 
 
 def _corner() -> FiniteWorld:
-    """One pair of antipodal features, theta_ref at the edge of the ball: at theta = -theta_ref the margin is 4 beta B."""
+    """One pair of antipodal features, theta_ref at the edge of the ball: at theta = -theta_ref the
+    margin is 4 beta B."""
     one = np.ones((1, 1))
     return FiniteWorld(one, -one, np.ones(1), np.ones(1), 1.0, 1.0, np.array([-1 + 1e-6]))
 
 
-def _segments(rng: np.random.Generator, world: FiniteWorld, count: int) -> tuple[Array, Array, Array]:
-    """Ends (count, d) and mixing weights: anywhere in the ball, and short ones near its edge, where the curvature is least."""
+def _segments(
+    rng: np.random.Generator, world: FiniteWorld, count: int
+) -> tuple[Array, Array, Array]:
+    """Ends (count, d) and mixing weights: anywhere in the ball, and short ones near its edge, where
+    the curvature is least."""
     d = world.dimension
     a, b = (_ball(rng, count, world.bound, d) for _ in range(2))
     short = np.arange(count) % 2 == 0
@@ -146,11 +209,19 @@ def _segments(rng: np.random.Generator, world: FiniteWorld, count: int) -> tuple
 
 
 def _bregman(margin: Array, along: Array) -> Array:
-    """l(m + a) - l(m) - a l'(m) for the logistic loss, without cancellation: sigma(m) tells the rest."""
+    """l(m + a) - l(m) - a l'(m) for the logistic loss, without cancellation: sigma(m) tells the
+    rest."""
     up, down = expit(margin), expit(-margin)
-    # l(m+a) - l(m) = log(up + down e^-a), and -l'(m) = down; for small a the series of the difference
+    # l(m+a) - l(m) = log(up + down e^-a), and -l'(m) = down; for small a the series of the
+    # difference
     exact = np.log1p(down * np.expm1(-along)) + along * down
-    series = up * down * along**2 / 2 * (1 - (up - down) * along / 3 + (1 - 6 * up * down) * along**2 / 12)
+    series = (
+        up
+        * down
+        * along**2
+        / 2
+        * (1 - (up - down) * along / 3 + (1 - 6 * up * down) * along**2 / 12)
+    )
     return np.where(np.abs(along) < 1e-2, series, exact)
 
 
@@ -173,23 +244,25 @@ CLAIMS = (
         "score-and-hessian",
         "arXiv:2502.01930, App. B.1",
         "Hess l = beta² sigma(m) sigma(-m) x x', |m| <= 4 beta B",
-        "The preference score is linear in theta with gradient x; the loss has the Hessian beta² sigma(m) sigma(-m) x x'; with "
-        "||psi|| <= 1 and theta, theta_ref in the ball of radius B, |m| <= 4 beta B, so that sigma(m) sigma(-m) is at least its "
-        "value there.",
+        "The preference score is linear in theta with gradient x; the loss has the Hessian beta²"
+        " sigma(m) sigma(-m) x x'; with ||psi|| <= 1 and theta, theta_ref in the ball of radius B,"
+        " |m| <= 4 beta B, so that sigma(m) sigma(-m) is at least its value there.",
         "||psi|| <= 1, ||theta||, ||theta_ref|| <= B.",
-        "Hessians by automatic differentiation at random points of three settings; the corner of antipodal features is added.",
-        "A Hessian that differs by more than 1e-10, a margin above 4 beta B, or a curvature below the floor.",
+        "Hessians by automatic differentiation at random points of three settings; the corner of"
+        " antipodal features is added.",
+        "A Hessian that differs by more than 1e-10, a margin above 4 beta B, or a curvature below"
+        " the floor.",
         score_and_hessian,
     ),
     Claim(
         "strong-convexity-data-norm",
         "arXiv:2502.01930, Lemma 10",
         "E_Q l is gamma-strongly convex in the norm of Sigma_Q",
-        "For every law Q of the pairs, theta -> E_Q l is gamma-strongly convex in ||.||_{Sigma_Q} on the ball of radius B, with "
-        "gamma = beta² e^{4 beta B}/(1 + e^{4 beta B})².",
+        "For every law Q of the pairs, theta -> E_Q l is gamma-strongly convex in ||.||_{Sigma_Q}"
+        " on the ball of radius B, with gamma = beta² e^{4 beta B}/(1 + e^{4 beta B})².",
         "||psi|| <= 1, ||theta||, ||theta_ref|| <= B.",
-        "The remainder of second order of E_Q l, divided by gamma/2 ||e||²_{Sigma_Q}, for random Q, theta and steps e, and at "
-        "the corner where the margin is 4 beta B.",
+        "The remainder of second order of E_Q l, divided by gamma/2 ||e||²_{Sigma_Q}, for random Q,"
+        " theta and steps e, and at the corner where the margin is 4 beta B.",
         "A ratio below 1. A constant 10 % larger is refuted by the corner.",
         strong_convexity_data_norm,
     ),
@@ -197,12 +270,14 @@ CLAIMS = (
         "strong-convexity-robust",
         "arXiv:2502.01930, Lemmas 11 and 14",
         "L^W and L^KL are gamma lambda-strongly convex",
-        "The robust objectives are gamma lambda-strongly convex in the Euclidean norm on the ball of radius B, lambda the "
-        "smallest eigenvalue of E_Q x x' over the ambiguity ball.",
+        "The robust objectives are gamma lambda-strongly convex in the Euclidean norm on the ball"
+        " of radius B, lambda the smallest eigenvalue of E_Q x x' over the ambiguity ball.",
         "As for Lemma 10, and Assumption 2: lambda > 0.",
-        "Chords of the exact robust objective (KL; W1 and W2 on the atoms), long and short, inside the ball and along its edge; "
-        "lambda by optimisation over the ambiguity ball. The extreme world is one pair of antipodal features.",
-        "A chord whose excess is below gamma lambda t(1-t)||a-b||²/2. A constant 10 % larger is refuted by the extreme world.",
+        "Chords of the exact robust objective (KL; W1 and W2 on the atoms), long and short, inside"
+        " the ball and along its edge; lambda by optimisation over the ambiguity ball. The extreme"
+        " world is one pair of antipodal features.",
+        "A chord whose excess is below gamma lambda t(1-t)||a-b||²/2. A constant 10 % larger is"
+        " refuted by the extreme world.",
         strong_convexity_robust,
     ),
 )

@@ -1,4 +1,5 @@
-"""Robust problems that the claims share: a world, a ball around its population, and what is fitted, valued and known there."""
+"""Robust problems that the claims share: a world, a ball around its population, and what is fitted,
+valued and known there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,11 @@ class Problem:
     @property
     def common(self) -> dict[str, Any]:
         """The arguments that every estimator shares."""
-        return {"beta": self.world.beta, "bound": self.world.bound, "theta_ref": self.world.theta_ref}
+        return {
+            "beta": self.world.beta,
+            "bound": self.world.bound,
+            "theta_ref": self.world.theta_ref,
+        }
 
     @property
     def ball_arguments(self) -> dict[str, Any]:
@@ -70,24 +75,34 @@ class Problem:
         return collapse_radius(self.ball, self.world.u, self.world.probability, **knobs).item()
 
     def fit(self, p: Array | Tensor, radius: Array | float) -> Fit:
-        """The robust estimator for weights p (R, K) or (K,) of the atoms; one radius, or one for each row."""
-        estimator = {"kl": kldpo}.get(self.ball, wdpo_finite if self.ball.endswith("finite") else wdpo_free)
+        """The robust estimator for weights p (R, K) or (K,) of the atoms; one radius, or one for
+        each row."""
+        estimator = {"kl": kldpo}.get(
+            self.ball, wdpo_finite if self.ball.endswith("finite") else wdpo_free
+        )
         return estimator(self.world.u, p, radius=radius, **self.ball_arguments, **self.common)
 
     def target(self, radius: float) -> Array:
         """theta_rho, the minimiser in the population (d,)."""
         return self.fit(self.world.probability, radius).theta[0].numpy()
 
-    def errors(self, n: int, radius: float, around: Array, replicates: int, seed: Sequence[int]) -> tuple[Array, Array | None]:
+    def errors(
+        self, n: int, radius: float, around: Array, replicates: int, seed: Sequence[int]
+    ) -> tuple[Array, Array | None]:
         """||theta_n - around|| and the dual variables of `replicates` samples of n pairs (R,)."""
-        fit = self.fit(self.world.sample(n, np.random.SeedSequence(list(seed)).spawn(replicates)).p, radius)
+        fit = self.fit(
+            self.world.sample(n, np.random.SeedSequence(list(seed)).spawn(replicates)).p, radius
+        )
         dual = None if fit.dual is None else fit.dual.numpy()
         return np.linalg.norm(fit.theta.numpy() - around, axis=1), dual
 
     def worst_case(self, theta: Array, p: Tensor, radius: float) -> BallDual:
-        """At theta (R, d) or (d,) for weights p (R, K) of the atoms; KL ball and balls on the atoms only."""
+        """At theta (R, d) or (d,) for weights p (R, K) of the atoms; KL ball and balls on the atoms
+        only."""
         world = self.world
-        losses = dpo_loss(torch.from_numpy(world.beta * (theta - world.theta_ref) @ world.u.T)).expand(len(p), -1)
+        losses = dpo_loss(
+            torch.from_numpy(world.beta * (theta - world.theta_ref) @ world.u.T)
+        ).expand(len(p), -1)
         size = torch.full((len(p),), radius ** max(self.power, 1), dtype=torch.float64)
         if self.ball == "kl":
             return kl_ball_dual(losses, p, size)
@@ -99,8 +114,14 @@ class Problem:
         return self.worst_case(theta, p, radius).value.numpy()
 
     def paper_bound(self, n: float, regularity: float, dual: Array, delta: float) -> float:
-        """Theorem 2 for the KL ball, with the range of the dual variables (R,) met in samples; Theorem 1 for the others."""
-        common = {"beta": self.world.beta, "bound": self.world.bound, "regularity": regularity, "delta": delta}
+        """Theorem 2 for the KL ball, with the range of the dual variables (R,) met in samples;
+        Theorem 1 for the others."""
+        common = {
+            "beta": self.world.beta,
+            "bound": self.world.bound,
+            "regularity": regularity,
+            "delta": delta,
+        }
         if self.ball == "kl":
             return theorem_2(n, dual_low=float(dual.min()), dual_high=float(dual.max()), **common)
         return theorem_1(n, **common)
@@ -119,7 +140,8 @@ SETTINGS = ((3, 1.0, 1.0, 0.0), (2, 0.5, 2.0, 0.3), (4, 2.0, 1.0, 0.0), (2, 3.0,
 
 
 def worlds(seed: int, count: int, *, contexts: int = 6, signal: float = 0.5) -> list[FiniteWorld]:
-    """Random worlds of two responses a context that differ in d, beta and B; the second of four has theta_ref away from 0."""
+    """Random worlds of two responses a context that differ in d, beta and B; the second of four has
+    theta_ref away from 0."""
     made = []
     for index in range(count):
         d, beta, bound, away = SETTINGS[index % len(SETTINGS)]
@@ -127,6 +149,9 @@ def worlds(seed: int, count: int, *, contexts: int = 6, signal: float = 0.5) -> 
         features = rng.standard_normal((contexts, 2, d))
         features /= np.linalg.norm(features, axis=-1, keepdims=True)
         star, ref = rng.standard_normal((2, d))
-        star, ref = star / np.linalg.norm(star) * bound * signal, ref / np.linalg.norm(ref) * bound * away
+        star, ref = (
+            star / np.linalg.norm(star) * bound * signal,
+            ref / np.linalg.norm(ref) * bound * away,
+        )
         made.append(from_policy(features, star, beta=beta, bound=bound, theta_ref=ref))
     return made

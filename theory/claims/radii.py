@@ -1,4 +1,5 @@
-"""Claims on the choice of the radius: the bias it costs against theta*, and what it takes to cover the truth."""
+"""Claims on the choice of the radius: the bias it costs against theta*, and what it takes to cover
+the truth."""
 
 from collections.abc import Callable
 
@@ -8,20 +9,35 @@ from scipy.sparse import coo_array, vstack
 from scipy.special import expit
 from scipy.stats import chi2
 
-from theory.claims.ledger import Claim, Finding, Measurement, Row, Verdict, conclude, curve, equality, panel, pick, rate_equal
+from theory.claims.ledger import (
+    Claim,
+    Finding,
+    Measurement,
+    Row,
+    Verdict,
+    conclude,
+    curve,
+    equality,
+    panel,
+    pick,
+    rate_equal,
+)
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.policy import Array
 from theory.rates import rate
 from theory.worlds import FiniteWorld, random_world
 
-_SMALL = np.array([1e-3, 3e-4, 1e-4])  # radii, as fractions of the collapse radius: where the leading term is left
+_SMALL = np.array(
+    [1e-3, 3e-4, 1e-4]
+)  # radii, as fractions of the collapse radius: where the leading term is left
 _LEVEL = 0.999
 _DRIFT = 0.03  # what terms of higher order may add to a slope
 
 
-# ------------------------------------------------------------------------------------------------------------------- bias
+# --------------------------------------------------------------------------------------------- bias
 def bias_kl(profile: str, seed: int, *, exponent: float = 0.5) -> Finding:
-    """Bias of KLDPO in the population: ||theta_rho - theta*|| ∝ rho^exponent, and its leading term."""
+    """Bias of KLDPO in the population: ||theta_rho - theta*|| ∝ rho^exponent, and its leading
+    term."""
     return _bias(profile, seed, {"kl": exponent}, _SMALL**2)
 
 
@@ -29,7 +45,12 @@ def bias_wasserstein(
     profile: str,
     seed: int,
     *,
-    exponents: tuple[tuple[str, float], ...] = (("w1-finite", 1.0), ("w1-free", 1.0), ("w2-free", 1.0), ("w2-finite", 2.0)),
+    exponents: tuple[tuple[str, float], ...] = (
+        ("w1-finite", 1.0),
+        ("w1-free", 1.0),
+        ("w2-free", 1.0),
+        ("w2-finite", 2.0),
+    ),
 ) -> Finding:
     """Bias of WDPO in the population: ||theta_rho - theta*|| ∝ rho^exponent for each ball."""
     return _bias(profile, seed, dict(exponents), _SMALL)
@@ -39,29 +60,46 @@ def _bias(profile: str, seed: int, exponents: dict[str, float], fractions: Array
     lines, tables, summary = [], dict[str, list[Row]](), []
     for ball, exponent in exponents.items():
         off, leading, found, example, rows = 0.0, 0.0, list[float](), "", list[Row]()
-        # with p = 2 on the atoms the bias falls twice as fast, below what a solver resolves at the smallest radii
+        # with p = 2 on the atoms the bias falls twice as fast, below what a solver resolves at the
+        # smallest radii
         sizes = np.sqrt(fractions) if ball == "w2-finite" else fractions
         for index, world in enumerate(worlds(seed, pick(profile, 2, 3, 4))):
             problem = Problem(ball, world)
             assert world.theta_star is not None
-            bias = np.array([problem.target(fraction * problem.edge) - world.theta_star for fraction in sizes])
+            bias = np.array(
+                [problem.target(fraction * problem.edge) - world.theta_star for fraction in sizes]
+            )
             size = np.linalg.norm(bias, axis=1)
             slope = float(np.polyfit(np.log(sizes), np.log(size), 1)[0])
             found.append(slope)
             if abs(slope - exponent) >= off:
                 off = abs(slope - exponent)
                 example = (
-                    f"d = {world.dimension}, beta = {world.beta:g}, seed {seed}: bias {size} at radii {sizes * problem.edge}"
+                    f"d = {world.dimension}, beta = {world.beta:g}, seed {seed}: bias {size} at"
+                    f" radii {sizes * problem.edge}"
                 )
             if ball in _LEADING:
                 expected = _LEADING[ball](world, sizes[-1] * problem.edge)
                 leading = max(leading, float(np.linalg.norm(bias[-1] - expected) / size[-1]))
             rows += curve(sizes, size, f"world {index + 1}")
-        tables[NAMES[ball]] = panel(rows, "radius / collapse radius", "||theta_rho - theta*||", log="xy")
+        tables[NAMES[ball]] = panel(
+            rows, "radius / collapse radius", "||theta_rho - theta*||", log="xy"
+        )
         summary.append(f"{NAMES[ball]}: {np.mean(found):.3f}")
-        lines.append(equality(f"{NAMES[ball]}: exponent of rho in the bias against {exponent:g}", off, 0.03, example))
+        lines.append(
+            equality(
+                f"{NAMES[ball]}: exponent of rho in the bias against {exponent:g}",
+                off,
+                0.03,
+                example,
+            )
+        )
         if ball in _LEADING:
-            lines.append(equality(f"{NAMES[ball]}: leading term against theory, relative", leading, 0.05, example))
+            lines.append(
+                equality(
+                    f"{NAMES[ball]}: leading term against theory, relative", leading, 0.05, example
+                )
+            )
     return conclude(f"exponent of rho: {'; '.join(summary)}", lines, tables)
 
 
@@ -71,16 +109,26 @@ def _at_star(world: FiniteWorld) -> tuple[Array, Array, Array, Array]:
     w = world.theta_star - world.theta_ref
     margin = world.beta * world.u @ w
     down = expit(-margin)
-    hessian = world.beta**2 * np.einsum("k,ki,kj->ij", world.probability * down * (1 - down), world.u, world.u)
-    return np.logaddexp(0, -margin), -world.beta * down[:, None] * world.u, np.linalg.inv(hessian), w
+    hessian = world.beta**2 * np.einsum(
+        "k,ki,kj->ij", world.probability * down * (1 - down), world.u, world.u
+    )
+    return (
+        np.logaddexp(0, -margin),
+        -world.beta * down[:, None] * world.u,
+        np.linalg.inv(hessian),
+        w,
+    )
 
 
 def _kl_leading(world: FiniteWorld, radius: float) -> Array:
-    """sup = E l + sqrt(2 rho Var l) + O(rho), so that the bias is -sqrt(2 rho) H^-1 Cov(grad l, l)/sd(l)."""
+    """sup = E l + sqrt(2 rho Var l) + O(rho), so that the bias is -sqrt(2 rho) H^-1 Cov(grad l,
+    l)/sd(l)."""
     p = world.probability
     losses, gradients, inverse, _ = _at_star(world)
     deviation = losses - p @ losses
-    return -np.sqrt(2 * radius) * inverse @ ((p * deviation) @ gradients) / np.sqrt(p @ deviation**2)
+    return (
+        -np.sqrt(2 * radius) * inverse @ ((p * deviation) @ gradients) / np.sqrt(p @ deviation**2)
+    )
 
 
 def _w1_free_leading(world: FiniteWorld, radius: float) -> Array:
@@ -90,7 +138,8 @@ def _w1_free_leading(world: FiniteWorld, radius: float) -> Array:
 
 
 def _w2_free_leading(world: FiniteWorld, radius: float) -> Array:
-    """sup = E l + rho G + O(rho²), G = beta ||w|| (E sigma(-m)²)^(1/2): the bias is -rho H^-1 grad G."""
+    """sup = E l + rho G + O(rho²), G = beta ||w|| (E sigma(-m)²)^(1/2): the bias is -rho H^-1 grad
+    G."""
     p, u = world.probability, world.u
     _, _, inverse, w = _at_star(world)
     down = expit(-world.beta * u @ w)
@@ -106,7 +155,7 @@ _LEADING: dict[str, Callable[[FiniteWorld, float], Array]] = {
 }
 
 
-# --------------------------------------------------------------------------------------------------------------- coverage
+# ----------------------------------------------------------------------------------------- coverage
 def radius_coverage(
     profile: str,
     seed: int,
@@ -124,8 +173,8 @@ def radius_coverage(
 ) -> Finding:
     """Radii that cover the truth, and the rate to theta* under radii that shrink.
 
-    scale multiplies chi2_{K-1,0.95}/(2n). distance_rates: of W1(P, P_n) and W2(P, P_n). schedules: ball, exponent of the
-    radius in n, and the claimed exponent of the error to theta*.
+    scale multiplies chi2_{K-1,0.95}/(2n). distance_rates: of W1(P, P_n) and W2(P, P_n). schedules:
+    ball, exponent of the radius in n, and the claimed exponent of the error to theta*.
     """
     lines, covers, rows = list[Measurement](), list[Row](), list[Row]()
     world = random_world(seed, contexts=3, actions=2, dimension=2, beta=1.0, bound=1.0)
@@ -142,12 +191,19 @@ def radius_coverage(
 
     sizes = tuple(10**k for k in pick(profile, (3, 5, 7), (3, 4, 5, 6, 7), range(2, 10)))
     replicates = pick(profile, 30, 80, 400)
-    samples = [world.sample(n, np.random.SeedSequence([seed, n]).spawn(replicates)).p.numpy() for n in sizes]
+    samples = [
+        world.sample(n, np.random.SeedSequence([seed, n]).spawn(replicates)).p.numpy()
+        for n in sizes
+    ]
     slopes, distances = list[str](), list[Row]()
     for order, claimed in zip((1, 2), distance_rates, strict=True):
         each = np.array([_distances(world, p, order) for p in samples])
         found = rate(np.array(sizes), each, seed=seed, resamples=4000, level=_LEVEL)
-        lines.append(rate_equal(f"W{order}(P, P_n) on the atoms", found.slope, found.low, found.high, claimed))
+        lines.append(
+            rate_equal(
+                f"W{order}(P, P_n) on the atoms", found.slope, found.low, found.high, claimed
+            )
+        )
         slopes.append(f"W{order}(P, P_n): {found.slope:.3f}")
         distances += curve(sizes, np.sqrt((each**2).mean(1)), f"W{order}")
     tables = {
@@ -165,32 +221,53 @@ def radius_coverage(
         start = 0.01 * problem.edge
         assert world.theta_star is not None
         errors = np.array(
-            [problem.errors(n, start * (n / sizes[0]) ** power, world.theta_star, replicates, (seed, n, 1))[0] for n in sizes]
+            [
+                problem.errors(
+                    n, start * (n / sizes[0]) ** power, world.theta_star, replicates, (seed, n, 1)
+                )[0]
+                for n in sizes
+            ]
         )
         found = rate(np.array(sizes), errors, seed=seed, resamples=4000, level=_LEVEL)
         name = f"{NAMES[ball]}, rho ∝ n^{power:g}"
         slopes.append(f"{name}: {found.slope:.3f}")
         low, high = found.low - _DRIFT, found.high + _DRIFT
         lines.append(
-            rate_equal(f"{name}: error to theta*, interval widened by {_DRIFT}", found.slope, low, high, claimed, width=0.15)
+            rate_equal(
+                f"{name}: error to theta*, interval widened by {_DRIFT}",
+                found.slope,
+                low,
+                high,
+                claimed,
+                width=0.15,
+            )
         )
         rows += curve(sizes, np.sqrt((errors**2).mean(1)), name)
-    tables["radii that shrink, root mean square"] = panel(rows, "pairs n", "||theta_n - theta*||", log="xy")
+    tables["radii that shrink, root mean square"] = panel(
+        rows, "pairs n", "||theta_n - theta*||", log="xy"
+    )
     return conclude(f"slopes on n: {'; '.join(slopes)}", lines, tables)
 
 
 def _covers(what: str, failed: float, trials: int, *, wanted: float = 0.05) -> Measurement:
-    """A failure rate that should be 5 % in the limit: within four standard errors and a tenth of it for finite n."""
+    """A failure rate that should be 5 % in the limit: within four standard errors and a tenth of it
+    for finite n."""
     room = 4 * np.sqrt(wanted * (1 - wanted) / trials) + 0.1 * wanted
     holds = abs(failed - wanted) <= room
     figure = f"in {failed:.2%} of {trials} samples, allowed {wanted:.0%} within {room:.2%}"
     if holds:
         return Measurement(what, Verdict.HOLDS, figure)
-    return Measurement(what, Verdict.REFUTED, figure, counterexample=f"the failure rate is {failed:.2%}, not {wanted:.0%}")
+    return Measurement(
+        what,
+        Verdict.REFUTED,
+        figure,
+        counterexample=f"the failure rate is {failed:.2%}, not {wanted:.0%}",
+    )
 
 
 def _distinct(world: FiniteWorld) -> Array:
-    """Probabilities of the pairs that differ; the same response twice is one pair, whatever its label."""
+    """Probabilities of the pairs that differ; the same response twice is one pair, whatever its
+    label."""
     atoms = np.concatenate([world.psi1, world.psi2, world.label[:, None]], 1)
     _, index = np.unique(atoms.round(12), axis=0, return_inverse=True)
     p = np.bincount(index.ravel(), weights=world.probability)
@@ -201,24 +278,37 @@ def _distances(world: FiniteWorld, samples: Array, power: int) -> Array:
     """W_p(P, P_n) on the atoms for weights (R, K), by linear programming (HiGHS)."""
     cost, K = world.distance(1.0) ** power, len(world.probability)
     cells = np.arange(K * K)
-    rows, columns = (coo_array((np.ones(K * K), (index, cells)), shape=(K, K * K)) for index in (cells // K, cells % K))
+    rows, columns = (
+        coo_array((np.ones(K * K), (index, cells)), shape=(K, K * K))
+        for index in (cells // K, cells % K)
+    )
     constraint = vstack([rows, columns]).tocsr()
     return np.array(
         [
-            linprog(cost.ravel(), A_eq=constraint, b_eq=np.concatenate([world.probability, q]), bounds=(0, None)).fun
+            linprog(
+                cost.ravel(),
+                A_eq=constraint,
+                b_eq=np.concatenate([world.probability, q]),
+                bounds=(0, None),
+            ).fun
             for q in samples
         ]
     ) ** (1 / power)
 
 
-_POPULATION = "Minimisers in the population at three small radii, in random finite worlds with Bradley-Terry labels; no sampling."
+_POPULATION = (
+    "Minimisers in the population at three small radii, in random finite worlds with Bradley-Terry"
+    " labels; no sampling."
+)
 CLAIMS = (
     Claim(
         "bias-kl",
         "derived; arXiv:2502.01930, Eq. (9)",
         "KLDPO: ||theta_rho - theta*|| ∝ sqrt(rho)",
-        "The population minimiser of KLDPO is theta* - sqrt(2 rho) H^-1 Cov(grad l, l)/sd(l) + O(rho), H the Hessian at theta*.",
-        "Bradley-Terry labels with a true theta* inside the ball of radius B; losses at theta* not all equal.",
+        "The population minimiser of KLDPO is theta* - sqrt(2 rho) H^-1 Cov(grad l, l)/sd(l) +"
+        " O(rho), H the Hessian at theta*.",
+        "Bradley-Terry labels with a true theta* inside the ball of radius B; losses at theta* not"
+        " all equal.",
         _POPULATION + " The exponent, and the leading term by its closed form.",
         "An exponent away from 1/2, or a leading term away from the closed form.",
         bias_kl,
@@ -227,8 +317,9 @@ CLAIMS = (
         "bias-wasserstein",
         "derived; arXiv:2502.01930, Eq. (8)",
         "WDPO: ||theta_rho - theta*|| ∝ rho; ∝ rho² for W2 on finitely many atoms",
-        "The bias of WDPO is of order rho, for W1 and for W2 with free features. On finitely many atoms no move is shorter than "
-        "the least distance, so that the budget rho^p itself is what counts: for W2 the bias is of order rho².",
+        "The bias of WDPO is of order rho, for W1 and for W2 with free features. On finitely many"
+        " atoms no move is shorter than the least distance, so that the budget rho^p itself is what"
+        " counts: for W2 the bias is of order rho².",
         "Bradley-Terry labels with a true theta* inside the ball of radius B, theta* != theta_ref.",
         _POPULATION + " The exponents, and for free features the leading term by its closed form.",
         "An exponent away from the claimed one, or a leading term away from the closed form.",
@@ -238,12 +329,14 @@ CLAIMS = (
         "radius-coverage",
         "derived; cf. arXiv:2502.01930, Remark 3",
         "which radii cover the truth, and which keep the rate n^-1/2 to theta*",
-        "KL(P||P_n) <= rho with probability 0.95 needs rho = chi2_{K-1,0.95}/(2n); W1(P, P_n) falls as n^-1/2 and W2(P, P_n) as "
-        "n^-1/4. With radii of these orders KL, W1 and W2 on the atoms keep the rate n^-1/2 to theta*; W2 with free features, "
-        "whose bias is ∝ rho, has n^-1/4, and so has KLDPO with rho ∝ n^-1/2.",
+        "KL(P||P_n) <= rho with probability 0.95 needs rho = chi2_{K-1,0.95}/(2n); W1(P, P_n) falls"
+        " as n^-1/2 and W2(P, P_n) as n^-1/4. With radii of these orders KL, W1 and W2 on the atoms"
+        " keep the rate n^-1/2 to theta*; W2 with free features, whose bias is ∝ rho, has n^-1/4,"
+        " and so has KLDPO with rho ∝ n^-1/2.",
         "Finite Z of K atoms.",
-        "The share of samples whose KL exceeds the radius; the slopes of W1(P, P_n) and W2(P, P_n), by linear programming; "
-        f"slopes of the error to theta* with shrinking radii, n = 1e7 to 1e10, intervals at {_LEVEL:.1%}.",
+        "The share of samples whose KL exceeds the radius; the slopes of W1(P, P_n) and W2(P,"
+        " P_n), by linear programming; slopes of the error to theta* with shrinking radii, n = 1e7"
+        f" to 1e10, intervals at {_LEVEL:.1%}.",
         "A failure rate away from 5 %, or a slope whose interval leaves out the claimed one.",
         radius_coverage,
     ),

@@ -1,4 +1,5 @@
-"""Claims on the step from a fixed theta to the minimiser: Lemmas 9 and 13 of arXiv:2502.01930, and their repair."""
+"""Claims on the step from a fixed theta to the minimiser: Lemmas 9 and 13 of arXiv:2502.01930, and
+their repair."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,10 +7,25 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from theory.claims.ledger import Claim, Finding, Measurement, Row, conclude, coverage, curve, panel, pick
+from theory.claims.ledger import (
+    Claim,
+    Finding,
+    Measurement,
+    Row,
+    conclude,
+    coverage,
+    curve,
+    panel,
+    pick,
+)
 from theory.claims.problems import Problem
 from theory.policy import Array
-from theory.uniform_bounds import pointwise_kl, pointwise_wasserstein, uniform_kl, uniform_wasserstein
+from theory.uniform_bounds import (
+    pointwise_kl,
+    pointwise_wasserstein,
+    uniform_kl,
+    uniform_wasserstein,
+)
 from theory.worlds import FiniteWorld, random_world
 
 DELTA = 0.05
@@ -18,18 +34,24 @@ BALLS = ("kl", "w1-finite")
 
 
 def _deviation(problem: Problem, radius: float, theta: Array, p: Tensor) -> Array:
-    """|L_n(theta) - L(theta)| for theta (R, d) and the weights p (R, K) of the samples, row by row."""
-    return np.abs(problem.worst_case(theta, p, radius).value.numpy() - problem.values(theta, radius))
+    """|L_n(theta) - L(theta)| for theta (R, d) and the weights p (R, K) of the samples, row by
+    row."""
+    return np.abs(
+        problem.worst_case(theta, p, radius).value.numpy() - problem.values(theta, radius)
+    )
 
 
 def _samples(world: FiniteWorld, n: int, count: int, *key: int) -> Tensor:
     return world.sample(n, np.random.SeedSequence(list(key)).spawn(count)).p
 
 
-def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_sample: bool = True) -> Finding:
+def pointwise_to_uniform(
+    profile: str, seed: int, *, constant: float = 1.0, own_sample: bool = True
+) -> Finding:
     """Lemmas 9 and 13 at a fixed theta, and the step that carries them to theta_n.
 
-    constant: scales the lemmas' bounds. own_sample: whether theta_n comes from the sample it is judged on, as in the proof.
+    constant: scales the lemmas' bounds. own_sample: whether theta_n comes from the sample it is
+    judged on, as in the proof.
     """
     trials, others = pick(profile, (80, 60), (150, 150), (500, 500))
     lines: list[Measurement] = []
@@ -51,14 +73,23 @@ def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_
                 trials,
                 DELTA,
                 ratio=ratio,
-                counterexample=f"deviation {deviation.max():.4g} > {lemma:.4g} at theta = (B, 0, ..), seed {seed}",
+                counterexample=(
+                    f"deviation {deviation.max():.4g} > {lemma:.4g} at theta = (B, 0, ..), seed"
+                    f" {seed}"
+                ),
             )
         )
-        # the step: what fails with probability delta at every fixed theta fails with probability delta at theta_n
+        # the step: what fails with probability delta at every fixed theta fails with probability
+        # delta at theta_n
         own = p if own_sample else _samples(world, n, trials, seed, ball_index, 1)
         theta = problem.fit(own, radius).theta.numpy()
         fresh = _samples(world, n, others, seed, ball_index, 2)
-        limits = np.array([np.quantile(_deviation(problem, radius, np.tile(t, (others, 1)), fresh), 1 - DELTA) for t in theta])
+        limits = np.array(
+            [
+                np.quantile(_deviation(problem, radius, np.tile(t, (others, 1)), fresh), 1 - DELTA)
+                for t in theta
+            ]
+        )
         met = _deviation(problem, radius, theta, p)
         failures = int((met > limits).sum())
         figures.append(failures / trials)
@@ -70,15 +101,23 @@ def pointwise_to_uniform(profile: str, seed: int, *, constant: float = 1.0, own_
                 trials,
                 # the quantile is itself estimated from `others` samples
                 DELTA + 2 * np.sqrt(DELTA * (1 - DELTA) / others),
-                counterexample=f"at the theta_n of sample {i} the deviation is {met[i]:.4g}; 95 % of other samples have less "
-                f"than {limits[i]:.4g} there",
+                counterexample=(
+                    f"at the theta_n of sample {i} the deviation is {met[i]:.4g}; 95 % of other"
+                    f" samples have less than {limits[i]:.4g} there"
+                ),
                 step=True,
             )
         )
         printed = constant * _pointwise(problem, n, problem.worst_case(theta, p, radius).dual)
         over = int((met > printed).sum())
         lines.append(
-            coverage(f"{name}: the printed bound at theta_n", over, trials, DELTA, ratio=printed / np.quantile(met, 1 - DELTA))
+            coverage(
+                f"{name}: the printed bound at theta_n",
+                over,
+                trials,
+                DELTA,
+                ratio=printed / np.quantile(met, 1 - DELTA),
+            )
         )
         rows += curve(limits, met, name)
     shares = " and ".join(f"{share:.0%}" for share in figures)
@@ -98,16 +137,22 @@ def _pointwise(problem: Problem, n: int, dual: Tensor) -> float:
     return pointwise_wasserstein(n, **common)
 
 
-def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constant: float = 1.0) -> Finding:
-    """Lemmas 9 and 13 repaired: sup over Theta of |L_n - L| on a grid of Theta against the bound with a covering term.
+def uniform_deviation(
+    profile: str, seed: int, *, covering: bool = True, constant: float = 1.0
+) -> Finding:
+    """Lemmas 9 and 13 repaired: sup over Theta of |L_n - L| on a grid of Theta against the bound
+    with a covering term.
 
-    covering: whether the covering term is there; without it the bound is the pointwise one. constant: scales the bound.
+    covering: whether the covering term is there; without it the bound is the pointwise one.
+    constant: scales the bound.
     """
     replicates, directions = pick(profile, (80, 12), (100, 24), (400, 64))
     sizes = pick(profile, (100,), (100, 10_000), (100, 1000, 10_000, 100_000))
     world = random_world(seed, contexts=6, actions=2, dimension=2, beta=1.0, bound=1.0)
     angles = 2 * np.pi * np.arange(directions) / directions
-    grid = np.concatenate([r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in (0.25, 0.5, 0.75, 1.0)])
+    grid = np.concatenate(
+        [r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in (0.25, 0.5, 0.75, 1.0)]
+    )
     lines: list[Measurement] = []
     tables: dict[str, list[Row]] = {}
     ratios = []
@@ -116,32 +161,50 @@ def uniform_deviation(profile: str, seed: int, *, covering: bool = True, constan
         bound = _repaired(problem, covering)
         for n in sizes:
             p = _samples(world, n, replicates, seed, ball_index, n)
-            each = np.stack([_deviation(problem, radius, np.tile(theta, (replicates, 1)), p) for theta in grid], 1)
+            each = np.stack(
+                [_deviation(problem, radius, np.tile(theta, (replicates, 1)), p) for theta in grid],
+                1,
+            )
             sup = each.max(1)
             pointwise = float(np.quantile(each, 1 - DELTA, axis=0).max())
             quantile, limit = float(np.quantile(sup, 1 - DELTA)), constant * bound(n)
             ratios.append(limit / quantile)
             lines.append(
                 coverage(
-                    f"{name}, n = {n}: sup over Theta is {quantile / pointwise:.2f} times the largest pointwise quantile",
+                    f"{name}, n = {n}: sup over Theta is {quantile / pointwise:.2f} times the"
+                    " largest pointwise quantile",
                     int((sup > limit).sum()),
                     replicates,
                     DELTA,
                     ratio=limit / quantile,
-                    counterexample=f"a sample of seed {seed} has sup |L_n - L| = {sup.max():.4g} > {limit:.4g}",
+                    counterexample=(
+                        f"a sample of seed {seed} has sup |L_n - L| = {sup.max():.4g} > {limit:.4g}"
+                    ),
                 )
             )
-            for series, y in (("sup over Theta, 95 %", quantile), ("one theta, 95 %", pointwise), ("repaired bound", limit)):
+            for series, y in (
+                ("sup over Theta, 95 %", quantile),
+                ("one theta, 95 %", pointwise),
+                ("repaired bound", limit),
+            ):
                 tables.setdefault(name, []).extend(curve([n], [y], series))
     printed = [
-        _repaired(Problem("w1-finite", world), covering)(n) / pointwise_wasserstein(n, beta=1.0, bound=1.0, delta=DELTA)
+        _repaired(Problem("w1-finite", world), covering)(n)
+        / pointwise_wasserstein(n, beta=1.0, bound=1.0, delta=DELTA)
         for n in sizes
     ]
     figure = (
         f"repaired bound / 95 % quantile of sup |L_n - L|: {min(ratios):.3g} to {max(ratios):.3g}; "
         f"for W1 {max(printed):.2g} times the pointwise bound"
     )
-    return conclude(figure, lines, {name: panel(rows, "pairs n", "|L_n - L| (nats)", log="xy") for name, rows in tables.items()})
+    return conclude(
+        figure,
+        lines,
+        {
+            name: panel(rows, "pairs n", "|L_n - L| (nats)", log="xy")
+            for name, rows in tables.items()
+        },
+    )
 
 
 def _repaired(problem: Problem, covering: bool) -> Callable[[float], float]:
@@ -150,9 +213,13 @@ def _repaired(problem: Problem, covering: bool) -> Callable[[float], float]:
     dimension = world.dimension if covering else 0
     if problem.ball == "kl":
         cuts = np.geomspace(0.05, 50, 200)
-        return lambda n: min(uniform_kl(n, dimension, radius=radius, dual_low=cut, **common) for cut in cuts)
+        return lambda n: min(
+            uniform_kl(n, dimension, radius=radius, dual_low=cut, **common) for cut in cuts
+        )
     diameter = float(problem.distance.max())
-    return partial(uniform_wasserstein, d=dimension, radius=radius, power=1, diameter=diameter, **common)
+    return partial(
+        uniform_wasserstein, d=dimension, radius=radius, power=1, diameter=diameter, **common
+    )
 
 
 CLAIMS = (
@@ -160,24 +227,28 @@ CLAIMS = (
         "pointwise-to-uniform",
         "arXiv:2502.01930, Lemmas 9 and 13 in the proofs of Theorems 1 and 2",
         "|L_n - L| is small at theta_n as it is at a fixed theta",
-        "With probability 1 - delta, |L_n(theta) - L(theta)| <= K sqrt(log(2/delta)/2n) for WDPO, and lamU e^{L/lamL} "
-        "sqrt(log(2/delta)/2n) for KLDPO, at a fixed theta; the proofs of Theorems 1 and 2 use it at theta = theta_n.",
+        "With probability 1 - delta, |L_n(theta) - L(theta)| <= K sqrt(log(2/delta)/2n) for WDPO,"
+        " and lamU e^{L/lamL} sqrt(log(2/delta)/2n) for KLDPO, at a fixed theta; the proofs of"
+        " Theorems 1 and 2 use it at theta = theta_n.",
         "theta is fixed before the sample is seen. In the proofs it is not.",
-        "The lemma at a fixed theta; then the step: for each theta_n the exact 95 % quantile of the deviation at that theta, "
-        "from other samples, is compared with the deviation on the sample that theta_n was fitted to. d = 6, n = 40. Last, the "
-        "printed bound, whose constant is large, at theta_n.",
-        "The exact quantile covering theta_n as often as a fixed theta closes the gap; a printed bound exceeded in more than 5 % "
-        "of the samples refutes the statement.",
+        "The lemma at a fixed theta; then the step: for each theta_n the exact 95 % quantile of the"
+        " deviation at that theta, from other samples, is compared with the deviation on the sample"
+        " that theta_n was fitted to. d = 6, n = 40. Last, the printed bound, whose constant is"
+        " large, at theta_n.",
+        "The exact quantile covering theta_n as often as a fixed theta closes the gap; a printed"
+        " bound exceeded in more than 5 % of the samples refutes the statement.",
         pointwise_to_uniform,
     ),
     Claim(
         "uniform-deviation",
         "derived; repairs arXiv:2502.01930, Lemmas 9 and 13",
         "sup over Theta of |L_n - L| is bounded with a covering term",
-        "With probability 1 - delta, sup over Theta of |L_n - L| is at most K sqrt((log(2/delta) + d log(1 + 8 beta B/e) + "
-        "log(1 + ..))/2n) + 2e for WDPO, and the like for KLDPO without a lower bound of the dual variable.",
+        "With probability 1 - delta, sup over Theta of |L_n - L| is at most K sqrt((log(2/delta) +"
+        " d log(1 + 8 beta B/e) + log(1 + ..))/2n) + 2e for WDPO, and the like for KLDPO without a"
+        " lower bound of the dual variable.",
         "Bounded Z; nothing about the optimal dual variable.",
-        "The largest deviation over a grid of Theta (d = 2), which is at most the supremum, against the bound.",
+        "The largest deviation over a grid of Theta (d = 2), which is at most the supremum, against"
+        " the bound.",
         "A sample whose deviation exceeds the bound, in surely more than 5 % of the samples.",
         uniform_deviation,
     ),

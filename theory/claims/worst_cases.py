@@ -1,6 +1,8 @@
-"""Claims on worst-case distributions: the KL tilt, Wasserstein duality, and what the algorithms put in their place.
+"""Claims on worst-case distributions: the KL tilt, Wasserstein duality, and what the algorithms put
+in their place.
 
-Section 5 and Appendices D to F, arXiv:2502.01930, their released code, and the chi-squared dual of arXiv:2509.19104.
+Section 5 and Appendices D to F, arXiv:2502.01930, their released code, and the chi-squared dual of
+arXiv:2509.19104.
 """
 
 import math
@@ -9,7 +11,18 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from theory.claims.ledger import Claim, Finding, Row, conclude, curve, equality, inequality, panel, pick, rate_equal
+from theory.claims.ledger import (
+    Claim,
+    Finding,
+    Row,
+    conclude,
+    curve,
+    equality,
+    inequality,
+    panel,
+    pick,
+    rate_equal,
+)
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual, transport_dual
 from theory.estimators import kldpo, kldpo_tilt
@@ -21,8 +34,11 @@ from theory.worst_case import free, gradient_step, reweighting
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
-def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, threshold: float = 1.0) -> Finding:
-    """Claim 8: q_i ∝ p_i exp(sharpness l_i / lam*); on a sample, lam* = 0 iff rho >= threshold log n."""
+def kl_worst_case_is_tilt(
+    profile: str, seed: int, *, sharpness: float = 1.0, threshold: float = 1.0
+) -> Finding:
+    """Claim 8: q_i ∝ p_i exp(sharpness l_i / lam*); on a sample, lam* = 0 iff rho >= threshold log
+    n."""
     from theory import worst_programs  # cvxpy is slow to import
 
     value_error, spent_error, example = 0.0, 0.0, ""
@@ -30,16 +46,24 @@ def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, th
     for index, (world, theta) in enumerate(_settings(seed, pick(profile, 3, 15, 100))):
         losses, p = _losses(world, theta), world.probability
         for rho in (0.01, 0.1, 0.5):
-            exact, (found, program) = reweighting("kl", losses, p, rho), worst_programs.reweighting("kl", losses, p, rho)
+            exact, (found, program) = (
+                reweighting("kl", losses, p, rho),
+                worst_programs.reweighting("kl", losses, p, rho),
+            )
             if index == 0:
                 weights += curve(losses, found / p, f"rho = {rho:g}")
             if exact.dual == 0:  # the ball holds the point masses on the largest loss
                 continue
-            q = tilt_weights(torch.from_numpy(losses), exact.dual / sharpness, torch.from_numpy(p)).numpy()
+            q = tilt_weights(
+                torch.from_numpy(losses), exact.dual / sharpness, torch.from_numpy(p)
+            ).numpy()
             spread = float(np.ptp(losses))
             if abs(q @ losses - program) / spread > value_error:
                 value_error = abs(float(q @ losses) - program) / spread
-                example = f"losses {losses.round(3).tolist()}, rho={rho}: tilt {q @ losses:.6g}, program {program:.6g}"
+                example = (
+                    f"losses {losses.round(3).tolist()}, rho={rho}: tilt {q @ losses:.6g}, program"
+                    f" {program:.6g}"
+                )
             spent_error = max(spent_error, abs(float(np.sum(q * np.log(q / p))) / rho - 1))
     wrong, cases, odd = 0, 0, ""
     rng = np.random.default_rng(seed)
@@ -47,30 +71,47 @@ def kl_worst_case_is_tilt(profile: str, seed: int, *, sharpness: float = 1.0, th
         losses = np.sort(rng.exponential(size=n))[None]
         for factor in (0.5, 0.9, 0.99, 1 - 1e-3, 1 + 1e-9, 1.01, 1.1, 2.0):
             rho = factor * math.log(n)
-            lam = kl_ball_dual(torch.from_numpy(losses), torch.full((1, n), 1 / n, dtype=torch.float64), _number(rho)).dual.item()
+            lam = kl_ball_dual(
+                torch.from_numpy(losses),
+                torch.full((1, n), 1 / n, dtype=torch.float64),
+                _number(rho),
+            ).dual.item()
             cases += 1
             duals += curve([factor], [lam], f"n = {n}")
             if (lam == 0) != (factor >= threshold):
                 wrong, odd = wrong + 1, f"n={n}, rho={factor:g} log n: lam* = {lam:.3g}"
     lines = [
         equality(
-            "expected loss of the tilt against a convex program, relative to the range of the losses", value_error, 1e-5, example
+            "expected loss of the tilt against a convex program, relative to the range of the"
+            " losses",
+            value_error,
+            1e-5,
+            example,
         ),
         equality("KL of the tilt relative to the radius", spent_error, 1e-7),
-        equality(f"cases of {cases} where lam* = 0 and rho >= {threshold:g} log n disagree", wrong, 0, odd),
+        equality(
+            f"cases of {cases} where lam* = 0 and rho >= {threshold:g} log n disagree",
+            wrong,
+            0,
+            odd,
+        ),
     ]
     return conclude(
-        f"tilt and program agree to {value_error:.0e}; lam* = 0 from log n on in {cases - wrong} of {cases} cases",
+        f"tilt and program agree to {value_error:.0e}; lam* = 0 from log n on in {cases - wrong} of"
+        f" {cases} cases",
         lines,
         {
-            "worst-case weights of the program, one world": panel(weights, "loss (nats)", "q / p", log="y"),
+            "worst-case weights of the program, one world": panel(
+                weights, "loss (nats)", "q / p", log="y"
+            ),
             "lambda* on samples of n": panel(duals, "rho / log n", "lambda* (nats)"),
         },
     )
 
 
 def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
-    """Prop. 4: mu + lam = lam log E exp(l/lam) >= factor E l, so that p exp((l - E l)/lam) >= q; what is its mass?"""
+    """Prop. 4: mu + lam = lam log E exp(l/lam) >= factor E l, so that p exp((l - E l)/lam) >= q;
+    what is its mass?"""
     lowest, least_ratio, shape, rows = math.inf, math.inf, 0.0, list[Row]()
     example = ""
     for world, theta in _settings(seed, pick(profile, 10, 60, 400)):
@@ -83,29 +124,56 @@ def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
             normaliser = kl_tilt(torch.from_numpy(losses), exact.dual, torch.from_numpy(p)).item()
             if normaliser / (factor * mean) < lowest:
                 lowest = normaliser / (factor * mean)
-                example = f"losses {losses.round(3).tolist()}: mu + lam = {normaliser:.6g}, mean {mean:.6g}"
+                example = (
+                    f"losses {losses.round(3).tolist()}: mu + lam = {normaliser:.6g}, mean"
+                    f" {mean:.6g}"
+                )
             kernel = p * np.exp((losses - mean) / exact.dual)
             least_ratio = min(least_ratio, float((kernel / exact.weights).min()))
             shape = max(shape, float(np.abs(kernel / kernel.sum() - exact.weights).max()))
-            rows.append({"beta": world.beta, "series": f"rho = {rho:g}", "x": exact.dual, "y": float(kernel.sum())})
+            rows.append(
+                {
+                    "beta": world.beta,
+                    "series": f"rho = {rho:g}",
+                    "x": exact.dual,
+                    "y": float(kernel.sum()),
+                }
+            )
     masses = np.array([row["y"] for row in rows])
-    hand = "two pairs, losses 0 and 2, tau = 1: kernel (e^-1/2, e/2) = (0.184, 1.359) has mass cosh 1 = 1.543; the worst case is "
+    hand = (
+        "two pairs, losses 0 and 2, tau = 1: kernel (e^-1/2, e/2) = (0.184, 1.359) has mass cosh 1"
+        " = 1.543; the worst case is "
+    )
     hand += "(0.119, 0.881)"
     lines = [
         inequality(f"mu + lam >= {factor:g} E l", lowest, example, loose=math.inf),
-        inequality("kernel p exp((l - E l)/lam) >= the worst case, atom by atom", least_ratio, loose=math.inf),
+        inequality(
+            "kernel p exp((l - E l)/lam) >= the worst case, atom by atom",
+            least_ratio,
+            loose=math.inf,
+        ),
         equality("the kernel divided by its mass is the worst case", shape, 1e-9),
-        equality("the kernel itself is the worst case: its mass is 1", float(masses.max() - 1), 1e-9, hand, step=True),
+        equality(
+            "the kernel itself is the worst case: its mass is 1",
+            float(masses.max() - 1),
+            1e-9,
+            hand,
+            step=True,
+        ),
     ]
     figure = (
-        f"mass of the kernel {np.median(masses):.3f} in the median, {masses.max():.2f} at most; divided by it, the tilt exactly"
+        f"mass of the kernel {np.median(masses):.3f} in the median, {masses.max():.2f} at most;"
+        " divided by it, the tilt exactly"
     )
     how = {"log": "x", "kind": "points", "guide": "y = 1"}
-    return conclude(figure, lines, {"mass of the kernel": panel(rows, "tau = lambda* (nats)", "mass", **how)})
+    return conclude(
+        figure, lines, {"mass of the kernel": panel(rows, "tau = lambda* (nats)", "mass", **how)}
+    )
 
 
 def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Finding:
-    """Claim 9: sup over plans = min over eta of eta rho^(p exponent) + E max_z' [l(z') - eta d^p]; finite Z and free features."""
+    """Claim 9: sup over plans = min over eta of eta rho^(p exponent) + E max_z' [l(z') - eta d^p];
+    finite Z and free features."""
     from theory import programs, worst_programs  # cvxpy is slow to import
 
     finite, example, below, above = 0.0, "", -math.inf, -math.inf
@@ -118,31 +186,59 @@ def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Fi
             for rho in (0.05, 0.3):
                 primal = programs.wasserstein_worst_case(losses, p, distance, power, rho)[1]
                 cost, budget = torch.from_numpy(distance**power), _number(rho ** (power * exponent))
-                dual = transport_dual(torch.from_numpy(losses)[None], torch.from_numpy(p)[None], cost, budget).value.item()
+                dual = transport_dual(
+                    torch.from_numpy(losses)[None], torch.from_numpy(p)[None], cost, budget
+                ).value.item()
                 if abs(dual - primal) / primal > finite:
                     finite = abs(dual - primal) / primal
-                    example = f"{world.beta=}, theta={theta.round(3)}, p={power}, rho={rho}: plan {primal:.6g}, dual {dual:.6g}"
+                    example = (
+                        f"{world.beta=}, theta={theta.round(3)}, p={power}, rho={rho}: plan"
+                        f" {primal:.6g}, dual {dual:.6g}"
+                    )
                 rows += curve([dual - mean], [primal - mean], f"W{power}, finite Z")
-                dual = free(world.u, p, theta, beta=world.beta, power=power, radius=rho**exponent).value
-                reach = 1e4 * rho if power == 1 else 3 * rho / math.sqrt(float(p @ (1 / (1 + np.exp(margin))) ** 2))
-                grid = np.append(np.linspace(0, 2 * rho, 20), reach) if power == 1 else np.linspace(0, reach, 150)
+                dual = free(
+                    world.u, p, theta, beta=world.beta, power=power, radius=rho**exponent
+                ).value
+                reach = (
+                    1e4 * rho
+                    if power == 1
+                    else 3 * rho / math.sqrt(float(p @ (1 / (1 + np.exp(margin))) ** 2))
+                )
+                grid = (
+                    np.append(np.linspace(0, 2 * rho, 20), reach)
+                    if power == 1
+                    else np.linspace(0, reach, 150)
+                )
                 plan = worst_programs.free_moves(margin, p, b, rho, power, grid)
                 above = max(above, plan / dual - 1)
                 below = max(below, 1 - plan / dual)
                 rows += curve([dual - mean], [plan - mean], f"W{power}, free features")
     lines = [
-        equality("finite Z: linear program over plans against the dual, relative", finite, 1e-7, example),
-        inequality("free features: the dual is above every plan on a grid of moves", 1 / (1 + above), loose=math.inf, slack=1e-6),
+        equality(
+            "finite Z: linear program over plans against the dual, relative", finite, 1e-7, example
+        ),
+        inequality(
+            "free features: the dual is above every plan on a grid of moves",
+            1 / (1 + above),
+            loose=math.inf,
+            slack=1e-6,
+        ),
         equality("free features: a plan on the grid comes near the dual, relative", below, 1e-3),
     ]
-    figure = f"plans and duals agree to {finite:.0e} (finite Z) and {below:.0e} (free features, on a grid)"
+    figure = (
+        f"plans and duals agree to {finite:.0e} (finite Z) and {below:.0e} (free features, on a"
+        " grid)"
+    )
     how = {"log": "xy", "kind": "points", "guide": "y = x"}
     title = "what the ball adds to the mean loss"
     return conclude(figure, lines, {title: panel(rows, "dual (nats)", "best plan (nats)", **how)})
 
 
-def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float = 8.0, order: float = 2.0) -> Finding:
-    """Claim 10: E l + rho G <= sup <= E l + rho G + b² rho² / denominator, with an error of the given order in rho."""
+def gradient_norm_approximates_w2(
+    profile: str, seed: int, *, denominator: float = 8.0, order: float = 2.0
+) -> Finding:
+    """Claim 10: E l + rho G <= sup <= E l + rho G + b² rho² / denominator, with an error of the
+    given order in rho."""
     from theory.programs import free_quadratic_worst_case  # cvxpy is slow to import
 
     low, tight, slopes, rows = math.inf, math.inf, list[float](), list[Row]()
@@ -156,7 +252,8 @@ def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float
             value = gradient_step(world.u, p, theta, beta=world.beta, radius=rho)
             exact = free_quadratic_worst_case(margin, p, b, rho)[1]
             case = (
-                f"beta={world.beta}, |w|={np.linalg.norm(theta):.3g}, rho={rho:g}: sup {exact:.8g}, E l + rho G {value.value:.8g}"
+                f"beta={world.beta}, |w|={np.linalg.norm(theta):.3g}, rho={rho:g}: sup {exact:.8g},"
+                f" E l + rho G {value.value:.8g}"
             )
             if exact / value.value < low:
                 low, low_example = exact / value.value, case
@@ -164,7 +261,10 @@ def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float
             if error > 1e-8:  # the program has more than eleven digits
                 ratio = b**2 * rho**2 / denominator / error
                 values = {"exact": exact, "gradient_norm": value.value, "achieved": value.expected}
-                rows.append({"series": f"beta = {world.beta:g}", "x": float(rho), "y": float(1 / ratio)} | values)
+                rows.append(
+                    {"series": f"beta = {world.beta:g}", "x": float(rho), "y": float(1 / ratio)}
+                    | values
+                )
                 if ratio < tight:
                     tight, high_example = ratio, case
             errors.append(error)
@@ -174,7 +274,9 @@ def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float
     spread = (min(slopes), max(slopes)) if slopes else (-math.inf, math.inf)
     lines = [
         inequality("sup >= E l + rho G", low, low_example, loose=math.inf),
-        inequality(f"b² rho²/{denominator:g} >= sup - (E l + rho G)", tight, high_example, slack=1e-3),
+        inequality(
+            f"b² rho²/{denominator:g} >= sup - (E l + rho G)", tight, high_example, slack=1e-3
+        ),
         rate_equal(
             "order in rho of the error, rho from 1e-3 to 3e-2",
             float(np.mean(slopes or [math.nan])),
@@ -185,14 +287,18 @@ def gradient_norm_approximates_w2(profile: str, seed: int, *, denominator: float
     ]
     worst = 100 * max(row["exact"] / row["gradient_norm"] - 1 for row in rows)
     figure = (
-        f"error of order rho^{np.mean(slopes or [math.nan]):.2f}, at most {worst:.1f} % at rho <= 1; bound/error >= {tight:.3f}"
+        f"error of order rho^{np.mean(slopes or [math.nan]):.2f}, at most {worst:.1f} % at rho <="
+        f" 1; bound/error >= {tight:.3f}"
     )
     table = panel(rows, "rho", "error / bound", log="x", kind="points", guide="y = 1")
     return conclude(figure, lines, {f"error over (beta ||w|| rho)²/{denominator:g}": table})
 
 
-def dropped_square_root(profile: str, seed: int, *, betas: tuple[float, ...] = (*BETAS, 10.0)) -> Finding:
-    """Claim 11: the squared penalty E ||grad l||² is above the norm (E ||grad l||²)^(1/2): true iff the former is at least 1."""
+def dropped_square_root(
+    profile: str, seed: int, *, betas: tuple[float, ...] = (*BETAS, 10.0)
+) -> Finding:
+    """Claim 11: the squared penalty E ||grad l||² is above the norm (E ||grad l||²)^(1/2): true iff
+    the former is at least 1."""
     rows, ratios, lowest = list[Row](), list[Row](), math.inf
     for beta in betas:
         squares = []
@@ -200,29 +306,42 @@ def dropped_square_root(profile: str, seed: int, *, betas: tuple[float, ...] = (
             chance = 1 / (1 + np.exp(world.beta * world.u @ theta))
             steps = torch.from_numpy((beta * np.linalg.norm(theta) * chance) ** 2)
             p = torch.from_numpy(world.probability)
-            squares.append(gradient_norm(steps, p, squared=True).item() / gradient_norm(steps, p).item())
+            squares.append(
+                gradient_norm(steps, p, squared=True).item() / gradient_norm(steps, p).item()
+            )
         ratio = np.array(squares)  # E||g||²/(E||g||²)^(1/2) = (E||g||²)^(1/2)
         lowest = min(lowest, float(ratio.min()))
         rows.append({"x": beta, "y": float((ratio < 1).mean())})
         low, middle, high = np.quantile(ratio, (0.05, 0.5, 0.95)).tolist()
         ratios.append({"x": beta, "y": middle, "low": low, "high": high})
     share = float(np.mean([row["y"] for row in rows]))
-    hand = "beta = 0.1, one pair x = 1, w = 1: |l'| = 0.1 sigma(-0.1) = 0.0475, its square 0.00226 is 21 times less"
+    hand = (
+        "beta = 0.1, one pair x = 1, w = 1: |l'| = 0.1 sigma(-0.1) = 0.0475, its square 0.00226 is"
+        " 21 times less"
+    )
     lines = [inequality("E ||grad l||² >= (E ||grad l||²)^(1/2)", lowest, hand, loose=math.inf)]
     by_beta = ", ".join(f"{100 * row['y']:.0f} % at beta {row['x']:g}" for row in rows)
     tables = {
         "where the square is below the norm": panel(rows, "beta", "share of settings", log="x"),
-        "square over norm: median, 5 % to 95 %": panel(ratios, "beta", "E ||grad l||² / norm", log="xy", guide="y = 1"),
+        "square over norm: median, 5 % to 95 %": panel(
+            ratios, "beta", "E ||grad l||² / norm", log="xy", guide="y = 1"
+        ),
     }
     return conclude(f"fails in {100 * share:.0f} % of settings ({by_beta})", lines, tables)
 
 
-def temperature_radius(profile: str, seed: int, *, direction: float = -1.0, end: float = 1.0) -> Finding:
-    """Claim 12: tau = lam*(rho) falls strictly up to rho = -end log p(largest loss), is 0 from there on, and is invertible."""
+def temperature_radius(
+    profile: str, seed: int, *, direction: float = -1.0, end: float = 1.0
+) -> Finding:
+    """Claim 12: tau = lam*(rho) falls strictly up to rho = -end log p(largest loss), is 0 from
+    there on, and is invertible."""
     trip, wrong, rises, points, same, example = 0.0, 0, 0, 0, 0.0, ""
     drift, rows = list[float](), list[Row]()
     for index, (world, theta) in enumerate(_settings(seed, pick(profile, 4, 20, 150))):
-        losses, p = torch.from_numpy(_losses(world, theta))[None], torch.from_numpy(world.probability)[None]
+        losses, p = (
+            torch.from_numpy(_losses(world, theta))[None],
+            torch.from_numpy(world.probability)[None],
+        )
         limit = -end * math.log(p[0, losses[0] == losses.max()].sum().item())
         inside = torch.logspace(-5, math.log10(0.98), 25, dtype=torch.float64) * limit
         tau = kl_ball_dual(losses.expand(25, -1), p.expand(25, -1), inside).dual
@@ -233,13 +352,19 @@ def temperature_radius(profile: str, seed: int, *, direction: float = -1.0, end:
         for rho, temperature in zip(inside.tolist(), tau.tolist(), strict=True):
             if temperature > 0:
                 q = tilt_weights(losses[0], temperature, p[0])
-                trip = max(trip, abs((q * torch.where(q > 0, (q / p[0]).log(), 0.0)).sum().item() / rho - 1))
+                trip = max(
+                    trip,
+                    abs((q * torch.where(q > 0, (q / p[0]).log(), 0.0)).sum().item() / rho - 1),
+                )
         beyond = torch.tensor([1.0, 1.5, 3.0], dtype=torch.float64) * limit * (1 + 1e-12)
         outside = kl_ball_dual(losses.expand(3, -1), p.expand(3, -1), beyond).dual
         if bool((tau == 0).any()) or bool((outside != 0).any()):
             wrong, example = (
                 wrong + 1,
-                f"beta={world.beta}, theta={theta.round(3)}: lam* {outside.tolist()} from rho = {limit:.4g}",
+                (
+                    f"beta={world.beta}, theta={theta.round(3)}: lam* {outside.tolist()} from rho ="
+                    f" {limit:.4g}"
+                ),
             )
         # the tilted estimator at the robust estimator's own dual variable is the robust estimator
         common = {"beta": world.beta, "bound": world.bound}
@@ -252,20 +377,32 @@ def temperature_radius(profile: str, seed: int, *, direction: float = -1.0, end:
             q = tilt_weights(at_half, robust.dual.item(), p[0])
             drift.append(radius / max((q * (q / p[0]).log()).sum().item(), 1e-300))
     lines = [
-        equality(f"steps of {points} along rho where tau does not go {'up' if direction > 0 else 'down'}", rises, 0),
+        equality(
+            f"steps of {points} along rho where tau does not go"
+            f" {'up' if direction > 0 else 'down'}",
+            rises,
+            0,
+        ),
         equality("KL of the tilt at tau(rho), relative to rho", trip, 1e-8),
-        equality("settings where tau is 0 before, or positive from, the radius of the largest loss on", wrong, 0, example),
+        equality(
+            "settings where tau is 0 before, or positive from, the radius of the largest loss on",
+            wrong,
+            0,
+            example,
+        ),
         equality("robust and tilted estimators at tau = lam*, distance relative to B", same, 1e-7),
     ]
     figure = (
-        f"rho -> tau -> rho to {trip:.0e}; at half the robust theta the same tau is a ball {np.median(drift):.1f} times smaller"
+        f"rho -> tau -> rho to {trip:.0e}; at half the robust theta the same tau is a ball"
+        f" {np.median(drift):.1f} times smaller"
     )
     table = panel(rows, "rho / radius of the largest loss", "tau = lambda* (nats)", log="xy")
     return conclude(figure, lines, {"temperature of a radius, one world each": table})
 
 
 def released_kldpo_weights(profile: str, seed: int) -> Finding:
-    """The released weights, clamped and not normalised: is their gradient that of the tilt up to a factor?"""
+    """The released weights, clamped and not normalised: is their gradient that of the tilt up to a
+    factor?"""
     rows, worst, example = list[Row](), 0.0, ""
     free_of_clamp, scale = 0.0, list[float]()
     for world, theta in _settings(seed, pick(profile, 10, 60, 400), betas=(0.3, 1.0, 3.0)):
@@ -280,23 +417,39 @@ def released_kldpo_weights(profile: str, seed: int) -> Finding:
             if largest <= math.log(10):
                 free_of_clamp = max(free_of_clamp, 1 - cosine)
             if 1 - cosine > worst:
-                worst, example = 1 - cosine, f"beta={world.beta}, theta={theta.round(3)}, tau={tau}: cosine {cosine:.4f}"
-    # ten pairs with losses 6, 4 and eight of almost 0: the two that count get the same weight 10 instead of 148 and 20
+                worst, example = (
+                    1 - cosine,
+                    f"beta={world.beta}, theta={theta.round(3)}, tau={tau}: cosine {cosine:.4f}",
+                )
+    # ten pairs with losses 6, 4 and eight of almost 0: the two that count get the same weight 10
+    # instead of 148 and 20
     u = torch.tensor([[-6.0, 0.0], [0.0, -4.0], *[[20.0, 20.0]] * 8], dtype=torch.float64)
     w = torch.ones(2, dtype=torch.float64, requires_grad=True)
     (hand_released,) = torch.autograd.grad(kl_tilt(dpo_loss(u @ w), 1.0, released=True), w)
     (hand_tilted,) = torch.autograd.grad(kl_tilt(dpo_loss(u @ w), 1.0), w)
     by_hand = torch.nn.functional.cosine_similarity(hand_released, hand_tilted, dim=0).item()
-    hand = "ten pairs, u = (-6, 0), (0, -4) and eight (20, 20), w = (1, 1): losses 6, 4, 0; at tau = 1 the weights e^5 and e^3 "
-    hand += f"both become 10, gradient along (60, 40) instead of (6 e^2, 4): cosine {by_hand:.3f}; {example}"
+    hand = (
+        "ten pairs, u = (-6, 0), (0, -4) and eight (20, 20), w = (1, 1): losses 6, 4, 0; at tau = 1"
+        " the weights e^5 and e^3 "
+    )
+    hand += (
+        f"both become 10, gradient along (60, 40) instead of (6 e^2, 4): cosine {by_hand:.3f};"
+        f" {example}"
+    )
     lines = [
         equality("1 - cosine where no weight is above 10", free_of_clamp, 1e-12),
-        equality("1 - cosine of the released and the tilted gradient, all settings", max(worst, 1 - by_hand), 1e-9, hand),
+        equality(
+            "1 - cosine of the released and the tilted gradient, all settings",
+            max(worst, 1 - by_hand),
+            1e-9,
+            hand,
+        ),
     ]
     clamped = [row["y"] for row in rows if row["x"] > math.log(10)]
     least = min(clamped, default=1.0)
     figure = (
-        f"clamped in {len(clamped)} of {len(rows)} settings; cosine down to {least:.3f}, {by_hand:.3f} in ten pairs by hand; "
+        f"clamped in {len(clamped)} of {len(rows)} settings; cosine down to {least:.3f},"
+        f" {by_hand:.3f} in ten pairs by hand; "
     )
     figure += f"gradient {min(scale):.2f} to {max(scale):.1f} times as long"
     how = {"log": "x", "kind": "points", "guide": "y = 1"}
@@ -305,7 +458,8 @@ def released_kldpo_weights(profile: str, seed: int) -> Finding:
 
 
 def chi2_rebel_dual(profile: str, seed: int, *, paper: float = 1.0, code: float = 0.0) -> Finding:
-    """sup {E_q l : sum (q-p)²/p <= 2 rho} = min_eta (offset + 2 rho)^(1/2) (E (l - eta)_+²)^(1/2) + eta, offset 1 or 0."""
+    """sup {E_q l : sum (q-p)²/p <= 2 rho} = min_eta (offset + 2 rho)^(1/2) (E (l - eta)_+²)^(1/2) +
+    eta, offset 1 or 0."""
     from theory import worst_programs  # cvxpy is slow to import
 
     errors, example, rows = {"paper": 0.0, "code": 0.0}, "", list[Row]()
@@ -318,32 +472,57 @@ def chi2_rebel_dual(profile: str, seed: int, *, paper: float = 1.0, code: float 
                 factor = math.sqrt(offset + 2 * rho)
                 if index == 0 and rho == 0.1:
                     sides = np.array([_chi2_side(losses, p, factor, depth) for depth in depths])
-                    rows += curve(depths, (sides - truth) / np.ptp(losses), f"c² = {offset:g} + 2 rho")
+                    rows += curve(
+                        depths, (sides - truth) / np.ptp(losses), f"c² = {offset:g} + 2 rho"
+                    )
                 dual = _chi2_dual(losses, p, factor)
                 error = abs(dual - truth) / float(np.ptp(losses))
                 if error > errors[name]:
                     errors[name] = error
-                    example = f"rho={rho}: dual {dual:.4g}, worst case {truth:.6g}" if name == "code" else example
+                    example = (
+                        f"rho={rho}: dual {dual:.4g}, worst case {truth:.6g}"
+                        if name == "code"
+                        else example
+                    )
     hand = (
-        "one pair of loss 1, rho = 1/8: (1 - eta)/2 + eta = (1 + eta)/2 falls without end as eta does, while the worst case is 1"
+        "one pair of loss 1, rho = 1/8: (1 - eta)/2 + eta = (1 + eta)/2 falls without end as eta"
+        " does, while the worst case is 1"
     )
     lines = [
-        equality(f"min over eta with (1 + 2 rho)^(1/2), offset {paper:g}, against a convex program", errors["paper"], 1e-5),
-        equality(f"the same with the code's factor, offset {code:g}", min(errors["code"], 1e12), 1e-5, f"{hand}; {example}"),
+        equality(
+            f"min over eta with (1 + 2 rho)^(1/2), offset {paper:g}, against a convex program",
+            errors["paper"],
+            1e-5,
+        ),
+        equality(
+            f"the same with the code's factor, offset {code:g}",
+            min(errors["code"], 1e12),
+            1e-5,
+            f"{hand}; {example}",
+        ),
     ]
     off = min(errors["code"], 1e12)
-    figure = f"(1 + 2 rho)^(1/2) is exact to {errors['paper']:.0e}; the code's factor is off by {off:.0e} ranges of the losses"
+    figure = (
+        f"(1 + 2 rho)^(1/2) is exact to {errors['paper']:.0e}; the code's factor is off by"
+        f" {off:.0e} ranges of the losses"
+    )
     axes = ("(largest loss - eta) / range of the losses", "right side less worst case / range")
-    return conclude(figure, lines, {"right side of the dual, rho = 0.1": panel(rows, *axes, guide="y = 0")})
+    return conclude(
+        figure, lines, {"right side of the dual, rho = 0.1": panel(rows, *axes, guide="y = 0")}
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- parts
-def _settings(seed: int, count: int, betas: tuple[float, ...] = BETAS) -> Iterator[tuple[FiniteWorld, Array]]:
+# -------------------------------------------------------------------------------------------- parts
+def _settings(
+    seed: int, count: int, betas: tuple[float, ...] = BETAS
+) -> Iterator[tuple[FiniteWorld, Array]]:
     """Small worlds with policies of any size up to B = 2; theta_ref = 0, so that w = theta."""
     for index in range(count):
         rng = np.random.default_rng([seed, index])
         beta, d = betas[index % len(betas)], int(rng.integers(2, 4))
-        world = random_world(int(rng.integers(2**31)), contexts=4, actions=2, dimension=d, beta=beta, bound=2.0)
+        world = random_world(
+            int(rng.integers(2**31)), contexts=4, actions=2, dimension=d, beta=beta, bound=2.0
+        )
         direction = rng.standard_normal(d)
         yield world, 2.0 * rng.uniform(0.1, 1.0) * direction / np.linalg.norm(direction)
 
@@ -360,22 +539,28 @@ def _widen(interval: tuple[float, float], by: float) -> tuple[float, float]:
     return interval[0] - by, interval[1] + by
 
 
-def _gradient(world: FiniteWorld, theta: Array, tau: float, *, released: bool) -> tuple[Array, Array]:
+def _gradient(
+    world: FiniteWorld, theta: Array, tau: float, *, released: bool
+) -> tuple[Array, Array]:
     """d/dw of the functional, by automatic differentiation, and the losses."""
     w = torch.from_numpy(theta - world.theta_ref).requires_grad_()
     losses = dpo_loss(world.beta * torch.from_numpy(world.u) @ w)
-    (gradient,) = torch.autograd.grad(kl_tilt(losses, tau, torch.from_numpy(world.probability), released=released), w)
+    (gradient,) = torch.autograd.grad(
+        kl_tilt(losses, tau, torch.from_numpy(world.probability), released=released), w
+    )
     return gradient.numpy(), losses.detach().numpy()
 
 
 def _chi2_side(losses: Array, p: Array, factor: float, depth: float) -> float:
-    """factor (E (l - eta)_+²)^(1/2) + eta, eta = largest loss - depth times the range of the losses."""
+    """factor (E (l - eta)_+²)^(1/2) + eta, eta = largest loss - depth times the range of the
+    losses."""
     eta = float(losses.max()) - depth * float(np.ptp(losses))
     return factor * math.sqrt(float(p @ np.maximum(losses - eta, 0) ** 2)) + eta
 
 
 def _chi2_dual(losses: Array, p: Array, factor: float) -> float:
-    """min over eta of the right side by ternary search, eta down to -1e9 ranges below the losses."""
+    """min over eta of the right side by ternary search, eta down to -1e9 ranges below the
+    losses."""
 
     def value(log_depth: float) -> float:
         return _chi2_side(losses, p, factor, math.exp(log_depth))
@@ -387,26 +572,33 @@ def _chi2_dual(losses: Array, p: Array, factor: float) -> float:
     return value((low + high) / 2)
 
 
-_WORLDS = "random finite worlds (four contexts, two actions, d = 2 or 3, beta from 0.03 to 3) with random policies"
+_WORLDS = (
+    "random finite worlds (four contexts, two actions, d = 2 or 3, beta from 0.03 to 3) with random"
+    " policies"
+)
 
 CLAIMS = (
     Claim(
         "kl-worst-case-is-tilt",
         "arXiv:2502.01930, Prop. 2 and Thm. 3",
         "the KL worst case is q ∝ p exp(l/lam*)",
-        "sup {E_Q l : KL(Q||P_n) <= rho} is attained by the exponential tilt of P_n at the temperature lam*, the optimum of "
-        "the dual; on a sample with a unique largest loss lam* = 0 iff rho >= log n, and the worst case is then that loss.",
+        "sup {E_Q l : KL(Q||P_n) <= rho} is attained by the exponential tilt of P_n at the"
+        " temperature lam*, the optimum of the dual; on a sample with a unique largest loss lam* ="
+        " 0 iff rho >= log n, and the worst case is then that loss.",
         "Finitely many atoms; losses that are not all equal.",
-        f"The tilt at lam* against a convex program over the weights (Clarabel), in {_WORLDS}; radii around log n on samples.",
-        "Another expected loss or KL than the program's, or lam* > 0 at a radius above log n, or 0 below.",
+        f"The tilt at lam* against a convex program over the weights (Clarabel), in {_WORLDS};"
+        " radii around log n on samples.",
+        "Another expected loss or KL than the program's, or lam* > 0 at a radius above log n, or 0"
+        " below.",
         kl_worst_case_is_tilt,
     ),
     Claim(
         "tilt-normaliser",
         "arXiv:2502.01930, Prop. 4 and Algorithm 2",
         "the normaliser satisfies -mu - lam <= -E l; the kernel exp((l - E l)/tau) p",
-        "mu + lam = lam log E exp(l/lam) >= E l (Jensen), so that the kernel p exp((l - E l)/lam) is above the worst case at "
-        "every atom. It is used in place of the worst case: as a distribution only after division by its mass, which is above 1.",
+        "mu + lam = lam log E exp(l/lam) >= E l (Jensen), so that the kernel p exp((l - E l)/lam)"
+        " is above the worst case at every atom. It is used in place of the worst case: as a"
+        " distribution only after division by its mass, which is above 1.",
         "lam > 0.",
         f"Both sides and the mass of the kernel in {_WORLDS}, at the dual optima of three radii.",
         "A normaliser below the mean loss; a kernel whose mass is 1 would close the gap.",
@@ -416,10 +608,11 @@ CLAIMS = (
         "wasserstein-duality",
         "arXiv:2502.01930, Lemma 1",
         "sup over the W_p ball = min over eta of eta rho^p + E max [l - eta d^p]",
-        "Strong duality of the worst expected loss over a Wasserstein ball, on finitely many atoms and with free features.",
+        "Strong duality of the worst expected loss over a Wasserstein ball, on finitely many atoms"
+        " and with free features.",
         "A finite metric, or the logistic loss on R^d with fixed labels; p = 1, 2.",
-        "The dual against a linear program over plans (HiGHS); with free features against a linear program over moves on a grid, "
-        f"which can only fall short; in {_WORLDS}.",
+        "The dual against a linear program over plans (HiGHS); with free features against a linear"
+        f" program over moves on a grid, which can only fall short; in {_WORLDS}.",
         "A plan above the dual, or a dual that no plan comes near.",
         wasserstein_duality,
     ),
@@ -427,8 +620,8 @@ CLAIMS = (
         "gradient-norm-approximates-w2",
         "arXiv:2502.01930, Section 5 (from Gao, Chen, Kleywegt); bounds derived",
         "E l + rho G <= sup over the W2 ball <= E l + rho G + beta²||w||² rho²/8",
-        "With free features and fixed labels the W2 worst case is E l + rho G up to an error between 0 and beta²||w||² rho²/8, "
-        "of second order in rho; G = (E ||grad_x l||²)^(1/2).",
+        "With free features and fixed labels the W2 worst case is E l + rho G up to an error"
+        " between 0 and beta²||w||² rho²/8, of second order in rho; G = (E ||grad_x l||²)^(1/2).",
         "Log-linear policies; gradients with respect to the feature difference x.",
         f"Algorithm 1 against the exact dual at seven radii from 1e-3 to 1, in {_WORLDS}.",
         "A worst case outside the two bounds, or an error of another order.",
@@ -438,7 +631,8 @@ CLAIMS = (
         "dropped-square-root",
         "arXiv:2502.01930, App. F",
         "the square root is dropped 'by sqrt(x) <= x for x >= 1'",
-        "The implemented penalty E ||grad l||² is an upper bound of (E ||grad l||²)^(1/2). That needs E ||grad l||² >= 1.",
+        "The implemented penalty E ||grad l||² is an upper bound of (E ||grad l||²)^(1/2). That"
+        " needs E ||grad l||² >= 1.",
         "The log-linear world: ||grad_x l|| = beta sigma(-m) ||w||, at most beta ||w||.",
         "Both penalties in random worlds and policies, ||w|| <= 2, for beta from 0.03 to 10.",
         "A penalty that is above the norm in every setting.",
@@ -448,21 +642,25 @@ CLAIMS = (
         "temperature-radius",
         "arXiv:2502.01930, Algorithm 2; correspondence derived",
         "temperature and radius correspond one to one through the dual optimum",
-        "At fixed losses rho -> lam*(rho) falls strictly until rho = -log p(largest loss) and is 0 from there on; the tilt at "
-        "lam* has KL rho. At the robust estimator's own lam* the tilted estimator is the robust one. At another theta the same "
-        "tau belongs to another radius.",
+        "At fixed losses rho -> lam*(rho) falls strictly until rho = -log p(largest loss) and is 0"
+        " from there on; the tilt at lam* has KL rho. At the robust estimator's own lam* the tilted"
+        " estimator is the robust one. At another theta the same tau belongs to another radius.",
         "Losses that are not all equal; rho below the degenerate radius.",
-        f"Radii on a logarithmic grid, there and back; both estimators at one radius; in {_WORLDS}.",
+        "Radii on a logarithmic grid, there and back; both estimators at one radius; in"
+        f" {_WORLDS}.",
         "A step where tau does not fall, a radius not recovered, or another estimator.",
         temperature_radius,
     ),
     Claim(
         "released-kldpo-weights",
         "released code of arXiv:2502.01930 against its Algorithm 2",
-        "weights exp((l - mean)/tau), clamped at 10 and not normalised, give the gradient of the tilt",
-        "The gradient of the released loss is that of the tilted risk up to a factor, which the learning rate absorbs.",
+        "weights exp((l - mean)/tau), clamped at 10 and not normalised, give the gradient of the"
+        " tilt",
+        "The gradient of the released loss is that of the tilted risk up to a factor, which the"
+        " learning rate absorbs.",
         "One batch holding all pairs; no gradient through the weights in the released version.",
-        "Both gradients by automatic differentiation in random worlds and policies, tau = 0.1, 0.3, 1; ten pairs by hand.",
+        "Both gradients by automatic differentiation in random worlds and policies, tau = 0.1, 0.3,"
+        " 1; ten pairs by hand.",
         "Parallel gradients also where weights are clamped (they are where none is).",
         released_kldpo_weights,
     ),
@@ -470,10 +668,12 @@ CLAIMS = (
         "chi2-rebel-dual",
         "arXiv:2509.19104v1 and its released code",
         "the chi-squared dual with (2 rho)^(1/2) in place of (1 + 2 rho)^(1/2)",
-        "sup {E_q l : sum (q-p)²/p <= 2 rho} = min over eta of c (E (l - eta)_+²)^(1/2) + eta with c = (1 + 2 rho)^(1/2); the "
-        "code has c = (2 rho)^(1/2), for which the right side has no minimum when rho < 1/2.",
+        "sup {E_q l : sum (q-p)²/p <= 2 rho} = min over eta of c (E (l - eta)_+²)^(1/2) + eta with"
+        " c = (1 + 2 rho)^(1/2); the code has c = (2 rho)^(1/2), for which the right side has no"
+        " minimum when rho < 1/2.",
         "Finitely many atoms, rho < 1/2.",
-        f"Both right sides, eta searched down to 1e9 ranges below the losses, against a convex program; in {_WORLDS}.",
+        "Both right sides, eta searched down to 1e9 ranges below the losses, against a convex"
+        f" program; in {_WORLDS}.",
         "A minimum of the code's expression that equals the worst case.",
         chi2_rebel_dual,
     ),

@@ -39,19 +39,25 @@ def test_a_false_variant_is_refuted(name: str, change: dict[str, Any], words: st
 
 
 @pytest.mark.parametrize("ball", collapse.BALLS)
-def test_a_wrong_radius_of_any_one_ball_is_refuted(ball: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_radius_of_any_one_ball_is_refuted(
+    ball: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edges = {name: Problem(name, worlds(0, 1, contexts=3)[0]).edge for name in collapse.BALLS}
     wrong = edges | {ball: 0.93 * edges[ball]}
     monkeypatch.setattr(Problem, "edge", property(lambda self: wrong[self.ball]))
     name = "collapse-kl" if ball == "kl" else "collapse-wasserstein"
     finding = CHECKS[name]("smoke", 0)
-    assert {line.what.partition(":")[0] for line in finding.measurements if line.verdict == Verdict.REFUTED} == {
-        collapse.NAMES[ball]
-    }
+    assert {
+        line.what.partition(":")[0]
+        for line in finding.measurements
+        if line.verdict == Verdict.REFUTED
+    } == {collapse.NAMES[ball]}
 
 
 def test_a_norm_in_the_place_of_its_square_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collapse, "gradient_norm", lambda squares, mass, squared: gradient_norm(squares, mass))
+    monkeypatch.setattr(
+        collapse, "gradient_norm", lambda squares, mass, squared: gradient_norm(squares, mass)
+    )
     assert CHECKS["practical-forms-do-not-collapse"]("smoke", 0).verdict == Verdict.REFUTED
 
 

@@ -42,7 +42,9 @@ def test_verdicts(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "change", "verdict"), FLIPS)
-def test_a_false_variant_flips_the_verdict(name: str, change: dict[str, Any], verdict: Verdict) -> None:
+def test_a_false_variant_flips_the_verdict(
+    name: str, change: dict[str, Any], verdict: Verdict
+) -> None:
     finding = CHECKS[name]("smoke", 0, **change)
     assert finding.verdict == verdict != EXPECTED[name], finding.measurements
 
@@ -59,7 +61,8 @@ def test_an_estimator_that_stays_off_is_found_out(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_dual_variable_by_hand() -> None:
-    """Two atoms u = ±1: the losses are w apart, whatever w, so that lambda* is proportional to w."""
+    """Two atoms u = ±1: the losses are w apart, whatever w, so that lambda* is proportional to
+    w."""
     finding = CHECKS["dual-lower-bound"]("smoke", 0)
     assert "falls as ||theta - theta_ref||^1.0" in finding.figure or "^0.99" in finding.figure
     (line,) = finding.measurements
@@ -67,17 +70,23 @@ def test_the_dual_variable_by_hand() -> None:
 
 
 def test_bounds_that_nothing_can_exceed_are_said() -> None:
-    (line, _), (other, _) = (estimators._covered("case", np.full(100, 0.1), bound, trivial=2.0, seed=0) for bound in (3.0, 0.5))
+    (line, _), (other, _) = (
+        estimators._covered("case", np.full(100, 0.1), bound, trivial=2.0, seed=0)
+        for bound in (3.0, 0.5)
+    )
     assert "no error can reach" in line.what and "no error can reach" not in other.what
     assert (line.ratio, other.ratio) == (pytest.approx(30), pytest.approx(5))
 
 
 @pytest.mark.parametrize("ball", BALLS)
 def test_a_problem_is_what_its_ball_says(ball: str) -> None:
-    """Radius, estimator and value are those of the modules they come from; the minimiser is not beaten nearby."""
+    """Radius, estimator and value are those of the modules they come from; the minimiser is not
+    beaten nearby."""
     (world,) = worlds(5, 1, contexts=3)
     problem = Problem(ball, world)
-    knobs: dict[str, Any] = {"distance": world.distance(LABEL_COST)} if ball.endswith("finite") else {}
+    knobs: dict[str, Any] = (
+        {"distance": world.distance(LABEL_COST)} if ball.endswith("finite") else {}
+    )
     knobs |= {"label_cost": LABEL_COST} if ball == "w1-label" else {}
     assert problem.edge == collapse_radius(ball, world.u, world.probability, **knobs).item()
     assert problem.name == NAMES[ball]
@@ -87,7 +96,10 @@ def test_a_problem_is_what_its_ball_says(ball: str) -> None:
     assert problem.fit(world.probability, radius).value.item() == pytest.approx(value, abs=1e-9)
     rng = np.random.default_rng(0)
     for step in 0.05 * rng.standard_normal((10, world.dimension)):
-        assert worst_case(world, theta + step, ball=ball, radius=radius, label_cost=LABEL_COST).value >= value - 1e-9
+        assert (
+            worst_case(world, theta + step, ball=ball, radius=radius, label_cost=LABEL_COST).value
+            >= value - 1e-9
+        )
     if ball in ("kl", "w1-finite", "w2-finite"):
         assert problem.values(theta[None], radius)[0] == pytest.approx(value, abs=1e-9)
 
@@ -95,5 +107,7 @@ def test_a_problem_is_what_its_ball_says(ball: str) -> None:
 def test_worlds_differ_and_are_reproducible() -> None:
     first, again = worlds(3, 4), worlds(3, 4)
     assert [world.dimension for world in first] == [3, 2, 4, 2]
-    assert all(np.array_equal(a.probability, b.probability) for a, b in zip(first, again, strict=True))
+    assert all(
+        np.array_equal(a.probability, b.probability) for a, b in zip(first, again, strict=True)
+    )
     assert np.linalg.norm(first[1].theta_ref) > 0

@@ -36,7 +36,9 @@ def line(verdict: Verdict, step: bool = False) -> Measurement:
         ([line(Verdict.HOLDS), line(Verdict.INCONCLUSIVE, step=True)], Verdict.HOLDS),
     ],
 )
-def test_the_verdict_of_a_claim_is_that_of_its_worst_line(lines: list[Measurement], verdict: Verdict) -> None:
+def test_the_verdict_of_a_claim_is_that_of_its_worst_line(
+    lines: list[Measurement], verdict: Verdict
+) -> None:
     assert conclude("", lines).verdict == verdict
 
 
@@ -100,6 +102,13 @@ def test_every_claim_says_what_it_is() -> None:
     assert len(CLAIMS) >= 20
     for name, claim in CLAIMS.items():
         assert name == claim.name == name.lower() and " " not in name
-        for text in (claim.source, claim.title, claim.statement, claim.assumptions, claim.method, claim.flips):
+        for text in (
+            claim.source,
+            claim.title,
+            claim.statement,
+            claim.assumptions,
+            claim.method,
+            claim.flips,
+        ):
             assert text.strip(), name
         assert np.all([len(claim.title) < 100])

@@ -29,7 +29,9 @@ def test_every_claim_holds_and_is_tight(name: str, seed: int) -> None:
         ("strong-convexity-robust", {"factor": 1.1}, "radius"),
     ],
 )
-def test_a_false_constant_is_refuted(name: str, change: dict[str, float], words: str, seed: int) -> None:
+def test_a_false_constant_is_refuted(
+    name: str, change: dict[str, float], words: str, seed: int
+) -> None:
     finding = CHECKS[name]("smoke", seed, **change)
     assert finding.verdict == Verdict.REFUTED
     assert any(words in line.counterexample for line in finding.measurements)
@@ -44,7 +46,9 @@ def test_a_gradient_with_the_wrong_sign_is_refuted(monkeypatch: pytest.MonkeyPat
 def test_an_objective_that_is_less_convex_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     right = problems.Problem.values
     monkeypatch.setattr(
-        problems.Problem, "values", lambda self, theta, radius: right(self, theta, radius) - 1e-2 * (theta**2).sum(1)
+        problems.Problem,
+        "values",
+        lambda self, theta, radius: right(self, theta, radius) - 1e-2 * (theta**2).sum(1),
     )
     assert CHECKS["strong-convexity-robust"]("smoke", 0).verdict == Verdict.REFUTED
 
@@ -57,4 +61,6 @@ def test_the_remainder_of_second_order_without_cancellation() -> None:
             for along in (1e-6, -1e-4, 9.9e-3, -1.01e-2, 0.3, 5.0):
                 m, a = Decimal(margin), Decimal(along)
                 exact = (1 + (-m - a).exp()).ln() - (1 + (-m).exp()).ln() + a / (1 + m.exp())
-                assert losses._bregman(np.array(margin), np.array(along)) == pytest.approx(float(exact), rel=1e-6)
+                assert losses._bregman(np.array(margin), np.array(along)) == pytest.approx(
+                    float(exact), rel=1e-6
+                )

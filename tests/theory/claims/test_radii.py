@@ -1,4 +1,5 @@
-"""Claims on the radius: bias, coverage and schedules; verdicts, and false variants that flip them."""
+"""Claims on the radius: bias, coverage and schedules; verdicts, and false variants that flip
+them."""
 
 from typing import Any
 
@@ -34,11 +35,15 @@ def test_every_claim_holds(name: str, seed: int) -> None:
 def test_a_false_variant_is_refuted(name: str, change: dict[str, Any]) -> None:
     finding = CHECKS[name]("smoke", 0, **change)
     assert finding.verdict == Verdict.REFUTED, finding.measurements
-    assert any(line.counterexample for line in finding.measurements if line.verdict == Verdict.REFUTED)
+    assert any(
+        line.counterexample for line in finding.measurements if line.verdict == Verdict.REFUTED
+    )
 
 
 @pytest.mark.parametrize("ball", ["kl", "w1-free", "w2-free"])
-def test_a_leading_term_with_another_factor_is_refuted(ball: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leading_term_with_another_factor_is_refuted(
+    ball: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = radii._LEADING[ball]
     monkeypatch.setitem(radii._LEADING, ball, lambda world, radius: 1.2 * right(world, radius))
     name = "bias-kl" if ball == "kl" else "bias-wasserstein"
@@ -52,16 +57,23 @@ def test_the_distance_between_two_samples_by_hand() -> None:
     world = random_world(0, contexts=1, actions=2, dimension=2, beta=1.0, bound=1.0)
     K = len(world.probability)
     start, end = np.eye(K)[0], np.eye(K)[3]
-    moved = type(world)(world.psi1, world.psi2, world.label, start, world.beta, world.bound, world.theta_ref)
+    moved = type(world)(
+        world.psi1, world.psi2, world.label, start, world.beta, world.bound, world.theta_ref
+    )
     for power in (1, 2):
-        assert radii._distances(moved, end[None], power)[0] == pytest.approx(world.distance(1.0)[0, 3])
+        assert radii._distances(moved, end[None], power)[0] == pytest.approx(
+            world.distance(1.0)[0, 3]
+        )
 
 
 def test_equal_atoms_are_counted_once() -> None:
     world = random_world(0, contexts=2, actions=2, dimension=2, beta=1.0, bound=1.0)
     assert len(radii._distinct(world)) == 2 * 4 * 2
     doubled = type(world)(
-        *(np.concatenate([part, part]) for part in (world.psi1, world.psi2, world.label, world.probability / 2)),
+        *(
+            np.concatenate([part, part])
+            for part in (world.psi1, world.psi2, world.label, world.probability / 2)
+        ),
         world.beta,
         world.bound,
         world.theta_ref,

@@ -15,14 +15,21 @@ from theory.worlds import from_labels
 def test_regularity_is_lost_before_the_collapse(seed: int) -> None:
     finding = regularity.regularity("smoke", seed)
     assert finding.verdict == Verdict.REFUTED
-    refuted = {line.what.partition(":")[0]: line for line in finding.measurements if line.verdict == Verdict.REFUTED}
+    refuted = {
+        line.what.partition(":")[0]: line
+        for line in finding.measurements
+        if line.verdict == Verdict.REFUTED
+    }
     assert {"W1 with free features", "W2 with free features"} <= set(refuted)
     assert all(line.counterexample for line in refuted.values())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_is_not_where_features_are_isotropic_and_the_signal_is_weak(seed: int) -> None:
-    assert regularity.regularity("smoke", seed, elongations=(1.0,), signals=(0.1,)).verdict == Verdict.HOLDS
+    assert (
+        regularity.regularity("smoke", seed, elongations=(1.0,), signals=(0.1,)).verdict
+        == Verdict.HOLDS
+    )
 
 
 def test_the_example_by_hand() -> None:
@@ -32,8 +39,12 @@ def test_the_example_by_hand() -> None:
     assert np.allclose(world.covariance(), np.diag([1 / 2, 1 / 200]))
     assert regularity._flat_radius(Problem("w2-free", world)) == pytest.approx(0.0707, abs=1e-4)
     assert regularity._flat_radius(Problem("w1-free", world)) == pytest.approx(0.05)
-    assert free_collapse(pair_batch(world.u, world.probability), 2).item() == pytest.approx(0.5025, abs=1e-4)
-    assert regularity._flat_radius(Problem("kl", world)) == pytest.approx(np.log(2))  # all mass on one of the two
+    assert free_collapse(pair_batch(world.u, world.probability), 2).item() == pytest.approx(
+        0.5025, abs=1e-4
+    )
+    assert regularity._flat_radius(Problem("kl", world)) == pytest.approx(
+        np.log(2)
+    )  # all mass on one of the two
 
 
 @pytest.mark.parametrize("name", ["regularity_kl", "regularity_finite", "regularity_free"])

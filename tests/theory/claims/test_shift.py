@@ -27,7 +27,9 @@ def lines(finding: Finding, verdict: Verdict) -> list[str]:
 def test_verdict(name: str, seed: int) -> None:
     finding = CHECKS[name]("smoke", seed)
     assert finding.verdict == EXPECTED[name], finding.measurements
-    assert all(line.counterexample for line in finding.measurements if line.verdict == Verdict.REFUTED)
+    assert all(
+        line.counterexample for line in finding.measurements if line.verdict == Verdict.REFUTED
+    )
 
 
 @pytest.mark.parametrize("factor", [0.99, 2.0])
@@ -36,9 +38,13 @@ def test_another_beta_is_refuted(factor: float) -> None:
 
 
 def test_an_estimator_that_is_not_robust_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shift, "kldpo_tilt", lambda u, p, temperature, **common: dpo(u, p, **common))
+    monkeypatch.setattr(
+        shift, "kldpo_tilt", lambda u, p, temperature, **common: dpo(u, p, **common)
+    )
     finding = CHECKS["kldpo-is-larger-beta"]("smoke", 0)
-    assert len(lines(finding, Verdict.REFUTED)) == 2  # both lines of the temperature form, not that of the ball
+    assert (
+        len(lines(finding, Verdict.REFUTED)) == 2
+    )  # both lines of the temperature form, not that of the ball
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -54,7 +60,9 @@ def test_a_control_that_goes_the_wrong_way_loses(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shift, "shrunk", away)
     finding = CHECKS["robustness-beyond-kl"]("smoke", 0)
     assert finding.verdict == Verdict.HOLDS, finding.measurements
-    assert CHECKS["robust-flat-curves"]("smoke", 0).verdict == Verdict.REFUTED  # and its curve is not flat
+    assert (
+        CHECKS["robust-flat-curves"]("smoke", 0).verdict == Verdict.REFUTED
+    )  # and its curve is not flat
 
 
 @pytest.mark.parametrize(
@@ -71,7 +79,9 @@ def test_kldpo_in_a_well_specified_world_is_exactly_its_control() -> None:
     """What the first claim says, seen in the second: the difference is rounding in every world."""
     finding = CHECKS["robustness-beyond-kl"]("smoke", 0)
     (row,) = (
-        r for r in finding.tables["robust less DPO at equal KL, population"] if (r["x"], r["series"]) == ("convex", "KLDPO")
+        r
+        for r in finding.tables["robust less DPO at equal KL, population"]
+        if (r["x"], r["series"]) == ("convex", "KLDPO")
     )
     assert max(abs(row["low"]), abs(row["high"])) < 1e-9
     assert row["regret"] > 0.3

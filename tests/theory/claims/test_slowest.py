@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from theory.claims.ledger import Verdict
-from theory.claims.slowest import BALLS, Worlds, errors_of, genes_of, gradient_norm_rate, search, slowest_instance, worlds_of
+from theory.claims.slowest import (
+    BALLS,
+    Worlds,
+    errors_of,
+    genes_of,
+    gradient_norm_rate,
+    search,
+    slowest_instance,
+    worlds_of,
+)
 from theory.programs import kldpo
 
 
@@ -29,13 +38,16 @@ def test_algorithm_1_is_fast_elsewhere() -> None:
 
 
 def test_the_expansion_behind_the_counterexample() -> None:
-    """log 2 + b² (1 - 2 rho²)/8 + rho (1 - rho²) b³/16, against the objective in extended precision."""
+    """log 2 + b² (1 - 2 rho²)/8 + rho (1 - rho²) b³/16, against the objective in extended
+    precision."""
     for rho in (2**-0.5, 0.3):
         p = (1 + rho) / 2
         b = np.longdouble(1e-3)
         loss = p * np.log1p(np.exp(-b)) + (1 - p) * np.log1p(np.exp(b))
         slope = np.sqrt(p / (1 + np.exp(b)) ** 2 + (1 - p) / (1 + np.exp(-b)) ** 2)
-        expansion = np.log(np.longdouble(2)) + b**2 * (1 - 2 * rho**2) / 8 + rho * (1 - rho**2) * b**3 / 16
+        expansion = (
+            np.log(np.longdouble(2)) + b**2 * (1 - 2 * rho**2) / 8 + rho * (1 - rho**2) * b**3 / 16
+        )
         assert abs(float(loss + rho * b * slope - expansion)) < 5 * float(b) ** 4
 
 
@@ -56,15 +68,28 @@ def test_errors_are_to_the_population_minimiser() -> None:
     n, seed = 1000, 5
     sample = np.random.default_rng(seed).multinomial(n, world.p[:, None, :], size=(1, 2)) / n
     theta = kldpo(world.u[0], sample[0, 1], radius=radius, beta=1.0, bound=2.0).theta
-    assert errors_of(ball, world, (n,), 2, seed)[0, 0, 1] == pytest.approx(np.linalg.norm(theta - target), rel=1e-4)
+    assert errors_of(ball, world, (n,), 2, seed)[0, 0, 1] == pytest.approx(
+        np.linalg.norm(theta - target), rel=1e-4
+    )
 
 
 def test_the_search_finds_slower_worlds_than_chance() -> None:
     """Its slowest world stays slower than the median on samples that the search has not seen."""
     ball = BALLS[0]
-    genes, slopes = search(ball, candidates=24, generations=8, replicates=32, sizes=(10**3, 10**4), seed=0)
+    genes, slopes = search(
+        ball, candidates=24, generations=8, replicates=32, sizes=(10**3, 10**4), seed=0
+    )
     assert (np.diff(slopes) <= 0).all()
-    errors = np.sqrt((errors_of(ball, worlds_of(genes[:1]), (10**3, 10**4), 200, 99) ** 2).mean(-1))[0]
-    chance = np.sqrt((errors_of(ball, worlds_of(genes_of(24, np.random.default_rng(1))), (10**3, 10**4), 200, 99) ** 2).mean(-1))
+    errors = np.sqrt(
+        (errors_of(ball, worlds_of(genes[:1]), (10**3, 10**4), 200, 99) ** 2).mean(-1)
+    )[0]
+    chance = np.sqrt(
+        (
+            errors_of(
+                ball, worlds_of(genes_of(24, np.random.default_rng(1))), (10**3, 10**4), 200, 99
+            )
+            ** 2
+        ).mean(-1)
+    )
     typical = np.median(np.log10(chance[:, 1] / chance[:, 0]))
     assert np.log10(errors[1] / errors[0]) > typical + 0.02

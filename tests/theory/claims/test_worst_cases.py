@@ -1,4 +1,5 @@
-"""Each claim on worst cases has the verdict that is expected, and a false variant of it has another one."""
+"""Each claim on worst cases has the verdict that is expected, and a false variant of it has another
+one."""
 
 import dataclasses
 from typing import Any
@@ -54,7 +55,9 @@ def test_verdicts(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("name", "change", "verdict", "words"), FLIPS)
-def test_a_false_variant_flips_the_verdict(name: str, change: dict[str, Any], verdict: Verdict, words: str, seed: int) -> None:
+def test_a_false_variant_flips_the_verdict(
+    name: str, change: dict[str, Any], verdict: Verdict, words: str, seed: int
+) -> None:
     finding = BY_NAME[name].check("smoke", seed, **change)
     assert finding.verdict == verdict != EXPECTED[name], finding.measurements
     if words:
@@ -68,20 +71,28 @@ def test_another_factor_than_the_papers_is_refuted_too() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_without_the_clamp_the_released_gradient_is_parallel(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_clamp_the_released_gradient_is_parallel(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(objectives, "RELEASED_CLAMP", float("inf"))
     assert BY_NAME["released-kldpo-weights"].check("smoke", seed).verdict == Verdict.HOLDS
 
 
 def test_a_gradient_step_that_is_too_long_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = worst_cases.gradient_step
-    monkeypatch.setattr(worst_cases, "gradient_step", lambda *args, radius, **rest: exact(*args, radius=1.2 * radius, **rest))
+    monkeypatch.setattr(
+        worst_cases,
+        "gradient_step",
+        lambda *args, radius, **rest: exact(*args, radius=1.2 * radius, **rest),
+    )
     finding = BY_NAME["gradient-norm-approximates-w2"].check("smoke", 0)
     assert finding.verdict == Verdict.REFUTED
     assert finding.measurements[0].counterexample
 
 
-def test_a_worst_case_that_is_not_quite_the_tilt_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worst_case_that_is_not_quite_the_tilt_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     exact = worst_cases.reweighting
 
     def broken(*args: Any) -> Any:

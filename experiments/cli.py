@@ -12,30 +12,23 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments import (
-    aot,
-    aot_benchmark,
-    armorm,
-    bench_solvers,
-    bench_training,
-    emotion,
-    estimation_error,
-    leaderboard,
-    preference_shift,
-    worst_case,
-)
+from experiments import estimation_error, preference_shift, worst_case
 from experiments import verify as ledger
-from experiments.aot import AotStudy
-from experiments.aot_benchmark import AotBenchmark
-from experiments.armorm import ArmoRM
-from experiments.emotion import Emotion
+from experiments.alignment import aot_benchmark, armorm, emotion, leaderboard
+from experiments.alignment.aot_benchmark import AotBenchmark
+from experiments.alignment.armorm import ArmoRM
+from experiments.alignment.emotion import Emotion
+from experiments.alignment.leaderboard import Leaderboard
+from experiments.aot import study as aot
+from experiments.aot.study import AotStudy
+from experiments.bench import solvers as bench_solvers
+from experiments.bench import training as bench_training
+from experiments.engine.ranks import rank
+from experiments.engine.runner import CellsFailed
+from experiments.engine.store import StoreError, refuse_folder_of_another
 from experiments.estimation_error import PROFILES, EstimationError
-from experiments.leaderboard import Leaderboard
 from experiments.methods import METHODS
 from experiments.preference_shift import PreferenceShift
-from experiments.ranks import rank
-from experiments.runner import CellsFailed
-from experiments.store import StoreError, refuse_folder_of_another
 from experiments.verify import Verify
 from experiments.worst_case import WorstCaseStudy
 from llm.console import print_whatever_the_encoding, refuse_undecoded

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.engine.provenance import code_fingerprint, configuration, provenance
+from experiments.engine.runner import run_cells
+from experiments.engine.store import Cell, open_run, write_json, write_table
 from experiments.methods import METHODS, Setting
-from experiments.provenance import code_fingerprint, configuration, provenance
-from experiments.runner import run_cells
-from experiments.store import Cell, open_run, write_json, write_table
-from theory import bounds
+from theory.bounds import papers as bounds
 from theory.policy import Array
 from theory.rates import rate
 from theory.worlds import (

@@ -20,14 +20,14 @@ import pandas as pd
 import torch
 from scipy.stats import t as student
 
+from experiments.engine.provenance import code_fingerprint, configuration, provenance
+from experiments.engine.runner import run_cells
+from experiments.engine.store import Cell, open_run, write_json, write_table
 from experiments.estimation_error import LABEL_COST, METRIC_ATOMS
 from experiments.methods import METHODS, Method, Setting
-from experiments.provenance import code_fingerprint, configuration, provenance
-from experiments.runner import run_cells
-from experiments.store import Cell, open_run, write_json, write_table
 from theory.batch import PairBatch
 from theory.estimators import Fit
-from theory.objectives import dpo_loss
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.shift import (
     KINDS,

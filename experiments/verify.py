@@ -24,10 +24,9 @@ from rich.markdown import Markdown
 from rich.markup import escape as plain
 from rich.table import Table
 
-from experiments.ledger_page import Entry, page, section, verdict_counts
-from experiments.provenance import code_fingerprint, provenance
-from experiments.runner import CellsFailed, run_cells
-from experiments.store import (
+from experiments.engine.provenance import code_fingerprint, provenance
+from experiments.engine.runner import CellsFailed, run_cells
+from experiments.engine.store import (
     Cell,
     CellRejected,
     cell_path,
@@ -38,6 +37,7 @@ from experiments.store import (
     write_table,
     write_text,
 )
+from experiments.ledger_page import Entry, page, section, verdict_counts
 from theory.claims import CLAIMS
 from theory.claims.ledger import Finding, Measurement, Verdict
 
@@ -255,7 +255,7 @@ def _recorded(path: Path) -> dict[str, dict[str, str]]:
 def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[str, Path]:
     """Write page, tables and the figures whose tables are new; the image of each claim that has
     one."""
-    from paper_figures.ledger import draw  # matplotlib is slow to import
+    from paper_figures.studies.ledger import draw  # matplotlib is slow to import
 
     claims = [
         {

@@ -19,9 +19,9 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from experiments import estimation_error
+from experiments.engine.provenance import configuration, provenance
+from experiments.engine.store import open_run, write_json, write_table
 from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
-from experiments.provenance import configuration, provenance
-from experiments.store import open_run, write_json, write_table
 from theory.estimators import dpo
 from theory.policy import Array
 from theory.worlds import FiniteWorld, from_labels

@@ -1,1 +1,1 @@
-"""Training of language models with the losses of `theory.objectives`."""
+"""Training of language models with the losses of `theory.functionals`."""

@@ -22,7 +22,7 @@ from llm.objectives import Pairs, Scores, Singles, replaced, widened
 
 def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
     """What the objective sees of one micro-batch; weights as they are in the data. Rows as in
-    `llm.data.PreferenceCollator`."""
+    `llm.data.tokens.PreferenceCollator`."""
     lengths = batch["completion_mask"][:, 1:].sum(1)
     weights = batch.get("weight")
     if "desirable" in batch:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llm.adapters import CONFIG, adapter_base, adapter_config, merged
-from llm.chat import without_the_date
+from llm.data.chat import without_the_date
 from llm.special_ids import forget_ids_beyond
 
 PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"

@@ -1,7 +1,7 @@
 """From a name and its parameters to what is minimised: a function of the log-probabilities of one
 effective batch.
 
-Every loss and functional here is a function of `theory.objectives` or `theory.pair_losses`; this
+Every loss and functional here is a function of `theory.functionals` or `theory.losses`; this
 file only says which numbers of a batch go into which of them, what each objective needs, and what a
 researcher wants to know about its worst case.
 """
@@ -14,14 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from theory import duals, objectives, pair_losses
+from theory import duals, functionals
+from theory import losses as pair_losses
 from theory.precision import wide
 
 Kind = Literal["pairs", "unpaired"]
 TRANSPORT_COSTS = {
-    "logistic": objectives.logistic,
-    "squared_hinge": objectives.squared_hinge,
-    "least_squares": objectives.least_squares,
+    "logistic": pair_losses.logistic,
+    "squared_hinge": pair_losses.squared_hinge,
+    "least_squares": pair_losses.least_squares,
 }
 PAIR_LOSSES = ("dpo", "ipo", "hinge", "cdpo", "rdpo")
 
@@ -231,8 +232,8 @@ def group_value(
 
     Returns the objective and the new group weights (count,).
     """
-    moved = objectives.group_weights_step(losses, groups, group_weights, step, weights)
-    return objectives.group_dro(losses, groups, moved, weights), moved
+    moved = functionals.group_weights_step(losses, groups, group_weights, step, weights)
+    return functionals.group_dro(losses, groups, moved, weights), moved
 
 
 def worst_case_weights(value: Callable[[Tensor], Tensor], losses: Tensor) -> Tensor:
@@ -271,7 +272,7 @@ def _pair_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
 
     flip = 0.0 if p.flip is None else p.flip
     table: dict[str, Callable[[Pairs], Tensor]] = {
-        "dpo": lambda s: objectives.dpo_loss(margin(s)),
+        "dpo": lambda s: pair_losses.dpo_loss(margin(s)),
         "ipo": ipo,
         "hinge": lambda s: pair_losses.hinge_loss(margin(s)),
         "cdpo": lambda s: pair_losses.cdpo_loss(margin(s), flip),
@@ -293,17 +294,19 @@ def _functional(
         ).dual[0]
 
     if p.objective == "dr_dpo":
-        return partial(_with_weights, objectives.dr_dpo, p.b), None
+        return partial(_with_weights, functionals.dr_dpo, p.b), None
     if p.objective == "cvar":
-        return partial(_with_weights, objectives.cvar, p.alpha), dual(
+        return partial(_with_weights, functionals.cvar, p.alpha), dual(
             duals.cvar_dual, p.alpha or 0.0
         )
     if p.tau is not None:
-        return partial(_with_weights, partial(objectives.kl_tilt, released=p.released), p.tau), None
+        return partial(
+            _with_weights, partial(functionals.kl_tilt, released=p.released), p.tau
+        ), None
     balls = {
-        "kldpo": (objectives.kl_ball, duals.kl_ball_dual),
-        "chi2": (objectives.chi2_ball, duals.chi2_ball_dual),
-        "tv": (objectives.total_variation_ball, duals.total_variation_dual),
+        "kldpo": (functionals.kl_ball, duals.kl_ball_dual),
+        "chi2": (functionals.chi2_ball, duals.chi2_ball_dual),
+        "tv": (functionals.total_variation_ball, duals.total_variation_dual),
     }
     ball, solve = balls[p.objective]
     return partial(_with_weights, ball, p.rho), dual(solve, p.rho or 0.0)
@@ -316,7 +319,7 @@ def _with_weights(
 
 
 def _weighted_mean(loss: Callable[[Scores], Tensor]) -> Callable[[Scores], Tensor]:
-    return lambda s: objectives.mean(loss(s), s.weights)
+    return lambda s: functionals.mean(loss(s), s.weights)
 
 
 def _kto(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
@@ -338,7 +341,7 @@ def _transport(p: ObjectiveParameters) -> Objective:
         def paired(s: Scores) -> Tensor:
             assert isinstance(s, Pairs)
             policy, reference = s.chosen - s.rejected, s.reference_chosen - s.reference_rejected
-            return objectives.aot_paired(
+            return functionals.aot_paired(
                 policy, reference, h, p.beta, s.weights, softness=p.softness
             )
 
@@ -364,7 +367,7 @@ def _transport(p: ObjectiveParameters) -> Objective:
                 if s.weights is None
                 else (weights[side] / weights[side].sum() for side in sides)
             )
-        return objectives.aot_unpaired(u, v, h, p.beta, a, b, softness=p.softness)
+        return functionals.aot_unpaired(u, v, h, p.beta, a, b, softness=p.softness)
 
     return Objective("aot_unpaired", ("pairs", "unpaired"), unpaired, couples=True)
 

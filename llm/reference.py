@@ -46,8 +46,8 @@ def reference_logps(
 
     Args:
         model: the reference policy, wrapped or not.
-        dataset: what `llm.data.tokenise` returns.
-        collate: rows -> batch, as `llm.data.PreferenceCollator`.
+        dataset: what `llm.data.tokens.tokenise` returns.
+        collate: rows -> batch, as `llm.data.tokens.PreferenceCollator`.
         batch_size: rows of `dataset` at once on each rank; a pair is two sequences.
         cache: file to read them from if it exists, and else to write them to; None: neither.
         identity: what they depend on, from `reference_identity`.

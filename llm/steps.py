@@ -36,7 +36,7 @@ from llm.global_batch import (
 from llm.logprobs import sequence_logprobs
 from llm.metrics import weight_metrics
 from llm.objectives import Objective, Pairs, Scores, group_value, worst_case_weights
-from theory.pair_losses import kto_reference_point
+from theory.functionals import kto_reference_point
 from theory.precision import wide
 
 Batch = dict[str, Any]

@@ -27,9 +27,16 @@ from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
 from llm.compatibility import refuse_rows_beyond
 from llm.console import print_whatever_the_encoding, refuse_undecoded
-from llm.data import BadRows, PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
-from llm.data_checks import READ
-from llm.doubts import first_example
+from llm.data.checks import READ
+from llm.data.doubts import first_example
+from llm.data.tokens import (
+    BadRows,
+    PreferenceCollator,
+    group_numbers,
+    load_rows,
+    padding_token,
+    tokenise,
+)
 from llm.models import check_length
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.options import parse_options

@@ -20,9 +20,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llm.arguments import PreferenceArguments
 from llm.compatibility import refuse_columns, refuse_inexact, warn_of_lost_steps, warn_of_rounding
-from llm.divergence import kl_on_own_samples
 from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
+from llm.judges.divergence import kl_on_own_samples
 from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.metrics import reward_metrics
 from llm.objectives import Objective, ObjectiveParameters, Pairs, Scores, make_objective, replaced
@@ -38,20 +38,19 @@ from llm.steps import (
 )
 from llm.wasserstein import embedding_norm, twice_differentiable_attention
 from llm.wasserstein_steps import Adversarial, Exact, FiniteDifference
-from theory.objectives import worst_group
-from theory.pair_losses import kto_reference_point
+from theory.functionals import kto_reference_point, worst_group
 
 
 class PreferenceTrainer(Trainer):
-    """Trains a causal language model on preferences with an objective of `theory.objectives`.
+    """Trains a causal language model on preferences with an objective of `theory.functionals`.
 
     Args:
         model: a causal language model, with or without adapters; its dropout is turned off.
         args: the arguments of the Trainer and a few more.
         objective: what is minimised; DPO where not given.
-        others: arguments of the Trainer. train_dataset and eval_dataset as `llm.data.tokenise`
-            makes them, with the columns of `llm.reference.reference_logps`; data_collator:
-            `llm.data.PreferenceCollator`.
+        others: arguments of the Trainer. train_dataset and eval_dataset as
+            `llm.data.tokens.tokenise` makes them, with the columns of
+            `llm.reference.reference_logps`; data_collator: `llm.data.tokens.PreferenceCollator`.
 
     Raises ValueError for a combination in which the objective could not be exact, naming the
     reason.

@@ -19,7 +19,7 @@ from llm.global_batch import detached, scores_of
 from llm.objectives import Objective, Scores
 from llm.steps import Batch, Mean, with_value
 from llm.wasserstein import embedding_outputs, squared_norms
-from theory.objectives import gradient_norm
+from theory.functionals import gradient_norm
 from theory.precision import wide
 
 

@@ -18,7 +18,8 @@ from paper_figures import style
 from paper_figures.style import BLACK, BLUE, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
 from theory.collapse import collapse_radius
 from theory.estimators import Fit, dpo, kldpo, wdpo_free
-from theory.objectives import dpo_loss, tilt_weights
+from theory.functionals import tilt_weights
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.shift import evaluate, random_shift, shrunk
 from theory.worlds import FiniteWorld, from_labels

@@ -10,7 +10,6 @@ from typing import Any
 
 from joblib import Parallel, cpu_count, delayed
 
-from paper_figures import policies
 from paper_figures.catalogue import (
     AOT,
     ENTRIES,
@@ -23,6 +22,7 @@ from paper_figures.catalogue import (
     record,
     rows_digest,
 )
+from paper_figures.studies import policies
 
 _SLOW_FIRST = (
     "estimation_error",
@@ -99,7 +99,7 @@ def _draw_module(
             return draw(results, out), ""
         source, folder = results / first.experiment, out / first.folder
         if (
-            module == "ledger"
+            module == "studies.ledger"
             # only the claims that have a place here; `prefdro verify` draws the figure of every
             # claim
         ):

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, as_float64, check_magnitudes
 from theory.checks import as_array, check_scale
-from theory.newton import Ball, minimise
-from theory.objectives import aot_unpaired
+from theory.functionals import aot_unpaired
 from theory.policy import Array
+from theory.solvers.newton import Ball, minimise
 from theory.transport import check_weights, coupling
 
 _MAX_ROUNDS = 100

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, pair_batch
 from theory.checks import check_label_cost, check_metric
-from theory.interior import solve
-from theory.moves import LabelMoves
-from theory.newton import Ball, minimise
 from theory.policy import Array
+from theory.solvers.interior import solve
+from theory.solvers.moves import LabelMoves
+from theory.solvers.newton import Ball, minimise
 
 _PROGRAM_SIZE = 1 << 12  # transport variables of one linear program
 

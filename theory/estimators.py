@@ -30,10 +30,10 @@ from theory.checks import (
     check_reference,
     check_scale,
 )
-from theory.kl_solvers import solve_kl, solve_mean, solve_tilt
-from theory.newton import Ball
-from theory.points import Point, join
-from theory.wasserstein_solvers import (
+from theory.solvers.kl import solve_kl, solve_mean, solve_tilt
+from theory.solvers.newton import Ball
+from theory.solvers.points import Point, join
+from theory.solvers.wasserstein import (
     solve_finite,
     solve_penalised,
     solve_w1,

@@ -43,7 +43,7 @@ from theory.checks import as_array, check_scale
 from theory.collapse import collapse_radius
 from theory.estimators import dpo, kldpo
 from theory.policy import Array
-from theory.wells import global_well
+from theory.solvers.wells import global_well
 from theory.worst_case import tilt
 
 BALLS = ("kl", "w1", "w2")

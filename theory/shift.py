@@ -22,9 +22,9 @@ from scipy.stats import t as student
 
 from theory.batch import PairBatch
 from theory.checks import check_probability
-from theory.newton import Ball
 from theory.policy import Array, convex_mixture, geometric_mixture, log_policy
-from theory.smooth import MeanLoss
+from theory.solvers.newton import Ball
+from theory.solvers.smooth import MeanLoss
 from theory.worlds import FiniteWorld, from_policy, from_rewards, unit_vectors
 
 KINDS = ("convex", "geometric", "annotators", "sure annotators", "contexts", "flips")

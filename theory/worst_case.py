@@ -39,9 +39,10 @@ from theory.duals import (
     total_variation_dual,
     transport_plan,
 )
-from theory.objectives import dpo_loss, gradient_norm, kl_tilt, tilt_weights
+from theory.functionals import gradient_norm, kl_tilt, tilt_weights
+from theory.losses import dpo_loss
 from theory.policy import Array
-from theory.wells import global_well
+from theory.solvers.wells import global_well
 from theory.worlds import FiniteWorld
 
 Index = NDArray[np.int64]

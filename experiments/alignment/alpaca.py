@@ -11,11 +11,11 @@ from experiments.alignment.completions import write_completions
 from experiments.alignment.prompts import FILES, read_prompts
 from experiments.alignment.study import Study
 from experiments.alignment.training import Run
-from experiments.ranks import rank
-from experiments.stages import Stage, content, derived_seed, stage
-from experiments.store import write_table, write_text
-from llm.alpaca_eval import read_instructions, read_results, write_outputs
-from llm.chat import as_messages
+from experiments.engine.ranks import rank
+from experiments.engine.stages import Stage, content, derived_seed, stage
+from experiments.engine.store import write_table, write_text
+from llm.benchmarks.alpaca_eval import read_instructions, read_results, write_outputs
+from llm.data.chat import as_messages
 from llm.models import pretrained_tokenizer
 
 COLUMN = "AlpacaEval"

@@ -11,11 +11,11 @@ import pandas as pd
 from experiments.alignment.models import check_objectives, load_policy
 from experiments.alignment.sizes import Options, Sizes
 from experiments.alignment.study import Study
-from experiments.ranks import rank, ranks
-from experiments.stages import Stage, stage
-from experiments.store import write_table
-from llm.benchmarks import AOT, LEADERBOARD, LEADERBOARD_SETTINGS, Column
-from llm.local_tasks import LOCAL, write_local_tasks
+from experiments.engine.ranks import rank, ranks
+from experiments.engine.stages import Stage, stage
+from experiments.engine.store import write_table
+from llm.benchmarks.columns import AOT, LEADERBOARD, LEADERBOARD_SETTINGS, Column
+from llm.benchmarks.local_tasks import LOCAL, write_local_tasks
 from llm.models import pretrained_tokenizer
 
 BENCHMARKS: dict[str, Mapping[str, Column]] = {
@@ -128,7 +128,7 @@ def write_benchmarks(
 ) -> None:
     """The table `benchmarks.csv` in the folder: one row for each task; answers that were given
     before a kill are kept."""
-    from llm.harness import evaluate_with_harness
+    from llm.benchmarks.harness import evaluate_with_harness
 
     model, tokenizer = load_policy(policy, trust_remote_code=study.options.trust_remote_code)
     table = evaluate_with_harness(

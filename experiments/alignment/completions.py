@@ -10,10 +10,10 @@ import pandas as pd
 from experiments.alignment.models import load_policy
 from experiments.alignment.prompts import read_prompts
 from experiments.alignment.sizes import Sizes
-from experiments.stages import derived_seed, in_parts
-from llm.chat import token_rows
-from llm.evaluate import completion_logprobs
+from experiments.engine.stages import derived_seed, in_parts
+from llm.data.chat import token_rows
 from llm.generate import Completions, complete, draw_uniforms
+from llm.judges.evaluate import completion_logprobs
 
 ROWS_IN_A_PART = 256  # a part is what a kill loses, and what the processes of a launch share
 TOKENS_AT_ONCE = 2**15  # of prompts and completions in one forward pass of the sampler

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.alignment.emotion_profiles import PROFILES as GENERATED
+from experiments.alignment.emotion_stages import prepare_models
 from experiments.alignment.sizes import Options, Sizes
-from experiments.emotion_profiles import PROFILES as GENERATED
-from experiments.emotion_stages import prepare_models
-from experiments.ranks import device, rank, ranks, wait_for_all
-from experiments.stages import content
+from experiments.engine.ranks import device, rank, ranks, wait_for_all
+from experiments.engine.stages import content
+from llm.judges.load import objectives_of
 from llm.models import load_language_model, pretrained_tokenizer
-from llm.reward_models import objectives_of
 from llm.special_ids import settle_special_ids
 
 
@@ -60,14 +60,7 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
 
 
 def _make_alone(kind: str, root: Path, seed: int, workers: int) -> None:
-    """Make the generated models outside of the launch, whose processes would otherwise train them
-    together, and not the same."""
-    code = (
-        "import sys; from pathlib import Path; from experiments.emotion_profiles import PROFILES;"
-        " from experiments.emotion_stages import prepare_models; kind, root, seed, workers ="
-        " sys.argv[1:]; prepare_models(PROFILES[kind], Path(root), seed=int(seed),"
-        " workers=int(workers))"
-    )
+    """Make the generated models outside of the launch, as a single process does."""
     launched = (
         "RANK",
         "WORLD_SIZE",
@@ -79,8 +72,9 @@ def _make_alone(kind: str, root: Path, seed: int, workers: int) -> None:
         "ACCELERATE_",
     )
     alone = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
+    module = "experiments.alignment.make_models"
     subprocess.run(
-        [sys.executable, "-c", code, kind, str(root), str(seed), str(workers)],
+        [sys.executable, "-m", module, kind, str(root), str(seed), str(workers)],
         env=alone,
         check=True,
     )

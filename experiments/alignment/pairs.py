@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.store import write_json, write_text
+from experiments.engine.store import write_json, write_text
 from llm.generate import bradley_terry
 
 Array = NDArray[np.float64]
@@ -93,7 +93,7 @@ def best_and_worst(completions: pd.DataFrame, reward: str) -> tuple[pd.DataFrame
 
 def take_pairs(folder: Path, source: str, split: str, count: int, seed: int) -> None:
     """At most `count` pairs of a data set, drawn at random, as pairs.jsonl and count.json."""
-    from llm.data import load_rows
+    from llm.data.tokens import load_rows
 
     rows = load_rows(source, split)
     columns = ("prompt", "chosen", "rejected")

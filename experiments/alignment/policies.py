@@ -17,7 +17,7 @@ from experiments.alignment.scores import write_scores
 from experiments.alignment.sizes import part_of
 from experiments.alignment.study import Study
 from experiments.alignment.training import Run, more_options, options_of, train_policy
-from experiments.stages import Stage, derived_seed, read_artefact, stage, together
+from experiments.engine.stages import Stage, derived_seed, read_artefact, stage, together
 
 Judge = Callable[
     ..., object

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from experiments.alignment.study import Study
-from experiments.ranks import rank
-from experiments.stages import Stage, content, derived_seed, stage
-from experiments.store import write_text
+from experiments.engine.ranks import rank
+from experiments.engine.stages import Stage, content, derived_seed, stage
+from experiments.engine.store import write_text
 
 FILES = {"train": "train.jsonl", "test": "test.jsonl"}
 
@@ -56,9 +56,9 @@ def beginnings(texts: Path, words: int, count: int) -> list[str]:
 
 
 def _load(study: Study, split: str, count: int, seed: int) -> list[Any]:
-    from llm.chat import as_messages
+    from llm.data.chat import as_messages
+    from llm.data.prompts import load_prompts
     from llm.models import pretrained_tokenizer
-    from llm.prompts import load_prompts
 
     tokenizer = pretrained_tokenizer(
         study.models.policy, trust_remote_code=study.options.trust_remote_code

@@ -8,9 +8,9 @@ import pandas as pd
 
 from experiments.alignment.models import load_policy
 from experiments.alignment.study import Study
-from experiments.stages import in_parts
-from llm.evaluate import completion_logprobs
+from experiments.engine.stages import in_parts
 from llm.generate import Completions
+from llm.judges.evaluate import completion_logprobs
 from llm.models import pretrained_tokenizer
 
 PAIRS_IN_A_PART = 256
@@ -23,7 +23,7 @@ BATCH = {
 def write_response_logps(folder: Path, *, study: Study, policy: str, pairs: Path) -> Path:
     """The table `logps.parquet` in the folder: columns chosen and rejected, log pi(y|x) in nats, a
     row for each pair."""
-    from llm.data import load_rows, padding_token, tokenise
+    from llm.data.tokens import load_rows, padding_token, tokenise
 
     tokenizer = pretrained_tokenizer(policy, trust_remote_code=study.options.trust_remote_code)
     most = study.sizes.prompt_tokens + study.sizes.new_tokens

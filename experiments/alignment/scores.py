@@ -7,9 +7,9 @@ import pandas as pd
 
 from experiments.alignment.prompts import read_prompts
 from experiments.alignment.sizes import Sizes
-from experiments.ranks import device
-from experiments.stages import in_parts
-from llm.reward_models import load_reward_model
+from experiments.engine.ranks import device
+from experiments.engine.stages import in_parts
+from llm.judges.load import load_reward_model
 
 ROWS_IN_A_PART = 1024
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llm.corpus import GRAMMAR
+from llm.data.corpus import GRAMMAR
 
 PROFILES = ("smoke", "quick", "paper")
 

@@ -12,10 +12,16 @@ import torch
 from experiments.alignment.models import Models, prepare
 from experiments.alignment.sizes import Options, Sizes
 from experiments.alignment.training import Run, check_options, more_options, options_of
-from experiments.provenance import code_fingerprint, configuration, provenance
-from experiments.ranks import ranks
-from experiments.stages import times
-from experiments.store import write_json, write_table
+from experiments.engine.provenance import (
+    STAGES,
+    code_fingerprint,
+    configuration,
+    files_of,
+    provenance,
+)
+from experiments.engine.ranks import ranks
+from experiments.engine.stages import times
+from experiments.engine.store import write_json, write_table
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,8 @@ def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
         )
     )
     workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
-    here = Path(__file__).resolve().parent
-    files = [
-        *sorted(here.glob("*.py")),
-        *sorted((here.parent.parent / "llm").glob("*.py")),
-        here.parent / "stages.py",
-    ]
+    others = ("armorm.py", "leaderboard.py", "aot_benchmark.py", "emotion.py", "emotion_tables.py")
+    files = [*files_of("experiments/alignment", but=others), *files_of("llm"), STAGES]
     models = prepare(sizes, options, workers)
     return Study(
         (out / "stages").resolve(),

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from experiments.alignment.sizes import Sizes
-from experiments.ranks import rank, ranks
-from experiments.store import write_text
+from experiments.engine.ranks import rank, ranks
+from experiments.engine.store import write_text
 
 KNOBS = {
     "kldpo": "tau",

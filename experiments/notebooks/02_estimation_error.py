@@ -19,7 +19,7 @@ import pandas as pd
 
 from paper_figures.notebook import show
 from paper_figures.style import METHODS, PAGE, Look, decades, grid, label_ends, paper
-from theory.bounds import proposition_1
+from theory.bounds.papers import proposition_1
 from theory.collapse import collapse_radius
 from theory.estimators import dpo, kldpo, wdpo_free
 from theory.radius_choice import kl_coverage

@@ -17,12 +17,13 @@
 import numpy as np
 import pandas as pd
 
-from experiments.aot_worlds import Spec, build_world, judged, sphere_pairs, tensor
+from experiments.aot.worlds import Spec, build_world, judged, sphere_pairs, tensor
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, GREY, PAGE, PURPLE, VERMILLION, Look, decades, grid, label_ends, paper
 from theory.aot import minimise_aot, random_starts
 from theory.estimators import dpo
-from theory.objectives import aot_unpaired, dpo_loss, least_squares, logistic, squared_hinge
+from theory.losses import dpo_loss, least_squares, logistic, squared_hinge
+from theory.functionals import aot_unpaired
 from theory.transport import quantile
 
 # %%

@@ -26,8 +26,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
 from transformers.utils import logging
 
 from llm.arguments import PreferenceArguments
-from llm.corpus import generate_texts
-from llm.data import PreferenceCollator, tokenise
+from llm.data.corpus import generate_texts
+from llm.data.tokens import PreferenceCollator, tokenise
 from llm.logprobs import sequence_logprobs
 from llm.models import language_model, word_tokenizer
 from llm.objectives import ObjectiveParameters, Pairs, make_objective
@@ -36,7 +36,8 @@ from llm.trainer import PreferenceTrainer
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, PAGE, Look, grid, label_ends, paper
 from theory.estimators import kldpo_tilt
-from theory.objectives import dpo_loss, kl_tilt, tilt_weights
+from theory.losses import dpo_loss
+from theory.functionals import kl_tilt, tilt_weights
 
 disable_progress_bars()
 logging.disable_progress_bar()

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llm.data import load_rows, preference_texts
+from llm.data.tokens import load_rows, preference_texts
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, GREY, METHODS, PAGE, grid, paper
 from theory.estimators import dpo, kldpo, wdpo_free

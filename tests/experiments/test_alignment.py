@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from experiments import aot_benchmark, armorm, leaderboard
-from experiments.alignment import policies
+from experiments.alignment import aot_benchmark, armorm, leaderboard, policies
+from experiments.alignment.aot_benchmark import AotBenchmark
+from experiments.alignment.armorm import ArmoRM
+from experiments.alignment.leaderboard import Leaderboard
 from experiments.alignment.pairs import (
     annotators,
     best_and_worst,
@@ -30,12 +32,9 @@ from experiments.alignment.training import (
     shared,
     words,
 )
-from experiments.aot_benchmark import AotBenchmark
-from experiments.armorm import ArmoRM
-from experiments.leaderboard import Leaderboard
-from llm.data import load_rows
+from llm.data.tokens import load_rows
 from llm.train import parse
-from paper_figures.published import setup
+from paper_figures.paper.published import setup
 from tests import launches
 from tests.llm.models import tiny_llama, word_tokenizer
 from tests.llm.test_armorm import random_weights, write_snapshot

@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import aot as study
-from experiments import aot_estimator
-from experiments.aot import AotStudy, plan, run
-from experiments.aot_comparison import MATCHED_KL
-from experiments.aot_fits import METHODS
-from experiments.aot_tables import LEVELS, rates_table
-from experiments.aot_worlds import Spec, build_world
+from experiments.aot.comparison import MATCHED_KL
+from experiments.aot.fits import METHODS
+from experiments.aot.study import AotStudy, plan, run, study
+from experiments.aot.study import estimator as aot_estimator
+from experiments.aot.tables import LEVELS, rates_table
+from experiments.aot.worlds import Spec, build_world
 
 
 def test_rates_recover_powers() -> None:

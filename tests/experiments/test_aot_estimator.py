@@ -8,16 +8,17 @@ import pytest
 import torch
 from scipy.special import expit
 
-from experiments.aot_estimator import (
+from experiments.aot.estimator import (
     minibatch_rows,
     minima_rows,
     population_best,
     rate_rows,
     softness_rows,
 )
-from experiments.aot_worlds import BOUND, Spec, build_world, sphere_pairs
+from experiments.aot.worlds import BOUND, Spec, build_world, sphere_pairs
 from theory.aot import minimise_aot, random_starts
-from theory.objectives import aot_unpaired, logistic
+from theory.functionals import aot_unpaired
+from theory.losses import logistic
 
 
 @pytest.mark.parametrize("batch", [1, 2])

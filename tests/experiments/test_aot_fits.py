@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logsumexp
 
-from experiments.aot_comparison import scale_to_kl
-from experiments.aot_fits import METHODS, Pairs, fit_aot, fit_aot_paired, fit_dpo, fit_methods
-from experiments.aot_worlds import BETA, BOUND, AotWorld, Spec, build_world
+from experiments.aot.comparison import scale_to_kl
+from experiments.aot.fits import METHODS, Pairs, fit_aot, fit_aot_paired, fit_dpo, fit_methods
+from experiments.aot.worlds import BETA, BOUND, AotWorld, Spec, build_world
 from theory.aot import minimise_aot, random_starts
-from theory.multistart import Solution
-from theory.objectives import logistic
+from theory.losses import logistic
+from theory.solvers.multistart import Solution
 
 SMALL = Spec("curved", contexts=2, actions=4, dimension=2, reference=1.0)
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, logsumexp
 
-from experiments.aot_estimator import population_best
-from experiments.aot_worlds import Spec, build_world, judged
+from experiments.aot.estimator import population_best
+from experiments.aot.worlds import Spec, build_world, judged
 
 SMALL = Spec("curved", contexts=2, actions=4, dimension=2, reference=1.0)
 SPECS = (Spec(), SMALL, Spec(contexts=3, actions=3, dimension=4, reference=0.5))

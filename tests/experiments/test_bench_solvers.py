@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import bench_solvers as bench
+from experiments.bench import solvers as bench
 
 RNG = np.random.default_rng(0)
 U, THETA = RNG.normal(size=(12, 3)), np.array([0.7, -0.4, 0.2])

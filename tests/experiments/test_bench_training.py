@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import bench_training as bench
+from experiments.bench import training as bench
 
-process = pytest.importorskip("experiments.bench_training_process")
+process = pytest.importorskip("experiments.bench.training_process")
 SETTING = bench.settings("smoke", "cpu")
 
 

@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from experiments import emotion as study
-from experiments import emotion_stages, emotion_training
+from experiments.alignment import emotion as study
+from experiments.alignment import emotion_stages, emotion_training
+from experiments.alignment.emotion import Emotion, plan, run
+from experiments.alignment.emotion_profiles import PROFILES
+from experiments.alignment.emotion_tables import summary_table
+from experiments.alignment.emotion_training import METHODS, labelled
+from experiments.alignment.equal_kl import at_kl, matched_table
 from experiments.alignment.training import WDPO, objective
-from experiments.emotion import Emotion, plan, run
-from experiments.emotion_profiles import PROFILES
-from experiments.emotion_tables import summary_table
-from experiments.emotion_training import METHODS, labelled
-from experiments.equal_kl import at_kl, matched_table
-from llm.corpus import SPLITS, generate_texts
+from llm.data.corpus import SPLITS, generate_texts
 
 TINY = {"profile": "smoke", "workers": 1}
 

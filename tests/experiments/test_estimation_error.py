@@ -18,7 +18,7 @@ from experiments.estimation_error import (
     rates_table,
     run,
 )
-from theory.bounds import proposition_1
+from theory.bounds.papers import proposition_1
 
 METHODS = ("dpo", "kldpo", "wdpo-w1", "wdpo-w2-free")
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from experiments import runner, store
-from experiments.runner import CellsFailed, run_cells
-from experiments.store import Cell, StoreError, cell_path, open_run, write_table
+from experiments.engine import runner, store
+from experiments.engine.runner import CellsFailed, run_cells
+from experiments.engine.store import Cell, StoreError, cell_path, open_run, write_table
 from tests.launches import PATIENCE, end_group, ray_cluster, twice, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -266,7 +266,7 @@ def test_worker_limits_its_own_threads(monkeypatch: pytest.MonkeyPatch, other: s
     set_num_threads(2)
     try:
         with threadpool_limits(2):
-            monkeypatch.setattr(f"experiments.runner.{other}", lambda _: None)
+            monkeypatch.setattr(f"experiments.engine.runner.{other}", lambda _: None)
             _, content = runner._compute(0, count_threads, CELLS[0], 7, {})
     finally:
         set_num_threads(before)
@@ -355,8 +355,8 @@ def test_one_warning_for_one_reason(tmp_path: Path, capsys: pytest.CaptureFixtur
 SCRIPT = """
 import sys
 from pathlib import Path
-from experiments.runner import run_cells
-from experiments.store import open_run, write_table
+from experiments.engine.runner import run_cells
+from experiments.engine.store import open_run, write_table
 from tests.experiments.test_runner import CELLS, slow
 if __name__ == "__main__":
     with open_run(sys.argv[1]) as out:
@@ -374,6 +374,8 @@ def start(out: Path, calls: Path, backend: str = "loky", **more: str) -> subproc
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        # what a shell starts in the background ignores control-C, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         start_new_session=True,  # so that workers that outlive a killed run can be stopped with it
     )
 

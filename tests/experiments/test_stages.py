@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.stages import content, derived_seed, in_parts, stage, times, together
+from experiments.engine.stages import content, derived_seed, in_parts, stage, times, together
 from tests.launches import PATIENCE, launch
 
 
@@ -89,7 +89,7 @@ def test_two_processes_at_one_stage_make_it_once(tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
-from experiments.stages import stage
+from experiments.engine.stages import stage
 def make(folder):
     with open(sys.argv[1] + "/log", "a") as log:
         log.write("made\\n")
@@ -106,7 +106,7 @@ def test_processes_of_a_launch_share_the_parts_of_a_stage(tmp_path: Path) -> Non
 import os, sys
 from pathlib import Path
 import pandas as pd
-from experiments.stages import in_parts, stage
+from experiments.engine.stages import in_parts, stage
 root = Path(sys.argv[1])
 def make(folder):
     def rows_of(rows, number):

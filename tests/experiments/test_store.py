@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments import store
-from experiments.store import (
+from experiments.engine import store
+from experiments.engine.store import (
     Cell,
     CellRejected,
     StoreError,
@@ -301,7 +301,7 @@ def test_full_disk(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from experiments.store import open_run, write_cell
+from experiments.engine.store import open_run, write_cell
 with open_run(sys.argv[1]) as folder:
     content = Path(sys.argv[2]).read_bytes()
     print("ready", flush=True)
@@ -351,7 +351,7 @@ def test_folder_is_made_signed_and_released(tmp_path: Path) -> None:
 def acquired_elsewhere(out: Path) -> bool:
     """Whether another process could open the folder."""
     program = (
-        "import sys\nfrom experiments.store import open_run, StoreError\ntry:\n  with"
+        "import sys\nfrom experiments.engine.store import open_run, StoreError\ntry:\n  with"
         " open_run(sys.argv[1]): pass\nexcept StoreError as error: sys.exit(str(error))"
     )
     done = subprocess.run(

@@ -10,8 +10,8 @@ import pytest
 
 from experiments import verify
 from experiments.cli import main
+from experiments.engine.provenance import code_fingerprint
 from experiments.ledger_page import Entry, escape, page, section
-from experiments.provenance import code_fingerprint
 from experiments.verify import Verify, check_cell, differences, record, run
 from theory.claims import CLAIMS
 from theory.claims.ledger import Claim, Finding, Measurement, Verdict, conclude

@@ -18,7 +18,8 @@ from experiments.worst_case import (
     run,
     sample_world,
 )
-from theory import programs, worst_programs
+from theory.twins import programs
+from theory.twins import worst_cases as worst_programs
 from theory.worst_case import BALLS, REWEIGHTING
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from llm.data import PreferenceCollator
+from llm.data.tokens import PreferenceCollator
 from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
 from tests import jitter

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm.adapters import adapter_base
 from llm.arguments import ModelArguments
+from llm.judges.emotion import reward_model
 from llm.models import load_language_model, load_tokenizer
 from llm.reference import _as_reference, model_fingerprint
-from llm.rewards import reward_model
 from llm.train import load_model, main, parse, train
 from tests.llm.models import tiny_gpt2, tiny_llama, word_tokenizer
 

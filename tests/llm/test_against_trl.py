@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from llm.data import PreferenceCollator, tokenise
+from llm.data.tokens import PreferenceCollator, tokenise
 from llm.logprobs import sequence_logprobs
 from llm.objectives import ObjectiveParameters, Pairs, make_objective
 from llm.reference import reference_identity, reference_logps

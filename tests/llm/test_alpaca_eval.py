@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llm.alpaca_eval import read_instructions, read_results, write_outputs
+from llm.benchmarks.alpaca_eval import read_instructions, read_results, write_outputs
 
 REFERENCE = [
     {

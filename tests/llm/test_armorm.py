@@ -16,8 +16,8 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from llm.armorm import ANSWER, answer_position
-from llm.reward_models import ARMORM_OBJECTIVES, load_reward_model
+from llm.judges.armorm import ANSWER, answer_position
+from llm.judges.load import ARMORM_OBJECTIVES, load_reward_model
 from tests.llm.models import WORDS
 
 WIDTH, HIDDEN = 16, 12

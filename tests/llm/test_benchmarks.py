@@ -13,8 +13,8 @@ from lm_eval.api import metrics
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from llm.benchmarks import AOT, LEADERBOARD, by_column, printed_name
-from paper_figures.published import record
+from llm.benchmarks.columns import AOT, LEADERBOARD, by_column, printed_name
+from paper_figures.paper.published import record
 
 FOLDERS = (
     "leaderboard",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm.arguments import ModelArguments
-from llm.chat import text
+from llm.data.chat import text
 from llm.models import pretrained_tokenizer
 from llm.train import load_tokenizer
 from tests.llm.models import CHAT_TEMPLATE, word_tokenizer

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausalLM
 
 from llm.compatibility import refuse_inexact, warn_of_rounding
-from llm.data import PreferenceCollator
+from llm.data.tokens import PreferenceCollator
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.trainer import PreferenceTrainer, turn_off_dropout
 from tests.llm.models import tiny_gpt2

@@ -8,7 +8,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from llm.corpus import CUES, EMOTIONS, SPLITS, generate_texts, load_corpus
+from llm.data.corpus import CUES, EMOTIONS, SPLITS, generate_texts, load_corpus
 
 TEXTS = {
     "train": [

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
-from llm.data import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
+from llm.data.tokens import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
 from tests.llm.models import byte_tokenizer, word_tokenizer
 
 PAIRS = [

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm.data import tokenise
-from llm.doubts import first_example
+from llm.data.doubts import first_example
+from llm.data.tokens import tokenise
 from tests.llm.models import byte_tokenizer, word_tokenizer
 
 MARKED = "<|user|>", "<|assistant|>"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from llm.evaluate import completion_logprobs, mean_of, rewards_under_shift, sample_policy
 from llm.generate import Completions, complete, draw_uniforms
+from llm.judges.emotion import reward_model
+from llm.judges.evaluate import completion_logprobs, mean_of, rewards_under_shift, sample_policy
 from llm.models import language_model, word_tokenizer
-from llm.rewards import reward_model
 from llm.sft import Recipe, fine_tune, heldout_loss
 from tests.llm.models import tiny_gpt2
 

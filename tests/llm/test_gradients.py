@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from transformers import TrainerCallback
 
-from llm.data import PreferenceCollator
+from llm.data.tokens import PreferenceCollator
 from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
 from tests.llm.models import tiny_gpt2, tiny_llama

@@ -15,10 +15,10 @@ import torch
 from lm_eval.tasks import TaskManager
 from torch import nn
 
-from llm.benchmarks import Column
-from llm.corpus import EMOTIONS, generate_texts
-from llm.harness import SCORES, _prepare, evaluate_with_harness
-from llm.local_tasks import LOCAL, write_local_tasks
+from llm.benchmarks.columns import Column
+from llm.benchmarks.harness import SCORES, _prepare, evaluate_with_harness
+from llm.benchmarks.local_tasks import LOCAL, write_local_tasks
+from llm.data.corpus import EMOTIONS, generate_texts
 from llm.models import language_model, word_tokenizer
 from tests.launches import launch
 from tests.llm.models import CHAT_TEMPLATE
@@ -357,8 +357,8 @@ def test_an_unknown_task(
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from llm.harness import evaluate_with_harness
-from llm.local_tasks import LOCAL
+from llm.benchmarks.harness import evaluate_with_harness
+from llm.benchmarks.local_tasks import LOCAL
 
 model, tasks, out = sys.argv[1:]
 rank = os.environ["RANK"]

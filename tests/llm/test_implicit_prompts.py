@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.data import load_rows
-from llm.implicit_prompts import split
+from llm.data.implicit_prompts import split
+from llm.data.tokens import load_rows
 
 common = os.path.commonprefix
 HH = "\n\nHuman: who?\n\nAssistant: me\n\nHuman: why?\n\nAssistant:"

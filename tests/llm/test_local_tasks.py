@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from lm_eval.tasks import TaskManager
 
-from llm.corpus import EMOTIONS, generate_texts
-from llm.local_tasks import LOCAL, write_local_tasks
+from llm.benchmarks.local_tasks import LOCAL, write_local_tasks
+from llm.data.corpus import EMOTIONS, generate_texts
 
 TEXTS = generate_texts(400, 3)
 

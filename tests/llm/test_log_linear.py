@@ -16,13 +16,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from llm.data import PreferenceCollator
+from llm.data.tokens import PreferenceCollator
 from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
 from tests.llm.training import arguments
 from theory.aot import minimise_aot
 from theory.estimators import dpo, kldpo, kldpo_tilt
-from theory.objectives import least_squares
+from theory.losses import least_squares
 
 BETA, BOUND = 1.5, 100.0
 FAR = -1e9  # logit of a token that is no action

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm.arguments import PreferenceArguments
-from llm.data import PreferenceCollator
+from llm.data.tokens import PreferenceCollator
 from llm.global_batch import coefficients, normalised
 from llm.objectives import (
     OBJECTIVES,

@@ -24,7 +24,8 @@ from llm.objectives import (
     worst_case_weights,
 )
 from llm.steps import worst_case_metrics
-from theory import objectives, pair_losses
+from theory import functionals
+from theory import losses as pair_losses
 
 N = 8
 
@@ -139,14 +140,14 @@ def margin(s: Pairs, beta: float = 0.3) -> Tensor:
 
 
 def dpo(s: Pairs) -> Tensor:
-    return objectives.dpo_loss(margin(s))
+    return pair_losses.dpo_loss(margin(s))
 
 
 THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {
-    "dpo": ({}, lambda s: objectives.mean(dpo(s), s.weights)),
+    "dpo": ({}, lambda s: functionals.mean(dpo(s), s.weights)),
     "ipo": (
         {},
-        lambda s: objectives.mean(
+        lambda s: functionals.mean(
             pair_losses.ipo_loss(
                 s.chosen_ratio, s.rejected_ratio, 0.3, s.chosen_length, s.rejected_length
             ),
@@ -155,40 +156,40 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {
     ),
     "cdpo": (
         {"flip": 0.1},
-        lambda s: objectives.mean(pair_losses.cdpo_loss(margin(s), 0.1), s.weights),
+        lambda s: functionals.mean(pair_losses.cdpo_loss(margin(s), 0.1), s.weights),
     ),
     "rdpo": (
         {"flip": 0.1},
-        lambda s: objectives.mean(pair_losses.rdpo_loss(margin(s), 0.1), s.weights),
+        lambda s: functionals.mean(pair_losses.rdpo_loss(margin(s), 0.1), s.weights),
     ),
-    "hinge": ({}, lambda s: objectives.mean(pair_losses.hinge_loss(margin(s)), s.weights)),
-    "dr_dpo": ({"b": 0.4}, lambda s: objectives.dr_dpo(dpo(s), 0.4, s.weights)),
-    "kldpo": ({"tau": 0.4}, lambda s: objectives.kl_tilt(dpo(s), 0.4, s.weights)),
-    "cvar": ({"alpha": 0.4}, lambda s: objectives.cvar(dpo(s), 0.4, s.weights)),
-    "chi2": ({"rho": 0.4}, lambda s: objectives.chi2_ball(dpo(s), 0.4, s.weights)),
-    "tv": ({"rho": 0.4}, lambda s: objectives.total_variation_ball(dpo(s), 0.4, s.weights)),
+    "hinge": ({}, lambda s: functionals.mean(pair_losses.hinge_loss(margin(s)), s.weights)),
+    "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
+    "kldpo": ({"tau": 0.4}, lambda s: functionals.kl_tilt(dpo(s), 0.4, s.weights)),
+    "cvar": ({"alpha": 0.4}, lambda s: functionals.cvar(dpo(s), 0.4, s.weights)),
+    "chi2": ({"rho": 0.4}, lambda s: functionals.chi2_ball(dpo(s), 0.4, s.weights)),
+    "tv": ({"rho": 0.4}, lambda s: functionals.total_variation_ball(dpo(s), 0.4, s.weights)),
     "wdpo": (
         {"rho": 0.4},
-        lambda s: objectives.mean(dpo(s), s.weights),
+        lambda s: functionals.mean(dpo(s), s.weights),
     ),  # the penalty is no function of log-probabilities
     "group_dro": (
         {"group_step": 0.4},
-        lambda s: objectives.mean(dpo(s), s.weights),
+        lambda s: functionals.mean(dpo(s), s.weights),
     ),  # see `group_value`
     "aot": (
         {},
-        lambda s: objectives.aot_paired(
+        lambda s: functionals.aot_paired(
             s.chosen - s.rejected,
             s.reference_chosen - s.reference_rejected,
-            objectives.logistic,
+            pair_losses.logistic,
             0.3,
             s.weights,
         ),
     ),
     "aot_unpaired": (
         {"h": "least_squares"},
-        lambda s: objectives.aot_unpaired(
-            s.chosen_ratio, s.rejected_ratio, objectives.least_squares, 0.3, s.weights, s.weights
+        lambda s: functionals.aot_unpaired(
+            s.chosen_ratio, s.rejected_ratio, pair_losses.least_squares, 0.3, s.weights, s.weights
         ),
     ),
 }
@@ -223,10 +224,10 @@ def test_unpaired_aot_of_single_responses() -> None:
     made, s = make_objective(ObjectiveParameters("aot_unpaired", 0.3)), singles()
     assert s.weights is not None
     p, q = s.weights[s.desirable], s.weights[~s.desirable]
-    truth = objectives.aot_unpaired(
+    truth = functionals.aot_unpaired(
         s.ratio[s.desirable],
         s.ratio[~s.desirable],
-        objectives.logistic,
+        pair_losses.logistic,
         0.3,
         p / p.sum(),
         q / q.sum(),
@@ -258,7 +259,7 @@ def test_a_functional_takes_any_pair_loss(loss: str) -> None:
         pairs(),
     )
     assert below is not None
-    torch.testing.assert_close(made.value(s), objectives.kl_tilt(below(s), 2.0, s.weights))
+    torch.testing.assert_close(made.value(s), functionals.kl_tilt(below(s), 2.0, s.weights))
 
 
 def test_group_value() -> None:
@@ -300,10 +301,10 @@ def test_coefficients_are_derivatives(name: str) -> None:
 # --------------------------------------------------------------------------------------- worst case
 def test_the_worst_case_of_a_tilt_is_a_softmax() -> None:
     losses = torch.tensor([0.2, 1.0, 0.6]).double()
-    q = worst_case_weights(lambda x: objectives.kl_tilt(x, 0.5), losses)
+    q = worst_case_weights(lambda x: functionals.kl_tilt(x, 0.5), losses)
     e = np.exp(losses.numpy() / 0.5)
     np.testing.assert_allclose(q.numpy(), e / e.sum())
-    q = worst_case_weights(lambda x: objectives.dr_dpo(x, 0.5), losses)
+    q = worst_case_weights(lambda x: functionals.dr_dpo(x, 0.5), losses)
     np.testing.assert_allclose(q.numpy(), (1 / e) / (1 / e).sum())
 
 

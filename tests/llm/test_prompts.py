@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llm.chat import token_rows
-from llm.data import load_rows, tokenise
-from llm.prompts import load_prompts, turns
+from llm.data.chat import token_rows
+from llm.data.prompts import load_prompts, turns
+from llm.data.tokens import load_rows, tokenise
 from llm.train import parse, train
 from tests.llm.models import WORDS, byte_tokenizer, tiny_gpt2, word_tokenizer
 

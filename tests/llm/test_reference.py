@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from llm.data import PreferenceCollator, tokenise
+from llm.data.tokens import PreferenceCollator, tokenise
 from llm.reference import (
     data_fingerprint,
     model_fingerprint,

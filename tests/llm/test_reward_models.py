@@ -15,11 +15,11 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from llm.chat import as_messages, text, token_rows
-from llm.corpus import EMOTIONS
+from llm.data.chat import as_messages, text, token_rows
+from llm.data.corpus import EMOTIONS
+from llm.judges.emotion import emotion_probabilities, reward_model
+from llm.judges.load import RewardModel, load_reward_model
 from llm.models import word_tokenizer as words_only
-from llm.reward_models import RewardModel, load_reward_model
-from llm.rewards import emotion_probabilities, reward_model
 from tests.llm.models import WORDS, tiny_gpt2, word_tokenizer
 from tests.llm.precision import ROUNDINGS, UNIT
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from llm.corpus import EMOTIONS
-from llm.models import word_tokenizer
-from llm.rewards import (
+from llm.data.corpus import EMOTIONS
+from llm.judges.emotion import (
     concatenated,
     emotion_probabilities,
     fit_reward_model,
@@ -17,6 +16,7 @@ from llm.rewards import (
     roc_auc,
     score,
 )
+from llm.models import word_tokenizer
 from llm.sft import Recipe, tokenize_texts
 
 CORPUS = pd.DataFrame(

@@ -15,8 +15,8 @@ from datasets import Dataset, Features, Json, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.data import BadRows, load_rows, preference_texts, tokenise
-from llm.rows import as_rows, which
+from llm.data.rows import as_rows, which
+from llm.data.tokens import BadRows, load_rows, preference_texts, tokenise
 from tests.llm.models import byte_tokenizer, word_tokenizer
 
 

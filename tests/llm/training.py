@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from llm.arguments import PreferenceArguments
-from llm.data import PreferenceCollator
+from llm.data.tokens import PreferenceCollator
 from llm.objectives import ObjectiveParameters
 from llm.trainer import PreferenceTrainer
 from tests.jitter import order

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from paper_figures.published import table3
+from paper_figures.paper.published import table3
 
 EMOTIONS = ("sadness", "joy", "love", "anger", "fear")
 PAIRS = ("anger + fear", "joy + sadness", "love + fear")

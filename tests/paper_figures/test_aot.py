@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from paper_figures import aot as figures
-from paper_figures import aot_tables, style
+from paper_figures import style
+from paper_figures.paper import aot_tables
+from paper_figures.studies import aot as figures
 
 SIZES, BATCHES, BETAS, LEVELS = (
     (100, 1000, 10000),

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from paper_figures import aot_benchmarks, aot_fig1a, aot_fig1b, aot_fig2, style
+from paper_figures import style
+from paper_figures.paper import aot_benchmarks, aot_fig1a, aot_fig1b, aot_fig2
 from tests.paper_figures.language_tables import SCALE, write_aot_benchmark
 from tests.paper_figures.test_wdpo_figures import line, panel, small_print
 

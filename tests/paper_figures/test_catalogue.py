@@ -81,7 +81,8 @@ def test_all_are_drawn_though_one_fails(tmp_path: Path, capsys: pytest.CaptureFi
     assert ended.value.code == 1
     said = capsys.readouterr()
     assert (
-        "failed: paper_figures.wdpo_table1: ValueError" in said.err and "has no column" in said.err
+        "failed: paper_figures.paper.wdpo_table1: ValueError" in said.err
+        and "has no column" in said.err
     )
     assert "aot_fig2" not in said.err
     assert (

@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import paper_figures
-from paper_figures import emotion as figures
 from paper_figures import style
+from paper_figures.studies import emotion as figures
 
 ALPHAS, SEEDS = (0.0, 0.5, 1.0), (0, 1, 2)
 RUNS = [  # method, radius, beta, steps

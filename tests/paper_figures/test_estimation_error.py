@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 import paper_figures
 from experiments.estimation_error import WorldSpec
-from paper_figures import estimation_error as figures
 from paper_figures import style
+from paper_figures.studies import estimation_error as figures
 
 FINITE, SPHERE = WorldSpec(), WorldSpec("sphere")
 METHODS = ("dpo", "kldpo", "wdpo-w1")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from paper_figures import leaderboard_tables, typeset, wdpo_table1, wdpo_table3, wdpo_table4
+from paper_figures import typeset
+from paper_figures.paper import leaderboard_tables, wdpo_table1, wdpo_table3, wdpo_table4
 from paper_figures.typeset import Block, Cell
 from tests.paper_figures.language_tables import SCALE, T2, write_leaderboard
 

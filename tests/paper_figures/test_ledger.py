@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from paper_figures import style
-from paper_figures.ledger import VERDICTS, claim_figure, draw, drawable, glance, read
+from paper_figures.studies.ledger import VERDICTS, claim_figure, draw, drawable, glance, read
 
 TABLES = {"claim-1": ["error / bound", "bias"], "claim-2": ["others", "gone"]}
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
 import paper_figures
-from paper_figures import preference_shift as figures
 from paper_figures import style
+from paper_figures.studies import preference_shift as figures
 
 SETTINGS = ("convex", "contexts", "sure annotators")
 METHODS = ("kldpo", "wdpo-w2-free", "wdpo-norm")

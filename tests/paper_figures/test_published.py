@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from paper_figures import published
+from paper_figures.paper import published
 
 
 def test_digits_of_table_1() -> None:

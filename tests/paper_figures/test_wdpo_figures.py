@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import minimize
 
-from paper_figures import policies, style, wdpo_fig1, wdpo_fig2, wdpo_fig3, wdpo_fig4
+from paper_figures import style
+from paper_figures.paper import wdpo_fig1, wdpo_fig2, wdpo_fig3, wdpo_fig4
+from paper_figures.studies import policies
 from tests.paper_figures.language_tables import SCALE, T2, write_armorm
 from tests.paper_figures.test_emotion import write_study
 

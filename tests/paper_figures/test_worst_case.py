@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures import style
-from paper_figures import worst_case as figures
+from paper_figures.studies import worst_case as figures
 
 RADII = np.array([0.0, 0.2, 0.4])
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tests.jitter import order
-from theory import programs
-from theory.programs import Array
+from theory.twins import programs
+from theory.twins.programs import Array
 
 BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
 BETAS = (0.01, 0.1, 1.0, 3.0, 10.0)

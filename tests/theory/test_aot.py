@@ -10,7 +10,8 @@ import torch
 
 from tests.jitter import order
 from theory.aot import Cost, minimise_aot, potentials, random_starts
-from theory.objectives import aot_unpaired, least_squares, logistic, squared_hinge
+from theory.functionals import aot_unpaired
+from theory.losses import least_squares, logistic, squared_hinge
 
 COSTS = {
     "logistic": (logistic, 1.5),

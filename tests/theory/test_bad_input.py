@@ -10,7 +10,7 @@ import torch
 
 from theory.collapse import collapse_radius
 from theory.estimators import dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_finite, wdpo_free
-from theory.objectives import dr_dpo, kl_ball, kl_tilt, tilt_weights
+from theory.functionals import dr_dpo, kl_ball, kl_tilt, tilt_weights
 from theory.worlds import (
     ContinuousWorld,
     FiniteWorld,

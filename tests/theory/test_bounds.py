@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog, minimize_scalar
 
 from tests.jitter import order
-from theory.bounds import (
+from theory.bounds.papers import (
     curvature,
     largest_loss,
     proposition_1,

@@ -13,7 +13,8 @@ import torch
 from tests.theory.test_bad_input import refuses
 from theory.aot import minimise_aot
 from theory.batch import as_float64
-from theory.bounds import proposition_1, regularity_kl, theorem_1
+from theory.bounds.papers import proposition_1, regularity_kl, theorem_1
+from theory.bounds.uniform import uniform_wasserstein
 from theory.collapse import collapse_radius
 from theory.duals import (
     chi2_ball_dual,
@@ -23,17 +24,17 @@ from theory.duals import (
     transport_dual,
 )
 from theory.estimators import dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_finite, wdpo_free
-from theory.objectives import (
+from theory.functionals import (
     aot_second_order,
     aot_unpaired,
     chi2_ball,
     cvar,
     dr_dpo,
     kl_tilt,
-    logistic,
     mean,
     worst_group,
 )
+from theory.losses import logistic
 from theory.radius_choice import suggest_radii, temperature_for_share, value_coverage
 from theory.transport import (
     first_order_violation,
@@ -43,7 +44,6 @@ from theory.transport import (
     second_order_violation,
     transport,
 )
-from theory.uniform_bounds import uniform_wasserstein
 from theory.worlds import common_scale, from_labels, from_rewards
 from theory.worst_case import free, on_atoms, reweighting, worst_case
 

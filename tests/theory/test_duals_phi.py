@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tests.jitter import order
 from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
-from theory.worst_programs import reweighting
+from theory.twins.worst_cases import reweighting
 
 Array = NDArray[np.float64]
 quick = settings(max_examples=40, deadline=None, derandomize=True)

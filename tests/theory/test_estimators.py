@@ -19,8 +19,9 @@ from scipy.optimize import linprog, minimize, minimize_scalar
 from scipy.special import entr, expit, logsumexp
 
 from tests.jitter import order
-from theory import batch, objectives
+from theory import batch, functionals
 from theory.estimators import Fit, dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_finite, wdpo_free
+from theory.losses import dpo_loss
 
 Array = NDArray[np.float64]
 quick = settings(max_examples=5, deadline=None, derandomize=True)
@@ -585,17 +586,17 @@ def test_degenerate_samples(name: str, u: list[list[float]]) -> None:
 
 
 OBJECTIVES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "dpo": lambda losses, p, slopes: objectives.mean(losses, p),
-    "kldpo": lambda losses, p, slopes: objectives.kl_ball(losses, 0.05, p),
-    "kldpo_tilt": lambda losses, p, slopes: objectives.kl_tilt(losses, 0.3, p),
+    "dpo": lambda losses, p, slopes: functionals.mean(losses, p),
+    "kldpo": lambda losses, p, slopes: functionals.kl_ball(losses, 0.05, p),
+    "kldpo_tilt": lambda losses, p, slopes: functionals.kl_tilt(losses, 0.3, p),
     "norm": (
         lambda losses, p, slopes: (
-            objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p)
+            functionals.mean(losses, p) + 0.2 * functionals.gradient_norm(slopes, p)
         )
     ),
     "squared": (
         lambda losses, p, slopes: (
-            objectives.mean(losses, p) + 0.2 * objectives.gradient_norm(slopes, p, squared=True)
+            functionals.mean(losses, p) + 0.2 * functionals.gradient_norm(slopes, p, squared=True)
         )
     ),
 }
@@ -603,8 +604,8 @@ OBJECTIVES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_functionals_of_objectives_are_what_the_estimators_minimise(name: str) -> None:
-    """Value and stationarity of each fit, by `theory.objectives` and automatic differentiation
-    instead of `theory.smooth`."""
+    """Value and stationarity of each fit, by `theory.functionals` and automatic differentiation
+    instead of `theory.solvers.smooth`."""
     u, p, D = sample(3, n=20)
     if name in METHODS:
         fit = METHODS[name](u, p, D, KNOBS[name], **PLAIN)
@@ -615,7 +616,7 @@ def test_the_functionals_of_objectives_are_what_the_estimators_minimise(name: st
     slopes = (PLAIN["beta"] * torch.sigmoid(-margin)) ** 2 * (
         theta**2
     ).sum()  # squared norm of the gradient in the features
-    value = OBJECTIVES[name](objectives.dpo_loss(margin), torch.from_numpy(p), slopes)
+    value = OBJECTIVES[name](dpo_loss(margin), torch.from_numpy(p), slopes)
     assert value.item() == pytest.approx(fit.value.item(), rel=1e-11)
     (gradient,) = torch.autograd.grad(value, theta)
     assert theta.norm() < PLAIN["bound"] - 0.1  # inside the ball, where the gradient must vanish

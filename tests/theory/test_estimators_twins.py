@@ -9,14 +9,15 @@ import torch
 from scipy.special import logsumexp
 
 from tests.theory.instances import BALLS, DATA, Data, collapse, radii, solve
-from theory import estimators, programs
+from theory import estimators
 from theory.collapse import collapse_radius
 from theory.estimators import Fit
-from theory.programs import Array
 from theory.shift import random_shift
+from theory.twins import programs
+from theory.twins.programs import Array
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::theory.programs.SolverFallback"
+    "ignore::theory.twins.programs.SolverFallback"
 )  # status and gap are asserted instead
 
 TEMPERATURES = [("cold", 0.05), ("warm", 1.0)]

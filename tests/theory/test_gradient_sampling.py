@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from theory.aot import random_starts
-from theory.gradient_sampling import descend, minimise_with_kinks
-from theory.multistart import Objective, minimise_from
+from theory.solvers.gradient_sampling import descend, minimise_with_kinks
+from theory.solvers.multistart import Objective, minimise_from
 
 
 def regression(x: np.ndarray, y: np.ndarray) -> Objective:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from theory.aot import random_starts
-from theory.multistart import Objective, lowest, minimise_from
+from theory.solvers.multistart import Objective, lowest, minimise_from
 
 
 def quadratic(target: np.ndarray, matrix: torch.Tensor) -> Objective:

@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
-from theory import estimators, programs
+from theory import estimators
+from theory.twins import programs
 
 Array = NDArray[np.float64]
 NAMES = (

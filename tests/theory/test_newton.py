@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from theory.newton import Ball, minimise
+from theory.solvers.newton import Ball, minimise
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -14,7 +14,8 @@ from scipy.optimize import brentq, minimize
 from torch import Tensor
 
 from tests.jitter import order
-from theory.objectives import dpo_loss, dr_dpo, gradient_norm, kl_ball, kl_tilt, mean, tilt_weights
+from theory.functionals import dr_dpo, gradient_norm, kl_ball, kl_tilt, mean, tilt_weights
+from theory.losses import dpo_loss
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)

@@ -17,30 +17,30 @@ from scipy.optimize import linprog, minimize_scalar
 from torch import Tensor
 
 from tests.jitter import order
-from theory.objectives import (
+from theory.functionals import (
     aot_paired,
     aot_second_order,
     aot_unpaired,
     chi2_ball,
     cvar,
-    dpo_loss,
     group_dro,
     group_weights_step,
-    least_squares,
-    logistic,
     mean,
-    squared_hinge,
     total_variation_ball,
     worst_group,
 )
-from theory.pair_losses import (
+from theory.losses import (
     cdpo_loss,
+    dpo_loss,
     hinge_loss,
     ipo_loss,
     kto_loss,
     kto_reference_point,
+    least_squares,
+    logistic,
     rdpo_loss,
     rebel_loss,
+    squared_hinge,
 )
 from theory.transport import soft_sort
 

@@ -12,8 +12,8 @@ from scipy.special import rel_entr
 
 from tests.jitter import order
 from tests.theory.instances import DATA, RADII, Data, collapse, radii, solve
-from theory import programs
-from theory.programs import Array, SolverFallback
+from theory.twins import programs
+from theory.twins.programs import Array, SolverFallback
 
 LOG2 = np.log(2.0)
 

@@ -9,8 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from theory import programs
-from theory.sharp_bounds import (
+from theory.bounds.sharp import (
     Size,
     _bernstein,
     _chernoff,
@@ -24,6 +23,7 @@ from theory.sharp_bounds import (
     kl_bound,
     transport_bound,
 )
+from theory.twins import programs
 from theory.worlds import random_world
 
 WORLD = random_world(0, contexts=4, actions=2, dimension=2, beta=1.0, bound=1.0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from theory.uniform_bounds import (
+from theory.bounds.uniform import (
     pointwise_kl,
     pointwise_wasserstein,
     uniform_kl,

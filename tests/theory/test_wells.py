@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import entr, expit
 
-from theory.wells import global_well, restricted_wells
+from theory.solvers.wells import global_well, restricted_wells
 
 Array = NDArray[np.float64]
 MARGINS = np.array([-60.0, -8.0, -2.0, -0.3, 0.0, 0.4, 1.0, 1.9, 2.0, 2.1, 3.0, 5.0, 12.0, 60.0])

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.theory.instances import DATA, Data
-from theory import programs, worst_programs
 from theory.policy import Array
+from theory.twins import programs
+from theory.twins import worst_cases as worst_programs
 from theory.worlds import from_labels, random_world
 from theory.worst_case import (
     BALLS,

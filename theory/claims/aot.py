@@ -27,7 +27,8 @@ from theory.claims.ledger import (
     rate_reached,
 )
 from theory.claims.transport import COSTS, Cost, short, tensor
-from theory.objectives import aot_paired, aot_unpaired, least_squares, logistic
+from theory.functionals import aot_paired, aot_unpaired
+from theory.losses import least_squares, logistic
 from theory.rates import rate
 from theory.transport import coupling, first_order_violation
 from theory.worlds import unit_vectors

@@ -21,13 +21,14 @@ from theory.claims.ledger import (
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.collapse import BALLS
 from theory.estimators import gradient_penalty, kldpo_tilt
-from theory.objectives import dpo_loss, gradient_norm
+from theory.functionals import gradient_norm
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.worlds import FiniteWorld
 from theory.worst_case import worst_case
 
 if TYPE_CHECKING:
-    from theory.programs import Program
+    from theory.twins.programs import Program
 
 _STEP = 0.01  # how far below and above the radius the estimators are tried, relative
 _ROUNDING = 1e-12  # of an objective near log 2
@@ -109,7 +110,7 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
 
 def _program(problem: Problem, radius: float) -> "Program":
     """The same problem as a cvxpy program, which knows nothing of the collapse radius."""
-    from theory import programs  # cvxpy is slow to import
+    from theory.twins import programs  # cvxpy is slow to import
 
     solver: dict[str, Any] = {"kl": programs.kldpo}
     default = programs.wdpo_finite if problem.ball.endswith("finite") else programs.wdpo_free

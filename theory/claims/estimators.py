@@ -4,7 +4,7 @@ arXiv:2502.01930."""
 import numpy as np
 import torch
 
-from theory.bounds import proposition_1
+from theory.bounds.papers import proposition_1
 from theory.claims.ledger import (
     Claim,
     Finding,
@@ -23,7 +23,7 @@ from theory.claims.ledger import (
 from theory.claims.problems import NAMES, Problem, worlds
 from theory.duals import kl_ball_dual
 from theory.estimators import dpo
-from theory.objectives import dpo_loss
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.rates import Rate, rate
 

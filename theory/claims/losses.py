@@ -5,7 +5,7 @@ import torch
 from scipy.special import expit
 from torch.func import jacrev, vmap
 
-from theory.bounds import curvature
+from theory.bounds.papers import curvature
 from theory.claims.ledger import (
     Claim,
     Finding,
@@ -18,7 +18,7 @@ from theory.claims.ledger import (
     pick,
 )
 from theory.claims.problems import NAMES, Problem, worlds
-from theory.objectives import dpo_loss
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.worlds import FiniteWorld
 

@@ -10,11 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theory.bounds import regularity_finite, regularity_free, regularity_kl, theorem_1, theorem_2
+from theory.bounds.papers import (
+    regularity_finite,
+    regularity_free,
+    regularity_kl,
+    theorem_1,
+    theorem_2,
+)
 from theory.collapse import collapse_radius
 from theory.duals import BallDual, kl_ball_dual, transport_dual
 from theory.estimators import Fit, kldpo, wdpo_finite, wdpo_free
-from theory.objectives import dpo_loss
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.worlds import FiniteWorld, from_policy
 

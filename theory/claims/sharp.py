@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from theory.bounds.sharp import SharpBound, Size, deterministic_bound, kl_bound, transport_bound
 from theory.claims.ledger import (
     Claim,
     Finding,
@@ -19,7 +20,6 @@ from theory.claims.ledger import (
 )
 from theory.claims.problems import Problem, worlds
 from theory.policy import Array
-from theory.sharp_bounds import SharpBound, Size, deterministic_bound, kl_bound, transport_bound
 
 DELTA = 0.05
 

@@ -22,7 +22,7 @@ from theory.claims.ledger import (
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual
 from theory.estimators import Fit, gradient_penalty, kldpo, wdpo_finite, wdpo_free
-from theory.objectives import dpo_loss
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.rates import rate
 

@@ -20,7 +20,8 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
-from theory.objectives import aot_second_order, aot_unpaired, least_squares, logistic, squared_hinge
+from theory.functionals import aot_second_order, aot_unpaired
+from theory.losses import least_squares, logistic, squared_hinge
 from theory.transport import coupling, first_order_violation, second_order_violation, transport
 
 Cost = Callable[[Tensor, float], Tensor]

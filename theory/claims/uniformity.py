@@ -7,6 +7,12 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
+from theory.bounds.uniform import (
+    pointwise_kl,
+    pointwise_wasserstein,
+    uniform_kl,
+    uniform_wasserstein,
+)
 from theory.claims.ledger import (
     Claim,
     Finding,
@@ -20,12 +26,6 @@ from theory.claims.ledger import (
 )
 from theory.claims.problems import Problem
 from theory.policy import Array
-from theory.uniform_bounds import (
-    pointwise_kl,
-    pointwise_wasserstein,
-    uniform_kl,
-    uniform_wasserstein,
-)
 from theory.worlds import FiniteWorld, random_world
 
 DELTA = 0.05

@@ -26,7 +26,8 @@ from theory.claims.ledger import (
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual, transport_dual
 from theory.estimators import kldpo, kldpo_tilt
-from theory.objectives import dpo_loss, gradient_norm, kl_tilt, tilt_weights
+from theory.functionals import gradient_norm, kl_tilt, tilt_weights
+from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.worlds import FiniteWorld, random_world
 from theory.worst_case import free, gradient_step, reweighting
@@ -39,7 +40,7 @@ def kl_worst_case_is_tilt(
 ) -> Finding:
     """Claim 8: q_i ∝ p_i exp(sharpness l_i / lam*); on a sample, lam* = 0 iff rho >= threshold log
     n."""
-    from theory import worst_programs  # cvxpy is slow to import
+    from theory.twins import worst_cases as worst_programs  # cvxpy is slow to import
 
     value_error, spent_error, example = 0.0, 0.0, ""
     weights, duals = list[Row](), list[Row]()
@@ -174,7 +175,8 @@ def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
 def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Finding:
     """Claim 9: sup over plans = min over eta of eta rho^(p exponent) + E max_z' [l(z') - eta d^p];
     finite Z and free features."""
-    from theory import programs, worst_programs  # cvxpy is slow to import
+    from theory.twins import programs
+    from theory.twins import worst_cases as worst_programs  # cvxpy is slow to import
 
     finite, example, below, above = 0.0, "", -math.inf, -math.inf
     rows = list[Row]()
@@ -239,7 +241,7 @@ def gradient_norm_approximates_w2(
 ) -> Finding:
     """Claim 10: E l + rho G <= sup <= E l + rho G + b² rho² / denominator, with an error of the
     given order in rho."""
-    from theory.programs import free_quadratic_worst_case  # cvxpy is slow to import
+    from theory.twins.programs import free_quadratic_worst_case  # cvxpy is slow to import
 
     low, tight, slopes, rows = math.inf, math.inf, list[float](), list[Row]()
     low_example = high_example = ""
@@ -460,7 +462,7 @@ def released_kldpo_weights(profile: str, seed: int) -> Finding:
 def chi2_rebel_dual(profile: str, seed: int, *, paper: float = 1.0, code: float = 0.0) -> Finding:
     """sup {E_q l : sum (q-p)²/p <= 2 rho} = min_eta (offset + 2 rho)^(1/2) (E (l - eta)_+²)^(1/2) +
     eta, offset 1 or 0."""
-    from theory import worst_programs  # cvxpy is slow to import
+    from theory.twins import worst_cases as worst_programs  # cvxpy is slow to import
 
     errors, example, rows = {"paper": 0.0, "code": 0.0}, "", list[Row]()
     depths = np.linspace(0, 20, 81)

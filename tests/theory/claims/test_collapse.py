@@ -9,7 +9,7 @@ from theory.claims import collapse
 from theory.claims.collapse import CLAIMS
 from theory.claims.ledger import Verdict
 from theory.claims.problems import Problem, worlds
-from theory.objectives import gradient_norm
+from theory.functionals import gradient_norm
 
 CHECKS = {claim.name: claim.check for claim in CLAIMS}
 FLIPS: list[tuple[str, dict[str, Any], str]] = [

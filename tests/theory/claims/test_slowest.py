@@ -12,7 +12,7 @@ from theory.claims.slowest import (
     slowest_instance,
     worlds_of,
 )
-from theory.programs import kldpo
+from theory.twins.programs import kldpo
 
 
 @pytest.mark.parametrize("seed", [0, 1])

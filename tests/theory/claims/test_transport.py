@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from theory.claims import Finding, Verdict, aot, transport
-from theory.objectives import aot_unpaired
+from theory.functionals import aot_unpaired
 from theory.transport import second_order_violation
 
 CHECKS = {claim.name: claim.check for claim in (*transport.CLAIMS, *aot.CLAIMS)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from theory import objectives
+from theory import functionals
 from theory.claims import worst_cases
 from theory.claims.ledger import Verdict
 from theory.claims.worst_cases import CLAIMS
@@ -74,7 +74,7 @@ def test_another_factor_than_the_papers_is_refuted_too() -> None:
 def test_without_the_clamp_the_released_gradient_is_parallel(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objectives, "RELEASED_CLAMP", float("inf"))
+    monkeypatch.setattr(functionals, "RELEASED_CLAMP", float("inf"))
     assert BY_NAME["released-kldpo-weights"].check("smoke", seed).verdict == Verdict.HOLDS
 
 

@@ -1,0 +1,779 @@
+"""How fast and how exact the estimators are, next to the solvers a user would otherwise take.
+
+Every row fits the same samples with our batched estimator and with one peer, alternately and in the
+same process, after one untimed run of each. `ours_s` and `peer_s` are medians of seconds per fit:
+ours one call for all replicates, divided by their number, the peer one replicate after the other.
+Solutions are compared through one objective, computed from theta by the numpy functions of this
+file, which share no code with any of the solvers.
+
+What each peer solves, in our notation (beta = 1, theta_ref = 0, no intercept, the bound out of
+reach):
+
+* cvxpy, KL ball: the convex program of the ball's dual, modelled and solved with Clarabel at its
+  default accuracy. The model is built anew for each sample, as its data enter as constants.
+* cvxpy, finite Z: one row per pair of atoms, with weights and radius as parameters. The model is
+  compiled once, outside the timing, which leaves the fastest cvxpy loop over replicates.
+* dro KLDRO (eps = radius in nats) and WassersteinDRO (eps = radius, p = 2 for the Euclidean ground
+  metric, kappa = label cost): the same exact programs, built with cvxpy and solved with Clarabel.
+* skwdro LogisticRegression: the W2 ball smoothed by an entropy term, solved by 3000 stochastic
+  gradient steps in float32, accurate to about 1e-3. The cost "t-NC-2-2" is the squared Euclidean
+  cost at fixed labels, so that rho is our radius; the default cost divides distances by 1 + 1e8,
+  its price of a label, and so is another problem.
+* scikit-learn LogisticRegression without penalty: L-BFGS to its default tolerance of 1e-4.
+
+Rows "ours, scaling" hold the time per fit against sample size and replicates, the row "ours,
+memory" the largest resident memory of a process that does nothing else. Rows "ours, on the CPU"
+compare our fits on a CUDA device with those of the same samples on the CPU, where at most
+`cpu_replicates` are timed: from 64 on the time per fit does not depend on them.
+"""
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from theory.estimators import Fit, dpo, kldpo, wdpo_finite, wdpo_free
+
+Array = np.ndarray
+BETA = 1.0
+BOUND = 50.0  # out of reach: the peers have no bound
+KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = 0.02, 0.1, 1.0
+WIDE_KL_RADIUS = 0.1  # close to the collapse radius, and beyond it in some replicates
+MEMORY_LIMIT_GIB = 4.0
+PARTS = ("peers", "scaling", "devices")
+COLUMNS = [
+    *(
+        "problem",
+        "n",
+        "d",
+        "replicates",
+        "peer",
+        "device",
+        "threads",
+        "ours_s",
+        "peer_s",
+        "ratio",
+        "target",
+    ),
+    *("objective_gap", "certified_gap", "peak_gib", "met", "note"),
+]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of one benchmark run. A row stops after `repeats` timings, or after the first one
+    beyond `seconds`."""
+
+    pairs: int
+    replicates: int
+    repeats: int
+    seconds: float
+    atoms: tuple[int, ...]
+    scaling_pairs: tuple[int, ...]
+    scaling_replicates: tuple[int, ...]
+    device_replicates: tuple[int, ...]
+    cpu_replicates: int  # of the samples on devices, so many are fitted on the CPU, too
+    dimension: int = 5
+
+
+PROFILES = {
+    "smoke": Profile(60, 4, 2, 5.0, (24,), (50, 100), (2, 4), (2, 5), 3),
+    "quick": Profile(
+        1000,
+        256,
+        7,
+        15.0,
+        (48, 160),
+        (1_000, 10_000, 100_000),
+        (16, 64, 256),
+        (256, 4096, 65_536),
+        1024,
+    ),
+    "paper": Profile(
+        1000,
+        256,
+        25,
+        120.0,
+        (48, 160),
+        (1_000, 10_000, 100_000),
+        (16, 64, 256),
+        (256, 4096, 65_536),
+        1024,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """R samples: u (R, n, d) with uniform weights, or shared atoms u (n, d) with weights (R, n)."""
+
+    u: Tensor
+    weights: Tensor | None
+
+    @property
+    def replicates(self) -> int:
+        return self.u.shape[0] if self.weights is None else self.weights.shape[0]
+
+    def to(self, device: str) -> "Samples":
+        return Samples(self.u.to(device), None if self.weights is None else self.weights.to(device))
+
+    def first(self, count: int) -> "Samples":
+        if self.weights is None:
+            return Samples(self.u[:count], None)
+        return Samples(self.u, self.weights[:count])
+
+    def repeated(self, times: int) -> "Samples":
+        if self.weights is None:
+            return Samples(self.u.repeat(times, 1, 1), None)
+        return Samples(self.u, self.weights.repeat(times, 1))
+
+    def replicate(self, r: int) -> tuple[Array, Array]:
+        """u (n, d) and weights (n,) of one replicate."""
+        if self.weights is None:
+            n = self.u.shape[1]
+            return self.u[r].numpy(), np.full(n, 1.0 / n)
+        return self.u.numpy(), self.weights[r].numpy()
+
+
+PeerFit = Callable[[Array, Array], Array]  # u (n, d), weights (n,) -> theta (d,)
+Objective = Callable[[Array, Array, Array], float]  # theta, u, weights
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A solver of another package. `make` imports it and returns its fit; `accuracy` is the largest
+    gap to be met."""
+
+    name: str
+    make: Callable[[], PeerFit]
+    target: float
+    accuracy: float = 1e-8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem, our estimator for it, its objective, and the peers that solve it too."""
+
+    problem: str
+    samples: Samples
+    ours: Callable[[Samples], Fit]
+    objective: Objective
+    peers: tuple[Peer, ...]
+
+
+# ------------------------------------------------------------------------------------------ samples
+def draw_pairs(replicates: int, n: int, d: int, seed: int) -> Tensor:
+    """u (replicates, n, d): feature differences uniform in the ball of radius 2, signed by
+    Bradley-Terry labels."""
+    rng = np.random.default_rng(seed)
+    theta = np.resize([1.0, -1.0, 0.5, 0.0, 0.3], d)
+    u = np.empty((replicates, n, d))
+    for sample in u:  # one at a time: the largest run must not hold temporaries of all replicates
+        x = rng.standard_normal((n, d))
+        x *= (2 * rng.random((n, 1)) ** (1 / d)) / np.linalg.norm(x, axis=1, keepdims=True)
+        sample[:] = np.where(
+            rng.random((n, 1)) < 1 / (1 + np.exp(-BETA * x @ theta)[:, None]), x, -x
+        )
+    return torch.from_numpy(u)
+
+
+def draw_atoms(replicates: int, n: int, d: int, seed: int) -> tuple[Samples, Array]:
+    """Multinomial samples of 1000 pairs on n shared atoms, and the atoms' Euclidean distances (n,
+    n)."""
+    u = draw_pairs(1, n, d, seed)[0]
+    counts = np.random.default_rng(seed + 1).multinomial(1000, np.full(n, 1 / n), size=replicates)
+    distance = np.linalg.norm(u.numpy()[:, None] - u.numpy()[None], axis=-1)
+    return Samples(u, torch.from_numpy(counts / 1000)), distance
+
+
+# ------------------------------------------------------- objectives of theta, independent of theory
+def _losses(theta: Array, u: Array) -> tuple[Array, Array]:
+    """Margins and losses log(1 + exp(-margin))."""
+    m = BETA * u @ theta
+    return m, np.logaddexp(0, -m)
+
+
+def _least(f: Callable[[float], float], low: float, high: float) -> float:
+    """Minimum of a convex or unimodal f on [low, high] by golden section."""
+    golden = (np.sqrt(5) - 1) / 2
+    a, b = high - golden * (high - low), low + golden * (high - low)
+    fa, fb = f(a), f(b)
+    for _ in range(90):
+        if fa < fb:
+            high, b, fb = b, a, fa
+            a = high - golden * (high - low)
+            fa = f(a)
+        else:
+            low, a, fa = a, b, fb
+            b = low + golden * (high - low)
+            fb = f(b)
+    return min(fa, fb)
+
+
+def mean_objective(theta: Array, u: Array, p: Array) -> float:
+    return float(p @ _losses(theta, u)[1])
+
+
+def kl_objective(radius: float) -> Objective:
+    """theta -> min over lambda of lambda rho + lambda log E exp(l/lambda), the worst mean loss over
+    KL(q||p) <= rho."""
+
+    def objective(theta: Array, u: Array, p: Array) -> float:
+        l = _losses(theta, u)[1]
+        top = l.max()
+
+        def dual(log_lambda: float) -> float:
+            lam = np.exp(log_lambda)
+            return float(lam * radius + top + lam * np.log(p @ np.exp((l - top) / lam)))
+
+        return _least(dual, -12.0, 12.0)
+
+    return objective
+
+
+def w1_objective(theta: Array, u: Array, p: Array) -> float:
+    return mean_objective(theta, u, p) + TRANSPORT_RADIUS * BETA * float(np.linalg.norm(theta))
+
+
+def w1_label_objective(theta: Array, u: Array, p: Array) -> float:
+    """min over eta >= beta ||theta|| of eta rho + E max(l(m), l(-m) - kappa eta).
+
+    Linear in eta between the points where l(-m) - l(m) = m equals kappa eta: the minimum is at one
+    of them.
+    """
+    m, l = _losses(theta, u)
+    floor = BETA * float(np.linalg.norm(theta))
+    corners = np.maximum(m / LABEL_COST, floor)
+    values = [
+        eta * TRANSPORT_RADIUS + p @ np.maximum(l, l + m - LABEL_COST * eta)
+        for eta in {floor, *corners}
+    ]
+    return float(min(values))
+
+
+def w2_objective(theta: Array, u: Array, p: Array) -> float:
+    """min over eta of eta rho^2 + E sup_t [l(m - b t) - eta t^2] with b = beta ||theta||, t on a
+    refined grid."""
+    m = BETA * u @ theta
+    b = BETA * float(np.linalg.norm(theta))
+
+    def moved(eta: float) -> Array:
+        # the slope of l(m - bt) in t is at most b, so that t <= b / (2 eta); zoom in on the best
+        # point
+        low, high = np.zeros_like(m), np.full_like(m, b / (2 * eta))
+        for zoom in range(5):
+            t = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 257 if zoom == 0 else 17)
+            values = np.logaddexp(0, b * t - m[:, None]) - eta * t**2
+            best, step = values.argmax(1), t[:, 1] - t[:, 0]
+            centre = np.take_along_axis(t, best[:, None], 1)[:, 0]
+            low, high = np.maximum(centre - step, 0), centre + step
+        return values.max(1)
+
+    return _least(
+        lambda s: float(np.exp(s) * TRANSPORT_RADIUS**2 + p @ moved(np.exp(s))), -5.0, 7.0
+    )
+
+
+def finite_objective(power: int, distance: Array) -> Objective:
+    """theta -> min over eta of eta rho^p + E max_j [l_j - eta D_ij^p]."""
+    cost = distance**power
+    nearest = cost[cost > 0].min()
+
+    def objective(theta: Array, u: Array, p: Array) -> float:
+        l = _losses(theta, u)[1]
+
+        def dual(eta: float) -> float:
+            return float(eta * TRANSPORT_RADIUS**power + p @ (l - eta * cost).max(1))
+
+        return _least(dual, 0.0, (l.max() - l.min()) / nearest)  # above this eta no mass moves
+
+    return objective
+
+
+# -------------------------------------------------------------------------------------------- peers
+def _labelled(u: Array) -> tuple[Array, Array]:
+    """Features X and labels y with y X = u: the peers are classifiers and insist on two classes."""
+    y = np.where(np.arange(len(u)) % 2 == 0, 1.0, -1.0)
+    return u * y[:, None], y
+
+
+def cvxpy_kl(radius: float) -> PeerFit:
+    import cvxpy as cp
+
+    def fit(u: Array, p: Array) -> Array:
+        theta, lam, nu = cp.Variable(u.shape[1]), cp.Variable(nonneg=True), cp.Variable()
+        losses, mass = cp.Variable(len(u)), cp.Variable(len(u))
+        # min lam rho + nu  with  E lam exp((l - nu)/lam) <= lam
+        program = cp.Problem(
+            cp.Minimize(lam * radius + nu),
+            [
+                losses >= cp.logistic(-BETA * (u @ theta)),
+                cp.constraints.ExpCone(losses - nu, lam * np.ones(len(u)), mass),
+                p @ mass <= lam,
+            ],
+        )
+        program.solve(solver=cp.CLARABEL)
+        return np.asarray(theta.value)
+
+    return fit
+
+
+def cvxpy_finite(power: int, u: Array, distance: Array) -> PeerFit:
+    import cvxpy as cp
+
+    n, d = u.shape
+    theta, eta, losses, rows = (
+        cp.Variable(d),
+        cp.Variable(nonneg=True),
+        cp.Variable(n),
+        cp.Variable(n),
+    )
+    weights, budget = (
+        cp.Parameter(n, nonneg=True),
+        cp.Parameter(nonneg=True, value=TRANSPORT_RADIUS**power),
+    )
+    worst = (
+        cp.reshape(rows, (n, 1), order="C")
+        >= cp.reshape(losses, (1, n), order="C") - eta * distance**power
+    )
+    program = cp.Problem(
+        cp.Minimize(eta * budget + weights @ rows),
+        [losses >= cp.logistic(-BETA * (u @ theta)), worst],
+    )
+
+    def fit(_: Array, p: Array) -> Array:
+        weights.value = p
+        program.solve(solver=cp.CLARABEL)
+        return np.asarray(theta.value)
+
+    fit(u, np.full(n, 1 / n))  # compiles the program
+    return fit
+
+
+def _dro(module: str) -> Any:
+    """dro.linear_model.<module> without dro/__init__.py, which imports torchvision, xgboost and
+    lightgbm."""
+    if "dro" not in sys.modules:
+        spec = importlib.util.find_spec("dro")
+        if spec is None:
+            raise ImportError("dro")
+        sys.modules["dro"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"dro.linear_model.{module}")
+
+
+def dro_kl(radius: float) -> PeerFit:
+    model = _dro("kl_dro").KLDRO
+
+    def fit(u: Array, p: Array) -> Array:
+        X, y = _labelled(u)
+        solver = model(input_dim=u.shape[1], model_type="logistic", fit_intercept=False, eps=radius)
+        solver.fit(X, y)
+        return np.asarray(solver.theta)
+
+    return fit
+
+
+def dro_w1(label_cost: float | None) -> PeerFit:
+    model = _dro("wasserstein_dro").WassersteinDRO
+
+    def fit(u: Array, p: Array) -> Array:
+        X, y = _labelled(u)
+        solver = model(input_dim=u.shape[1], model_type="logistic", fit_intercept=False)
+        solver.update(
+            {"eps": TRANSPORT_RADIUS, "p": 2, "kappa": "inf" if label_cost is None else label_cost}
+        )
+        solver.fit(X, y)
+        return np.asarray(solver.theta)
+
+    return fit
+
+
+def skwdro_w2() -> PeerFit:
+    model = importlib.import_module("skwdro.linear_models").LogisticRegression
+    stop = importlib.import_module("skwdro.solvers.optim_cond").OptCondTorch
+
+    def fit(u: Array, p: Array) -> Array:
+        X, y = _labelled(u)
+        # the default stopping rule, in a fresh copy: the shared one remembers the gradient of an
+        # earlier fit
+        solver = model(
+            rho=TRANSPORT_RADIUS, cost="t-NC-2-2", fit_intercept=False, opt_cond=stop(2, 1e-4, 0.0)
+        )
+        return np.asarray(solver.fit(X, y).coef_, dtype=np.float64)
+
+    return fit
+
+
+def sklearn_logistic() -> PeerFit:
+    model = importlib.import_module("sklearn.linear_model").LogisticRegression
+
+    def fit(u: Array, p: Array) -> Array:
+        X, y = _labelled(u)
+        return np.asarray(
+            model(C=np.inf, fit_intercept=False).fit(X, y).coef_[0]
+        )  # C = inf is penalty=None
+
+    return fit
+
+
+# -------------------------------------------------------------------------------------------- cases
+def cases(size: Profile) -> list[Case]:
+    """The comparisons of one profile, cheapest first."""
+    pairs = Samples(draw_pairs(size.replicates, size.pairs, size.dimension, seed=1), None)
+    common: dict[str, Any] = {"beta": BETA, "bound": BOUND}
+    free = {"radius": TRANSPORT_RADIUS, **common}
+    found = [
+        Case(
+            "dpo",
+            pairs,
+            lambda s: dpo(s.u, **common),
+            mean_objective,
+            (Peer("scikit-learn", sklearn_logistic, 10),),
+        ),
+        _kl_case("kldpo", pairs, KL_RADIUS),
+        _kl_case("kldpo, near collapse", pairs, WIDE_KL_RADIUS),
+        Case(
+            "wdpo_free p=1",
+            pairs,
+            lambda s: wdpo_free(s.u, power=1, **free),
+            w1_objective,
+            (Peer("dro", lambda: dro_w1(None), 100),),
+        ),
+        Case(
+            "wdpo_free p=1, labels",
+            pairs,
+            lambda s: wdpo_free(s.u, power=1, label_cost=LABEL_COST, **free),
+            w1_label_objective,
+            (Peer("dro", lambda: dro_w1(LABEL_COST), 100),),
+        ),
+        Case(
+            "wdpo_free p=2",
+            pairs,
+            lambda s: wdpo_free(s.u, power=2, **free),
+            w2_objective,
+            (Peer("skwdro", skwdro_w2, 1000),),
+        ),
+    ]
+    found += [_finite_case(size, atoms, power) for atoms in size.atoms for power in (1, 2)]
+    return found
+
+
+def _kl_case(problem: str, pairs: Samples, radius: float) -> Case:
+    return Case(
+        problem,
+        pairs,
+        lambda s: kldpo(s.u, radius=radius, beta=BETA, bound=BOUND),
+        kl_objective(radius),
+        (Peer("cvxpy", lambda: cvxpy_kl(radius), 200), Peer("dro", lambda: dro_kl(radius), 200)),
+    )
+
+
+def _finite_case(size: Profile, atoms: int, power: int) -> Case:
+    samples, distance = draw_atoms(size.replicates, atoms, size.dimension, seed=2)
+    return Case(
+        f"wdpo_finite p={power}",
+        samples,
+        lambda s: wdpo_finite(
+            s.u,
+            s.weights,
+            distance=distance,
+            power=power,
+            radius=TRANSPORT_RADIUS,
+            beta=BETA,
+            bound=BOUND,
+        ),
+        finite_objective(power, distance),
+        (Peer("cvxpy, compiled", lambda: cvxpy_finite(power, samples.u.numpy(), distance), 20),),
+    )
+
+
+# ------------------------------------------------------------------------------------------- timing
+def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    time.sleep(0.05)  # threads of the other side's libraries spin for a while after their work
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def _time_ours(case: Case, samples: Samples) -> tuple[float, Fit]:
+    """Seconds for all replicates; reading theta on the CPU waits for the device."""
+
+    def call() -> Fit:
+        fit = case.ours(samples)
+        return replace(fit, theta=fit.theta.cpu())
+
+    return _seconds(call)
+
+
+def compare(case: Case, peer: Peer, size: Profile, device: str) -> dict[str, Any]:
+    """One row: our batch and the peer's fits alternately, and the objectives of the replicates that
+    the peer fitted."""
+    samples = case.samples.to(device)
+    _, fit = _time_ours(case, samples)
+    row: dict[str, Any] = {
+        "problem": case.problem,
+        "n": case.samples.u.shape[-2],
+        "d": case.samples.u.shape[-1],
+        "replicates": case.samples.replicates,
+        "peer": peer.name,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "target": peer.target,
+        "certified_gap": float(fit.gap.max()),
+        "note": (
+            "" if bool(fit.converged.all()) else f"{int((~fit.converged).sum())} fits not converged"
+        ),
+    }
+    try:
+        peer_fit = peer.make()
+    except ImportError:
+        seconds, _ = _time_ours(case, samples)
+        return row | {
+            "ours_s": seconds / case.samples.replicates,
+            "note": "not installed: make peers",
+        }
+    ours_s: list[float] = []
+    peer_s: list[float] = []
+    gaps: list[float] = []
+    failures = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' deprecation notices
+        start = time.perf_counter()
+        for attempt in range(size.repeats + 1):  # the first one warms up
+            if len(ours_s) > 0 and time.perf_counter() - start > size.seconds:
+                break
+            r = attempt % case.samples.replicates
+            u, p = case.samples.replicate(r)
+            ours = _time_ours(case, samples)[0]
+            try:
+                seconds, theta = _seconds(lambda u=u, p=p: peer_fit(u, p))  # type: ignore[misc]
+            except (
+                Exception
+            ) as error:  # each package has exceptions of its own, and its failure is a result
+                failures.append(str(error))
+                continue
+            theirs = case.objective(theta, u, p)
+            gaps.append((case.objective(fit.theta[r].numpy(), u, p) - theirs) / abs(theirs))
+            if attempt > 0:
+                ours_s.append(ours)
+                peer_s.append(seconds)
+    if failures:
+        row["note"] = (
+            f"{row['note']} {peer.name} failed on {len(failures)} of {attempt + 1} samples:"
+            f" {failures[0]}".strip()
+        )
+    if peer_s:
+        row["ours_s"], row["peer_s"] = (
+            np.median(ours_s) / case.samples.replicates,
+            np.median(peer_s),
+        )
+        row["ratio"], row["objective_gap"] = row["peer_s"] / row["ours_s"], max(gaps)
+        row["met"] = bool(row["ratio"] >= peer.target and row["objective_gap"] <= peer.accuracy)
+    return row
+
+
+def scaling(size: Profile, device: str) -> Iterator[dict[str, Any]]:
+    """Our time per fit of the KL ball by sample size and replicates; `ratio`: time per pair over
+    the first row's."""
+    first = 0.0
+    for n in size.scaling_pairs:
+        for replicates in size.scaling_replicates:
+            u = draw_pairs(replicates, n, size.dimension, seed=3).to(device)
+            case = _kl_case("kldpo", Samples(u, None), KL_RADIUS)
+            if n * replicates <= 1_000_000:
+                _time_ours(case, case.samples)
+            seconds, fit = _time_ours(case, case.samples)
+            per_pair = seconds / (replicates * n)
+            first = first or per_pair
+            yield {
+                "problem": case.problem,
+                "n": n,
+                "d": size.dimension,
+                "replicates": replicates,
+                "peer": "ours, scaling",
+                "device": device,
+                "threads": torch.get_num_threads(),
+                "ours_s": seconds / replicates,
+                "ratio": per_pair / first,
+                "certified_gap": float(fit.gap.max()),
+                "note": f"{1e9 * per_pair:.0f} ns per pair",
+            }
+
+
+def devices(size: Profile, device: str) -> Iterator[dict[str, Any]]:
+    """Each problem on a device against the same samples on the CPU, by replicates; beyond
+    `cpu_replicates` they come again."""
+    for case in cases(replace(size, replicates=size.cpu_replicates)):
+        for replicates in size.device_replicates:
+            few = case.samples.first(min(replicates, size.cpu_replicates))
+            there = few.repeated(-(-replicates // size.cpu_replicates)).to(device)
+            row: dict[str, Any] = {
+                "problem": case.problem,
+                "n": case.samples.u.shape[-2],
+                "d": size.dimension,
+                "replicates": there.replicates,
+                "peer": "ours, on the CPU",
+                "device": device,
+                "threads": torch.get_num_threads(),
+            }
+            try:
+                _time_ours(case, there)
+                ours = [_time_ours(case, there) for _ in range(2)]
+            except torch.OutOfMemoryError as error:
+                yield row | {"note": f"out of memory: {str(error).splitlines()[0]}"}
+                continue
+            cpu_s, on_cpu = min(
+                (_time_ours(case, few) for _ in range(2)), key=lambda timed: timed[0]
+            )
+            seconds, fit = min(ours, key=lambda timed: timed[0])
+            row |= {"ours_s": seconds / there.replicates, "peer_s": cpu_s / few.replicates}
+            apart = (fit.value[: few.replicates].cpu() - on_cpu.value).abs() / on_cpu.value.abs()
+            left = int((~fit.converged).sum())
+            row |= {"ratio": row["peer_s"] / row["ours_s"], "objective_gap": float(apart.max())}
+            yield row | {
+                "certified_gap": float(fit.gap.max()),
+                "note": f"{left} fits not converged" if left else "",
+            }
+
+
+def memory(size: Profile) -> dict[str, Any]:
+    """Largest resident memory of a fresh process that fits the largest scaling case, data
+    included."""
+    n, replicates = max(size.scaling_pairs), max(size.scaling_replicates)
+    program = (
+        f"from experiments.bench.solvers import peak_gib; print(peak_gib({replicates}, {n},"
+        f" {size.dimension}))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    peak = float(result.stdout)
+    return {
+        "problem": "kldpo",
+        "n": n,
+        "d": size.dimension,
+        "replicates": replicates,
+        "peer": "ours, memory",
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "peak_gib": peak,
+        "met": peak < MEMORY_LIMIT_GIB,
+        "note": (
+            f"limit {MEMORY_LIMIT_GIB:g} GiB, samples take"
+            f" {replicates * n * size.dimension * 8 / 2**30:.2f}"
+        ),
+    }
+
+
+def peak_gib(replicates: int, n: int, d: int) -> float:
+    """Fit the KL ball once and return this process's largest resident memory in GiB."""
+    import resource
+
+    kldpo(draw_pairs(replicates, n, d, seed=3), radius=KL_RADIUS, beta=BETA, bound=BOUND)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+# ------------------------------------------------------------------------------------------- report
+def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.DataFrame:
+    """Run the benchmark, print its table and write it to `out`/solvers.csv.
+
+    profile: "smoke" (seconds), "quick" (minutes) or "paper" (more repetitions). parts: which of
+    "peers", "scaling" and "devices", the last for a CUDA device, on which the others are repeated,
+    too. Raises ValueError for an unknown profile.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}.")
+    if tuple(parts) == ("devices",) and not torch.cuda.is_available():
+        raise ValueError(
+            "the part devices compares a CUDA device with the CPU, and torch sees none: leave it"
+            " out."
+        )
+    size, console = PROFILES[profile], Console()
+    out.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(columns=COLUMNS)
+    for number, row in enumerate(_rows(size, parts)):
+        table = pd.DataFrame([*table.to_dict("records"), row], columns=COLUMNS)
+        table.to_csv(
+            out / "solvers.csv", index=False
+        )  # row by row: an interrupted run keeps what it has measured
+        console.print(
+            f"[{number + 1}] {row['problem']}, n = {row['n']}, R = {row['replicates']}:"
+            f" {row['peer']}"
+        )
+    console.print(_rich_table(table))
+    console.print(f"written to {out / 'solvers.csv'}")
+    return table
+
+
+def _rows(size: Profile, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    cuda = ["cuda"] if torch.cuda.is_available() else []
+    if "scaling" in parts:
+        yield memory(
+            size
+        )  # first, while this process is small: a child's peak counts what it was forked from
+    if "peers" in parts:
+        for case in cases(size):
+            for peer in case.peers:
+                for device in ["cpu", *cuda]:
+                    yield compare(case, peer, size, device)
+    if "scaling" in parts:
+        for device in ["cpu", *cuda]:
+            yield from scaling(size, device)
+    if "devices" in parts:
+        for device in cuda:
+            yield from devices(size, device)
+
+
+def _rich_table(table: pd.DataFrame) -> Table:
+    shown = Table(title=f"ours against peers, {table['threads'][0]} threads", title_justify="left")
+    for name in (
+        "problem",
+        "n x R",
+        "solver",
+        "ours ms",
+        "peer ms",
+        "ratio",
+        "target",
+        "objective",
+        "gap",
+        "met",
+        "note",
+    ):
+        shown.add_column(name, justify="left" if name in ("problem", "solver", "note") else "right")
+    for row in table.to_dict("records"):
+        size = f"{row['n']} x {row['replicates']}"
+        solver = (
+            row["peer"] if row["device"] == "cpu" else f"{row['peer']} (ours on {row['device']})"
+        )
+        times = (1e3 * row["ours_s"], 1e3 * row["peer_s"])
+        rest = (
+            row[name]
+            for name in ("ratio", "target", "objective_gap", "certified_gap", "met", "note")
+        )
+        shown.add_row(row["problem"], size, solver, *(_cell(value) for value in (*times, *rest)))
+    return shown
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or pd.isna(value):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "NO"
+    return str(value) if isinstance(value, int) else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""What runs an experiment: cells, stages, the store, and where results come from."""

@@ -1,0 +1,1 @@
+"""What judges a policy: reward models and distances to the reference."""

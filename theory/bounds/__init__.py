@@ -1,0 +1,1 @@
+"""Bounds of the papers and ours, with their constants."""

@@ -1,0 +1,382 @@
+"""Functionals: from the losses of a batch of pairs, with optional weights, to one number.
+
+As the losses below them (`theory.losses`) they are pure functions of tensors of any float dtype and
+device, differentiable, and know nothing of models: studies call them on features, the trainer calls
+them on log-probabilities, and tests tie the exact estimators to them.
+
+Losses have shape (..., n); weights broadcast against them, are non-negative and sum to one along
+the last axis (None means 1/n each). A functional reduces the last axis. Weights on the CPU are
+looked at, and refused where negative, not finite or all zero; on an accelerator that would stall
+the training, and the caller answers for them. A NaN among the losses stays a NaN.
+
+Sources: Xu et al., arXiv:2502.01930 (WDPO, KLDPO); Wu et al., arXiv:2407.07880 (Dr. DPO); Melnyk et
+al., arXiv:2406.05882 (AOT); Sagawa et al., arXiv:1911.08731 (group DRO).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
+from theory.losses import least_squares, squared_hinge
+from theory.precision import wide
+from theory.transport import (
+    check_weights,
+    gauss_mean,
+    integrated_transport_of,
+    positive_power_mean,
+    power_mean,
+    soft_sort,
+    transport_of,
+)
+
+RELEASED_CLAMP = 10.0  # largest weight in the authors' released KLDPO code
+
+
+# -------------------------------------------------------------------------------------- functionals
+def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Expected loss, sum_i p_i l_i."""
+    _look_at(
+        losses, weights, all_zero=True
+    )  # a micro-batch may be without weight: its share of a sum is zero
+    return losses.mean(-1) if weights is None else (weights * losses).sum(-1)
+
+
+def kl_tilt(
+    losses: Tensor, tau: float, weights: Tensor | None = None, *, released: bool = False
+) -> Tensor:
+    """Tilted risk tau log sum_i p_i exp(l_i / tau), whose gradient is Algorithm 2 of
+    arXiv:2502.01930.
+
+    Its derivative with respect to l_i is the normalised worst-case weight of `tilt_weights`, so
+    that back-propagating through this value is the same as weighting each pair by a constant.
+    Finite for any tau > 0 and finite losses.
+
+    Args:
+        losses: (..., n) pair losses.
+        tau: temperature in units of the loss, > 0. Large tau approaches the mean, small tau the
+            largest loss.
+        weights: (..., n) probabilities, or None.
+        released: compute what the authors' released code does instead: mean of l_i exp((l_i - mean
+            l)/tau), the weights clamped at 10, not normalised and without gradient. It is not the
+            gradient of a tilted risk: the weights rescale the learning rate and the clamp hides all
+            differences among large losses.
+    """
+    _require_positive("tau", tau)
+    _look_at(losses, weights)
+    if released:
+        with torch.no_grad():
+            factor = torch.exp((losses - mean(losses, weights).unsqueeze(-1)) / tau).clamp(
+                max=RELEASED_CLAMP
+            )
+        return mean(factor * losses, weights)
+    top = _on_support(losses, weights, -torch.inf).amax(
+        -1, keepdim=True
+    )  # centring keeps every exponent <= 0
+    return top.squeeze(-1) + tau * _log_mean_exp((losses - top) / tau, weights)
+
+
+def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> Tensor:
+    """Worst-case weights q_i proportional to p_i exp(l_i / tau), normalised and detached. Algorithm
+    2, arXiv:2502.01930."""
+    _require_positive("tau", tau)
+    _look_at(losses, weights)
+    with torch.no_grad():
+        exponent = (losses - _on_support(losses, weights, -torch.inf).amax(-1, keepdim=True)) / tau
+        return torch.softmax(exponent if weights is None else exponent + weights.log(), -1)
+
+
+def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
+    """Worst expected loss over the KL ball, sup {E_q l : KL(q || p) <= rho}; the radius is met
+    exactly.
+
+    The dual min_{lambda >= 0} lambda rho + lambda log E_p exp(l/lambda) is solved inside, in
+    float64 if there is that, without gradient; the result is differentiable once in the losses, its
+    gradient being the worst-case weights (envelope theorem).
+
+    Args:
+        losses: (..., n) pair losses.
+        rho: radius in nats, >= 0; a number or a tensor of the leading shape.
+        weights: (..., n) probabilities, or None.
+    """
+    return _at_worst_case(kl_ball_dual, losses, "rho", rho, weights)
+
+
+def chi2_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
+    """Worst expected loss over the chi-squared ball, sup {E_q l : sum_i (q_i - p_i)²/p_i <= rho},
+    without a factor 1/2.
+
+    Equal to min_eta eta + sqrt(1 + rho) sqrt(E (l - eta)_+²): Duchi and Namkoong, arXiv:1810.08750,
+    whose rho is half of this one. Solved and differentiated as `kl_ball`.
+    """
+    return _at_worst_case(chi2_ball_dual, losses, "rho", rho, weights)
+
+
+def total_variation_ball(
+    losses: Tensor, rho: float | Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Worst expected loss over the total-variation ball, sup {E_q l : sum_i |q_i - p_i|/2 <= rho},
+    q on the atoms of p.
+
+    The mass rho moves from the smallest losses to the largest: rho times the largest, plus the mean
+    of all but the lowest share rho. rho >= 1 gives the largest loss. Solved and differentiated as
+    `kl_ball`.
+    """
+    return _at_worst_case(total_variation_dual, losses, "rho", rho, weights)
+
+
+def cvar(losses: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of the worst share alpha in (0, 1] (1: of all), sup {E_q l : q_i <= p_i/alpha}.
+    Rockafellar and Uryasev (2000).
+
+    Solved and differentiated as `kl_ball`.
+    """
+    return _at_worst_case(cvar_dual, losses, "alpha", alpha, weights)
+
+
+def worst_group(
+    losses: Tensor, groups: Tensor, count: int, weights: Tensor | None = None
+) -> Tensor:
+    """Largest mean loss of a group, the group DRO objective. arXiv:1911.08731.
+
+    groups: (..., n) integers in [0, count); groups that do not occur are left out.
+    """
+    means, present = _group_means(losses, groups, count, weights)
+    return means.masked_fill(~present, -torch.inf).amax(-1)
+
+
+def group_dro(
+    losses: Tensor, groups: Tensor, group_weights: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """sum_g q_g (mean loss of group g), whose gradient is a step of Algorithm 1, arXiv:1911.08731;
+    group_weights (..., count)."""
+    means, _ = _group_means(losses, groups, group_weights.shape[-1], weights)
+    return (group_weights.detach() * means).sum(-1)
+
+
+def group_weights_step(
+    losses: Tensor,
+    groups: Tensor,
+    group_weights: Tensor,
+    step: float,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Exponentiated-gradient step on the group weights, q_g ∝ q_g exp(step mean_g), detached.
+    Algorithm 1, arXiv:1911.08731.
+
+    A group that does not occur in the batch has mean 0 there, as in the authors' code.
+    """
+    with torch.no_grad():
+        means, _ = _group_means(losses, groups, group_weights.shape[-1], weights)
+        return torch.softmax(group_weights.log() + step * means, -1)
+
+
+def kto_reference_point(mismatched_ratio: Tensor, weights: Tensor | None = None) -> Tensor:
+    """z0 = max(0, mean log-ratio of responses put to prompts of other pairs), without gradient.
+    arXiv:2402.01306.
+
+    The estimate of KL(pi_theta || pi_ref) that KTO compares with; the last axis is the batch, whose
+    weights sum to one (None: 1/n each).
+    """
+    return mean(mismatched_ratio.detach(), weights).clamp(min=0)
+
+
+def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) -> Tensor:
+    """REBEL, (Delta/eta - (r1 - r2))²: log-ratios regressed on reward differences.
+    arXiv:2404.16767."""
+    return (ratio_difference / eta - reward_difference) ** 2
+
+
+# -------------------------------------------------------------------------------- optimal transport
+def aot_unpaired(
+    chosen: Tensor,
+    rejected: Tensor,
+    h: Callable[[Tensor, float], Tensor],
+    beta: float,
+    chosen_weights: Tensor | None = None,
+    rejected_weights: Tensor | None = None,
+    *,
+    softness: float | None = None,
+) -> Tensor:
+    """AOT, ∫ h(Q_U(t) - Q_V(t)) dt of the log-ratios U of chosen and V of rejected responses.
+    arXiv:2406.05882.
+
+    On two samples of equal size it is mean_i h(u_(i) - v_(i)) after sorting both; sizes and weights
+    may differ. Its gradient is that with the coupling frozen. For an estimate of the population
+    value the batch should be large: it is biased upwards.
+
+    Args:
+        chosen, rejected: (..., n) and (..., m) log-ratios; need not come from the same prompts.
+        h: convex, called as h(t, beta): `logistic`, `squared_hinge`, `least_squares`, or one of
+            your own.
+        beta: slope or margin of h.
+        chosen_weights, rejected_weights: probabilities, or None.
+        softness: None sorts exactly; a positive number, in units of 1/log-ratio, sorts softly
+            (`theory.transport.soft_sort`).
+    """
+    _look_at(chosen, chosen_weights)
+    _look_at(rejected, rejected_weights)
+    u, v = _softly(chosen, chosen_weights, softness), _softly(rejected, rejected_weights, softness)
+    return transport_of(u, v, lambda t: h(t, beta), chosen_weights, rejected_weights)
+
+
+def aot_paired(
+    policy_ratio: Tensor,
+    reference_ratio: Tensor,
+    h: Callable[[Tensor, float], Tensor],
+    beta: float,
+    weights: Tensor | None = None,
+    *,
+    softness: float | None = None,
+) -> Tensor:
+    """Paired AOT: U = log pi_theta(y+|x)/pi_theta(y-|x), V the same under pi_ref.
+    arXiv:2406.05882."""
+    return aot_unpaired(policy_ratio, reference_ratio, h, beta, weights, weights, softness=softness)
+
+
+def aot_second_order(
+    chosen: Tensor,
+    rejected: Tensor,
+    h: Callable[[Tensor, float], Tensor],
+    beta: float,
+    chosen_weights: Tensor | None = None,
+    rejected_weights: Tensor | None = None,
+    *,
+    softness: float | None = None,
+) -> Tensor:
+    """∫ h(D(t)) dt of the integrated quantile difference D(t) = ∫_0^t (Q_U - Q_V): AOT for
+    second-order dominance.
+
+    Named as future work in arXiv:2406.05882. D(0) = 0, so that with a margin beta > 0 the hinge
+    cannot vanish even where U dominates; with beta = 0 it vanishes iff U dominates V in the second
+    order. D is piecewise linear: the integral is in closed form for `squared_hinge` and
+    `least_squares`, and by `theory.transport.gauss_mean` on each piece for any other, smooth h.
+    Arguments as for `aot_unpaired`.
+    """
+
+    def piece_mean(start: Tensor, end: Tensor) -> Tensor:
+        if h is squared_hinge:
+            return positive_power_mean(beta - start, beta - end, 2)
+        if h is least_squares:
+            return power_mean(beta - start, beta - end, 2)
+        return gauss_mean(lambda t: h(t, beta), start, end)
+
+    _look_at(chosen, chosen_weights)
+    _look_at(rejected, rejected_weights)
+    u, v = _softly(chosen, chosen_weights, softness), _softly(rejected, rejected_weights, softness)
+    return integrated_transport_of(u, v, piece_mean, chosen_weights, rejected_weights)
+
+
+# --------------------------------------------------------------------- gradient norm, opposite tilt
+def gradient_norm(
+    squared_norms: Tensor, weights: Tensor | None = None, *, squared: bool = False
+) -> Tensor:
+    """WDPO penalty (E ||grad_z l||^2)^(1/2) from the per-pair squared gradient norms, shape (...,
+    n).
+
+    `squared=True` gives E ||grad_z l||^2, which the authors' released code uses. At the reference
+    policy every gradient of a log-linear model is zero, where the square root has an infinite
+    slope: its zero subgradient is returned there.
+    """
+    total = mean(squared_norms, weights)
+    if squared:
+        return total
+    positive = total > 0
+    # the inner `where` keeps the infinite slope out of the backward pass, not only out of the value
+    return torch.where(positive, torch.where(positive, total, 1).sqrt(), 0)
+
+
+def dr_dpo(losses: Tensor, b: float, weights: Tensor | None = None) -> Tensor:
+    """Dr. DPO, -b log sum_i p_i exp(-l_i / b): the opposite tilt, which trusts pairs of low loss.
+    Eq. (12), arXiv:2407.07880."""
+    _require_positive("b", b)
+    _look_at(losses, weights)
+    low = _on_support(losses, weights, torch.inf).amin(-1, keepdim=True)
+    return low.squeeze(-1) - b * _log_mean_exp((low - losses) / b, weights)
+
+
+def _at_worst_case(
+    dual: Callable[[Tensor, Tensor, Tensor], BallDual],
+    losses: Tensor,
+    name: str,
+    knob: float | Tensor,
+    weights: Tensor | None,
+) -> Tensor:
+    """E_q l with the worst case q of a ball, found in float64 and held constant: the envelope
+    theorem makes its gradient q."""
+    _look_at(losses, weights)
+    with torch.no_grad():
+        flat = wide(losses.detach()).reshape(-1, losses.shape[-1])
+        p = (
+            torch.full_like(flat, 1.0 / flat.shape[-1])
+            if weights is None
+            else wide(weights).expand(losses.shape)
+        )
+        size = (
+            torch.as_tensor(knob, dtype=flat.dtype, device=losses.device)
+            .expand(losses.shape[:-1])
+            .reshape(-1)
+        )
+        if not bool((size >= 0).all()):
+            raise ValueError(f"{name} must not be negative, got {knob}. Use 0 for the plain mean.")
+        q = dual(flat, p.reshape(flat.shape), size).weights.reshape(losses.shape).to(losses.dtype)
+    return (q * losses).sum(-1)
+
+
+def _group_means(
+    losses: Tensor, groups: Tensor, count: int, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of each group (..., count), 0 where a group does not occur, and which do."""
+    _look_at(losses, weights)
+    member = (groups.unsqueeze(-1) == torch.arange(count, device=losses.device)).to(
+        losses.dtype
+    )  # (..., n, count)
+    share = member if weights is None else member * weights.unsqueeze(-1)
+    mass = share.sum(-2)
+    total = (share * losses.unsqueeze(-1)).sum(-2)
+    return total / torch.where(mass > 0, mass, 1), mass > 0
+
+
+def _look_at(losses: Tensor, weights: Tensor | None, all_zero: bool = False) -> None:
+    """Refuse weights that are none, where a look at them costs next to nothing."""
+    if weights is not None and weights.device.type == "cpu":
+        check_weights(weights, losses.shape[-1] if losses.ndim else 0, all_zero=all_zero)
+
+
+def _softly(sample: Tensor, weights: Tensor | None, softness: float | None) -> Tensor:
+    """The sample itself, or its soft sort, which sorting then leaves as it is."""
+    if softness is None:
+        return sample
+    if weights is not None:
+        raise ValueError(
+            "soft sorting is defined for equal weights only: pass softness=None, or no weights."
+        )
+    return soft_sort(sample, softness)
+
+
+def _on_support(losses: Tensor, weights: Tensor | None, elsewhere: float) -> Tensor:
+    """The losses without gradient, and `elsewhere` where the weight is zero."""
+    return (
+        losses.detach() if weights is None else losses.detach().masked_fill(weights == 0, elsewhere)
+    )
+
+
+def _log_mean_exp(exponent: Tensor, weights: Tensor | None) -> Tensor:
+    """log sum_i p_i exp(x_i) for x <= 0 on the support, to the last digits also where the exponents
+    are small."""
+    if weights is None:
+        weights = torch.full_like(exponent, 1.0 / exponent.shape[-1])
+    exponent = torch.where(weights > 0, exponent, 0.0)
+    shortfall = (weights * torch.expm1(exponent)).sum(-1)
+    near = shortfall > -0.5
+    direct = torch.logsumexp(exponent + weights.log(), -1)
+    return torch.where(near, torch.log1p(torch.where(near, shortfall, 0.0)), direct)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(
+            f"{name} must be positive and finite, got {value}. "
+            "As it goes to 0 the functional becomes the extreme loss: use a small value."
+        )

@@ -1,0 +1,1 @@
+"""Solvers: how each objective is minimised, and what certifies the result."""

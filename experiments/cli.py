@@ -111,10 +111,8 @@ def list_all(results: Path = Path("results")) -> None:
     for name, method in METHODS.items():
         knob = (
             "nothing"
-            if method.knob is None
-            else "temperature"
-            if method.temperature
-            else "fraction of the collapse radius"
+            if method.set is None
+            else f"{method.set.facts.size}, as a fraction of collapse"
         )
         methods.add_row(name, method.about, knob)
     console.print(methods)

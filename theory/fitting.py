@@ -16,7 +16,7 @@ solver. See Boyd and Vandenberghe, Convex Optimization, section 5.5.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,10 +33,12 @@ from theory.batch import (
 )
 from theory.checks import check_positive, check_reference, check_scale
 from theory.results import Fit
-from theory.sets.base import AmbiguitySet
 from theory.solvers.kl import solve_mean
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point, join
+
+if TYPE_CHECKING:  # sets name their estimators, which fit
+    from theory.sets.base import AmbiguitySet
 
 _FAR = 1e6  # beta ||theta|| max|u| that no minimiser reaches unless the pairs are separable
 
@@ -44,7 +46,7 @@ _FAR = 1e6  # beta ||theta|| max|u| that no minimiser reaches unless the pairs a
 # ----------------------------------------------------------------------------------- the front door
 def fit(
     u: ArrayLike,
-    set: AmbiguitySet | None = None,
+    set: "AmbiguitySet | None" = None,
     weights: ArrayLike | None = None,
     *,
     beta: float,
@@ -137,7 +139,7 @@ def is_single(u: ArrayLike, weights: ArrayLike | None) -> bool:
     return axes[0] == 2 and axes[1:] in ([], [1])
 
 
-def _for_each_size(pairs: PairBatch, single: bool, set: AmbiguitySet) -> tuple[PairBatch, bool]:
+def _for_each_size(pairs: PairBatch, single: bool, set: "AmbiguitySet") -> tuple[PairBatch, bool]:
     """A vector of sizes on one sample is a path of fits: the sample once for each of them."""
     size = as_float64(set.size, set.facts.size)
     if pairs.replicates > 1 or size.ndim != 1:

@@ -29,7 +29,7 @@ from theory.sets.gradient_penalty import GradientPenalty
 from theory.sets.kl import KL
 from theory.solvers.adversary import tilt
 from theory.worlds import FiniteWorld, from_labels
-from theory.worst_case import WorstCase, worst_case
+from theory.worst_cases import WorstCase, worst_case
 
 LABEL_COST = 0.5  # kappa of the metric; on the unit circle features are at most 2 apart
 SHARES = (

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from theory.results import Fit as Fit
     from theory.sets import SETS as SETS
     from theory.sets import AmbiguitySet as AmbiguitySet
-    from theory.worst_case import WorstCase as WorstCase
-    from theory.worst_case import worst_case as worst_case
+    from theory.worst_cases import WorstCase as WorstCase
+    from theory.worst_cases import worst_case as worst_case
 
 _ROOMS = {
     "theory.fitting": ("dpo", "fit"),
     "theory.results": ("Fit",),
     "theory.collapse": ("collapse_radius",),
-    "theory.worst_case": ("Moves", "WorstCase", "worst_case"),
+    "theory.worst_cases": ("Moves", "WorstCase", "worst_case"),
     "theory.radius_choice": ("RadiusChoice", "describe", "suggest_radii"),
     "theory.sets": ("SETS", "AmbiguitySet"),
     "theory.aot": ("minimise_aot",),
@@ -39,8 +39,15 @@ _ROOMS = {
         *("random_world", "read_table"),
     ),
     "theory.losses": (
-        *("cdpo_loss", "dpo_loss", "hinge_loss", "ipo_loss", "kto_loss", "rdpo_loss"),
-        *("rebel_loss", "logistic", "least_squares", "squared_hinge"),
+        "cdpo_loss",
+        "dpo_loss",
+        "hinge_loss",
+        "ipo_loss",
+        "kto_loss",
+        "least_squares",
+        "logistic",
+        "rdpo_loss",
+        "squared_hinge",
     ),
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),

@@ -50,7 +50,7 @@ from theory.transport import (
     transport,
 )
 from theory.worlds import common_scale, from_labels, from_rewards
-from theory.worst_case import worst_case
+from theory.worst_cases import worst_case
 
 RNG = np.random.default_rng(24)
 U = np.round(RNG.normal(size=(7, 2)) + 0.4, 3)

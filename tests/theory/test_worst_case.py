@@ -19,7 +19,7 @@ from theory.solvers.adversary import free, gradient_step, on_atoms, tilt
 from theory.twins import programs
 from theory.twins import worst_cases as worst_programs
 from theory.worlds import from_labels, random_world
-from theory.worst_case import Moves, WorstCase, worst_case
+from theory.worst_cases import Moves, WorstCase, worst_case
 
 INSTANCES = DATA[:40]
 RADII = (0.003, 0.05, 0.2, 0.7, 2.0)

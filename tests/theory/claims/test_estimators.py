@@ -12,7 +12,7 @@ from theory.claims.ledger import Verdict
 from theory.claims.problems import LABEL_COST, NAMES, Problem, worlds
 from theory.collapse import collapse_radius
 from theory.sets import SETS
-from theory.worst_case import worst_case
+from theory.worst_cases import worst_case
 
 CHECKS = {claim.name: claim.check for claim in CLAIMS}
 EXPECTED = {

@@ -235,8 +235,8 @@ def _population(
         method = METHODS[name]
         if method.finite_only and distance is None:
             continue
-        for fraction in fractions if method.knob else (0.0,):
-            knob = method.knob(population, fraction, line_setting) if method.knob else 0.0
+        for fraction in fractions if method.set else (0.0,):
+            knob = method.knob(population, fraction, line_setting)
             if not np.isfinite(knob):
                 raise ValueError(
                     f"the collapse radius of {name} is infinite in the world {spec.name}: its pairs"
@@ -287,9 +287,9 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
         plans: list[
             tuple[str, float, bool]
         ] = []  # radius in the tables, factor on the radius, whether it is fixed
-        if fraction in fractions or method.knob is None:
-            plans.append((f"{fraction:g}" if method.knob else "", 1.0, True))
-        if fraction == start and method.knob:
+        if fraction in fractions or method.set is None:
+            plans.append((f"{fraction:g}" if method.set else "", 1.0, True))
+        if fraction == start and method.set:
             shrink = {
                 "n^-1/2": (n / parameters["n_min"]) ** -0.5,
                 "n^-1": (n / parameters["n_min"]) ** -1.0,
@@ -299,9 +299,7 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
                 for schedule in parameters["schedules"]
             ]
         for radius, factor, fixed in plans:
-            if method.temperature:
-                factor = factor**-0.5  # KL ≈ Var/(2 tau²)
-            knob = truth.knobs[name, fraction] * factor
+            knob = method.scaled(truth.knobs[name, fraction], factor)
             fit = method.fit(pairs, knob, truth.setting)
             theta = fit.theta.numpy()
             robust, nominal = theta - truth.targets[name, fraction], theta - truth.nominal
@@ -314,7 +312,7 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
                         "world": spec.name,
                         "method": name,
                         "radius": radius,
-                        "fraction": fraction if fixed and method.knob else np.nan,
+                        "fraction": fraction if fixed and method.set else np.nan,
                         "knob": knob,
                         "n": n,
                         "replicate": parameters["first"] + np.arange(len(theta)),

@@ -5,18 +5,19 @@ from pathlib import Path
 from experiments import BENCHMARKS, EXPERIMENTS, screen
 from paper_figures import catalogue
 
-# What experiments.methods.METHODS says, which takes seconds to import; a test compares the two.
+# What experiments.methods.METHODS says, which needs torch and takes seconds to import; a test
+# compares the two.
 _METHODS = (
     ("dpo", "DPO, the mean loss", "nothing"),
-    ("kldpo", "KLDPO, exact, KL ball", "fraction"),
+    ("kldpo", "KLDPO, exact, KL ball", "radius"),
     ("kldpo-tilt", "KLDPO, practical, temperature tau (Algorithm 2)", "temperature"),
-    ("wdpo-w1", "WDPO, exact, W1 ball on the atoms", "fraction"),
-    ("wdpo-w2", "WDPO, exact, W2 ball on the atoms", "fraction"),
-    ("wdpo-w1-free", "WDPO, exact, W1 ball, free features, fixed labels", "fraction"),
-    ("wdpo-w1-label", "WDPO, exact, W1 ball, free features and labels", "fraction"),
-    ("wdpo-w2-free", "WDPO, exact, W2 ball, free features, fixed labels", "fraction"),
-    ("wdpo-norm", "WDPO, practical, gradient norm (Algorithm 1)", "fraction"),
-    ("wdpo-squared", "WDPO, practical, squared gradient norm (released code)", "fraction"),
+    ("wdpo-w1", "WDPO, exact, W1 ball on the atoms", "radius"),
+    ("wdpo-w2", "WDPO, exact, W2 ball on the atoms", "radius"),
+    ("wdpo-w1-free", "WDPO, exact, W1 ball, free features, fixed labels", "radius"),
+    ("wdpo-w1-label", "WDPO, exact, W1 ball, free features and labels", "radius"),
+    ("wdpo-w2-free", "WDPO, exact, W2 ball, free features, fixed labels", "radius"),
+    ("wdpo-norm", "WDPO, practical, gradient norm (Algorithm 1)", "strength"),
+    ("wdpo-squared", "WDPO, practical, squared gradient norm (released code)", "strength"),
 )
 
 
@@ -32,8 +33,8 @@ def list_all(results: Path = Path("results")) -> None:
         "prefdro run EXPERIMENT --profile smoke, quick or paper",
     )
     screen.show(
-        [dict(zip(("method", "what it is", "set by"), row, strict=True)) for row in methods()],
-        "methods (--methods); fraction: of the collapse radius",
+        [dict(zip(("method", "what it is", "size"), row, strict=True)) for row in methods()],
+        "methods (--methods), whose sizes are given as fractions of that of collapse",
     )
     screen.show(
         [{"benchmark": name, "what it does": about} for name, (_, about) in BENCHMARKS.items()],
@@ -44,7 +45,7 @@ def list_all(results: Path = Path("results")) -> None:
 
 
 def methods() -> tuple[tuple[str, str, str], ...]:
-    """Name, what it is and what sets its robustness, of every method of the studies."""
+    """Name, what it is and the number that sizes its set, of every method of the studies."""
     return _METHODS
 
 

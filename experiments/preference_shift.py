@@ -222,10 +222,10 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
     fractions = tuple(parameters["fractions"])
     again = PairBatch(pairs.ut, pairs.p.repeat(len(fractions), 1))
     for name, method in METHODS.items():
-        if method.knob is None or (method.finite_only and distance is None):
+        if method.set is None or (method.finite_only and distance is None):
             continue
         knob = knobs(method, world.population(), fractions, setting)
-        fit = method.fit(again, torch.from_numpy(knob.repeat(len(n))), setting)  # type: ignore[arg-type]  # one for each sample
+        fit = method.fit(again, torch.from_numpy(knob.repeat(len(n))), setting)
         tables.append(_rows(training, name, fractions, knob, fit.theta.numpy(), fit))
     parts = {name: parameters[name] for name in ("setting", "train")} | {
         "seed": parameters["replicate"]
@@ -237,10 +237,9 @@ def knobs(
     method: Method, population: PairBatch, fractions: tuple[float, ...], setting: Setting
 ) -> Array:
     """The knob at each fraction of the population's collapse radius, which is computed once."""
-    assert method.knob is not None
-    if method.temperature:
-        return np.array([method.knob(population, fraction, setting) for fraction in fractions])
-    return np.array(fractions) * method.knob(population, 1.0, setting)
+    if method.grows:
+        return np.array(fractions) * method.knob(population, 1.0, setting)
+    return np.array([method.knob(population, fraction, setting) for fraction in fractions])
 
 
 def _rows(

@@ -8,7 +8,7 @@ stand the tilt at one temperature and the step along the gradient.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,12 @@ from experiments.engine.store import open_run, write_json, write_table
 from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
 from theory.estimators import dpo
 from theory.policy import Array
+from theory.sets import SETS, AmbiguitySet
+from theory.sets.gradient_penalty import GradientPenalty
+from theory.sets.kl import KL
+from theory.solvers.adversary import tilt
 from theory.worlds import FiniteWorld, from_labels
-from theory.worst_case import REWEIGHTING, WorstCase, reweighting, tilt, worst_case
+from theory.worst_case import WorstCase, worst_case
 
 LABEL_COST = 0.5  # kappa of the metric; on the unit circle features are at most 2 apart
 SHARES = (
@@ -38,9 +42,7 @@ FRACTIONS = (
     0.3,
     0.6,
 )  # of ||E u||, the collapse radius of W2 with free features, at which plans are compared
-REACH = {"kl": 2.0, "chi2": 4.0, "tv": 1.0}  # largest radius in the table of values
 TRANSPORT_REACH = 2.0  # the same for transport, in units of ||E u||
-TRANSPORT = ("w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
 
 
 @dataclass(frozen=True)
@@ -97,29 +99,21 @@ def read_world(path: Path, *, beta: float, bound: float) -> FiniteWorld:
 
 
 # ------------------------------------------------------------------------------------------- tables
-def values_table(world: FiniteWorld, theta: Array, radii: int) -> pd.DataFrame:
+def values_table(world: FiniteWorld, theta: Array, count: int) -> pd.DataFrame:
     """Worst expected loss against the radius; the tilt is that of the KL ball's own temperature at
     the middle of the range."""
     losses, p = _losses(world, theta), world.probability
-    rows, grid = [], np.linspace(0, 1, radii)
-    for ball, reach in REACH.items():
-        rows += [_summary(reweighting(ball, losses, p, r), "exact") for r in reach * grid]
-    rows += [_summary(reweighting("cvar", losses, p, share), "exact") for share in 1 - grid[:-1]]
+    rows, grid = [], np.linspace(0, 1, count)
+    for set in _reweighting():
+        rows += [_summary(worst_case(world, theta, set.sized(r)), "exact") for r in set.range(grid)]
     far = TRANSPORT_REACH * grid * _unit(world)
-    for ball in _transport(world):
-        rows += [
-            _summary(worst_case(world, theta, ball=ball, radius=r, label_cost=LABEL_COST), "exact")
-            for r in far
-        ]
-    rows += [
-        _summary(worst_case(world, theta, ball="gradient", radius=r), "tractable") for r in far
-    ]
-    tau = reweighting("kl", losses, p, REACH["kl"] / 4).dual
+    for set in [*_transport(world), GradientPenalty()]:
+        version = "exact" if set.facts.exact else "tractable"
+        rows += [_summary(worst_case(world, theta, set.sized(r)), version) for r in far]
+    radii = KL().range(grid)
+    tau = worst_case(world, theta, KL(radii.max() / 4)).dual
     if tau > 0:
-        rows += [
-            _summary(tilt(losses, p, radius=r, temperature=tau), "tractable")
-            for r in REACH["kl"] * grid
-        ]
+        rows += [_summary(tilt(losses, p, radius=r, temperature=tau), "tractable") for r in radii]
     return pd.DataFrame(rows).assign(plain=float(p @ losses))
 
 
@@ -128,13 +122,13 @@ def weights_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
     is one of `SHARES`."""
     losses, p = _losses(world, theta), world.probability
     tables = []
-    for ball in REWEIGHTING:
+    for set in _reweighting():
         for share in SHARES:
-            worst = at_share(ball, losses, p, share)
+            worst = at_share(set, world, theta, share)
             columns = {
-                "ball": ball,
+                "ball": set.name,
                 "share": share,
-                "radius": worst.radius,
+                "radius": worst.size,
                 "effective": worst.effective,
             }
             atoms = {"atom": np.arange(len(p)), "loss": losses, "p": p, "q": worst.weights}
@@ -142,23 +136,22 @@ def weights_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def at_share(ball: str, losses: Array, p: Array, share: float) -> WorstCase:
-    """The worst case of a ball whose effective share of the sample is `share`, or the smallest that
-    the ball reaches."""
+def at_share(set: AmbiguitySet, world: FiniteWorld, theta: Array, share: float) -> WorstCase:
+    """The worst case of a set whose effective share of the sample is `share`, or the smallest that
+    the set reaches."""
+    losses, p = _losses(world, theta), world.probability
     least = float(p[losses == losses[p > 0].max()].sum())  # all mass on the largest loss
-    low, high = {
-        "kl": (0.0, -np.log(least)),
-        "chi2": (0.0, 1 / least - 1),
-        "tv": (0.0, 1 - least),
-        "cvar": (1.0, least),
-    }[ball]
+    low, high = set.smallest, set.largest(least)
 
-    def excess(radius: float) -> float:
-        return reweighting(ball, losses, p, radius).effective - share
+    def worst(size: float) -> WorstCase:
+        return worst_case(world, theta, set.sized(size))
+
+    def excess(size: float) -> float:
+        return worst(size).effective - share
 
     if share <= least or excess(high) >= 0:
-        return reweighting(ball, losses, p, high)
-    return reweighting(ball, losses, p, brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
+        return worst(high)
+    return worst(brentq(excess, low, high, xtol=1e-14, rtol=1e-14))
 
 
 def moves_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
@@ -171,11 +164,9 @@ def moves_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
     plane = _plane(world, theta)
     start = world.x @ plane
     tables = []
-    for ball in [*_transport(world), "gradient"]:
+    for set in [*_transport(world), GradientPenalty()]:
         for fraction in FRACTIONS:
-            worst = worst_case(
-                world, theta, ball=ball, radius=fraction * _unit(world), label_cost=LABEL_COST
-            )
+            worst = worst_case(world, theta, set.sized(fraction * _unit(world)))
             moves = worst.moves
             assert moves is not None
             label = world.label[moves.source]
@@ -186,9 +177,9 @@ def moves_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
             tables.append(
                 pd.DataFrame(
                     {
-                        "ball": ball,
+                        "ball": set.name,
                         "fraction": fraction,
-                        "radius": worst.radius,
+                        "radius": worst.size,
                         "source": moves.source,
                         "target": moves.target,
                         "mass": moves.mass,
@@ -208,10 +199,17 @@ def moves_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _transport(world: FiniteWorld) -> Iterable[str]:
-    """The Wasserstein balls; those between atoms need a metric between all of them."""
+def _reweighting() -> list[AmbiguitySet]:
+    """The exact sets that keep to weights on the atoms."""
+    return [set for set in SETS.values() if set.facts.exact and set.facts.reweights]
+
+
+def _transport(world: FiniteWorld) -> list[AmbiguitySet]:
+    """The exact sets that move mass; those between atoms need a metric between all of them."""
     small = len(world.probability) <= METRIC_ATOMS
-    return [ball for ball in TRANSPORT if small or not ball.endswith("finite")]
+    moving = [set for set in SETS.values() if set.facts.exact and not set.facts.reweights]
+    distance = world.distance(LABEL_COST) if small else None
+    return [set.in_metric(distance, LABEL_COST) for set in moving if small or not set.facts.atoms]
 
 
 def _summary(worst: WorstCase, version: str) -> dict[str, Any]:
@@ -271,7 +269,7 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
     else:
         world = read_world(config.pairs, **constants)
     fit = dpo(world.u, world.probability, theta_ref=world.theta_ref, **constants)
-    theta = fit.theta[0].numpy()
+    theta = fit.theta.numpy()
     makers: dict[str, Callable[[], pd.DataFrame]] = {
         "values": lambda: values_table(world, theta, profile.radii),
         "weights": lambda: weights_table(world, theta),

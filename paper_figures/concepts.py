@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from paper_figures import style
 from paper_figures.style import BLACK, BLUE, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
 from theory.collapse import collapse_radius
-from theory.estimators import Fit, dpo, kldpo, wdpo_free
+from theory.estimators import Fit, dpo
+from theory.fitting import fit
 from theory.functionals import tilt_weights
 from theory.losses import dpo_loss
 from theory.policy import Array
+from theory.sets import SETS
 from theory.shift import evaluate, random_shift, shrunk
 from theory.worlds import FiniteWorld, from_labels
 from theory.worst_case import worst_case
@@ -61,7 +63,7 @@ def example(pairs: int = 24, seed: int = 3) -> FiniteWorld:
 
 def fitted(world: FiniteWorld) -> Array:
     """The DPO policy of the world (d,)."""
-    return dpo(world.u, world.probability, beta=world.beta, bound=world.bound).theta[0].numpy()
+    return dpo(world.u, world.probability, beta=world.beta, bound=world.bound).theta.numpy()
 
 
 # ------------------------------------------------------------------------------------------ margins
@@ -152,8 +154,8 @@ def _weights(panel: Axes, world: FiniteWorld, theta: Array) -> None:
 
 def _moves(panel: Axes, world: FiniteWorld, theta: Array) -> None:
     """Where the W2 ball moves each pair."""
-    radius = MOVE * collapse_radius("w2-free", world.u).item()
-    found = worst_case(world, theta, ball="w2-free", radius=radius).moves
+    radius = MOVE * collapse_radius(world.u, SETS["w2-free"]).item()
+    found = worst_case(world, theta, SETS["w2-free"].sized(radius)).moves
     assert found is not None
     _plane(panel, "Wasserstein ball: pairs move")
     _border(panel, theta)
@@ -247,22 +249,13 @@ def collapse(world: FiniteWorld) -> Figure:
 
 def path(world: FiniteWorld, ball: str, fraction: float) -> float:
     """||w|| of the robust fit at this fraction of the collapse radius."""
-    radius = fraction * collapse_radius(ball, world.u, world.probability).item()
-    return float(robust(world, ball, radius).theta[0].norm())
+    radius = fraction * collapse_radius(world.u, SETS[ball], world.probability).item()
+    return float(robust(world, ball, radius).theta.norm())
 
 
 def robust(world: FiniteWorld, ball: str, radius: float) -> Fit:
-    """The exact robust fit of a ball of `BALLS`."""
-    if ball == "kl":
-        return kldpo(world.u, world.probability, radius=radius, beta=world.beta, bound=world.bound)
-    return wdpo_free(
-        world.u,
-        world.probability,
-        power=int(ball[1]),
-        radius=radius,
-        beta=world.beta,
-        bound=world.bound,
-    )
+    """The exact robust fit of a set of `BALLS`."""
+    return fit(world.u, SETS[ball].sized(radius), world.probability, **world.problem)
 
 
 # ------------------------------------------------------------------------------------------- limits
@@ -303,8 +296,8 @@ def advantage(kind: str, seed: int, ball: str) -> Array:
     `STEPS`; whole populations."""
     shift = random_shift(kind, seed, train=0.2, alpha=ALPHA)
     world = shift.world
-    reach = collapse_radius(ball, world.u, world.probability).item()
-    theta = np.stack([robust(world, ball, step * reach).theta[0].numpy() for step in STEPS])
+    reach = collapse_radius(world.u, SETS[ball], world.probability).item()
+    theta = np.stack([robust(world, ball, step * reach).theta.numpy() for step in STEPS])
     found = evaluate(shift, theta)
     # DPO with beta' for beta has w times beta/beta': the policies along DPO's ray (theory.shift)
     control = shrunk(world, np.tile(fitted(world), (len(STEPS), 1)), found.kl)

@@ -1,2 +1,71 @@
-"""Robust preference alignment in a log-linear world: losses, exact solvers, worst cases and
-bounds."""
+"""Robust preference alignment in a log-linear world: exact estimators, worst cases and bounds.
+
+    from theory import KL, collapse_radius, fit, worst_case
+
+    found = fit(u, KL(0.02), beta=1.0)      # u: signed feature differences, one row a pair
+    found.theta, found.value, found.gap     # gap bounds value - optimum
+    found.worst.weights                     # where the adversary leans
+    collapse_radius(u, KL())                # from here on the reference policy is the answer
+
+Names are loaded when they are first used. Those of ambiguity sets come from `theory.sets`: a new
+set is exported by being there.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from theory.aot import minimise_aot as minimise_aot
+    from theory.collapse import collapse_radius as collapse_radius
+    from theory.fitting import dpo as dpo
+    from theory.fitting import fit as fit
+    from theory.radius_choice import suggest_radii as suggest_radii
+    from theory.results import Fit as Fit
+    from theory.sets import SETS as SETS
+    from theory.sets import AmbiguitySet as AmbiguitySet
+    from theory.worst_case import WorstCase as WorstCase
+    from theory.worst_case import worst_case as worst_case
+
+_ROOMS = {
+    "theory.fitting": ("dpo", "fit"),
+    "theory.results": ("Fit",),
+    "theory.collapse": ("collapse_radius",),
+    "theory.worst_case": ("Moves", "WorstCase", "worst_case"),
+    "theory.radius_choice": ("RadiusChoice", "describe", "suggest_radii"),
+    "theory.sets": ("SETS", "AmbiguitySet"),
+    "theory.aot": ("minimise_aot",),
+    "theory.worlds": (
+        *("ContinuousWorld", "FiniteWorld", "from_labels", "from_policy", "from_rewards"),
+        *("random_world", "read_table"),
+    ),
+    "theory.losses": (
+        *("cdpo_loss", "dpo_loss", "hinge_loss", "ipo_loss", "kto_loss", "rdpo_loss"),
+        *("rebel_loss", "logistic", "least_squares", "squared_hinge"),
+    ),
+    "theory.functionals": (
+        *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),
+        *("gradient_norm", "group_dro", "kl_ball", "kl_tilt", "mean", "tilt_weights"),
+        *("total_variation_ball", "worst_group"),
+    ),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = sorted(_HOME)  # and those of `theory.sets.EXPORTS`
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if not name.startswith("_"):
+        from theory.sets import EXPORTS
+
+        if name in EXPORTS:
+            return EXPORTS[name]
+    raise AttributeError(
+        f"module 'theory' has no attribute {name!r}; there are {', '.join(dir())}."
+    )
+
+
+def __dir__() -> list[str]:
+    from theory.sets import EXPORTS
+
+    return sorted({*__all__, *EXPORTS})

@@ -22,7 +22,7 @@ from theory.batch import ArrayLike, PairBatch, as_float64, check_magnitudes
 from theory.checks import as_array, check_scale
 from theory.functionals import aot_unpaired
 from theory.policy import Array
-from theory.solvers.newton import Ball, minimise
+from theory.solvers.newton import Domain, minimise
 from theory.transport import check_weights, coupling
 
 _MAX_ROUNDS = 100
@@ -100,7 +100,7 @@ def minimise_aot(
     p, q = (None if x is None else (x if x.ndim == 2 else x[None])[:, None] for x in (p, q))
     replicates = max(x.shape[0] for x in (a, b, start, p, q) if x is not None)
     theta = start.expand(replicates, -1, -1).clone()
-    ball = Ball(torch.zeros(theta.shape[-1], dtype=torch.float64, device=theta.device), bound)
+    ball = Domain(torch.zeros(theta.shape[-1], dtype=torch.float64, device=theta.device), bound)
     theta = ball.project(theta)
 
     def rewards(theta: Tensor) -> tuple[Tensor, Tensor]:

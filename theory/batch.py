@@ -121,6 +121,11 @@ def as_float64(x: ArrayLike, name: str, device: torch.device | None = None) -> T
     return torch.from_numpy(array).to(device)
 
 
+def feature_names(u: ArrayLike) -> tuple[str, ...]:
+    """The columns of a table; none for anything else."""
+    return tuple(str(name) for name in getattr(u, "columns", ()))
+
+
 def check_magnitudes(name: str, x: Tensor) -> None:
     """The entry of largest magnitude lies between SMALLEST and LARGEST, or all entries are 0."""
     top = x.abs().max().item()

@@ -1,169 +1,36 @@
-"""The radius from which the reference policy itself is the robust minimiser.
+"""The size of a set from which the reference policy itself is the robust minimiser."""
 
-At w = 0 every pair has the loss log 2 and slope -u/2, so that w = 0 is optimal iff the ball holds a
-distribution Q with E_Q u = 0 (or, with free features, a sequence of them). The smallest such radius
-is a convex program of its own. Derived; for the KL ball see also Prop. 3, arXiv:2502.01930.
-"""
-
-import numpy as np
 import torch
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 from torch import Tensor
 
-from theory.batch import ArrayLike, PairBatch, pair_batch
-from theory.checks import check_label_cost, check_metric
-from theory.policy import Array
-from theory.solvers.interior import solve
-from theory.solvers.moves import LabelMoves
-from theory.solvers.newton import Ball, minimise
-
-_PROGRAM_SIZE = 1 << 12  # transport variables of one linear program
-
-BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
+from theory.batch import ArrayLike, pair_batch
+from theory.fitting import is_single
+from theory.sets.base import AmbiguitySet
 
 
-def collapse_radius(
-    ball: str,
-    u: ArrayLike,
-    weights: ArrayLike | None = None,
-    *,
-    distance: ArrayLike | None = None,
-    label_cost: float | None = None,
-) -> Tensor:
-    """Smallest radius at which the exact robust estimator returns theta_ref; (R,), infinite where
-    no radius does.
+def collapse_radius(u: ArrayLike, set: AmbiguitySet, weights: ArrayLike | None = None) -> Tensor:
+    """Smallest radius at which the exact robust estimator returns theta_ref.
 
     Args:
-        ball: one of `BALLS`: KL ball; Wasserstein balls of order 1 or 2 on the atoms (`-finite`,
-            with `distance`), on free features with fixed labels (`-free`), or with label moves at
-            `label_cost` (`w1-label`).
-        u, weights: as for the estimators.
-        distance: (n, n) metric between the atoms, for the `-finite` balls.
-        label_cost: kappa > 0, for `w1-label`.
+        u, weights: as for `fit`.
+        set: a member of `theory.SETS`, with or without a size, such as `KL()`.
+
+    Returns:
+        () or (R,), infinite where no radius does. For a set that shrinks as its number grows, as
+        `CVaR`, the largest such number, 0 where none does.
+
+    Raises:
+        ValueError: input as `fit` refuses it, or a set that never makes the reference the answer.
+
+    >>> from theory import WassersteinFree
+    >>> collapse_radius([[1.0], [0.2]], WassersteinFree(power=2)).item()  # ||E u||
+    0.6
     """
-    if ball not in BALLS:
-        raise ValueError(f"unknown ball {ball!r}; choose one of {', '.join(BALLS)}.")
     pairs = pair_batch(u, weights)
-    if ball == "kl":
-        return _chunked(pairs, lambda part: kl_collapse(part)[0])
-    if ball == "w1-label":
-        kappa = check_label_cost(label_cost)
-        return _chunked(pairs, lambda part: label_collapse(part, kappa))
-    if ball in ("w1-free", "w2-free"):
-        return free_collapse(pairs, 1 if ball == "w1-free" else 2)
-    power = 1 if ball == "w1-finite" else 2
-    cost = check_metric(distance, pairs.p.shape[1]) ** power
-    return finite_collapse(pairs, cost) ** (1 / power)
-
-
-def _chunked(pairs: PairBatch, function) -> Tensor:  # type: ignore[no-untyped-def]
-    return torch.cat(
-        [function(pairs.select(torch.arange(part.start, part.stop))) for part in pairs.chunks()]
-    )
-
-
-def free_collapse(pairs: PairBatch, power: int) -> Tensor:
-    """||E u||/2 for p = 1 (mass sent to infinity), ||E u|| for p = 2."""
-    return pairs.pull(pairs.p).norm(dim=-1) / (2 if power == 1 else 1)
-
-
-def kl_collapse(pairs: PairBatch) -> tuple[Tensor, Tensor]:
-    """min {KL(Q||P) : E_Q u = 0} = max_nu -log E_P exp(nu.u), by Newton's method on the dual; with
-    nu (R, d).
-
-    Infinite when 0 lies outside the convex hull of the atoms, by more than about 1e-7 of their
-    size.
-    """
-    scale = (
-        pairs.ut.norm(dim=1).amax(-1).clamp(min=1e-300)
-    )  # (R,) or (1,): the problem does not know the unit of u
-    unit = PairBatch(pairs.ut / scale[:, None, None], pairs.p)
-    start = torch.zeros(
-        pairs.replicates, pairs.dimension, dtype=torch.float64, device=pairs.p.device
-    )
-    nu, _, _ = minimise(_LogPartition(unit), start, Ball(start[0], 1e8), max_steps=200)
-    value = -_LogPartition(unit).derivatives(nu)[0]
-    # where some Q has E_Q u = 0, one with KL(Q||P) <= -log of the smallest weight does; beyond that
-    # there is none
-    largest = -torch.where(pairs.p > 0, pairs.p, 1.0).amin(-1).log()
-    return torch.where(value > largest + 1e-6, torch.inf, value.clamp(min=0)), nu / scale[:, None]
-
-
-class _LogPartition:
-    """log E exp(nu.u)."""
-
-    def __init__(self, pairs: PairBatch):
-        self.pairs = pairs
-
-    def derivatives(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        exponent = self.pairs.project(v) + self.pairs.p.log()
-        value = torch.logsumexp(exponent, -1)
-        q = torch.exp(exponent - value[:, None])
-        gradient = self.pairs.pull(q)
-        return value, gradient, self.pairs.outer(q) - gradient[:, :, None] * gradient[:, None, :]
-
-    def select(self, index: Tensor) -> "_LogPartition":
-        return _LogPartition(self.pairs.select(index))
-
-
-def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
-    """max over ||s|| <= 1 of E min(s.u, 2 kappa - s.u)/2: features move freely and labels flip at
-    the cost kappa."""
-    if kappa >= pairs.ut.norm(dim=1).max():  # no flip pays
-        return free_collapse(pairs, 1)
-    ball = Ball(torch.zeros(pairs.dimension, dtype=torch.float64, device=pairs.p.device), 2.0)
-    pieces = LabelMoves(pairs, 1.0, kappa, linear=True)
-    ones = torch.ones(pairs.replicates, dtype=torch.float64, device=pairs.p.device)
-    s = solve(pieces, torch.zeros_like(ones), ones, ball, pinned=True).v[:, :-1]
-    s = s / s.norm(dim=-1, keepdim=True).clamp(min=1.0)
-    along = pairs.project(s)
-    return ((pairs.p * along.minimum(2 * kappa - along)).sum(-1) / 2).clamp(min=0)
-
-
-def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
-    """Least transport cost to a distribution on the atoms with E_Q u = 0: linear programs, many
-    replicates in each (HiGHS)."""
-    step = max(1, _PROGRAM_SIZE // cost.numel())
+    set.check_atoms(pairs.p.shape[1])
     parts = [
-        torch.arange(pairs.replicates)[start : start + step]
-        for start in range(0, pairs.replicates, step)
+        set.collapse(pairs.select(torch.arange(part.start, part.stop)))
+        for part in pairs.chunks(set.elements(pairs.p.shape[1]))
     ]
-    radii = np.concatenate([_collapse_programs(pairs.select(part), cost) for part in parts])
-    return torch.from_numpy(radii).to(pairs.p.device)
-
-
-def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
-    """The programs of all replicates as one, since none shares a variable with another; one by one
-    where one is infeasible."""
-    n, d = cost.shape[0], pairs.dimension
-    largest = cost.max().clamp(min=1e-300)  # HiGHS has absolute tolerances
-    price = (cost / largest).cpu().numpy().ravel()
-    p = pairs.p.cpu().numpy()
-    u = pairs.ut.expand(pairs.replicates, -1, -1).cpu().numpy()
-    replicate, source, target = np.nonzero(np.repeat((p > 0)[:, :, None], n, 2))
-    variable = np.arange(len(source))
-    moment = u[replicate, :, target]  # (variables, d)
-    rows = [replicate * (n + d) + source, *(replicate * (n + d) + n + k for k in range(d))]
-    entries = np.concatenate([np.ones(len(source)), moment.T.ravel()])
-    places = (np.concatenate(rows), np.tile(variable, 1 + d))
-    constraint = csr_array((entries, places), shape=(pairs.replicates * (n + d), len(source)))
-    demand = np.concatenate([p, np.zeros((pairs.replicates, d))], 1).ravel()
-    solution = linprog(
-        price[source * n + target], A_eq=constraint, b_eq=demand, bounds=(0, None), method="highs"
-    )
-    if solution.status == 0:
-        paid = np.bincount(
-            replicate, weights=price[source * n + target] * solution.x, minlength=pairs.replicates
-        )
-        return np.maximum(paid, 0.0) * float(largest)
-    if pairs.replicates > 1:
-        return np.concatenate(
-            [
-                _collapse_programs(pairs.select(one), cost)
-                for one in torch.arange(pairs.replicates)[:, None]
-            ]
-        )
-    if solution.status == 2:  # infeasible: 0 is outside the convex hull of the atoms
-        return np.array([np.inf])
-    raise RuntimeError(f"the collapse program of a replicate did not solve: {solution.message}")
+    found = torch.cat(parts)
+    return found[0] if is_single(u, weights) else found

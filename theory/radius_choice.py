@@ -43,10 +43,17 @@ from theory.checks import as_array, check_scale
 from theory.collapse import collapse_radius
 from theory.estimators import dpo, kldpo
 from theory.policy import Array
+from theory.sets import AmbiguitySet
+from theory.sets.kl import KL
+from theory.sets.wasserstein_free import WassersteinFree
+from theory.solvers.adversary import tilt
 from theory.solvers.wells import global_well
-from theory.worst_case import tilt
 
-BALLS = ("kl", "w1", "w2")
+SETS_HERE: dict[str, AmbiguitySet] = {
+    "kl": KL(),
+    "w1": WassersteinFree(power=1),
+    "w2": WassersteinFree(power=2),
+}
 SHARE = 0.5  # of the sample that the worst-case weights should leave
 CAP = 0.5  # of the collapse radius that a suggestion does not exceed
 _DRAWS = 20_000  # of the limit law in `profile_coverage`: its 95 % quantile to about 1 %
@@ -155,13 +162,13 @@ def suggest_radii(
         raise ValueError(f"cover must be 'theta' or 'value', got {cover!r}.")
     _open_unit("delta", delta)
     n, d = pairs.shape
-    w = dpo(pairs, beta=beta, bound=bound).theta[0].numpy()
+    w = dpo(pairs, beta=beta, bound=bound).theta.numpy()
     losses = _losses(pairs, w, beta)
     share_tau, share_radius = temperature_for_share(losses, share)
     profile = profile_coverage(pairs, w, beta=beta, delta=delta, seed=seed)
     theta = {"kl": kl_coverage(n, delta, d), "w1": profile, "w2": profile}
     found = {}
-    for ball in BALLS:
+    for ball in SETS_HERE:
         value = (
             kl_coverage(n, delta)
             if ball == "kl"
@@ -170,7 +177,7 @@ def suggest_radii(
         shift = (
             None if other is None else shift_radius(ball, pairs, other, w, beta=beta, delta=delta)
         )
-        collapse = collapse_radius(ball if ball == "kl" else f"{ball}-free", pairs).item()
+        collapse = collapse_radius(pairs, SETS_HERE[ball]).item()
         caps = {f"{CAP:g} of the collapse radius": CAP * collapse}
         if ball == "kl":
             caps[f"a share {share:g} of the sample"] = share_radius
@@ -356,8 +363,8 @@ def radius_for_value(ball: str, u: ArrayLike, w: ArrayLike, target: float, *, be
     Infinite where no radius does: above the largest loss of the sample for KL, at w = 0 for the
     others.
     """
-    if ball not in BALLS:
-        raise ValueError(f"unknown ball {ball!r}; choose one of {', '.join(BALLS)}.")
+    if ball not in SETS_HERE:
+        raise ValueError(f"unknown ball {ball!r}; choose one of {', '.join(SETS_HERE)}.")
     beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
     pairs, direction = _pairs("u", u), _direction(w)
     losses = _losses(pairs, direction, beta)

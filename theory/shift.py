@@ -23,7 +23,7 @@ from scipy.stats import t as student
 from theory.batch import PairBatch
 from theory.checks import check_probability
 from theory.policy import Array, convex_mixture, geometric_mixture, log_policy
-from theory.solvers.newton import Ball
+from theory.solvers.newton import Domain
 from theory.solvers.smooth import MeanLoss
 from theory.worlds import FiniteWorld, from_policy, from_rewards, unit_vectors
 
@@ -282,7 +282,7 @@ def descend(pairs: PairBatch, world: FiniteWorld, minimiser: Array, steps: int =
     The step size is 1/L, L = beta² lambda_max(E uu')/4.
     """
     loss = MeanLoss(pairs, world.beta)
-    ball = Ball(torch.from_numpy(np.asarray(world.theta_ref, dtype=float)), world.bound)
+    ball = Domain(torch.from_numpy(np.asarray(world.theta_ref, dtype=float)), world.bound)
     size = 4 / (world.beta**2 * torch.linalg.eigvalsh(pairs.outer(pairs.p))[:, -1:])
     w = torch.zeros(pairs.replicates, pairs.dimension, dtype=torch.float64)
     path = [w]

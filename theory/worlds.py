@@ -12,6 +12,7 @@ theta_ref).psi unless rewards are given.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,6 +109,11 @@ class FiniteWorld:
     @property
     def dimension(self) -> int:
         return self.psi1.shape[1]
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """beta, bound and theta_ref: what every estimator needs beside the pairs."""
+        return {"beta": self.beta, "bound": self.bound, "theta_ref": self.theta_ref}
 
     def distance(self, kappa: float = 1.0) -> Array:
         """(K, K) metric ||(psi1,psi2) - (psi1',psi2')|| + kappa 1{y != y'}."""

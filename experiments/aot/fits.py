@@ -64,9 +64,9 @@ def fit_aot_paired(world: AotWorld, pairs: Pairs, starts: Tensor) -> Solution:
 
 def fit_dpo(world: AotWorld, pairs: Pairs) -> Solution:
     fit = dpo(pairs.x, pairs.p, beta=BETA, bound=BOUND, theta_ref=world.theta_ref)
-    w = fit.theta[0].numpy() - world.theta_ref
+    w = fit.theta.numpy() - world.theta_ref
     return Solution(
-        w, float(fit.value[0]), float(fit.gap[0]), bool(fit.converged[0]), fit.value.numpy()
+        w, float(fit.value), float(fit.gap), bool(fit.converged), fit.value[None].numpy()
     )
 
 

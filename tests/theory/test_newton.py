@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch import Tensor
 
-from theory.solvers.newton import Ball, minimise
+from theory.solvers.newton import Domain, minimise
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -84,11 +84,11 @@ class DoubleWell:
         return self
 
 
-def ball_of(reference: np.ndarray, bound: float) -> Ball:
-    return Ball(torch.from_numpy(reference), bound)
+def ball_of(reference: np.ndarray, bound: float) -> Domain:
+    return Domain(torch.from_numpy(reference), bound)
 
 
-def assert_optimal(w: Tensor, gradient: Tensor, ball: Ball, tolerance: float = 1e-9) -> None:
+def assert_optimal(w: Tensor, gradient: Tensor, ball: Domain, tolerance: float = 1e-9) -> None:
     """-gradient = mu theta with mu >= 0, and mu = 0 inside the ball."""
     theta = w + ball.theta_ref
     norm = theta.norm(dim=-1)
@@ -210,7 +210,7 @@ def test_a_last_step_that_drowns_in_rounding_is_not_halved() -> None:
     v, settled, _ = minimise(
         problem,
         torch.zeros(50, 3, dtype=torch.float64),
-        Ball(torch.zeros(3, dtype=torch.float64), 10.0),
+        Domain(torch.zeros(3, dtype=torch.float64), 10.0),
     )
     assert settled.all() and (v - 1).abs().max() < 1e-13
     assert problem.evaluations == [50] * 3

@@ -19,11 +19,11 @@ from theory.claims.ledger import (
     pick,
 )
 from theory.claims.problems import NAMES, Problem, worlds
-from theory.collapse import BALLS
 from theory.estimators import gradient_penalty, kldpo_tilt
 from theory.functionals import gradient_norm
 from theory.losses import dpo_loss
 from theory.policy import Array
+from theory.sets import SETS
 from theory.worlds import FiniteWorld
 from theory.worst_case import worst_case
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from theory.twins.programs import Program
 
 _STEP = 0.01  # how far below and above the radius the estimators are tried, relative
+# the exact Wasserstein balls
+WASSERSTEIN = tuple(
+    name for name, set in SETS.items() if set.facts.method.startswith("wdpo") and set.facts.exact
+)
 _ROUNDING = 1e-12  # of an objective near log 2
 
 
@@ -43,7 +47,7 @@ def collapse_kl(profile: str, seed: int, *, scale: float = 1.0) -> Finding:
 def collapse_wasserstein(profile: str, seed: int, *, scale: float = 1.0) -> Finding:
     """WDPO is the reference policy iff rho >= scale times the radius of `theory.collapse`, for
     every Wasserstein ball."""
-    return _collapse(profile, seed, tuple(ball for ball in BALLS if ball != "kl"), scale)
+    return _collapse(profile, seed, WASSERSTEIN, scale)
 
 
 def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> Finding:
@@ -59,10 +63,7 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
                 # the worst case at that theta is evaluated anew: it must be better than log 2, that
                 # of theta_ref
                 gain = (
-                    math.log(2)
-                    - worst_case(
-                        world, theta, ball=ball, radius=factor * radius, label_cost=1.0
-                    ).value
+                    math.log(2) - worst_case(world, theta, problem.set.sized(factor * radius)).value
                 )
                 gains.append(gain)
                 cases += 1
@@ -113,10 +114,14 @@ def _program(problem: Problem, radius: float) -> "Program":
     from theory.twins import programs  # cvxpy is slow to import
 
     solver: dict[str, Any] = {"kl": programs.kldpo}
-    default = programs.wdpo_finite if problem.ball.endswith("finite") else programs.wdpo_free
-    arguments = {**problem.ball_arguments, **problem.common}
+    default = programs.wdpo_finite if problem.set.facts.atoms else programs.wdpo_free
+    arguments = {
+        name: value
+        for name, value in vars(problem.set).items()
+        if name not in ("radius", "distance" if not problem.set.facts.atoms else "label_cost")
+    }
     return solver.get(problem.ball, default)(
-        problem.world.u, problem.world.probability, radius=radius, **arguments
+        problem.world.u, problem.world.probability, radius=radius, **arguments, **problem.common
     )
 
 
@@ -147,7 +152,7 @@ def practical_forms(profile: str, seed: int, *, drift: float = 1.0, local: float
                     fit = kldpo_tilt(world.u, p, temperature=knob, **common)
                 else:
                     fit = gradient_penalty(world.u, p, strength=knob, squared=True, **common)
-                w = fit.theta[0].numpy() - world.theta_ref
+                w = fit.theta.numpy() - world.theta_ref
                 # below log 2, the value at theta_ref, as evaluated here
                 gain = math.log(2) - _value(name, world, p, w, float(knob))
                 ratio = gain / _ROUNDING

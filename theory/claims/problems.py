@@ -19,25 +19,20 @@ from theory.bounds.papers import (
 )
 from theory.collapse import collapse_radius
 from theory.duals import BallDual, kl_ball_dual, transport_dual
-from theory.estimators import Fit, kldpo, wdpo_finite, wdpo_free
+from theory.fitting import fit
 from theory.losses import dpo_loss
 from theory.policy import Array
+from theory.results import Fit
+from theory.sets import SETS, AmbiguitySet
 from theory.worlds import FiniteWorld, from_policy
 
 LABEL_COST = 1.0
-NAMES = {
-    "kl": "KL",
-    "w1-finite": "W1 on the atoms",
-    "w2-finite": "W2 on the atoms",
-    "w1-free": "W1 with free features",
-    "w1-label": "W1 with free features and labels",
-    "w2-free": "W2 with free features",
-}
+NAMES = {name: set.facts.title for name, set in SETS.items()}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One ball of `theory.collapse.BALLS` in one finite world."""
+    """One ambiguity set, a name of `theory.SETS`, in one finite world."""
 
     ball: str
     world: FiniteWorld
@@ -48,49 +43,36 @@ class Problem:
 
     @property
     def power(self) -> int:
-        """Order of the Wasserstein distance; 0 for KL."""
-        return 0 if self.ball == "kl" else int(self.ball[1])
+        """Order of the Wasserstein distance; 0 for others."""
+        return getattr(self.set, "power", 0)
 
     @cached_property
     def distance(self) -> Array:
         return self.world.distance(LABEL_COST)
 
+    @cached_property
+    def set(self) -> AmbiguitySet:
+        """The set, in the metric of the world, without a size."""
+        return SETS[self.ball].in_metric(self.distance, LABEL_COST)
+
     @property
     def common(self) -> dict[str, Any]:
         """The arguments that every estimator shares."""
-        return {
-            "beta": self.world.beta,
-            "bound": self.world.bound,
-            "theta_ref": self.world.theta_ref,
-        }
-
-    @property
-    def ball_arguments(self) -> dict[str, Any]:
-        """Those of this ball, besides the radius."""
-        if self.ball == "kl":
-            return {}
-        if self.ball.endswith("finite"):
-            return {"power": self.power, "distance": self.distance}
-        return {"power": self.power, "label_cost": LABEL_COST if self.ball == "w1-label" else None}
+        return self.world.problem
 
     @cached_property
     def edge(self) -> float:
         """The collapse radius."""
-        knobs: dict[str, Any] = {"distance": self.distance} if self.ball.endswith("finite") else {}
-        knobs |= {"label_cost": LABEL_COST} if self.ball == "w1-label" else {}
-        return collapse_radius(self.ball, self.world.u, self.world.probability, **knobs).item()
+        return collapse_radius(self.world.u, self.set, self.world.probability).item()
 
     def fit(self, p: Array | Tensor, radius: Array | float) -> Fit:
         """The robust estimator for weights p (R, K) or (K,) of the atoms; one radius, or one for
         each row."""
-        estimator = {"kl": kldpo}.get(
-            self.ball, wdpo_finite if self.ball.endswith("finite") else wdpo_free
-        )
-        return estimator(self.world.u, p, radius=radius, **self.ball_arguments, **self.common)
+        return fit(self.world.u, self.set.sized(radius), p, **self.common)
 
     def target(self, radius: float) -> Array:
         """theta_rho, the minimiser in the population (d,)."""
-        return self.fit(self.world.probability, radius).theta[0].numpy()
+        return self.fit(self.world.probability, radius).theta.numpy()
 
     def errors(
         self, n: int, radius: float, around: Array, replicates: int, seed: Sequence[int]
@@ -110,7 +92,7 @@ class Problem:
             torch.from_numpy(world.beta * (theta - world.theta_ref) @ world.u.T)
         ).expand(len(p), -1)
         size = torch.full((len(p),), radius ** max(self.power, 1), dtype=torch.float64)
-        if self.ball == "kl":
+        if not self.power:
             return kl_ball_dual(losses, p, size)
         return transport_dual(losses, p, torch.from_numpy(self.distance**self.power), size)
 
@@ -128,16 +110,16 @@ class Problem:
             "regularity": regularity,
             "delta": delta,
         }
-        if self.ball == "kl":
+        if not self.power:
             return theorem_2(n, dual_low=float(dual.min()), dual_high=float(dual.max()), **common)
         return theorem_1(n, **common)
 
     def regularity(self, radius: float) -> float:
         """lambda of Assumption 2."""
         x, p = self.world.x, self.world.probability
-        if self.ball == "kl":
+        if not self.power:
             return regularity_kl(x, p, radius)
-        if self.ball.endswith("finite"):
+        if self.set.facts.atoms:
             return regularity_finite(x, p, self.distance**self.power, radius**self.power)
         return regularity_free(x, p, radius, self.power)
 

@@ -23,8 +23,13 @@ from theory.claims.ledger import (
     pick,
 )
 from theory.collapse import collapse_radius
-from theory.estimators import Fit, dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_free
+from theory.estimators import Fit, dpo, kldpo, kldpo_tilt
+from theory.fitting import fit
 from theory.policy import Array
+from theory.sets import AmbiguitySet
+from theory.sets.gradient_penalty import GradientPenalty
+from theory.sets.kl import KL
+from theory.sets.wasserstein_free import WassersteinFree
 from theory.shift import (
     KINDS,
     Outcome,
@@ -46,31 +51,25 @@ ROUNDING = 1e-9  # a difference of regrets below it is none
 Fitter = Callable[[Array, Array, float, dict[str, Any], Array], Fit]
 
 
-def _ball(name: str, estimator: Callable[..., Fit], **extra: Any) -> Fitter:
+def _over(set: AmbiguitySet) -> Fitter:
     """A robust estimator at a fraction of its collapse radius in the population, for a batch of
     worlds."""
 
-    def fit(u: Array, p: Array, fraction: float, common: dict[str, Any], population: Array) -> Fit:
-        knobs = {"label_cost": extra["label_cost"]} if "label_cost" in extra else {}
-        return estimator(
-            u, p, radius=fraction * collapse_radius(name, u, population, **knobs), **extra, **common
-        )
+    def fitted(
+        u: Array, p: Array, fraction: float, common: dict[str, Any], population: Array
+    ) -> Fit:
+        radius = fraction * collapse_radius(u, set, population)
+        return fit(u, set.sized(radius), p, **common)
 
-    return fit
-
-
-def _norm(u: Array, p: Array, fraction: float, common: dict[str, Any], population: Array) -> Fit:
-    return gradient_penalty(
-        u, p, strength=fraction * collapse_radius("w2-free", u, population), **common
-    )
+    return fitted
 
 
 FITTERS: dict[str, Fitter] = {
-    "KLDPO": _ball("kl", kldpo),
-    "WDPO W2 free": _ball("w2-free", wdpo_free, power=2),
-    "WDPO W1 labels": _ball("w1-label", wdpo_free, power=1, label_cost=LABEL_COST),
-    "WDPO W1 free": _ball("w1-free", wdpo_free, power=1),
-    "WDPO norm": _norm,
+    "KLDPO": _over(KL()),
+    "WDPO W2 free": _over(WassersteinFree(power=2)),
+    "WDPO W1 labels": _over(WassersteinFree(power=1, label_cost=LABEL_COST)),
+    "WDPO W1 free": _over(WassersteinFree(power=1)),
+    "WDPO norm": _over(GradientPenalty()),
 }
 
 
@@ -165,7 +164,7 @@ def kldpo_is_larger_beta(profile: str, seed: int, *, factor: float = 1.0) -> Fin
             fit = kldpo_tilt(world.u, world.probability, temperature=tau, **common)
             tilted.append(_distance(fit, world.theta_ref + tau / (tau + factor) * away))
             rows += curve([tau / (tau + factor)], [_share(fit, world, away)], "temperature form")
-        edge = collapse_radius("kl", world.u, world.probability).item()
+        edge = collapse_radius(world.u, KL(), world.probability).item()
         for fraction in (0.1, 0.5, 0.9):
             fit = kldpo(world.u, world.probability, radius=fraction * edge, **common)
             assert fit.dual is not None
@@ -209,11 +208,11 @@ def kldpo_is_larger_beta(profile: str, seed: int, *, factor: float = 1.0) -> Fin
 
 def _share(fit: Fit, world: FiniteWorld, away: Array) -> float:
     """How far along `away` a policy is from theta_ref."""
-    return float((fit.theta[0].numpy() - world.theta_ref) @ away / (away @ away))
+    return float((fit.theta.numpy() - world.theta_ref) @ away / (away @ away))
 
 
 def _distance(fit: Fit, point: Array) -> float:
-    return float(np.abs(fit.theta[0].numpy() - point).max())
+    return float(np.abs(fit.theta.numpy() - point).max())
 
 
 def _well_specified(seed: list[int], beta: float) -> FiniteWorld:

@@ -25,6 +25,9 @@ from theory.estimators import Fit, gradient_penalty, kldpo, wdpo_finite, wdpo_fr
 from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.rates import rate
+from theory.sets.kl import KL
+from theory.sets.wasserstein_atoms import WassersteinAtoms
+from theory.sets.wasserstein_free import WassersteinFree
 
 BETA, BOUND = 1.0, 2.0
 PAIRS, DIMENSION = 6, 3
@@ -171,7 +174,7 @@ def _metric(u: Array) -> Array:
 def _finite_radius(u: Array, p: Array) -> Array:
     return np.array(
         [
-            collapse_radius("w1-finite", a, b, distance=_metric(a)).item()
+            collapse_radius(a, WassersteinAtoms(distance=_metric(a)), b).item()
             for a, b in zip(u, p, strict=True)
         ]
     )
@@ -192,20 +195,18 @@ def _finite_fit(u: Array, p: Array, radius: Array) -> Fit:
         )
         for a, b in zip(starts, np.append(starts[1:], len(u)), strict=True)
     ]
-    return Fit(
-        *(torch.cat([getattr(fit, name) for fit in fits]) for name in Fit.__dataclass_fields__)
-    )
+    return Fit.joined(fits)
 
 
 BALLS = (
     _Ball(
         "KL",
-        lambda u, p: collapse_radius("kl", u, p).numpy(),
+        lambda u, p: collapse_radius(u, KL(), p).numpy(),
         lambda u, p, radius: kldpo(u, p, radius=radius, beta=BETA, bound=BOUND),
     ),
     _Ball(
         "W2, free features",
-        lambda u, p: collapse_radius("w2-free", u, p).numpy(),
+        lambda u, p: collapse_radius(u, WassersteinFree(power=2), p).numpy(),
         lambda u, p, radius: wdpo_free(u, p, power=2, radius=radius, beta=BETA, bound=BOUND),
     ),
     _Ball("W1 on the atoms", _finite_radius, _finite_fit),

@@ -29,10 +29,16 @@ from theory.estimators import kldpo, kldpo_tilt
 from theory.functionals import gradient_norm, kl_tilt, tilt_weights
 from theory.losses import dpo_loss
 from theory.policy import Array
+from theory.sets.kl import KL
+from theory.solvers.adversary import WorstCase, free, gradient_step, reweighted
 from theory.worlds import FiniteWorld, random_world
-from theory.worst_case import free, gradient_step, reweighting
 
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def _worst(losses: Array, p: Array, rho: float) -> WorstCase:
+    """The worst case of the KL ball at any losses."""
+    return reweighted("kl", kl_ball_dual, losses, p, rho)
 
 
 def kl_worst_case_is_tilt(
@@ -48,7 +54,7 @@ def kl_worst_case_is_tilt(
         losses, p = _losses(world, theta), world.probability
         for rho in (0.01, 0.1, 0.5):
             exact, (found, program) = (
-                reweighting("kl", losses, p, rho),
+                _worst(losses, p, rho),
                 worst_programs.reweighting("kl", losses, p, rho),
             )
             if index == 0:
@@ -119,7 +125,7 @@ def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
         losses, p = _losses(world, theta), world.probability
         mean = float(p @ losses)
         for rho in (0.01, 0.1, 0.3):
-            exact = reweighting("kl", losses, p, rho)
+            exact = _worst(losses, p, rho)
             if exact.dual == 0 or exact.weights is None:
                 continue
             normaliser = kl_tilt(torch.from_numpy(losses), exact.dual, torch.from_numpy(p)).item()
@@ -370,12 +376,12 @@ def temperature_radius(
             )
         # the tilted estimator at the robust estimator's own dual variable is the robust estimator
         common = {"beta": world.beta, "bound": world.bound}
-        radius = 0.3 * collapse_radius("kl", world.u, world.probability).item()
+        radius = 0.3 * collapse_radius(world.u, KL(), world.probability).item()
         robust = kldpo(world.u, world.probability, radius=radius, **common)
         if robust.dual is not None:
             tilted = kldpo_tilt(world.u, world.probability, temperature=robust.dual, **common)
             same = max(same, (tilted.theta - robust.theta).norm().item() / world.bound)
-            at_half = torch.from_numpy(_losses(world, robust.theta[0].numpy() / 2))
+            at_half = torch.from_numpy(_losses(world, robust.theta.numpy() / 2))
             q = tilt_weights(at_half, robust.dual.item(), p[0])
             drift.append(radius / max((q * (q / p[0]).log()).sum().item(), 1e-300))
     lines = [

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from theory.policy import Array
 from theory.solvers.multistart import Objective, Solution, make_ball, minimise_from
-from theory.solvers.newton import Ball
+from theory.solvers.newton import Domain
 
 RADII = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the neighbourhoods in which gradients are sampled
 _STILL = 0.1  # slope, over the radius, at which a radius is done
@@ -52,20 +52,20 @@ def descend(
         theta_ref: (d,), zero where not given.
         max_steps: sets of gradients that are sampled at most.
     """
-    ball = make_ball(start, bound, theta_ref)
-    w, d = ball.project(start), len(start)
+    domain = make_ball(start, bound, theta_ref)
+    w, d = domain.project(start), len(start)
     value, steps = float(objective(w[None])), 0
     for radius in RADII:
         tries = 0
         while tries < _TRIES:
             points = torch.cat([w[None], w + radius * _in_unit_ball(rng, 2 * d, d)])
-            combination, direction = _shortest(_gradients(objective, points), ball, w)
+            combination, direction = _shortest(_gradients(objective, points), domain, w)
             slope = float(direction.norm())
             steps += 1
             if slope <= _STILL * radius or steps >= max_steps:
                 break
             size = max(min(1.0, slope), radius) / slope * _SIZES
-            ends = ball.project(w - size * direction)
+            ends = domain.project(w - size * direction)
             values = objective(ends)
             lower = values < value - _ARMIJO * size[:, 0] * slope**2
             if lower.any():
@@ -73,7 +73,7 @@ def descend(
                 w, value, tries = ends[best], float(values[best]), 0
             else:
                 tries += 1
-    gap = float(ball.linear_gap(w, combination).clamp(min=0))
+    gap = float(domain.linear_gap(w, combination).clamp(min=0))
     return Solution(w.numpy(), value, gap, slope <= _STILL * RADII[-1], np.array([value]))
 
 
@@ -101,19 +101,19 @@ def _gradients(objective: Objective, points: Tensor) -> Tensor:
     return gradient
 
 
-def _shortest(gradients: Tensor, ball: Ball, w: Tensor) -> tuple[Tensor, Tensor]:
+def _shortest(gradients: Tensor, domain: Domain, w: Tensor) -> tuple[Tensor, Tensor]:
     """The convex combination g of gradients (m, d), and g + nu * normal with the nu >= 0 that make
     the second shortest.
 
     The normal counts on the boundary only. Non-negative least squares, with a heavy row that makes
     the weights sum to one.
     """
-    theta = w + ball.theta_ref
+    theta = w + domain.theta_ref
     g = gradients.numpy()
     heavy = 1e3 * max(float(np.abs(g).max()), 1e-300)
     matrix = np.vstack([g.T, np.full(len(g), heavy)])
-    if theta.norm() >= ball.bound * (1 - 1e-9):
-        matrix = np.hstack([matrix, np.append(theta.numpy() / ball.bound, 0.0)[:, None]])
+    if theta.norm() >= domain.bound * (1 - 1e-9):
+        matrix = np.hstack([matrix, np.append(theta.numpy() / domain.bound, 0.0)[:, None]])
     weights, _ = nnls(matrix, np.append(np.zeros(g.shape[1]), heavy))
     weights /= weights[: len(g)].sum()
     return torch.from_numpy(weights[: len(g)] @ g), torch.from_numpy(matrix[:-1] @ weights)

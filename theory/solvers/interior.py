@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from theory.solvers.newton import Ball, Smooth
+from theory.solvers.newton import Domain, Smooth
 
 _TINY = 1e-300
 _LAST_STEPS = 8  # of `_settle`: Newton's method from this near
@@ -86,7 +86,7 @@ def solve(
     pieces: Pieces,
     price: Tensor,
     eta: Tensor,
-    ball: Ball,
+    domain: Domain,
     *,
     smooth: Smooth | None = None,
     pinned: bool = False,
@@ -103,7 +103,7 @@ def solve(
     of atoms nor small weights change its course. The caller turns the point and the plan into a
     certificate of its own.
     """
-    state = _start(pieces, eta, ball)
+    state = _start(pieces, eta, domain)
     every, every_price = pieces, price
     out = _State(*(getattr(state, item.name).clone() for item in fields(state)))
     steps = torch.zeros(price.shape[0], dtype=torch.int64, device=price.device)
@@ -112,7 +112,7 @@ def solve(
     lowest = best.clone()
     f = pieces.move(state.v)
     for _ in range(max_steps + 1):
-        system = _System(pieces, state, f, price, ball, smooth, pinned)
+        system = _System(pieces, state, f, price, domain, smooth, pinned)
         worst = system.imbalance()
         improved = worst < best
         for name in _KEPT if settled else ("v", "z"):
@@ -132,7 +132,7 @@ def solve(
             )
             smooth = None if smooth is None else smooth.select(keep)
             best, stalled, worst = best[keep], stalled[keep], worst[keep]
-            system = _System(pieces, state, pieces.move(state.v), price, ball, smooth, pinned)
+            system = _System(pieces, state, pieces.move(state.v), price, domain, smooth, pinned)
         system.factorise()
         zero = torch.zeros_like(price)
         guess = system.direction(torch.zeros_like(state.t), zero, zero)
@@ -150,13 +150,13 @@ def solve(
             aim - trust * guess.change.z_ball * guess.change.t_ball,
             aim - trust * guess.change.z_cone * guess.change.t_cone,
         )
-        state, f = _move(system, step, worst, ball)
+        state, f = _move(system, step, worst, domain)
         steps[active] += 1
     if settled:
         for index in torch.arange(len(steps), device=steps.device)[:, None]:
             at, reached = out.select(index), float(lowest[index])
             v, z, extra = _settle(
-                every.select(index), at, every_price[index], ball, pinned, reached
+                every.select(index), at, every_price[index], domain, pinned, reached
             )
             out.v[index], out.z[index] = v, z
             steps[index] += extra
@@ -164,7 +164,7 @@ def solve(
 
 
 def _move(
-    system: "_System", step: "_Direction", worst: Tensor, ball: Ball
+    system: "_System", step: "_Direction", worst: Tensor, domain: Domain
 ) -> tuple["_State", Tensor]:
     """Take the step, shortened where the curvature of the pieces would leave a residual far above
     the imbalance so far."""
@@ -172,7 +172,7 @@ def _move(
     for _ in range(8):
         new = system.at.advance(step.change, size)
         f = pieces.move(new.v)
-        new = new.absorb(f, pieces.p, _ball(new.v, ball)[0], pieces.cone(new.v)[0])
+        new = new.absorb(f, pieces.p, _domain(new.v, domain)[0], pieces.cone(new.v)[0])
         curved = _residual(f, new, pieces.p) > 10 * worst
         if not curved.any():
             break
@@ -213,7 +213,7 @@ class _State:
             moved.append(x + size.reshape(-1, *[1] * (x.ndim - 1)) * getattr(change, item.name))
         return _State(*moved)
 
-    def absorb(self, f: Tensor, p: Tensor, ball: Tensor, cone: Tensor) -> "_State":
+    def absorb(self, f: Tensor, p: Tensor, domain: Tensor, cone: Tensor) -> "_State":
         """The residual that all pieces of an atom share is taken up by s_i; slacks that are wide
         take up their own.
 
@@ -225,7 +225,7 @@ class _State:
             self,
             s=s,
             t=torch.where(true > 0.5 * self.t, true, self.t),
-            t_ball=torch.where(-ball > 0.5 * self.t_ball, -ball, self.t_ball),
+            t_ball=torch.where(-domain > 0.5 * self.t_ball, -domain, self.t_ball),
             t_cone=torch.where(-cone > 0.5 * self.t_cone, -cone, self.t_cone),
         )
 
@@ -250,16 +250,16 @@ class _Direction:
     reach: Tensor
 
 
-def _start(pieces: Pieces, eta: Tensor, ball: Ball) -> _State:
+def _start(pieces: Pieces, eta: Tensor, domain: Domain) -> _State:
     """w = 0, with all products z t equal to mu p_i."""
-    v = torch.nn.functional.pad(eta[:, None], (ball.dimension, 0))
+    v = torch.nn.functional.pad(eta[:, None], (domain.dimension, 0))
     f = pieces.move(v)
     # atoms without weight get so wide a slack that they never matter, and no mask is needed
     s = f.amax(1) + torch.where(pieces.p > 2 * NOTHING, 0.05, 1e6)
     t = s[:, None, :] - f
     z = pieces.p[:, None, :] / (t * (1 / t).sum(1, keepdim=True))
     mu = (z * t).sum((1, 2)) / f.shape[1]
-    t_ball, t_cone = -_ball(v, ball)[0], -pieces.cone(v)[0]
+    t_ball, t_cone = -_domain(v, domain)[0], -pieces.cone(v)[0]
     return _State(v, s, t, z, t_ball, mu / t_ball, t_cone, mu / t_cone)
 
 
@@ -272,13 +272,13 @@ class _System:
         state: _State,
         f: Tensor,
         price: Tensor,
-        ball: Ball,
+        domain: Domain,
         smooth: Smooth | None,
         pinned: bool,
     ) -> None:
         self.pieces, self.at, self.pinned = pieces, state, pinned
-        self.d = ball.dimension
-        ball_value, self.ball_slope = _ball(state.v, ball)
+        self.d = domain.dimension
+        ball_value, self.ball_slope = _domain(state.v, domain)
         cone_value, self.cone_slope, self.cone_bend = pieces.cone(state.v)
         self.f, self.miss = f, f + state.t - state.s[:, None, :]
         self.miss_ball, self.miss_cone = ball_value + state.t_ball, cone_value + state.t_cone
@@ -367,7 +367,7 @@ class _System:
 
 
 def _settle(
-    pieces: Pieces, at: _State, price: Tensor, ball: Ball, pinned: bool, worst: float
+    pieces: Pieces, at: _State, price: Tensor, domain: Domain, pinned: bool, worst: float
 ) -> tuple[Tensor, Tensor, int]:
     """v, z of one problem from Newton's method on its ties, with the steps; the state's own where
     its imbalance `worst` is less.
@@ -383,7 +383,7 @@ def _settle(
     of the central path, which are positive. A piece whose multiplier wants to be negative is let
     go.
     """
-    p, d = pieces.p[0], ball.dimension
+    p, d = pieces.p[0], domain.dimension
     held = at.z[0] / at.z[0].sum(0).clamp(min=_TINY)
     atoms, base = (
         torch.arange(len(p), device=p.device),
@@ -406,7 +406,7 @@ def _settle(
             min=0
         )  # the mass of what is not tied goes to the heaviest
         f = pieces.move(v)[0]
-        ball_value, ball_slope = _ball(v, ball)
+        ball_value, ball_slope = _domain(v, domain)
         cone_value, cone_slope, cone_bend = pieces.cone(v)
         forces = (
             pieces.gradient(z[None]) + z_ball[:, None] * ball_slope + z_cone[:, None] * cone_slope
@@ -483,10 +483,10 @@ def _smooth_part(smooth: Smooth | None, v: Tensor) -> tuple[Tensor, Tensor]:
     return smooth.derivatives(v)[1:]
 
 
-def _ball(v: Tensor, ball: Ball) -> tuple[Tensor, Tensor]:
+def _domain(v: Tensor, domain: Domain) -> tuple[Tensor, Tensor]:
     """||theta||² - B² and its gradient in v."""
-    theta = v[:, : ball.dimension] + ball.theta_ref
-    return (theta**2).sum(-1) - ball.bound**2, torch.nn.functional.pad(2 * theta, (0, 1))
+    theta = v[:, : domain.dimension] + domain.theta_ref
+    return (theta**2).sum(-1) - domain.bound**2, torch.nn.functional.pad(2 * theta, (0, 1))
 
 
 def _outer(g: Tensor, c: Tensor) -> Tensor:

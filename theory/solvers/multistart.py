@@ -15,7 +15,7 @@ from torch import Tensor
 
 from theory.checks import check_positive
 from theory.policy import Array
-from theory.solvers.newton import Ball, minimise
+from theory.solvers.newton import Domain, minimise
 
 TOLERANCE = 1e-8  # first-order gain up to which a point counts as stationary
 
@@ -55,12 +55,12 @@ def minimise_from(
         starts: float64; those outside the ball start from the nearest point of it.
         theta_ref: (d,), zero where not given.
     """
-    ball, problem = make_ball(starts, bound, theta_ref), _Differentiated(objective)
+    domain, problem = make_ball(starts, bound, theta_ref), _Differentiated(objective)
     # a kink stops a start short of any step length: more halvings would only cost time
-    w, _, _ = minimise(problem, ball.project(starts), ball, halvings=12, convex=False)
+    w, _, _ = minimise(problem, domain.project(starts), domain, halvings=12, convex=False)
     value, gradient, _ = problem.derivatives(w)
     best = int(value.argmin())
-    gap = float(ball.linear_gap(w, gradient)[best].clamp(min=0))
+    gap = float(domain.linear_gap(w, gradient)[best].clamp(min=0))
     return Solution(w[best].numpy(), float(value[best]), gap, gap <= tolerance, value.numpy())
 
 
@@ -70,10 +70,10 @@ def lowest(objective: Objective, points: Tensor, count: int) -> Tensor:
     return points[objective(points).argsort()[:count]]
 
 
-def make_ball(points: Tensor, bound: float, theta_ref: Array | None) -> Ball:
+def make_ball(points: Tensor, bound: float, theta_ref: Array | None) -> Domain:
     """The ball ||w + theta_ref|| <= bound for points w (..., d); theta_ref None is zero."""
     bound = check_positive("bound", bound, "It is B in ||w + theta_ref|| <= B.")
-    return Ball(
+    return Domain(
         points.new_zeros(points.shape[-1]) if theta_ref is None else points.new_tensor(theta_ref),
         bound,
     )

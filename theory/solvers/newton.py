@@ -1,4 +1,4 @@
-"""Newton's method on a ball, for many small smooth problems at once.
+"""Newton's method on the parameter ball, for many small smooth problems at once.
 
 Minimises F(w, extra) over ||w + theta_ref|| <= B, with at most one extra positive variable (the
 multiplier of an ambiguity set). Each step minimises the exact quadratic model over the ball itself,
@@ -30,8 +30,8 @@ class Smooth(Protocol):
 
 
 @dataclass(frozen=True)
-class Ball:
-    """Constraint ||w + theta_ref|| <= bound on the first d = len(theta_ref) coordinates."""
+class Domain:
+    """The feasible set ||w + theta_ref|| <= bound, on the first d = len(theta_ref) coordinates."""
 
     theta_ref: Tensor
     bound: float
@@ -55,7 +55,7 @@ class Ball:
 def minimise(
     function: Smooth,
     start: Tensor,
-    ball: Ball,
+    domain: Domain,
     *,
     max_steps: int = 60,
     halvings: int = 30,
@@ -75,15 +75,15 @@ def minimise(
     v = start.clone()
     value, gradient, hessian = function.derivatives(v)
     for _ in range(max_steps):
-        step = _newton_step(v, gradient, hessian, ball, convex)
+        step = _newton_step(v, gradient, hessian, domain, convex)
         slope = (gradient * step).sum(-1)
         # on the sphere rounding of theta alone leaves a slope, so that a step in the last digits
         # ends it as well
-        reach = (v[:, : ball.dimension] + ball.theta_ref).norm(dim=-1)
-        final = (-slope <= _SETTLED) | (step[:, : ball.dimension].norm(dim=-1) <= 1e-14 * reach)
-        step = step * _fraction_to_boundary(v, step, ball.dimension)[:, None]
+        reach = (v[:, : domain.dimension] + domain.theta_ref).norm(dim=-1)
+        final = (-slope <= _SETTLED) | (step[:, : domain.dimension].norm(dim=-1) <= 1e-14 * reach)
+        step = step * _fraction_to_boundary(v, step, domain.dimension)[:, None]
         v_new, value_new, gradient_new, hessian_new, moved = _line_search(
-            function, v, value, slope, step, final, ball, halvings
+            function, v, value, slope, step, final, domain, halvings
         )
         steps[active] += 1
         result[active] = v_new
@@ -106,7 +106,7 @@ def _line_search(
     slope: Tensor,
     step: Tensor,
     final: Tensor,
-    ball: Ball,
+    domain: Domain,
     halvings: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Backtrack from the full step; the derivatives at the accepted point come with it, as the full
@@ -119,7 +119,7 @@ def _line_search(
     # it was negative
     blind = -slope <= _BLIND * (1 + value.abs())
     rounding = 2e-15 * (1 + value.abs())
-    v_new = _into_ball(v + step, ball)
+    v_new = _into_ball(v + step, domain)
     value_new, gradient_new, hessian_new = function.derivatives(v_new)
     for _ in range(halvings):
         lower = value_new <= value + _ARMIJO * size * slope + rounding
@@ -128,7 +128,7 @@ def _line_search(
         if not poor.any():
             break
         size = torch.where(poor, size / 2, size)
-        v_new[poor] = _into_ball(v[poor] + size[poor, None] * step[poor], ball)
+        v_new[poor] = _into_ball(v[poor] + size[poor, None] * step[poor], domain)
         value_new[poor], gradient_new[poor], hessian_new[poor] = function.select(poor).derivatives(
             v_new[poor]
         )
@@ -137,10 +137,10 @@ def _line_search(
     return v_new, value_new, gradient_new, hessian_new, moved
 
 
-def _into_ball(v: Tensor, ball: Ball) -> Tensor:
+def _into_ball(v: Tensor, domain: Domain) -> Tensor:
     """Remove what rounding left outside the ball."""
-    d = ball.dimension
-    return torch.cat([ball.project(v[:, :d]), v[:, d:]], -1)
+    d = domain.dimension
+    return torch.cat([domain.project(v[:, :d]), v[:, d:]], -1)
 
 
 def _fraction_to_boundary(v: Tensor, step: Tensor, d: int) -> Tensor:
@@ -152,23 +152,25 @@ def _fraction_to_boundary(v: Tensor, step: Tensor, d: int) -> Tensor:
     return torch.where(shrink > 0.9, 0.9 / shrink.clamp(min=0.9), 1.0)
 
 
-def _newton_step(v: Tensor, gradient: Tensor, hessian: Tensor, ball: Ball, convex: bool) -> Tensor:
+def _newton_step(
+    v: Tensor, gradient: Tensor, hessian: Tensor, domain: Domain, convex: bool
+) -> Tensor:
     """argmin of g.s + s'Hs/2 subject to ||w + s_w + theta_ref|| <= B."""
-    d = ball.dimension
+    d = domain.dimension
     g, H = gradient[:, :d], hessian[:, :d, :d]
     if v.shape[1] > d:  # the extra variable is free: eliminate it (Schur complement)
         corner, cross = hessian[:, d, d].clamp(min=1e-300), hessian[:, :d, d]
         g = g - cross * (gradient[:, d] / corner)[:, None]
         H = H - cross[:, :, None] * (cross / corner[:, None])[:, None, :]
-    s = _step_in_ball(v[:, :d], g, H, ball, convex)
+    s = _step_in_ball(v[:, :d], g, H, domain, convex)
     if v.shape[1] > d:
         extra = -(gradient[:, d] + (cross * s).sum(-1)) / corner
         s = torch.cat([s, extra[:, None]], -1)
     return s
 
 
-def _step_in_ball(w: Tensor, g: Tensor, H: Tensor, ball: Ball, convex: bool) -> Tensor:
-    theta = w + ball.theta_ref
+def _step_in_ball(w: Tensor, g: Tensor, H: Tensor, domain: Domain, convex: bool) -> Tensor:
+    theta = w + domain.theta_ref
     if convex:
         # a Cholesky solve for all; those that are singular or leave the ball are solved in the
         # eigenbasis
@@ -179,12 +181,12 @@ def _step_in_ball(w: Tensor, g: Tensor, H: Tensor, ball: Ball, convex: bool) -> 
             sound[:, None, None], factor, torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
         )
         s = -torch.cholesky_solve(g[:, :, None], factor)[:, :, 0]
-        hard = ~sound | ((theta + s).norm(dim=-1) > ball.bound)
+        hard = ~sound | ((theta + s).norm(dim=-1) > domain.bound)
         if not hard.any():
             return s
-        s[hard] = _step_in_eigenbasis(theta[hard], g[hard], H[hard], ball.bound)
+        s[hard] = _step_in_eigenbasis(theta[hard], g[hard], H[hard], domain.bound)
         return s
-    return _step_in_eigenbasis(theta, g, H, ball.bound)
+    return _step_in_eigenbasis(theta, g, H, domain.bound)
 
 
 def _step_in_eigenbasis(theta: Tensor, g: Tensor, H: Tensor, bound: float) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from theory.batch import PairBatch
-from theory.solvers.newton import Ball, Smooth
+from theory.solvers.newton import Domain, Smooth
 
 LOG2 = 0.6931471805599453  # the loss of every pair at the reference policy
 # a gap from which on a solver tries its slower way: well below the estimators' tolerance of 1e-10
@@ -29,16 +29,16 @@ class Point:
 TENSORS = ("w", "value", "gap", "steps", "collapsed")  # the fields of a point that are always there
 
 
-def linear_start(pairs: PairBatch, beta: float, ball: Ball) -> Tensor:
+def linear_start(pairs: PairBatch, beta: float, domain: Domain) -> Tensor:
     """One Newton step of DPO from the reference policy, projected."""
     drift = pairs.pull(pairs.p) / 2
     covariance = pairs.outer(pairs.p) / 4
     ridge = 1e-8 * torch.diagonal(covariance, dim1=-2, dim2=-1).sum(-1) + 1e-300
     eye = torch.eye(pairs.dimension, dtype=torch.float64, device=pairs.p.device)
-    return ball.project(torch.linalg.solve(covariance + ridge[:, None, None] * eye, drift) / beta)
+    return domain.project(torch.linalg.solve(covariance + ridge[:, None, None] * eye, drift) / beta)
 
 
-def radial_start(pairs: PairBatch, beta: float, ball: Ball, price: Tensor) -> Tensor:
+def radial_start(pairs: PairBatch, beta: float, domain: Domain, price: Tensor) -> Tensor:
     """Minimise the second-order model of E l + price ||w|| along E u, the direction in which
     solutions leave w = 0."""
     drift = pairs.pull(pairs.p)
@@ -46,7 +46,7 @@ def radial_start(pairs: PairBatch, beta: float, ball: Ball, price: Tensor) -> Te
     direction = drift / norm[:, None]
     bend = (pairs.p * pairs.project(direction) ** 2).sum(-1).clamp(min=1e-300) * beta**2 / 4
     length = ((beta * norm / 2 - price) / bend).clamp(min=1e-6 / beta)
-    room = ball.bound - ball.theta_ref.norm()  # stay inside the ball
+    room = domain.bound - domain.theta_ref.norm()  # stay inside the ball
     return direction * length.clamp(max=0.9 * room)[:, None]
 
 
@@ -93,13 +93,13 @@ def collapsed_point(pairs: PairBatch, dual: bool = True) -> Point:
 
 
 def lower_gap(
-    pairs: PairBatch, q: Tensor, slope: Tensor, w: Tensor, beta: float, ball: Ball
+    pairs: PairBatch, q: Tensor, slope: Tensor, w: Tensor, beta: float, domain: Domain
 ) -> Tensor:
     """max over the ball of g_Q.(w - w') with g_Q = -beta sum q_i s_i u_i."""
-    return ball.linear_gap(w, -beta * pairs.pull(q * slope))
+    return domain.linear_gap(w, -beta * pairs.pull(q * slope))
 
 
-def norm_gap(w: Tensor, gradient: Tensor, c: Tensor, ball: Ball) -> Tensor:
+def norm_gap(w: Tensor, gradient: Tensor, c: Tensor, domain: Domain) -> Tensor:
     """Certificate of a convex function plus c||w||, which is at least c s.w for every ||s|| <= 1.
 
     s = w/||w|| is the subgradient; near w = 0 it turns with the last digit of w, and the s that
@@ -110,18 +110,18 @@ def norm_gap(w: Tensor, gradient: Tensor, c: Tensor, ball: Ball) -> Tensor:
     balance = -gradient / c.clamp(min=1e-300)[:, None]
     balance = balance / balance.norm(dim=-1, keepdim=True).clamp(min=1.0)
     lost = c * (norm[:, 0] - (balance * w).sum(-1))
-    return ball.linear_gap(w, gradient + c[:, None] * unit).minimum(
-        lost + ball.linear_gap(w, gradient + c[:, None] * balance)
+    return domain.linear_gap(w, gradient + c[:, None] * unit).minimum(
+        lost + domain.linear_gap(w, gradient + c[:, None] * balance)
     )
 
 
-def smooth_point(function: Smooth, w: Tensor, steps: Tensor, ball: Ball) -> Point:
+def smooth_point(function: Smooth, w: Tensor, steps: Tensor, domain: Domain) -> Point:
     """Value and linear gap of a function of w alone."""
     value, gradient, _ = function.derivatives(w)
     return Point(
         w,
         value,
-        ball.linear_gap(w, gradient),
+        domain.linear_gap(w, gradient),
         None,
         steps,
         torch.zeros_like(steps, dtype=torch.bool),

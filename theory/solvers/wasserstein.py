@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from theory.batch import PairBatch
-from theory.collapse import finite_collapse, free_collapse, label_collapse
 from theory.duals import transport_dual
+from theory.solvers.collapse import finite_collapse, free_collapse, label_collapse
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_point_ball
 from theory.solvers.moves import FiniteMoves, LabelMoves, QuadraticMoves, SmoothedTransportLoss
-from theory.solvers.newton import Ball, minimise
+from theory.solvers.newton import Domain, minimise
 from theory.solvers.points import (
     DOUBTFUL,
     LOG2,
@@ -44,64 +44,64 @@ _TARGETS = 10
 _BAND = 96
 
 
-def solve_w1(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
+def solve_w1(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
     point = collapsed_point(pairs)
     outside = radius < free_collapse(pairs, 1)
     point.dual = beta * point.w.norm(dim=-1)
     if outside.any():
         part, r = pairs.select(outside), radius[outside]
-        solved = _w1_from(part, beta, ball, r, radial_start(part, beta, ball, beta * r))
+        solved = _w1_from(part, beta, domain, r, radial_start(part, beta, domain, beta * r))
         # near collapse Newton's decrement is small with ||w||, however far w still has to turn:
         # step until the certificate is
         for _ in range(3):
             hard = (solved.gap > 1e-12).nonzero()[:, 0]
             if not hard.numel():
                 break
-            better = _w1_from(part.select(hard), beta, ball, r[hard], solved.w[hard])
+            better = _w1_from(part.select(hard), beta, domain, r[hard], solved.w[hard])
             solved = keep_better(solved, hard, better)
         point = scatter([(outside, solved)], point)
     return point
 
 
-def _w1_from(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, start: Tensor) -> Point:
+def _w1_from(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor, start: Tensor) -> Point:
     function = NormPenalisedLoss(pairs, beta, radius)
-    w, _, steps = minimise(function, start, ball)
-    point = smooth_point(function, w, steps, ball)
-    point.gap = norm_gap(w, MeanLoss(pairs, beta).derivatives(w)[1], beta * radius, ball)
+    w, _, steps = minimise(function, start, domain)
+    point = smooth_point(function, w, steps, domain)
+    point.gap = norm_gap(w, MeanLoss(pairs, beta).derivatives(w)[1], beta * radius, domain)
     point.dual = beta * w.norm(dim=-1)
     return point
 
 
-def solve_w2(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
+def solve_w2(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
     point = collapsed_point(pairs)
     outside = radius < free_collapse(pairs, 2)
     parts = []
     plain = outside & (radius <= 0)
     if plain.any():
-        mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
+        mean_fit = solve_point_ball(pairs.select(plain), beta, domain)
         parts.append((plain, mean_fit))
     robust = outside & ~plain
     if robust.any():
-        parts.append((robust, _w2_positive(pairs.select(robust), beta, ball, radius[robust])))
+        parts.append((robust, _w2_positive(pairs.select(robust), beta, domain, radius[robust])))
     return scatter(parts, point)
 
 
-def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> Point:
-    w0 = radial_start(pairs, beta, ball, beta * radius / 2)
+def _w2_positive(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
+    w0 = radial_start(pairs, beta, domain, beta * radius / 2)
     eta0 = beta * w0.norm(dim=-1) / (4 * radius)  # optimal for small margins
     v, settled, steps = minimise(
-        QuadraticTransportLoss(pairs, beta, radius), torch.cat([w0, eta0[:, None]], -1), ball
+        QuadraticTransportLoss(pairs, beta, radius), torch.cat([w0, eta0[:, None]], -1), domain
     )
-    point = _w2_point(pairs, beta, ball, radius, v, None, steps)
+    point = _w2_point(pairs, beta, domain, radius, v, None, steps)
     hard = (~settled | (point.gap > DOUBTFUL)).nonzero()[:, 0]
     for finish in (False, True):  # to settle ties is slow, and seldom needed
         if hard.numel():  # an atom sits between the two wells
             part = pairs.select(hard)
             interior = solve(
-                QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], ball, settled=finish
+                QuadraticMoves(part, beta), radius[hard] ** 2, eta0[hard], domain, settled=finish
             )
             split = _w2_point(
-                part, beta, ball, radius[hard], interior.v, interior.z, interior.steps
+                part, beta, domain, radius[hard], interior.v, interior.z, interior.steps
             )
             point = keep_better(point, hard, split)
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
@@ -111,7 +111,7 @@ def _w2_positive(pairs: PairBatch, beta: float, ball: Ball, radius: Tensor) -> P
 def _w2_point(
     pairs: PairBatch,
     beta: float,
-    ball: Ball,
+    domain: Domain,
     radius: Tensor,
     v: Tensor,
     z: Tensor | None,
@@ -124,7 +124,7 @@ def _w2_point(
     along w, as in `norm_gap`. Moves along the direction that balances the gradient lose b (1 - cos)
     only, of second order in that turn; the better bound counts.
     """
-    w, eta = ball.project(v[:, :-1]), v[:, -1]
+    w, eta = domain.project(v[:, :-1]), v[:, -1]
     b = beta * w.norm(dim=-1)
     a = b**2 / (2 * eta)
     margin = beta * pairs.project(w)
@@ -151,7 +151,7 @@ def _w2_point(
         pull = mass * slope
         towards, pushed = pairs.pull(pull.sum(1)), (pull * shift).sum((1, 2))[:, None]
         gradient = -beta * (towards - pushed * direction)
-        gaps.append(value - (mass * loss).sum((1, 2)) + ball.linear_gap(w, gradient))
+        gaps.append(value - (mass * loss).sum((1, 2)) + domain.linear_gap(w, gradient))
         direction = towards / pushed.clamp(min=1e-300)
         direction = direction / direction.norm(dim=-1, keepdim=True).clamp(min=1.0)
     gap = gaps[0].minimum(gaps[1])
@@ -159,13 +159,13 @@ def _w2_point(
 
 
 def solve_w1_label(
-    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float
+    pairs: PairBatch, beta: float, domain: Domain, radius: Tensor, kappa: float
 ) -> Point:
     point = collapsed_point(pairs)
     point.dual = torch.zeros_like(radius)
     plain = (radius <= 0).nonzero()[:, 0]
     if plain.numel():
-        mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
+        mean_fit = solve_point_ball(pairs.select(plain), beta, domain)
         point = scatter([(plain, mean_fit)], point)
     # flips only lower the collapse radius, so that beyond the one with fixed labels nothing is left
     # to solve
@@ -175,7 +175,7 @@ def solve_w1_label(
             [
                 (
                     outside,
-                    _w1_label_inside(pairs.select(outside), beta, ball, radius[outside], kappa),
+                    _w1_label_inside(pairs.select(outside), beta, domain, radius[outside], kappa),
                 )
             ],
             point,
@@ -184,22 +184,22 @@ def solve_w1_label(
 
 
 def _w1_label_inside(
-    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float
+    pairs: PairBatch, beta: float, domain: Domain, radius: Tensor, kappa: float
 ) -> Point:
     if (
         kappa >= pairs.ut.norm(dim=1).max()
     ):  # m_i <= beta ||w|| ||u_i|| <= kappa eta: no flip ever pays
-        return solve_w1(pairs, beta, ball, radius)
+        return solve_w1(pairs, beta, domain, radius)
     n = pairs.p.shape[1]
     if n <= 4 * _BAND:
-        point = _w1_label_interior(pairs, beta, ball, radius, kappa, 1e-13)
+        point = _w1_label_interior(pairs, beta, domain, radius, kappa, 1e-13)
     else:
-        point = _w1_label_screened(pairs, beta, ball, radius, kappa)
+        point = _w1_label_screened(pairs, beta, domain, radius, kappa)
     for finish in (False, True):
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
         if hard.numel():
             better = _w1_label_interior(
-                pairs.select(hard), beta, ball, radius[hard], kappa, 1e-16, settled=finish
+                pairs.select(hard), beta, domain, radius[hard], kappa, 1e-16, settled=finish
             )
             point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
@@ -208,28 +208,28 @@ def _w1_label_inside(
 def _w1_label_interior(
     pairs: PairBatch,
     beta: float,
-    ball: Ball,
+    domain: Domain,
     radius: Tensor,
     kappa: float,
     tolerance: float,
     settled: bool = False,
 ) -> Point:
-    eta0 = torch.full_like(radius, beta * ball.bound)
+    eta0 = torch.full_like(radius, beta * domain.bound)
     interior = solve(
-        LabelMoves(pairs, beta, kappa), radius, eta0, ball, tolerance=tolerance, settled=settled
+        LabelMoves(pairs, beta, kappa), radius, eta0, domain, tolerance=tolerance, settled=settled
     )
     flip = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
-    return _w1_label_point(pairs, beta, ball, radius, kappa, interior.v, flip, interior.steps)
+    return _w1_label_point(pairs, beta, domain, radius, kappa, interior.v, flip, interior.steps)
 
 
 def _w1_label_screened(
-    pairs: PairBatch, beta: float, ball: Ball, radius: Tensor, kappa: float
+    pairs: PairBatch, beta: float, domain: Domain, radius: Tensor, kappa: float
 ) -> Point:
     """Large samples: Newton's method on a smoothed hinge finds which labels surely stay or flip;
     the interior point decides the rest, the `_BAND` pairs nearest to the kink m = kappa eta. The
     certificate covers all pairs, so that a wrong guess shows.
     """
-    w = linear_start(pairs, beta, ball)
+    w = linear_start(pairs, beta, domain)
     scale = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt().clamp(min=1e-9)
     v = torch.cat([w, (1.5 * beta * w.norm(dim=-1) + scale)[:, None]], -1)
     taken = torch.zeros_like(radius, dtype=torch.int64)
@@ -238,7 +238,7 @@ def _w1_label_screened(
         function = SmoothedLabelLoss(
             sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps)
         )
-        v, _, steps = minimise(function, v, ball, max_steps=7)
+        v, _, steps = minimise(function, v, domain, max_steps=7)
         taken = taken + steps
     over = beta * pairs.project(v[:, :-1]) - kappa * v[:, -1:]
     near = over.abs().topk(_BAND, dim=-1, largest=False, sorted=False).indices
@@ -249,11 +249,11 @@ def _w1_label_screened(
         2, near[:, None, :].expand(-1, pairs.dimension, -1)
     )
     band = LabelMoves(PairBatch(ut, pairs.p.gather(1, near)), beta, kappa)
-    interior = solve(band, radius, v[:, -1], ball, smooth=rest)
+    interior = solve(band, radius, v[:, -1], domain, smooth=rest)
     share = interior.z[:, 1] / interior.z.sum(1).clamp(min=1e-300)
     flip = (flipped > 0).to(share.dtype).scatter_(1, near, share)
     return _w1_label_point(
-        pairs, beta, ball, radius, kappa, interior.v, flip, taken + interior.steps
+        pairs, beta, domain, radius, kappa, interior.v, flip, taken + interior.steps
     )
 
 
@@ -272,7 +272,7 @@ def _head(pairs: PairBatch) -> PairBatch:
 def _w1_label_point(
     pairs: PairBatch,
     beta: float,
-    ball: Ball,
+    domain: Domain,
     radius: Tensor,
     kappa: float,
     v: Tensor,
@@ -281,7 +281,7 @@ def _w1_label_point(
 ) -> Point:
     """Lower bound: flip the share `flip` of each label and spend what is left of the radius on
     sending features to infinity."""
-    w = ball.project(v[:, :-1])
+    w = domain.project(v[:, :-1])
     norm = w.norm(dim=-1)
     eta = v[:, -1].maximum(beta * norm)
     margin = beta * pairs.project(w)
@@ -292,15 +292,17 @@ def _w1_label_point(
     left = (radius - kappa * flip.sum(-1)).clamp(min=0)
     expected = (pairs.p * loss).sum(-1) + (flip * margin).sum(-1) + left * beta * norm
     gradient = -beta * pairs.pull(pairs.p * slope) + beta * pairs.pull(flip)
-    gap = value - expected + norm_gap(w, gradient, left * beta, ball)
+    gap = value - expected + norm_gap(w, gradient, left * beta, domain)
     point = Point(w, value, gap, eta, steps, torch.zeros_like(steps, dtype=torch.bool))
     at_rest = beta * pairs.pull(flip - pairs.p / 2)
     return _collapse_where_certified(
-        point, norm_gap(torch.zeros_like(w), at_rest, left * beta, ball), beta
+        point, norm_gap(torch.zeros_like(w), at_rest, left * beta, domain), beta
     )
 
 
-def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor) -> Point:
+def solve_finite(
+    pairs: PairBatch, beta: float, domain: Domain, cost: Tensor, budget: Tensor
+) -> Point:
     point = collapsed_point(pairs)
     parts = []
     budget = budget.minimum(
@@ -310,30 +312,30 @@ def solve_finite(pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget
     if plain.any() and bool(
         (cost + torch.eye(cost.shape[0], dtype=cost.dtype, device=cost.device) > 0).all()
     ):
-        mean_fit = solve_point_ball(pairs.select(plain), beta, ball)
+        mean_fit = solve_point_ball(pairs.select(plain), beta, domain)
         parts.append((plain, mean_fit))
     else:
         plain = torch.zeros_like(plain)
     if not plain.all():
         rest = ~plain
-        parts.append((rest, _finite_positive(pairs.select(rest), beta, ball, cost, budget[rest])))
+        parts.append((rest, _finite_positive(pairs.select(rest), beta, domain, cost, budget[rest])))
     return scatter(parts, point)
 
 
 def _finite_positive(
-    pairs: PairBatch, beta: float, ball: Ball, cost: Tensor, budget: Tensor
+    pairs: PairBatch, beta: float, domain: Domain, cost: Tensor, budget: Tensor
 ) -> Point:
     n = cost.shape[0]
-    margins = beta * pairs.project(linear_start(pairs, beta, ball))
+    margins = beta * pairs.project(linear_start(pairs, beta, domain))
     scale = (pairs.p * margins**2).sum(-1).sqrt().clamp(min=1e-9)
     typical = cost.mean() if bool((cost > 0).any()) else torch.ones_like(cost[0, 0])
     eta0 = 0.5 * scale / typical  # where a typical move costs what it gains
     everywhere = torch.arange(n, device=cost.device)[:, None].expand(n, n)
     if n <= 2 * _TARGETS:
         every = FiniteMoves(pairs, cost, beta, everywhere.expand(pairs.replicates, -1, -1))
-        point = _finite_interior(every, ball, cost, budget, eta0)
+        point = _finite_interior(every, domain, cost, budget, eta0)
     else:
-        point = _finite_screened(pairs, beta, ball, cost, budget, eta0, scale)
+        point = _finite_screened(pairs, beta, domain, cost, budget, eta0, scale)
     for tolerance, finish in (
         (1e-13, False),
         (1e-13, True),
@@ -345,7 +347,7 @@ def _finite_positive(
                 pairs.select(hard), cost, beta, everywhere.expand(len(hard), -1, -1)
             )
             better = _finite_interior(
-                every, ball, cost, budget[hard], eta0[hard], tolerance, settled=finish
+                every, domain, cost, budget[hard], eta0[hard], tolerance, settled=finish
             )
             point = keep_better(point, hard, better)
     return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
@@ -353,26 +355,34 @@ def _finite_positive(
 
 def _finite_interior(
     pieces: FiniteMoves,
-    ball: Ball,
+    domain: Domain,
     cost: Tensor,
     budget: Tensor,
     eta0: Tensor,
     tolerance: float = 1e-13,
     settled: bool = False,
 ) -> Point:
-    interior = solve(pieces, budget, eta0, ball, tolerance=tolerance, settled=settled)
+    interior = solve(pieces, budget, eta0, domain, tolerance=tolerance, settled=settled)
     pairs = pieces.pairs
     plan = interior.z / interior.z.sum(1, keepdim=True).clamp(min=1e-300) * pairs.p[:, None, :]
     arriving, spent = pieces.arrivals(plan)
     return _finite_point(
-        pairs, pieces.beta, ball, cost, budget, interior.v[:, :-1], arriving, spent, interior.steps
+        pairs,
+        pieces.beta,
+        domain,
+        cost,
+        budget,
+        interior.v[:, :-1],
+        arriving,
+        spent,
+        interior.steps,
     )
 
 
 def _finite_screened(
     pairs: PairBatch,
     beta: float,
-    ball: Ball,
+    domain: Domain,
     cost: Tensor,
     budget: Tensor,
     eta0: Tensor,
@@ -383,12 +393,12 @@ def _finite_screened(
 
     The certificate compares with all moves, so that a target that was missed shows.
     """
-    v = torch.cat([linear_start(pairs, beta, ball), eta0[:, None]], -1)
+    v = torch.cat([linear_start(pairs, beta, domain), eta0[:, None]], -1)
     v, _, taken = minimise(
-        SmoothedTransportLoss(pairs, cost, beta, budget, 0.1 * scale), v, ball, max_steps=6
+        SmoothedTransportLoss(pairs, cost, beta, budget, 0.1 * scale), v, domain, max_steps=6
     )
     targets = FiniteMoves(pairs, cost, beta).move(v).topk(_TARGETS, dim=1, sorted=False).indices
-    point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), ball, cost, budget, eta0)
+    point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), domain, cost, budget, eta0)
     point.steps = point.steps + taken
     return point
 
@@ -396,7 +406,7 @@ def _finite_screened(
 def _finite_point(
     pairs: PairBatch,
     beta: float,
-    ball: Ball,
+    domain: Domain,
     cost: Tensor,
     budget: Tensor,
     w: Tensor,
@@ -406,18 +416,18 @@ def _finite_point(
 ) -> Point:
     """Upper bound: the exact dual at w. Lower bound: a plan, mixed with staying put until it meets
     the budget."""
-    w = ball.project(w)
+    w = domain.project(w)
     loss, slope = loss_and_slope(beta * pairs.project(w))
     worst = transport_dual(loss, pairs.p, cost, budget)
     share = (budget / spent.clamp(min=1e-300)).clamp(max=1.0)[:, None]
     q = share * arriving + (1 - share) * pairs.p
-    gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, ball)
+    gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, domain)
     point = Point(
         w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool)
     )
     return _collapse_where_certified(
         point,
-        lower_gap(pairs, q, torch.full_like(slope, 0.5), torch.zeros_like(w), beta, ball),
+        lower_gap(pairs, q, torch.full_like(slope, 0.5), torch.zeros_like(w), beta, domain),
         beta,
     )
 
@@ -455,7 +465,7 @@ def _settle_collapse(
 
 
 def solve_penalised(
-    pairs: PairBatch, beta: float, ball: Ball, strength: Tensor, squared: bool
+    pairs: PairBatch, beta: float, domain: Domain, strength: Tensor, squared: bool
 ) -> Point:
     """Best of several starts; for the norm form w = 0 is a local minimum when strength >= ||E u||
     and then competes."""
@@ -466,28 +476,28 @@ def solve_penalised(
         if squared
         else strength >= free_collapse(pairs, 2)
     )
-    linear = linear_start(pairs, beta, ball)
-    edge = ball.project(
-        linear * (1e3 * ball.bound / linear.norm(dim=-1, keepdim=True).clamp(min=1e-300))
+    linear = linear_start(pairs, beta, domain)
+    edge = domain.project(
+        linear * (1e3 * domain.bound / linear.norm(dim=-1, keepdim=True).clamp(min=1e-300))
     )
     best = collapsed_point(pairs, dual=False)
     best.value = torch.where(local, best.value, torch.inf)
     best.collapsed = local.clone()
     for start in (
-        radial_start(pairs, beta, ball, beta * strength / 2),
+        radial_start(pairs, beta, domain, beta * strength / 2),
         linear,
-        ball.project(0.1 * linear),
+        domain.project(0.1 * linear),
         edge,
     ):
-        rough, _, steps = minimise(coarse, start, ball, convex=False, max_steps=6)
+        rough, _, steps = minimise(coarse, start, domain, convex=False, max_steps=6)
         value = function.derivatives(rough)[0]
         promising = (value < best.value - 1e-9).nonzero()[
             :, 0
         ]  # the others go where an earlier start went, or higher
         if promising.numel():
             part = function.select(promising)
-            w, _, more = minimise(part, rough[promising], ball, convex=False)
-            now = smooth_point(part, w, steps[promising] + more, ball)
+            w, _, more = minimise(part, rough[promising], domain, convex=False)
+            now = smooth_point(part, w, steps[promising] + more, domain)
             lower = now.value < best.value[promising]
             best = scatter([(promising[lower], take(now, lower))], best)
     return best

@@ -1,0 +1,205 @@
+"""Exact fits of theta over an ambiguity set, for many replicates at once, with certificates.
+
+    fit(u, KL(0.05), weights, beta=1.0, bound=4.0)
+
+u (n, d) or (R, n, d) holds signed feature differences (2y-1)(psi1-psi2), weights (n,) or (R, n)
+their probabilities (None: 1/n each); arrays, tensors on any device, DataFrames or lists, computed
+in float64. All estimators minimise over ||theta|| <= bound with w = theta - theta_ref and
+m = beta w.u. The number that sizes the set may differ between replicates. Magnitudes from 1e-50 to
+1e50 of u, beta, bound, distances and positive radii are accepted, and beta * bound * max|u| up to
+1e15.
+
+Each fit carries a certificate. For any theta' in the feasible set and any distribution Q in the
+ambiguity set, value(theta') >= E_Q l(theta') >= E_Q l(theta) + g_Q.(theta' - theta); minimising the
+right side over theta' is closed form, so that `gap` bounds value - optimum without trusting the
+solver. See Boyd and Vandenberghe, Convex Optimization, section 5.5.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from theory.batch import (
+    SMALLEST,
+    ArrayLike,
+    PairBatch,
+    as_float64,
+    check_reach,
+    feature_names,
+    pair_batch,
+)
+from theory.checks import check_positive, check_reference, check_scale
+from theory.results import Fit
+from theory.solvers.kl import solve_mean
+from theory.solvers.newton import Domain
+from theory.solvers.points import Point, join
+
+if TYPE_CHECKING:  # sets name their estimators, which fit
+    from theory.sets.base import AmbiguitySet
+
+_FAR = 1e6  # beta ||theta|| max|u| that no minimiser reaches unless the pairs are separable
+
+
+# ----------------------------------------------------------------------------------- the front door
+def fit(
+    u: ArrayLike,
+    set: "AmbiguitySet | None" = None,
+    weights: ArrayLike | None = None,
+    *,
+    beta: float,
+    bound: float | None = None,
+    theta_ref: ArrayLike | None = None,
+    tolerance: float = 1e-10,
+) -> Fit:
+    """Minimise the worst mean DPO loss over an ambiguity set, exactly and with a certificate.
+
+    Args:
+        u: (n, d) or (R, n, d) signed feature differences (2y-1)(psi1-psi2), one row a pair.
+        set: one of `theory.SETS`, with its size, such as `KL(0.05)`; a vector of R sizes gives R
+            fits. None: the mean loss, plain DPO.
+        weights: (n,) or (R, n) probabilities of the pairs; None: 1/n each.
+        beta: of the loss.
+        bound: B in ||theta|| <= B; None: one that is reached only where the pairs are separable.
+        theta_ref: (d,) of the reference policy; None: 0, the uniform policy.
+        tolerance: largest certified gap of a fit that counts as converged, relative to
+            max(1, |value|).
+
+    Returns:
+        A `Fit`: with a batch axis where u, weights or the size has one, without where none has.
+
+    Raises:
+        ValueError: input that is not finite numbers of these shapes and magnitudes, weights that do
+            not sum to one, a size out of range, or theta_ref outside of the bound.
+
+    >>> import numpy as np
+    >>> from theory import KL
+    >>> u = np.array([[1.0, 0.2], [0.5, -1.0], [-0.6, 0.4], [0.8, 0.9]])
+    >>> found = fit(u, KL(0.02), beta=1.0)
+    >>> bool(found.converged), found.theta.shape
+    (True, torch.Size([2]))
+    """
+    pairs, single = pair_batch(u, weights), is_single(u, weights)
+    beta = check_scale("beta", beta, "It scales the log-ratio in the margin; papers use 0.01 to 1.")
+    if bound is None:
+        bound = _far(pairs, beta, theta_ref)
+    bound = check_scale(
+        "bound",
+        bound,
+        "It is B in ||theta|| <= B; leave it out, or None, where no bound is wanted.",
+    )
+    tolerance = check_positive(
+        "tolerance", tolerance, "It is how large a certified gap may be; 1e-10 is the default."
+    )
+    check_reach(pairs, beta, bound)
+    domain = Domain(check_reference(theta_ref, pairs.dimension, bound, pairs.p), bound)
+    if set is None:
+        point = _solve(pairs, domain, None, lambda part, inner, _: solve_mean(part, beta, inner))
+    else:
+        set.check_atoms(pairs.p.shape[1])
+        pairs, single = _for_each_size(pairs, single, set)
+        size = set.check_size(pairs.replicates, pairs.p)
+
+        def solver(part: PairBatch, inner: Domain, sizes: Tensor) -> Point:
+            return set.solve(part, beta, inner, sizes)
+
+        point = _solve(pairs, domain, size, solver, set.elements(pairs.p.shape[1]))
+    value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
+    small = tolerance * value.abs().clamp(min=1)
+    converged = torch.isfinite(value) & (point.gap.abs() <= small)
+    theta = torch.where(point.collapsed[:, None], domain.theta_ref, point.w + domain.theta_ref)
+    found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps)
+    made = found.of(set, pairs, beta, domain, feature_names(u))
+    return made.without_batch() if single else made
+
+
+def dpo(
+    u: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    beta: float,
+    bound: float | None = None,
+    theta_ref: ArrayLike | None = None,
+    tolerance: float = 1e-10,
+) -> Fit:
+    """min E log(1 + exp(-beta w.u)), plain DPO. Eq. (1), arXiv:2502.01930v4; arguments as `fit`.
+
+    >>> dpo([[1.0], [1.0], [-1.0]], beta=1.0).theta.item()  # log 2: two of three pairs
+    0.69314718...
+    """
+    return fit(u, None, weights, beta=beta, bound=bound, theta_ref=theta_ref, tolerance=tolerance)
+
+
+# ----------------------------------------------------------------------------------------- plumbing
+def is_single(u: ArrayLike, weights: ArrayLike | None) -> bool:
+    """Whether neither the pairs nor their weights have a batch axis."""
+    axes = [x.ndim if hasattr(x, "ndim") else np.ndim(x) for x in (u, weights) if x is not None]
+    return axes[0] == 2 and axes[1:] in ([], [1])
+
+
+def _for_each_size(pairs: PairBatch, single: bool, set: "AmbiguitySet") -> tuple[PairBatch, bool]:
+    """A vector of sizes on one sample is a path of fits: the sample once for each of them."""
+    size = as_float64(set.size, set.facts.size)
+    if pairs.replicates > 1 or size.ndim != 1:
+        return pairs, single
+    return PairBatch(pairs.ut, pairs.p.expand(len(size), -1)), False
+
+
+def _far(pairs: PairBatch, beta: float, theta_ref: ArrayLike | None) -> float:
+    """A bound that only a separable sample reaches."""
+    reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref").norm().item()
+    return _FAR / (beta * pairs.ut.abs().max().clamp(min=SMALLEST).item()) + 2 * reference
+
+
+def _solve(
+    pairs: PairBatch,
+    domain: Domain,
+    size: Tensor | None,
+    solver: Callable[[PairBatch, Domain, Any], Point],
+    elements: int | None = None,
+) -> Point:
+    """Chunk by chunk, and in the span of the pairs where that is less than everything."""
+    points = []
+    for index in _parts(pairs, elements):
+        part, basis = pairs.select(index), _basis(pairs, index, domain)
+        here = None if size is None else size[index]
+        if basis is None:
+            points.append(solver(part, domain, here))
+        else:
+            part = PairBatch(torch.matmul(basis.T, part.ut), part.p)
+            point = solver(part, Domain(domain.theta_ref @ basis, domain.bound), here)
+            point.w = point.w @ basis.T
+            points.append(point)
+    return join(points)
+
+
+def _parts(pairs: PairBatch, elements: int | None) -> list[Tensor]:
+    """Indices of the replicates to solve together; with fewer pairs than dimensions each sample has
+    a span of its own."""
+    replicates = torch.arange(pairs.replicates, device=pairs.p.device)
+    if pairs.ut.shape[0] > 1 and pairs.ut.shape[2] < pairs.dimension + 1:
+        return list(replicates[:, None])
+    return [replicates[part] for part in pairs.chunks(elements)]
+
+
+def _basis(pairs: PairBatch, index: Tensor, domain: Domain) -> Tensor | None:
+    """Orthonormal basis (d, k) of the span of the pairs and theta_ref, None where that is
+    everything.
+
+    No objective sees w outside the span of the pairs, and the ball pulls theta only towards 0: w =
+    0 there is a solution.
+    """
+    if pairs.dimension == 1 or (pairs.ut.shape[0] > 1 and len(index) > 1):
+        return None
+    u = pairs.ut[0 if pairs.ut.shape[0] == 1 else index[0]]
+    spread = torch.linalg.eigvalsh(u @ u.T)
+    if spread[0] > 1e-8 * spread[-1]:  # surely everything, without the decomposition below
+        return None
+    everything = torch.cat(
+        [u / u.norm(dim=0).amax().clamp(min=1e-300), domain.theta_ref[:, None] / domain.bound], 1
+    )
+    left, sizes, _ = torch.linalg.svd(everything, full_matrices=False)
+    rank = max(int((sizes > 1e-12 * sizes[0]).sum()), 1)
+    return None if rank == pairs.dimension else left[:, :rank]

@@ -1,0 +1,142 @@
+"""What a fit returns: theta with its certificate, and what can be asked of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from theory.batch import PairBatch
+from theory.solvers.adversary import WorstCase
+from theory.solvers.newton import Domain
+
+if TYPE_CHECKING:
+    from theory.sets.base import AmbiguitySet
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a fit was made from."""
+
+    set: "AmbiguitySet | None"
+    pairs: PairBatch
+    beta: float
+    domain: Domain
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """A fitted policy with its certificate, or R of them, where the input had a batch axis.
+
+    theta: (d,) or (R, d). value: objective at theta, () or (R,) as all that follows. gap: certified
+    bound on value - optimum; where the objective is not convex, as of `gradient_penalty`, the same
+    expression only measures stationarity. dual: multiplier of the radius (lambda or eta), None
+    where there is none. converged: gap <= tolerance * max(1, |value|). collapsed: theta is exactly
+    theta_ref because the set is at or beyond its collapse radius; then gap is what the worst case
+    certifies, or 0 on the word of that radius. iterations: of the solver.
+    """
+
+    theta: Tensor
+    value: Tensor
+    gap: Tensor
+    dual: Tensor | None
+    converged: Tensor
+    collapsed: Tensor
+    iterations: Tensor
+    _made: _Made | None = field(default=None, compare=False)
+
+    def of(
+        self,
+        set: "AmbiguitySet | None",
+        pairs: PairBatch,
+        beta: float,
+        domain: Domain,
+        names: tuple[str, ...],
+    ) -> "Fit":
+        """The same, knowing what it was made from."""
+        return replace(self, _made=_Made(set, pairs, beta, domain, names))
+
+    @staticmethod
+    def joined(fits: Sequence["Fit"]) -> "Fit":
+        """The fits of several batches as one."""
+        duals = [fit.dual for fit in fits if fit.dual is not None]
+        return Fit(
+            torch.cat([fit.theta for fit in fits]),
+            torch.cat([fit.value for fit in fits]),
+            torch.cat([fit.gap for fit in fits]),
+            torch.cat(duals) if duals else None,
+            torch.cat([fit.converged for fit in fits]),
+            torch.cat([fit.collapsed for fit in fits]),
+            torch.cat([fit.iterations for fit in fits]),
+        )
+
+    def without_batch(self) -> "Fit":
+        """The only fit of a batch of one."""
+        dual = None if self.dual is None else self.dual[0]
+        own = (self.theta, self.value, self.gap, self.converged, self.collapsed, self.iterations)
+        theta, value, gap, converged, collapsed, iterations = (x[0] for x in own)
+        return Fit(theta, value, gap, dual, converged, collapsed, iterations, self._made)
+
+    @property
+    def worst(self) -> WorstCase | list[WorstCase]:
+        """The worst case of the set at theta, one for each replicate; its `weights` are those of
+        the pairs, where it keeps to them.
+
+        Raises:
+            ValueError: a plain fit, which has no set.
+        """
+        from theory.worst_case import worst_case  # which takes a Fit
+
+        made = self._made
+        if made is None or made.set is None:
+            raise ValueError(
+                "plain DPO has no ambiguity set, and so no worst case. Use fit(u, set)."
+            )
+        size = made.set.check_size(made.pairs.replicates, made.pairs.p)
+        found = []
+        for r in range(made.pairs.replicates):
+            one = made.pairs.select(torch.tensor([r], device=made.pairs.p.device))
+            theta = self.theta if self.theta.ndim == 1 else self.theta[r]
+            found.append(
+                worst_case(
+                    one.ut[0].T,
+                    theta,
+                    made.set.sized(size[r].item()),
+                    one.p[0],
+                    beta=made.beta,
+                    theta_ref=made.domain.theta_ref,
+                )
+            )
+        return found[0] if self.theta.ndim == 1 else found
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the features: the columns of a table, else their numbers."""
+        if self._made is not None and self._made.names:
+            return self._made.names
+        return tuple(f"feature {k + 1}" for k in range(self.theta.shape[-1]))
+
+    def __repr__(self) -> str:
+        """A short table."""
+        made = self._made
+        kind = "DPO" if made is None or made.set is None else made.set.facts.about
+        if self.theta.ndim == 2:
+            left = int((~self.converged).sum())
+            return (
+                f"{len(self.theta)} fits of {kind}: values {self.value.min():.6g} to"
+                f" {self.value.max():.6g}, largest gap {self.gap.max():.1e}, {left} not converged"
+            )
+        width = max(len(name) for name in self.names)
+        rows = [
+            f"  {name:<{width}}  {x:12.6g}"
+            for name, x in zip(self.names, self.theta.tolist(), strict=True)
+        ]
+        state = "converged" if self.converged else "NOT converged"
+        more = " (the reference policy: collapsed)" if self.collapsed else ""
+        dual = "" if self.dual is None else f", dual {self.dual.item():.6g}"
+        head = (
+            f"{kind}: objective {self.value.item():.8g}, gap {self.gap.item():.1e}, {state}{more}"
+        )
+        return "\n".join([head + dual, *rows])

@@ -1,0 +1,34 @@
+"""Ambiguity sets. A module of this folder with MEMBERS and ESTIMATORS is found by itself.
+
+SETS["kl"]      every kind by its name, without its size
+EXPORTS["KL"]   its class, and the estimator that is named after it, as `theory` hands them on
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+from theory.sets.base import AmbiguitySet, AtPolicy, Facts
+
+
+def _modules() -> list[ModuleType]:
+    names = sorted(module.name for module in iter_modules(__path__))
+    return [import_module(f"{__name__}.{name}") for name in names if name != "base"]
+
+
+def _members(modules: list[ModuleType]) -> dict[str, AmbiguitySet]:
+    found = [set for module in modules for set in module.MEMBERS]
+    return {set.name: set for set in sorted(found, key=lambda s: (s.facts.order, s.name))}
+
+
+def _exports(modules: list[ModuleType]) -> dict[str, Any]:
+    kinds = {type(set) for module in modules for set in module.MEMBERS}
+    estimators = {estimator for module in modules for estimator in module.ESTIMATORS}
+    return {thing.__name__: thing for thing in (*kinds, *estimators)}
+
+
+SETS = _members(_modules())
+EXPORTS = _exports(_modules())
+
+__all__ = ["EXPORTS", "SETS", "AmbiguitySet", "AtPolicy", "Facts"]

@@ -1,0 +1,105 @@
+"""The gradient penalty, which Algorithm 1 puts in the place of the W2 ball."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from theory.batch import ArrayLike, PairBatch
+from theory.fitting import fit
+from theory.results import Fit
+from theory.sets.base import AmbiguitySet, AtPolicy, Facts, needs_no_losses, one_size
+from theory.solvers.adversary import WorstCase, gradient_step
+from theory.solvers.collapse import free_collapse
+from theory.solvers.newton import Domain
+from theory.solvers.points import Point
+from theory.solvers.wasserstein import solve_penalised
+
+NORM = Facts(
+    name="gradient",
+    method="wdpo-norm",
+    title="gradient norm",
+    about="WDPO, practical, gradient norm (Algorithm 1)",
+    source="Algorithm 1, arXiv:2502.01930v4",
+    size="strength",
+    unit="of the features",
+    exact=False,
+    convex=False,
+    order=50,
+    objective="wdpo",
+    option="rho",
+)
+SQUARED = replace(
+    NORM,
+    name="gradient-squared",
+    order=51,
+    method="wdpo-squared",
+    title="squared gradient norm",
+    about="WDPO, practical, squared gradient norm (released code)",
+    source="released code of arXiv:2502.01930v4",
+)
+
+
+@dataclass(frozen=True)
+class GradientPenalty(AmbiguitySet):
+    """E l + strength (E ||grad_x l||²)^(1/2), or E l + strength E ||grad_x l||² with `squared`.
+
+    Algorithm 1, arXiv:2502.01930v4, and the released code. Neither is convex. The worst case is the
+    step along the gradient, of length `strength` in W2.
+
+    >>> GradientPenalty(0.1, squared=True).name
+    'gradient-squared'
+    """
+
+    strength: ArrayLike | None = None
+    squared: bool = False
+
+    @property
+    def facts(self) -> Facts:
+        return SQUARED if self.squared else NORM
+
+    def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
+        return solve_penalised(pairs, beta, domain, size, self.squared)
+
+    def collapse(self, pairs: PairBatch) -> Tensor:
+        """||E u||, from where w = 0 is a local minimum of the norm form; also the studies' unit of
+        the squared form, which never collapses."""
+        return free_collapse(pairs, 2)
+
+    def worst(self, at: AtPolicy) -> WorstCase:
+        needs_no_losses(type(self).__name__, at)
+        if self.squared:
+            raise ValueError(
+                "the squared penalty is not a worst case. Use GradientPenalty(strength)."
+            )
+        return gradient_step(at.u, at.p, at.w, beta=at.beta, radius=one_size(self))
+
+
+def gradient_penalty(
+    u: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    strength: ArrayLike,
+    squared: bool = False,
+    beta: float,
+    bound: float | None = None,
+    theta_ref: ArrayLike | None = None,
+    tolerance: float = 1e-10,
+) -> Fit:
+    """min E l + strength (E ||grad_x l||²)^(1/2), or E l + strength E ||grad_x l||² with `squared`
+    (the released code).
+
+    Algorithm 1, arXiv:2502.01930v4. Neither is convex: the best of several starts is returned.
+    """
+    return fit(
+        u,
+        GradientPenalty(strength, squared),
+        weights,
+        beta=beta,
+        bound=bound,
+        theta_ref=theta_ref,
+        tolerance=tolerance,
+    )
+
+
+MEMBERS = (GradientPenalty(), GradientPenalty(squared=True))
+ESTIMATORS = (gradient_penalty,)

@@ -1,0 +1,130 @@
+"""Wasserstein balls of distributions on the atoms of the data, for any metric between them."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+from theory.batch import ArrayLike, PairBatch
+from theory.checks import check_metric
+from theory.fitting import fit
+from theory.results import Fit
+from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
+from theory.solvers.adversary import WorstCase, on_atoms
+from theory.solvers.collapse import finite_collapse
+from theory.solvers.newton import Domain
+from theory.solvers.points import Point
+from theory.solvers.wasserstein import solve_finite
+
+SOURCE = "Eq. (8) and Lemma 1, arXiv:2502.01930v4"
+FACTS = {
+    power: Facts(
+        name=f"w{power}-finite",
+        method=f"wdpo-w{power}",
+        title=f"W{power} on the atoms",
+        about=f"WDPO, exact, W{power} ball on the atoms",
+        source=SOURCE,
+        unit="of the metric",
+        atoms=True,
+        order=30 + power,
+    )
+    for power in (1, 2)
+}
+
+
+@dataclass(frozen=True)
+class WassersteinAtoms(AmbiguitySet):
+    """{Q on the atoms : W_p(Q, P) <= radius}. Eq. (8) and Lemma 1, arXiv:2502.01930v4.
+
+    distance: (n, n) metric between the atoms; a finite world gives its own, in which a flipped
+    label costs `label_cost`. power: p, 1 or 2.
+
+    >>> WassersteinAtoms(0.1, power=2).name
+    'w2-finite'
+    """
+
+    radius: ArrayLike | None = None
+    distance: ArrayLike | None = None
+    power: int = 1
+    label_cost: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_power(self.power)
+
+    @property
+    def facts(self) -> Facts:
+        return FACTS[self.power]
+
+    @property
+    def cost_of_labels(self) -> float:
+        return self.label_cost
+
+    def in_metric(self, distance: ArrayLike | None = None, label_cost: float | None = None) -> Self:
+        return replace(self, distance=distance) if self.distance is None else self
+
+    def check_atoms(self, n: int) -> None:
+        check_metric(self.distance, n)
+
+    def _cost(self, n: int) -> Tensor:
+        return check_metric(self.distance, n) ** self.power
+
+    def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
+        cost = self._cost(pairs.p.shape[1]).to(pairs.p.device)
+        return solve_finite(pairs, beta, domain, cost, size**self.power)
+
+    def elements(self, n: int) -> int:
+        return n * n // 8 + 1
+
+    def collapse(self, pairs: PairBatch) -> Tensor:
+        return finite_collapse(pairs, self._cost(pairs.p.shape[1])) ** (1 / self.power)
+
+    def worst(self, at: AtPolicy) -> WorstCase:
+        distance = check_metric(self.distance, len(at.p))
+        found = on_atoms(
+            at.losses, at.p, distance=distance, power=self.power, radius=one_size(self)
+        )
+        assert found.moves is not None
+        flipped = np.zeros(len(found.moves.source), dtype=bool)
+        if at.label is not None:
+            flipped = at.label[found.moves.source] != at.label[found.moves.target]
+        moves = replace(found.moves, u=at.u[found.moves.target], flipped=flipped)
+        return replace(found, name=self.name, moves=moves)
+
+
+def check_power(power: int) -> None:
+    """Order of a Wasserstein distance that is solved."""
+    if power not in (1, 2):
+        raise ValueError(f"power must be 1 or 2, got {power}.")
+
+
+def wdpo_finite(
+    u: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    distance: ArrayLike,
+    power: int,
+    radius: ArrayLike,
+    beta: float,
+    bound: float | None = None,
+    theta_ref: ArrayLike | None = None,
+    tolerance: float = 1e-10,
+) -> Fit:
+    """min over theta of sup {E_Q l : W_p(Q, P) <= radius}, Q on the same atoms; `distance` (n, n)
+    is any metric, `power` 1 or 2.
+
+    Eq. (8) and Lemma 1, arXiv:2502.01930v4; `dual` is eta.
+    """
+    return fit(
+        u,
+        WassersteinAtoms(radius, distance, power),
+        weights,
+        beta=beta,
+        bound=bound,
+        theta_ref=theta_ref,
+        tolerance=tolerance,
+    )
+
+
+MEMBERS = (WassersteinAtoms(power=1), WassersteinAtoms(power=2))
+ESTIMATORS = (wdpo_finite,)

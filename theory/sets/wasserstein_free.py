@@ -1,0 +1,140 @@
+"""Wasserstein balls whose distributions may put features anywhere, with fixed or moving labels."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from theory.batch import ArrayLike, PairBatch
+from theory.checks import check_label_cost
+from theory.fitting import fit
+from theory.results import Fit
+from theory.sets.base import AmbiguitySet, AtPolicy, Facts, needs_no_losses, one_size
+from theory.sets.wasserstein_atoms import check_power
+from theory.solvers.adversary import WorstCase, free
+from theory.solvers.collapse import free_collapse, label_collapse
+from theory.solvers.newton import Domain
+from theory.solvers.points import Point
+from theory.solvers.wasserstein import solve_w1, solve_w1_label, solve_w2
+
+SOURCE = "Eq. (8), arXiv:2502.01930v4; Shafieezadeh-Abadeh et al. (2015), Thm. 1"
+FIXED = {
+    power: Facts(
+        name=f"w{power}-free",
+        method=f"wdpo-w{power}-free",
+        title=f"W{power} with free features",
+        about=f"WDPO, exact, W{power} ball, free features, fixed labels",
+        source=SOURCE,
+        unit="of the features",
+        order=38 + 2 * power,
+    )
+    for power in (1, 2)
+}
+MOVING = Facts(
+    name="w1-label",
+    method="wdpo-w1-label",
+    title="W1 with free features and labels",
+    about="WDPO, exact, W1 ball, free features and labels",
+    source=SOURCE,
+    unit="of the features",
+    order=41,
+)
+
+
+@dataclass(frozen=True)
+class WassersteinFree(AmbiguitySet):
+    """{Q : W_p(Q, P) <= radius} with features anywhere in R^d. Eq. (8), arXiv:2502.01930v4.
+
+    power: p, 1 or 2. label_cost: kappa, at which a label flips (p = 1 only); None: labels are
+    fixed.
+
+    >>> WassersteinFree(0.1, power=1, label_cost=1.0).name
+    'w1-label'
+    """
+
+    radius: ArrayLike | None = None
+    power: int = 1
+    label_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        check_power(self.power)
+        if self.label_cost is None:
+            return
+        if self.power != 1:
+            raise ValueError(
+                f"label_cost needs power=1, got power={self.power}: with p = 2 only fixed labels"
+                " are solved."
+            )
+        check_label_cost(self.label_cost)
+
+    @property
+    def facts(self) -> Facts:
+        return FIXED[self.power] if self.label_cost is None else MOVING
+
+    def in_metric(self, distance: ArrayLike | None = None, label_cost: float | None = None) -> Self:
+        if self.label_cost is None or label_cost is None:
+            return self
+        return replace(self, label_cost=label_cost)
+
+    def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
+        if self.label_cost is not None:
+            return solve_w1_label(pairs, beta, domain, size, check_label_cost(self.label_cost))
+        return (solve_w1 if self.power == 1 else solve_w2)(pairs, beta, domain, size)
+
+    def collapse(self, pairs: PairBatch) -> Tensor:
+        if self.label_cost is None:
+            return free_collapse(pairs, self.power)
+        kappa = check_label_cost(self.label_cost)
+        parts = [torch.arange(part.start, part.stop) for part in pairs.chunks()]
+        return torch.cat([label_collapse(pairs.select(part), kappa) for part in parts])
+
+    def worst(self, at: AtPolicy) -> WorstCase:
+        needs_no_losses(type(self).__name__, at)
+        found = free(
+            at.u,
+            at.p,
+            at.w,
+            beta=at.beta,
+            power=self.power,
+            radius=one_size(self),
+            label_cost=self.label_cost,
+        )
+        return replace(found, name=self.name)
+
+
+def wdpo_free(
+    u: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    power: int,
+    radius: ArrayLike,
+    label_cost: float | None = None,
+    beta: float,
+    bound: float | None = None,
+    theta_ref: ArrayLike | None = None,
+    tolerance: float = 1e-10,
+) -> Fit:
+    """min over theta of sup {E_Q l : W_p(Q, P) <= radius} with features free in R^d; `dual` is eta.
+
+    Labels stay fixed, or with `label_cost` kappa (p = 1 only) flip at the cost kappa. p = 1: E l +
+    radius beta ||w||, or the program of Shafieezadeh-Abadeh et al. (2015), Thm. 1; p = 2: module
+    `wells`.
+    """
+    return fit(
+        u,
+        WassersteinFree(radius, power, label_cost),
+        weights,
+        beta=beta,
+        bound=bound,
+        theta_ref=theta_ref,
+        tolerance=tolerance,
+    )
+
+
+MEMBERS = (
+    WassersteinFree(power=1),
+    WassersteinFree(power=1, label_cost=1.0),
+    WassersteinFree(power=2),
+)
+ESTIMATORS = (wdpo_free,)

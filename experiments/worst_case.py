@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from experiments import estimation_error
+from experiments import estimation_error, screen
 from experiments.engine.provenance import configuration, provenance
 from experiments.engine.store import open_run, write_json, write_table
 from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
@@ -302,3 +302,15 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
             out / "run.json",
         )
     return tables
+
+
+def summarise(config: WorstCaseStudy, tables: dict[str, pd.DataFrame]) -> None:
+    """Print how far the exact values of each ball are from their dual bounds."""
+    values = tables["values"]
+    exact = values[values.version == "exact"].assign(
+        relative_gap=lambda rows: rows.gap.abs() / rows.value
+    )
+    gaps = exact.groupby("ball").agg(
+        problems=("value", "size"), largest_relative_gap=("relative_gap", "max")
+    )
+    screen.show(gaps.reset_index().to_dict("records"))

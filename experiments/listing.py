@@ -1,52 +1,52 @@
 """`prefdro list`: what there is to draw, to run and to time. Nothing here imports torch."""
 
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from experiments import BENCHMARKS, EXPERIMENTS, screen
 from paper_figures import catalogue
 
-# What experiments.methods.METHODS says, which needs torch and takes seconds to import; a test
-# compares the two.
-_METHODS = (
-    ("dpo", "DPO, the mean loss", "nothing"),
-    ("kldpo", "KLDPO, exact, KL ball", "radius"),
-    ("kldpo-tilt", "KLDPO, practical, temperature tau (Algorithm 2)", "temperature"),
-    ("wdpo-w1", "WDPO, exact, W1 ball on the atoms", "radius"),
-    ("wdpo-w2", "WDPO, exact, W2 ball on the atoms", "radius"),
-    ("wdpo-w1-free", "WDPO, exact, W1 ball, free features, fixed labels", "radius"),
-    ("wdpo-w1-label", "WDPO, exact, W1 ball, free features and labels", "radius"),
-    ("wdpo-w2-free", "WDPO, exact, W2 ball, free features, fixed labels", "radius"),
-    ("wdpo-norm", "WDPO, practical, gradient norm (Algorithm 1)", "strength"),
-    ("wdpo-squared", "WDPO, practical, squared gradient norm (released code)", "strength"),
-)
 
-
-def list_all(results: Path = Path("results")) -> None:
+def list_all(
+    results: Path = Path("results"),
+    methods: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
     """Say what there is: figures and their state, experiments, profiles, methods and benchmarks.
 
     Args:
         results: Folder of all results; the figures are in its folder figures.
+        methods: Only the methods of the studies, which needs seconds of imports.
     """
+    if methods:
+        return _list_methods()
     screen.show(_figures(results), "prefdro figures --all: figures and tables")
     screen.show(
         [{"experiment": name, "what it does": about} for name, (_, about) in EXPERIMENTS.items()],
         "prefdro run EXPERIMENT --profile smoke, quick or paper",
     )
     screen.show(
-        [dict(zip(("method", "what it is", "size"), row, strict=True)) for row in methods()],
-        "methods (--methods), whose sizes are given as fractions of that of collapse",
-    )
-    screen.show(
         [{"benchmark": name, "what it does": about} for name, (_, about) in BENCHMARKS.items()],
         "prefdro bench BENCHMARK",
     )
+    print("methods of the studies: prefdro list --methods")
     print("claims of the theory: prefdro verify")
     print("training of language models: prefdro train")
 
 
-def methods() -> tuple[tuple[str, str, str], ...]:
-    """Name, what it is and the number that sizes its set, of every method of the studies."""
-    return _METHODS
+def _list_methods() -> None:
+    from experiments.methods import METHODS  # torch is slow to import
+
+    rows = [
+        {
+            "method": name,
+            "what it is": method.about,
+            "size": "nothing" if method.set is None else method.set.facts.size,
+        }
+        for name, method in METHODS.items()
+    ]
+    screen.show(rows, "methods (--methods), whose sizes are given as fractions of that of collapse")
 
 
 def _figures(results: Path) -> list[dict[str, str]]:

@@ -213,19 +213,9 @@ def _transport(world: FiniteWorld) -> list[AmbiguitySet]:
 
 
 def _summary(worst: WorstCase, version: str) -> dict[str, Any]:
-    names = (
-        "ball",
-        "radius",
-        "value",
-        "expected",
-        "gap",
-        "used",
-        "dual",
-        "effective",
-        "attained",
-        "converged",
-    )
-    return {"version": version} | {name: getattr(worst, name) for name in names}
+    numbers = ("value", "expected", "gap", "used", "dual", "effective", "attained", "converged")
+    found = {"version": version, "ball": worst.name, "radius": worst.size}
+    return found | {name: getattr(worst, name) for name in numbers}
 
 
 def _losses(world: FiniteWorld, theta: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import get_type_hints
 import pandas as pd
 import pytest
 
-from experiments import BENCHMARKS, EXPERIMENTS, Entry, cli, listing
+from experiments import BENCHMARKS, EXPERIMENTS, Entry, cli
 from experiments.cli import main
 from experiments.methods import METHODS
 from tests.launches import run
@@ -47,16 +47,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["list"])
+    main(["list", "--methods"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in METHODS)
-
-
-def test_list_says_of_every_method_what_the_studies_say() -> None:
-    assert listing.methods() == tuple(
-        (name, method.about, "nothing" if method.set is None else method.set.facts.size)
-        for name, method in METHODS.items()
-    )
+    assert all(name in shown and method.about in shown for name, method in METHODS.items())
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from experiments import BENCHMARKS, EXPERIMENTS, screen
-from experiments.listing import methods
+from experiments.methods import METHODS
 from paper_figures import catalogue
 from tests.launches import ROOT, run
 
@@ -20,9 +20,9 @@ NAMES = [
     *(entry.key for entry in catalogue.ENTRIES),
     *EXPERIMENTS,
     *BENCHMARKS,
-    *(name for name, _, _ in methods()),
+    *METHODS,
 ]
-LIST = [sys.executable, "-m", "experiments", "list"]
+LISTS = [[sys.executable, "-m", "experiments", "list", *more] for more in ([], ["--methods"])]
 
 
 def test_columns_are_aligned_and_numbers_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,27 +67,31 @@ def test_rows_of_a_frame_are_taken_as_they_are(capsys: pytest.CaptureFixture[str
 
 
 def test_a_pipe_gets_plain_lines_with_whole_names() -> None:
-    shown = run(LIST, env={"COLUMNS": "80"}).stdout
+    shown = "".join(run(words, env={"COLUMNS": "80"}).stdout for words in LISTS)
     assert not re.search("[…┃│━─]", shown)
     firsts = {line.split("  ")[0] for line in shown.splitlines()}
     assert set(NAMES) <= firsts
 
 
 def test_a_terminal_of_80_columns_gets_whole_names() -> None:
+    shown = "".join(_in_a_terminal(words) for words in LISTS)
+    assert "━" in shown or "─" in shown  # it is rich's
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert set(NAMES) <= set(shown.split())
+
+
+def _in_a_terminal(words: list[str]) -> str:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(LIST, stdout=theirs, cwd=ROOT, env=environment)
+    process = subprocess.Popen(words, stdout=theirs, cwd=ROOT, env=environment)
     os.close(theirs)
     read = b""
     while part := _read(ours):
         read += part
     assert process.wait() == 0
     os.close(ours)
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", read.decode())
-    assert "━" in shown or "─" in shown  # it is rich's
-    assert "…" not in shown
-    assert max(map(len, shown.splitlines())) <= 80
-    assert set(NAMES) <= set(shown.split())
+    return re.sub(r"\x1b\[[0-9;]*m", "", read.decode())
 
 
 def _read(terminal: int) -> bytes:

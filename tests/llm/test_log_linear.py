@@ -171,7 +171,7 @@ def test_the_trainer_finds_the_estimator(name: str, micro: int, tmp_path: Path) 
         **cut,
     )
     assert (theta - theta_ref).norm() > 0.3
-    torch.testing.assert_close(theta, fit.theta[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(theta, fit.theta, rtol=0, atol=1e-6)
 
 
 def test_the_trainer_finds_a_minimum_of_aot(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ Every kind of data meets every beta, and every kind of radius many kinds of data
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from tests.jitter import order
+from theory.collapse import collapse_radius
 from theory.duals import chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
+from theory.sets import SETS
 from theory.solvers.adversary import WorstCase, reweighted
 from theory.twins import programs
 from theory.twins.programs import Array
@@ -57,6 +60,18 @@ REWEIGHTING = {
 def reweighting(name: str, losses: Array, p: Array, size: float) -> WorstCase:
     """The worst weights in a set of `REWEIGHTING`, at any losses."""
     return reweighted(name, REWEIGHTING[name], losses, p, size)
+
+
+def collapse_of(
+    name: str,
+    u: Array,
+    p: Array | None = None,
+    *,
+    distance: Array | None = None,
+    label_cost: float | None = None,
+) -> Tensor:
+    """The collapse radius of a set by its name, in a metric."""
+    return collapse_radius(u, SETS[name].in_metric(distance, label_cost), p)
 
 
 @dataclass(frozen=True)

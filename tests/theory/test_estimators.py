@@ -148,7 +148,7 @@ def test_value_and_gap_against_the_objective(name: str, seed: int) -> None:
     ref, knob = np.array([0.3, -0.2]), KNOBS[name]
     bound = (4.0, 0.7)[seed % 2]
     fit = METHODS[name](u, p, D, knob, beta=0.8, bound=bound, theta_ref=ref)
-    theta = fit.theta[0].numpy()
+    theta = fit.theta.numpy()
 
     def at(point: Array) -> float:
         return objective(name, point, u, p, D, knob, beta=0.8, ref=ref)
@@ -349,7 +349,7 @@ def test_mirrored_pairs(name: str) -> None:
     u, p, _ = sample(7, n=6)
     both, half = np.concatenate([u, -u]), np.concatenate([p, p]) / 2
     fit = METHODS[name](both, half, distances(both), KNOBS[name], theta_ref=[0.5, 0.5], **PLAIN)
-    np.testing.assert_allclose(fit.theta[0], [0.5, 0.5], atol=1e-8)
+    np.testing.assert_allclose(fit.theta, [0.5, 0.5], atol=1e-8)
     assert fit.value.item() == pytest.approx(math.log(2), abs=1e-12)
 
 
@@ -365,7 +365,7 @@ def test_value_rises_with_the_radius_from_dpo_to_log_two(name: str, seed: int) -
     assert (np.diff(value) >= -1e-10).all() and value[-1] <= math.log(2) + 1e-12
     plain = dpo(u, p, **PLAIN)
     assert value[0] == pytest.approx(plain.value.item(), abs=1e-10)
-    np.testing.assert_allclose(fits.theta[0], plain.theta[0], atol=1e-6)
+    np.testing.assert_allclose(fits.theta[0], plain.theta, atol=1e-6)
     # the multiplier is the slope in the radius (KL, p = 1) or its square: never negative, never
     # rising
     dual = fits.dual.numpy()[1:]
@@ -426,7 +426,7 @@ def test_second_order_ball_is_a_gradient_penalty_to_first_order() -> None:
     u, p, _ = sample(10)
     for radius in (0.01, 0.1, 0.3):
         fit = wdpo_free(u, p, power=2, radius=radius, **PLAIN)
-        w = fit.theta[0].numpy()
+        w = fit.theta.numpy()
         m, b = 0.8 * u @ w, 0.8 * np.linalg.norm(w)
         first = p @ loss(m) + radius * b * math.sqrt(p @ expit(-m) ** 2)
         assert first - 1e-12 <= fit.value.item() <= first + b**2 * radius**2 / 8 + 1e-12
@@ -474,9 +474,9 @@ def test_gradient_penalty_of_a_large_sample(squared: bool) -> None:
     ]
     lowest = min(found, key=lambda end: end.fun)
     assert np.linalg.norm(lowest.x) < 3 and fit.converged.all()
-    assert fit.value.item() == pytest.approx(objective(fit.theta[0].numpy()), rel=1e-12)
+    assert fit.value.item() == pytest.approx(objective(fit.theta.numpy()), rel=1e-12)
     assert fit.value.item() <= lowest.fun + 1e-12
-    np.testing.assert_allclose(fit.theta[0], lowest.x, atol=1e-5)
+    np.testing.assert_allclose(fit.theta, lowest.x, atol=1e-5)
 
 
 @pytest.mark.parametrize("squared", [False, True])
@@ -493,7 +493,7 @@ def test_gradient_penalty_is_the_best_point_of_a_grid(squared: bool, strength: f
     side = np.linspace(-3, 3, 241)
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
     grid = grid[np.linalg.norm(grid, axis=1) <= 3]
-    assert fit.value.item() == pytest.approx(at(fit.theta.numpy())[0], abs=1e-12)
+    assert fit.value.item() == pytest.approx(at(fit.theta.numpy()), abs=1e-12)
     assert fit.value.item() <= at(grid).min() + 1e-9
     assert fit.theta.norm() <= 3 * (1 + 1e-12)
 
@@ -503,7 +503,7 @@ def test_only_the_square_root_collapses() -> None:
     edge = np.linalg.norm(p @ u)
     root = gradient_penalty(u, p, strength=10 * edge, beta=0.8, bound=3.0)
     square = gradient_penalty(u, p, strength=10 * edge, squared=True, beta=0.8, bound=3.0)
-    assert root.collapsed.all() and torch.equal(root.theta, torch.zeros(1, 2, dtype=torch.float64))
+    assert root.collapsed.all() and torch.equal(root.theta, torch.zeros(2, dtype=torch.float64))
     assert not square.collapsed.any() and square.theta.norm() > 1e-4
 
 
@@ -518,9 +518,9 @@ def test_a_batch_is_its_replicates(name: str) -> None:
     assert together.converged.all()
     for r in range(12):
         alone = METHODS[name](u[r], p[r], D, float(knob[r]), **PLAIN)
-        torch.testing.assert_close(together.value[r], alone.value[0], rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(together.theta[r], alone.theta[0], rtol=1e-7, atol=1e-7)
-        assert together.collapsed[r] == alone.collapsed[0]
+        torch.testing.assert_close(together.value[r], alone.value, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(together.theta[r], alone.theta, rtol=1e-7, atol=1e-7)
+        assert together.collapsed[r] == alone.collapsed
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -611,7 +611,7 @@ def test_the_functionals_of_objectives_are_what_the_estimators_minimise(name: st
         fit = METHODS[name](u, p, D, KNOBS[name], **PLAIN)
     else:
         fit = gradient_penalty(u, p, strength=0.2, squared=name == "squared", **PLAIN)
-    theta = fit.theta[0].clone().requires_grad_()
+    theta = fit.theta.clone().requires_grad_()
     margin = PLAIN["beta"] * torch.from_numpy(u) @ theta
     slopes = (PLAIN["beta"] * torch.sigmoid(-margin)) ** 2 * (
         theta**2

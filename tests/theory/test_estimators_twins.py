@@ -8,9 +8,8 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
-from tests.theory.instances import BALLS, DATA, Data, collapse, radii, solve
+from tests.theory.instances import BALLS, DATA, Data, collapse, collapse_of, radii, solve
 from theory import estimators
-from theory.collapse import collapse_radius
 from theory.estimators import Fit
 from theory.shift import random_shift
 from theory.twins import programs
@@ -178,9 +177,7 @@ def test_a_symmetric_population_with_tied_moves_is_certified() -> None:
     """W2 on the atoms of a population where every pair has its mirror: ties without mass stalled
     the interior point at 7e-10."""
     world = random_shift("convex", [0, 0], train=0.2, alpha=np.array([0.0, 1.0])).world
-    edge = collapse_radius(
-        "w2-finite", world.u, world.probability, distance=world.distance()
-    ).item()
+    edge = collapse_of("w2-finite", world.u, world.probability, distance=world.distance()).item()
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(world.u))
         distance = world.distance()[order][:, order]
@@ -202,7 +199,5 @@ def test_collapse_radii_agree_with_the_programs(ball: str) -> None:
     for data in DATA:
         distance = data.distance if ball.endswith("finite") else None
         label_cost = data.label_cost if ball == "w1-label" else None
-        ours = collapse_radius(
-            ball, data.u, data.p, distance=distance, label_cost=label_cost
-        ).item()
+        ours = collapse_of(ball, data.u, data.p, distance=distance, label_cost=label_cost).item()
         assert ours == pytest.approx(collapse(data, ball), rel=1e-8, abs=1e-12), data.name

@@ -122,7 +122,7 @@ def test_w2_profile_covers_the_true_theta() -> None:
             np.zeros(2),
         )  # type: ignore[misc]
         distance = math.sqrt(np.square(moved(found.x) - u).sum(1).mean())
-        fit = dpo(u, beta=1.0, bound=30.0).theta[0].numpy()
+        fit = dpo(u, beta=1.0, bound=30.0).theta.numpy()
         missed += not found.success or distance > profile_coverage(u, fit, beta=1.0, delta=0.1)
     assert abs(missed / replicates - 0.1) < 4 * math.sqrt(0.09 / replicates)
 
@@ -131,7 +131,7 @@ def test_w2_profile_of_a_small_sample_against_a_program_over_all_moves() -> None
     """The limit law is built on R_n = h'(E DD')^-1 h: against the least moves that make the
     gradient vanish, by SLSQP."""
     u = sample(30, 2, seed=3)
-    w = dpo(u, beta=1.0, bound=30.0).theta[0].numpy() + np.array(
+    w = dpo(u, beta=1.0, bound=30.0).theta.numpy() + np.array(
         [-0.2, 0.2]
     )  # near the sample's own, as theta* is
     down = expit(-u @ w)

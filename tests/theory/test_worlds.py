@@ -84,7 +84,7 @@ def test_theta_star_is_the_dpo_minimiser(theta_ref: Array | None) -> None:
     fit = dpo(
         world.u, world.probability, beta=world.beta, bound=world.bound, theta_ref=world.theta_ref
     )
-    np.testing.assert_allclose(fit.theta[0], world.theta_star, atol=1e-9)
+    np.testing.assert_allclose(fit.theta, world.theta_star, atol=1e-9)
 
 
 def test_features_and_covariance() -> None:
@@ -292,7 +292,7 @@ def test_theta_star_is_the_dpo_minimiser_on_the_line(features: str, d: int) -> N
     world = continuous(features, d)
     line = world.line()
     fit = dpo(line.ut[0].T, line.p[0], beta=world.beta, bound=world.bound)
-    np.testing.assert_allclose(world.lift(fit.theta[0]), world.theta_star, atol=1e-9)
+    np.testing.assert_allclose(world.lift(fit.theta), world.theta_star, atol=1e-9)
 
 
 def fits(u: object, p: object, world: ContinuousWorld) -> dict[str, Fit]:
@@ -330,7 +330,7 @@ def test_population_estimators_on_the_line_against_large_samples(features: str) 
     exact = fits(line.ut[0].T, line.p[0], world)
     pairs = world.sample(20_000, seeds_of(8, root=11))
     for method, sampled in fits(pairs.ut.mT, None, world).items():
-        target = world.lift(exact[method].theta[0])
+        target = world.lift(exact[method].theta)
         spread = sampled.theta.std(0).numpy()
         error = np.abs(sampled.theta.mean(0).numpy() - target)
         assert (error < 5 * spread / np.sqrt(8) + 2e-3).all(), (method, error, spread)
@@ -426,7 +426,7 @@ def test_a_world_of_real_rewards(mixture: str) -> None:
         assert plain.value < fit.value < np.log(2)
         assert fit.theta.norm() < plain.theta.norm()
     if mixture == "convex":  # the label depends on the two scores alone: they carry the weight
-        weight = plain.theta[0].abs()
+        weight = plain.theta.abs()
         assert weight[1:3].min() > weight[[0, 3, 4, 5]].max()
     part = np.concatenate(
         [np.arange(60), 2312 + np.arange(60)]

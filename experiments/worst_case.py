@@ -214,8 +214,6 @@ def _transport(world: FiniteWorld) -> list[AmbiguitySet]:
 
 def _summary(worst: WorstCase, version: str) -> dict[str, Any]:
     names = (
-        "ball",
-        "radius",
         "value",
         "expected",
         "gap",
@@ -225,7 +223,8 @@ def _summary(worst: WorstCase, version: str) -> dict[str, Any]:
         "attained",
         "converged",
     )
-    return {"version": version} | {name: getattr(worst, name) for name in names}
+    row = {"version": version, "ball": worst.name, "radius": worst.size}
+    return row | {name: getattr(worst, name) for name in names}
 
 
 def _losses(world: FiniteWorld, theta: Array) -> Array:

@@ -11,7 +11,9 @@ Names are loaded when they are first used. Those of ambiguity sets come from `th
 set is exported by being there.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ _ROOMS = {
     ),
     "theory.losses": (
         *("cdpo_loss", "dpo_loss", "hinge_loss", "ipo_loss", "kto_loss", "rdpo_loss"),
-        *("rebel_loss", "logistic", "least_squares", "squared_hinge"),
+        *("logistic", "least_squares", "squared_hinge"),
     ),
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),
         *("gradient_norm", "group_dro", "kl_ball", "kl_tilt", "mean", "tilt_weights"),
-        *("total_variation_ball", "worst_group"),
+        *("rebel_loss", "total_variation_ball", "worst_group"),
     ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -69,3 +71,16 @@ def __dir__() -> list[str]:
     from theory.sets import EXPORTS
 
     return sorted({*__all__, *EXPORTS})
+
+
+class _Package(ModuleType):
+    """Python puts a module into its package when it is first imported; where a module and what it
+    is for have one name, as `worst_case`, that name stays the function's."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in _HOME:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -240,6 +240,7 @@ def apply(edit: Block, root: Path) -> None:
     """Append a python block to the file of its title, or put each hunk of a diff where its old
     lines are, which is one place."""
     path = root / edit.title
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if edit.language == "python":
         path.write_text(f"{text}\n\n{edit.text}" if text else edit.text, encoding="utf-8")

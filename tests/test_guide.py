@@ -1,7 +1,8 @@
 """The guide does what it says: its code and commands are run, the others are parsed, and the site
 builds without a warning.
 
-In the pages of docs/guide, in README.md and in docs/training.md a fenced block is one of these:
+In the pages of docs/guide and docs/results, in docs/index.md, README.md and docs/training.md a
+fenced block is one of these:
 
 * python: run, in order, in one namespace for each page, in an empty folder;
 * python with a file as its title: appended to that file, or a new file; diff: applied to that file.
@@ -31,7 +32,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
+GUIDE = sorted(
+    page for room in ("guide", "results") for page in (ROOT / "docs" / room).glob("*.md")
+)
 PAGES = [*GUIDE, ROOT / "docs" / "index.md", ROOT / "docs" / "training.md", ROOT / "README.md"]
 CODE = ("theory", "llm", "experiments", "paper_figures")
 FENCE = re.compile(

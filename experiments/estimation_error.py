@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments import screen
 from experiments.engine.provenance import code_fingerprint, configuration, provenance
 from experiments.engine.runner import run_cells
 from experiments.engine.store import Cell, open_run, write_json, write_table
@@ -677,3 +678,34 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
             out / "run.json",
         )
     return tables
+
+
+def summarise(config: EstimationError, tables: dict[str, pd.DataFrame]) -> None:
+    """Print the rates to the robust target, the bounds that fail, and what was not fitted."""
+    rates = tables["rates"]
+    shown = rates[(rates.target == "robust") & (rates.norm == "2") & (rates.range == "tail")]
+    screen.show(
+        [
+            {
+                "world": row.world,
+                "method": row.method,
+                "radius": row.radius,
+                "slope": f"{row.slope:.3f}",
+                "95 % interval": f"[{row.ci_low:.3f}, {row.ci_high:.3f}]",
+                "not converged": row.not_converged,
+            }
+            for row in shown.itertuples()
+        ],
+        "rates, to the robust target: slope of log error on log n",
+    )
+    bounds, errors = tables["bounds"], tables["errors"]
+    if len(bounds):
+        low = bounds[bounds.coverage < 1 - bounds.delta]
+        print(f"bounds: {len(bounds)} checked, {len(low)} with coverage below 1 - delta.")
+    without = sorted(set(config.methods) - set(errors.method))
+    if without:
+        print(
+            f"not run, for lack of a finite world of at most {METRIC_ATOMS} atoms:"
+            f" {', '.join(without)}."
+        )
+    print(f"fits: {len(errors)}, not converged: {int((~errors.converged).sum())}.")

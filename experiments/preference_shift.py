@@ -20,12 +20,14 @@ import pandas as pd
 import torch
 from scipy.stats import t as student
 
+from experiments import screen
 from experiments.engine.provenance import code_fingerprint, configuration, provenance
 from experiments.engine.runner import run_cells
 from experiments.engine.store import Cell, open_run, write_json, write_table
 from experiments.estimation_error import LABEL_COST, METRIC_ATOMS
 from experiments.methods import METHODS, Method, Setting
 from theory.batch import PairBatch
+from theory.claims.shift import ROUNDING
 from theory.estimators import Fit
 from theory.losses import dpo_loss
 from theory.policy import Array
@@ -488,3 +490,23 @@ def run(config: PreferenceShift) -> dict[str, pd.DataFrame]:
             out / "run.json",
         )
     return tables
+
+
+def summarise(config: PreferenceShift, tables: dict[str, pd.DataFrame]) -> None:
+    """Print how often each method has less or more regret than DPO at equal KL."""
+    matched = tables["matched"].query("control == 'shrunk' and alpha == 'worst'")
+    counts = (
+        matched.assign(lower=matched.high < -ROUNDING, higher=matched.low > ROUNDING)
+        .groupby("method", sort=False)
+        .agg(
+            comparisons=("difference", "size"),
+            lower=("lower", "sum"),
+            higher=("higher", "sum"),
+            mean=("difference", "mean"),
+        )
+    )
+    screen.show(
+        counts.reset_index().to_dict("records"),
+        "worst-alpha regret minus that of DPO at equal KL: comparisons, 95 % intervals below and\n"
+        "above 0, mean difference",
+    )

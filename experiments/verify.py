@@ -24,8 +24,9 @@ from rich.markdown import Markdown
 from rich.markup import escape as plain
 from rich.table import Table
 
+from experiments.engine.errors import CellsFailed
 from experiments.engine.provenance import code_fingerprint, provenance
-from experiments.engine.runner import CellsFailed, run_cells
+from experiments.engine.runner import run_cells
 from experiments.engine.store import (
     Cell,
     CellRejected,

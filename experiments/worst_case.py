@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from experiments import estimation_error
+from experiments import estimation_error, screen
 from experiments.engine.provenance import configuration, provenance
 from experiments.engine.store import open_run, write_json, write_table
 from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
@@ -29,7 +29,7 @@ from theory.sets.gradient_penalty import GradientPenalty
 from theory.sets.kl import KL
 from theory.solvers.adversary import tilt
 from theory.worlds import FiniteWorld, from_labels
-from theory.worst_case import WorstCase, worst_case
+from theory.worst_cases import WorstCase, worst_case
 
 LABEL_COST = 0.5  # kappa of the metric; on the unit circle features are at most 2 apart
 SHARES = (
@@ -213,18 +213,9 @@ def _transport(world: FiniteWorld) -> list[AmbiguitySet]:
 
 
 def _summary(worst: WorstCase, version: str) -> dict[str, Any]:
-    names = (
-        "value",
-        "expected",
-        "gap",
-        "used",
-        "dual",
-        "effective",
-        "attained",
-        "converged",
-    )
-    row = {"version": version, "ball": worst.name, "radius": worst.size}
-    return row | {name: getattr(worst, name) for name in names}
+    numbers = ("value", "expected", "gap", "used", "dual", "effective", "attained", "converged")
+    found = {"version": version, "ball": worst.name, "radius": worst.size}
+    return found | {name: getattr(worst, name) for name in numbers}
 
 
 def _losses(world: FiniteWorld, theta: Array) -> Array:
@@ -301,3 +292,15 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
             out / "run.json",
         )
     return tables
+
+
+def summarise(config: WorstCaseStudy, tables: dict[str, pd.DataFrame]) -> None:
+    """Print how far the exact values of each ball are from their dual bounds."""
+    values = tables["values"]
+    exact = values[values.version == "exact"].assign(
+        relative_gap=lambda rows: rows.gap.abs() / rows.value
+    )
+    gaps = exact.groupby("ball").agg(
+        problems=("value", "size"), largest_relative_gap=("relative_gap", "max")
+    )
+    screen.show(gaps.reset_index().to_dict("records"))

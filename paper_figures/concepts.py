@@ -25,7 +25,7 @@ from theory.policy import Array
 from theory.sets import SETS
 from theory.shift import evaluate, random_shift, shrunk
 from theory.worlds import FiniteWorld, from_labels
-from theory.worst_case import worst_case
+from theory.worst_cases import worst_case
 
 PIXELS = 200  # an inch: enough for a screen, and files of some 50 kB
 COLOURS = 48

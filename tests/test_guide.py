@@ -104,10 +104,13 @@ def parse_prefdro(words: list[str], patch: pytest.MonkeyPatch) -> None:
         if "--help" not in words:
             parse(_train_words(words[1:]))
         return
+    commands = cli.commands
+
+    def stopping(group: str, asked: str) -> dict[str, Callable[..., None]]:
+        return {name: _stopping(command) for name, command in commands(group, asked).items()}
+
     with patch.context() as inside:
-        for group in (cli._TOP, *cli._GROUPS.values()):
-            for name, command in group.items():
-                inside.setitem(group, name, _stopping(command))
+        inside.setattr(cli, "commands", stopping)
         try:
             cli.main(words)
         except Parsed:

@@ -11,9 +11,7 @@ Names are loaded when they are first used. Those of ambiguity sets come from `th
 set is exported by being there.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,14 +23,14 @@ if TYPE_CHECKING:
     from theory.results import Fit as Fit
     from theory.sets import SETS as SETS
     from theory.sets import AmbiguitySet as AmbiguitySet
-    from theory.worst_case import WorstCase as WorstCase
-    from theory.worst_case import worst_case as worst_case
+    from theory.worst_cases import WorstCase as WorstCase
+    from theory.worst_cases import worst_case as worst_case
 
 _ROOMS = {
     "theory.fitting": ("dpo", "fit"),
     "theory.results": ("Fit",),
     "theory.collapse": ("collapse_radius",),
-    "theory.worst_case": ("Moves", "WorstCase", "worst_case"),
+    "theory.worst_cases": ("Moves", "WorstCase", "worst_case"),
     "theory.radius_choice": ("RadiusChoice", "describe", "suggest_radii"),
     "theory.sets": ("SETS", "AmbiguitySet"),
     "theory.aot": ("minimise_aot",),
@@ -41,13 +39,20 @@ _ROOMS = {
         *("random_world", "read_table"),
     ),
     "theory.losses": (
-        *("cdpo_loss", "dpo_loss", "hinge_loss", "ipo_loss", "kto_loss", "rdpo_loss"),
-        *("logistic", "least_squares", "squared_hinge"),
+        "cdpo_loss",
+        "dpo_loss",
+        "hinge_loss",
+        "ipo_loss",
+        "kto_loss",
+        "least_squares",
+        "logistic",
+        "rdpo_loss",
+        "squared_hinge",
     ),
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),
         *("gradient_norm", "group_dro", "kl_ball", "kl_tilt", "mean", "tilt_weights"),
-        *("rebel_loss", "total_variation_ball", "worst_group"),
+        *("total_variation_ball", "worst_group"),
     ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -71,16 +76,3 @@ def __dir__() -> list[str]:
     from theory.sets import EXPORTS
 
     return sorted({*__all__, *EXPORTS})
-
-
-class _Package(ModuleType):
-    """Python puts a module into its package when it is first imported; where a module and what it
-    is for have one name, as `worst_case`, that name stays the function's."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and name in _HOME:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

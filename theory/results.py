@@ -87,7 +87,7 @@ class Fit:
         Raises:
             ValueError: a plain fit, which has no set.
         """
-        from theory.worst_case import worst_case  # which takes a Fit
+        from theory.worst_cases import worst_case  # which takes a Fit
 
         made = self._made
         if made is None or made.set is None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments import screen
 from experiments.alignment.alpaca import COLUMN as ALPACA_EVAL
 from experiments.alignment.alpaca import instructions_stage, win_rates, write_answers
 from experiments.alignment.benchmarks import (
@@ -470,3 +471,14 @@ def _against(profile: Profile, folder: Path, start: np.ndarray) -> tuple[np.ndar
     """Wins against the start on each test prompt, ties counted half, and the rewards."""
     reward = _score(profile, folder)
     return (reward > start) + 0.5 * (reward == start), reward
+
+
+def summarise(config: AotBenchmark, tables: dict[str, pd.DataFrame]) -> None:
+    """Print the benchmarks of every method, and where the answers for AlpacaEval are."""
+    means = (
+        tables["benchmarks"]
+        .pivot_table(index="method", columns="column", values="value", sort=False)
+        .round(3)
+    )
+    screen.show(means.reset_index().to_dict("records"), "mean over tasks and seeds")
+    print(f"answers for AlpacaEval: {config.out}/stages/judged-*/outputs.json")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments import screen
 from experiments.alignment.equal_kl import KEYS, matched_table
 from experiments.alignment.models import check_objectives
 from experiments.alignment.pairs import annotators, count_pairs, two_of_each, write_pairs
@@ -364,4 +365,16 @@ def matched(rewards: pd.DataFrame) -> pd.DataFrame:
 def _over_seeds(group: pd.DataFrame, column: str) -> dict[str, float]:
     return dict(
         zip((column, f"{column}_low", f"{column}_high"), mean_interval(group[column]), strict=True)
+    )
+
+
+def summarise(config: ArmoRM, tables: dict[str, pd.DataFrame]) -> None:
+    """Print the rewards of the mixtures that the policies were trained for."""
+    mixtures = tables["mixtures"]
+    screen.show(
+        mixtures[mixtures.alpha == plan(config).alpha]
+        .drop(columns=["first", "second", "alpha"])
+        .to_dict("records"),
+        "reward of the mixture that the policies were trained for, mean over seeds and 95 %\n"
+        "interval",
     )

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from experiments import screen
 from experiments.alignment.emotion_profiles import PROFILES, Profile
 from experiments.alignment.emotion_stages import code, prepare
 from experiments.alignment.emotion_tables import summary_table
@@ -292,3 +293,13 @@ def _part(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     table."""
     table = rows[rows.table == name].drop(columns="table").dropna(axis=1, how="all")
     return table.astype({"step": int}).reset_index(drop=True)
+
+
+def summarise(config: Emotion, tables: dict[str, pd.DataFrame]) -> None:
+    """Print the worst rewards over alpha against those of DPO at equal KL."""
+    matched = tables["matched"].query("alpha == 'worst'")
+    screen.show(
+        matched.to_dict("records"),
+        "worst reward over alpha minus that of DPO at the same KL to the start, mean over seeds\n"
+        "and 95 % interval",
+    )

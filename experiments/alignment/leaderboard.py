@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments import screen
 from experiments.alignment.benchmarks import (
     BENCHMARKS,
     BenchmarkOptions,
@@ -268,4 +269,17 @@ def pairs_stage(
 
     return stage(
         study.root, "pairs", {"scores": scores.digest, "score": score, "code": study.code}, make
+    )
+
+
+def summarise(config: Leaderboard, tables: dict[str, pd.DataFrame]) -> None:
+    """Print the scores of every policy."""
+    scores = tables["scores"].pivot_table(
+        index="label", columns="column", values="value", sort=False
+    )
+    means = scores.join(tables["policies"].groupby("label")[["reward", "kl"]].mean()).round(3)
+    screen.show(
+        means.reset_index().to_dict("records"),
+        "mean over tasks and seeds, with the reward of each policy's completions and its KL to\n"
+        "the start",
     )

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments import screen
 from experiments.aot.comparison import MATCHED_KL, methods_rows, pairing_rows
 from experiments.aot.estimator import (
     BATCHES,
@@ -289,3 +290,8 @@ def run(config: AotStudy) -> dict[str, pd.DataFrame]:
             out / "run.json",
         )
     return tables
+
+
+def summarise(config: AotStudy, tables: dict[str, pd.DataFrame]) -> None:
+    """Print the rates."""
+    screen.show(tables["rates"].to_dict("records"))

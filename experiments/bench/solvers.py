@@ -36,15 +36,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from experiments import screen
 from theory.estimators import Fit, dpo, kldpo, wdpo_finite, wdpo_free
 
 Array = np.ndarray
@@ -114,6 +113,19 @@ PROFILES = {
         1024,
     ),
 }
+
+
+@dataclass
+class Solvers:
+    """What the benchmark can be told."""
+
+    out: Path = Path("results/bench")
+    """Folder for solvers.csv."""
+    profile: Literal["smoke", "quick", "paper"] = "quick"
+    """Size of the benchmark: smoke (seconds), quick (minutes) or paper (more repeats)."""
+    parts: tuple[Literal["peers", "scaling", "devices"], ...] = ("peers", "scaling", "devices")
+    """Against other packages; by sample size and replicates; on a CUDA device, where there
+    is one, against the CPU."""
 
 
 @dataclass(frozen=True)
@@ -689,6 +701,11 @@ def peak_gib(replicates: int, n: int, d: int) -> float:
 
 
 # ------------------------------------------------------------------------------------------- report
+def run(config: Solvers) -> None:
+    """Run the benchmark with these options."""
+    bench_solvers(config.out, config.profile, config.parts)
+
+
 def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.DataFrame:
     """Run the benchmark, print its table and write it to `out`/solvers.csv.
 
@@ -703,7 +720,7 @@ def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.D
             "the part devices compares a CUDA device with the CPU, and torch sees none: leave it"
             " out."
         )
-    size, console = PROFILES[profile], Console()
+    size = PROFILES[profile]
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(columns=COLUMNS)
     for number, row in enumerate(_rows(size, parts)):
@@ -711,12 +728,12 @@ def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.D
         table.to_csv(
             out / "solvers.csv", index=False
         )  # row by row: an interrupted run keeps what it has measured
-        console.print(
+        print(
             f"[{number + 1}] {row['problem']}, n = {row['n']}, R = {row['replicates']}:"
             f" {row['peer']}"
         )
-    console.print(_rich_table(table))
-    console.print(f"written to {out / 'solvers.csv'}")
+    _show(table)
+    print(f"written to {out / 'solvers.csv'}")
     return table
 
 
@@ -739,41 +756,26 @@ def _rows(size: Profile, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield from devices(size, device)
 
 
-def _rich_table(table: pd.DataFrame) -> Table:
-    shown = Table(title=f"ours against peers, {table['threads'][0]} threads", title_justify="left")
-    for name in (
-        "problem",
-        "n x R",
-        "solver",
-        "ours ms",
-        "peer ms",
-        "ratio",
-        "target",
-        "objective",
-        "gap",
-        "met",
-        "note",
-    ):
-        shown.add_column(name, justify="left" if name in ("problem", "solver", "note") else "right")
+def _show(table: pd.DataFrame) -> None:
+    """The times, and what is to be said of some rows; how exact each is, is in the file."""
+    shown, notes = [], []
     for row in table.to_dict("records"):
-        size = f"{row['n']} x {row['replicates']}"
         solver = (
             row["peer"] if row["device"] == "cpu" else f"{row['peer']} (ours on {row['device']})"
         )
-        times = (1e3 * row["ours_s"], 1e3 * row["peer_s"])
-        rest = (
-            row[name]
-            for name in ("ratio", "target", "objective_gap", "certified_gap", "met", "note")
+        shown.append(
+            {
+                "problem": row["problem"],
+                "n x R": f"{row['n']} x {row['replicates']}",
+                "solver": solver,
+                "ours ms": 1e3 * row["ours_s"],
+                "peer ms": 1e3 * row["peer_s"],
+                "ratio": row["ratio"],
+                "target": row["target"],
+                "met": row["met"],
+            }
         )
-        shown.add_row(row["problem"], size, solver, *(_cell(value) for value in (*times, *rest)))
-    return shown
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None or pd.isna(value):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "NO"
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+        if isinstance(row["note"], str) and row["note"]:
+            notes.append(f"{row['problem']}, {shown[-1]['n x R']}, {solver}: {row['note']}")
+    screen.show(shown, f"ours against peers, {table['threads'][0]} threads")
+    print(*notes, sep="\n")

@@ -25,17 +25,17 @@ Both trainers log once in each block.
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
+
+from experiments import screen
 
 if TYPE_CHECKING:  # it imports transformers and trl, which takes seconds
     from experiments.bench.training_process import Method, Setting
@@ -82,6 +82,18 @@ PEAK_FLOPS = {
     "RTX 4090": 1.65e14,
     "RTX 3090": 7.1e13,
 }
+
+
+@dataclass
+class Training:
+    """What the benchmark can be told."""
+
+    out: Path = Path("results/bench")
+    """Folder for training.csv."""
+    profile: Literal["smoke", "quick", "paper"] = "quick"
+    """Size of the benchmark: smoke (a minute), quick (minutes) or paper (more repeats)."""
+    device: Literal["cpu", "cuda"] | None = None
+    """cpu or cuda; where not given, what there is."""
 
 
 class Block(NamedTuple):
@@ -183,7 +195,7 @@ def measure(methods: list["Method"], setting: "Setting") -> list[Measured]:
 
 
 def _take_turns(methods: list["Method"], setting: "Setting") -> list[Measured]:
-    from experiments.bench.training_process import run
+    from experiments.bench.training_process import run as run_process
 
     if setting.device == "cuda":
         context: Any = get_context(
@@ -199,7 +211,7 @@ def _take_turns(methods: list["Method"], setting: "Setting") -> list[Measured]:
     pipes: list[Connection] = []
     for method in methods:
         here, there = context.Pipe()
-        context.Process(target=run, args=(method, setting, there), daemon=True).start()
+        context.Process(target=run_process, args=(method, setting, there), daemon=True).start()
         there.close()  # so that the end of the process ends our waiting
         pipes.append(here)
     found = [
@@ -343,6 +355,11 @@ def share_of_peak(tokens_per_second: float, parameters: int, device: str) -> flo
 
 
 # ------------------------------------------------------------------------------------------- report
+def run(config: Training) -> None:
+    """Run the benchmark with these options."""
+    bench_training(config.out, config.profile, config.device)
+
+
 def bench_training(out: Path, profile: str, device: str | None = None) -> pd.DataFrame:
     """Run the benchmark, print the most of its table and write all of it to `out`/training.csv.
 
@@ -358,55 +375,31 @@ def bench_training(out: Path, profile: str, device: str | None = None) -> pd.Dat
             " CUDA build, or use cpu."
         )
     setting = settings(profile, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    console = Console(width=max(Console().width, 130))  # the table does not fit into 80 columns
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(columns=COLUMNS)
     for number, group in enumerate(groups(profile)):
         how = f"accumulation {group[0].accumulation}" + (
             ", gradient checkpointing" if group[0].checkpointing else ""
         )
-        console.print(f"group {number + 1}: {len(group)} methods, {how}")
+        print(f"group {number + 1}: {len(group)} methods, {how}")
         table = pd.DataFrame(
             [*table.to_dict("records"), *rows(measure(group, setting), setting)], columns=COLUMNS
         )
         table.to_csv(
             out / "training.csv", index=False
         )  # group by group: an interrupted run keeps what it has measured
-    console.print(_rich_table(table))
-    console.print(f"written to {out / 'training.csv'}")
+    _show(table)
+    print(f"written to {out / 'training.csv'}")
     return table
 
 
-def _rich_table(table: pd.DataFrame) -> Table:
-    first = table.iloc[0]
-    title = (
-        f"{first.model}, {first.batch} pairs of {first.tokens:.0f} tokens a step, on {first.device}"
-    )
-    shown = Table(
-        title=title,
-        title_justify="left",
-        caption="x4: four micro-batches; ckpt: gradient checkpointing",
-    )
-    names = (
-        "objective",
-        "reference",
-        "s / step",
-        "MiB",
-        "time",
-        "quartiles",
-        "cpu time",
-        "memory",
-        "targets",
-        "met",
-        "note",
-    )
-    for name in names:
-        shown.add_column(
-            name, justify="left" if name in ("objective", "reference", "note") else "right"
-        )
+def _show(table: pd.DataFrame) -> None:
+    """Ratios of time and memory to the reference, and what is to be said of some rows; memory,
+    quartiles and processor time are in the file, and so is what is neither DPO nor against ours."""
+    shown, notes = [], []
     for row in table.to_dict("records"):
         if row["reference"] != "ours dpo" and row["objective"] != "dpo":
-            continue  # in the file
+            continue
         many, checkpointing = row["accumulation"] > 1, row["checkpointing"]
         what = [
             row["objective"],
@@ -414,27 +407,27 @@ def _rich_table(table: pd.DataFrame) -> Table:
             f"x{row['accumulation']}" * many,
             "ckpt" * checkpointing,
         ]
-        spread = "" if pd.isna(row["time_low"]) else f"{row['time_low']:.2f}-{row['time_high']:.2f}"
-        wanted = " / ".join(
-            f"{row[name]:g}" for name in ("target_time", "target_memory") if not pd.isna(row[name])
+        shown.append(
+            {
+                "objective": " ".join(filter(None, what)),
+                "reference": row["reference"],
+                "s/step": row["seconds_per_step"],
+                "time": row["time_ratio"],
+                "memory": row["memory_ratio"],
+                "targets": " / ".join(
+                    f"{row[name]:g}"
+                    for name in ("target_time", "target_memory")
+                    if not pd.isna(row[name])
+                ),
+                "met": row["met"],
+            }
         )
-        met = "" if pd.isna(row["met"]) else "yes" if row["met"] else "NO"
-        numbers = [
-            _cell(row[name])
-            for name in ("seconds_per_step", "peak_mib", "time_ratio", "cpu_ratio", "memory_ratio")
-        ]
-        shown.add_row(
-            " ".join(filter(None, what)),
-            row["reference"],
-            *numbers[:3],
-            spread,
-            *numbers[3:],
-            wanted,
-            met,
-            row["note"],
-        )
-    return shown
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:.3g}"
+        if row["note"]:
+            notes.append(f"{shown[-1]['objective']} against {row['reference']}: {row['note']}")
+    first = table.iloc[0]
+    screen.show(
+        shown,
+        f"{first.model},\n{first.batch} pairs of {first.tokens:.0f} tokens a step, on"
+        f" {first.device}",
+    )
+    print("x4: four micro-batches; ckpt: gradient checkpointing", *notes, sep="\n")

@@ -30,6 +30,7 @@ import torch
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
+from experiments.engine.errors import CellsFailed
 from experiments.engine.store import (
     Cell,
     CellRejected,
@@ -47,14 +48,6 @@ CellFunction = Callable[[dict[str, Any], np.random.SeedSequence], pd.DataFrame]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PLAIN_PROGRESS_SECONDS = 30.0
-
-
-class CellsFailed(RuntimeError):
-    """Some cells raised. `tracebacks` has the text of each, by the cell's name."""
-
-    def __init__(self, message: str, tracebacks: dict[str, str]) -> None:
-        super().__init__(message)
-        self.tracebacks = tracebacks
 
 
 def run_cells(

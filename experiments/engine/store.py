@@ -34,13 +34,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from experiments.engine.errors import StoreError
+
 FORMAT = 1  # to be raised whenever a cell file gets another meaning
 METADATA_KEY = b"prefdro"
 TEMPORARY = ".prefdro-tmp"
-
-
-class StoreError(RuntimeError):
-    """The run folder cannot be used: in use by another run, not writable, or the disk is full."""
 
 
 class CellRejected(ValueError):

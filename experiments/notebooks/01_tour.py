@@ -23,7 +23,7 @@ from paper_figures.style import METHODS, PAGE, grid, label_ends, paper
 from theory.collapse import collapse_radius
 from theory.estimators import dpo, kldpo, wdpo_free
 from theory.worlds import random_world
-from theory.worst_case import worst_case
+from theory.worst_cases import worst_case
 
 # %% [markdown]
 # ## 1. A world

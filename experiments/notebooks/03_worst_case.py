@@ -22,7 +22,7 @@ from experiments.worst_case import at_share, sample_world
 from paper_figures.notebook import show
 from paper_figures.style import BLUE, COLUMN, GREY, PAGE, VERMILLION, grid, paper
 from theory.estimators import dpo
-from theory.worst_case import worst_case
+from theory.worst_cases import worst_case
 
 # %%
 world = sample_world(40, seed=0, beta=1.0, bound=4.0)

@@ -35,7 +35,7 @@ from paper_figures.style import BLACK, BLUE, GREY, METHODS, PAGE, grid, paper
 from theory.estimators import dpo, kldpo, wdpo_free
 from theory.radius_choice import describe, suggest_radii
 from theory.worlds import common_scale
-from theory.worst_case import reweighting
+from theory.worst_cases import reweighting
 
 BETA, BOUND = 1.0, 50.0  # a bound that no fit here reaches
 

@@ -2,6 +2,7 @@
 profile."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import cvxpy as cp
@@ -78,8 +79,14 @@ def without_skwdro(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "skwdro_w2", missing)  # it takes seconds a fit
 
 
-def test_smoke_run(tmp_path: Path, without_skwdro: None) -> None:
+def test_smoke_run(
+    tmp_path: Path, without_skwdro: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = bench.bench_solvers(tmp_path, "smoke")
+    shown = capsys.readouterr().out.partition("ours against peers")[2]
+    assert {*table.problem, *table.peer} <= set(re.split(r"  +|\n", shown))
+    assert "skwdro: not installed: make peers" in shown
+    assert "…" not in shown
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "solvers.csv")[["ours_s"]], table[["ours_s"]]
     )

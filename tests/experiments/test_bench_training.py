@@ -1,6 +1,7 @@
 """The benchmark trains what it says it trains, its ratios are those of its measurements, and its
 smallest profile runs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,39 @@ def test_what_is_unknown_or_absent_is_refused(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees none"):
             bench.bench_training(tmp_path, "smoke", "cuda")
+
+
+def test_the_table_has_whole_names_ratios_and_what_is_to_be_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    one = {
+        "objective": "wdpo",
+        "mode": "finite_difference",
+        "accumulation": 4,
+        "checkpointing": True,
+        "reference": "ours dpo",
+        "model": "llama",
+        "batch": 8,
+        "tokens": 1000.0,
+        "device": "cpu",
+        "seconds_per_step": 0.25,
+        "time_ratio": 3.0,
+        "memory_ratio": 1.0,
+        "target_time": 3.1,
+        "target_memory": 1.15,
+        "met": True,
+        "note": "",
+    }
+    busy = {**one, "objective": "aot", "mode": "", "target_memory": None, "note": "busy machine"}
+    absent = {**one, "mode": "exact", "time_ratio": None, "met": None, "target_time": None}
+    other = {**one, "reference": "trl dpo, online", "note": "not shown"}
+    bench._show(pd.DataFrame([one, busy, absent | {"target_memory": None}, other]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [re.split("  +", line) for line in lines]
+    assert ["objective", "reference", "s/step", "time", "memory", "targets", "met"] in cells
+    name = "wdpo finite difference x4 ckpt"
+    assert [name, "ours dpo", "0.25", "3", "1", "3.1 / 1.15", "yes"] in cells
+    assert ["wdpo exact x4 ckpt", "ours dpo", "0.25", "1"] in cells
+    assert "aot x4 ckpt against ours dpo: busy machine" in lines
+    assert not any("not shown" in line for line in lines)

@@ -2,14 +2,40 @@
 non-zero status."""
 
 import sys
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
+from typing import get_type_hints
 
 import pandas as pd
 import pytest
 
+from experiments import BENCHMARKS, EXPERIMENTS, Entry, cli
 from experiments.cli import main
 from experiments.methods import METHODS
 from tests.launches import run
+
+COUNTING = """
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Counting:
+    out: Path = Path("results/counting")
+    n: int = 1
+
+
+def run(config: Counting) -> int:
+    config.out.mkdir()
+    (config.out / "run.json").write_text('{"experiment": "counting"}')
+    return config.n
+
+
+def summarise(config: Counting, tables: int) -> None:
+    print(tables, "rows")
+"""
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -21,9 +47,48 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["list"])
+    main(["list", "--methods"])
     shown = capsys.readouterr().out
-    assert all(name in shown for name in METHODS)
+    assert all(name in shown and method.about in shown for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_what_the_command_needs(name: str) -> None:
+    module = import_module(EXPERIMENTS[name].module)
+    options = get_type_hints(module.run)["config"]
+    assert is_dataclass(options) and options().out == Path("results") / name
+    assert list(signature(module.summarise).parameters) == ["config", "tables"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_shows_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", name, "--help"])
+    assert ended.value.code == 0
+    options = get_type_hints(import_module(BENCHMARKS[name].module).run)["config"]
+    shown = capsys.readouterr().out
+    assert all(f"--{option.name}" in shown for option in fields(options))
+
+
+def test_an_experiment_is_an_entry_and_its_module(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "counting.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.GROUPS["run"], "counting", Entry("counting", "Counts."))
+    main(["run", "counting", "--out", str(tmp_path / "out"), "--n", "3"])
+    said = capsys.readouterr().out
+    assert "3 rows" in said and f"tables in {tmp_path / 'out'}: run.json." in said
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert "Counts." in capsys.readouterr().out
+
+
+def test_names_may_have_underscores(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "worst_case", "--help"])
+    assert ended.value.code == 0
+    assert "--pairs" in capsys.readouterr().out
 
 
 def test_run_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

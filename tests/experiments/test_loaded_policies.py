@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from experiments.alignment.models import load_policy
-from llm.benchmarks.columns import harness
+from llm.benchmarks import harness
 from tests.llm.models import tiny_gpt2, word_tokenizer
 
 

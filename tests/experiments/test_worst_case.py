@@ -14,13 +14,15 @@ from experiments.worst_case import (
     LABEL_COST,
     SHARES,
     WorstCaseStudy,
+    _reweighting,
     at_share,
     run,
     sample_world,
 )
+from theory.sets import SETS
 from theory.twins import programs
 from theory.twins import worst_cases as worst_programs
-from theory.worst_case import BALLS, REWEIGHTING
+from theory.worlds import FiniteWorld
 
 
 def config(out: Path, **changes: object) -> WorstCaseStudy:
@@ -42,7 +44,7 @@ def test_tables_are_written_as_they_are_returned(tables: dict) -> None:
         pd.testing.assert_frame_equal(
             pd.read_parquet(tables["out"] / f"{name}.parquet"), tables[name]
         )
-    assert set(tables["values"].ball) == {*BALLS, "tilt", "gradient"}
+    assert set(tables["values"].ball) == set(SETS) - {"gradient-squared"}
     assert tables["run"]["not_converged"] == 0 and tables["run"]["largest_relative_gap"] < 1e-8
     assert tables["run"]["worst_cases"] == (tables["values"].version == "exact").sum()
 
@@ -57,7 +59,7 @@ def test_values_are_those_of_the_convex_programs(tables: dict) -> None:
     for row in exact.itertuples():
         if row.radius == 0:
             expected = p @ losses
-        elif row.ball in REWEIGHTING:
+        elif SETS[row.ball].facts.reweights:
             expected = worst_programs.reweighting(row.ball, losses, p, row.radius)[1]
         elif row.ball.endswith("finite"):
             distance = world.distance(LABEL_COST)
@@ -93,11 +95,18 @@ def test_weights_are_compared_at_equal_effective_sample_size(tables: dict) -> No
         assert 1 / (rows.q**2 / rows.p).sum() == pytest.approx(share, rel=1e-6)
 
 
-@pytest.mark.parametrize("ball", REWEIGHTING)
+@pytest.mark.parametrize("ball", [s.name for s in _reweighting()])
 def test_a_share_below_the_largest_loss_gives_the_largest_loss(ball: str) -> None:
-    worst = at_share(ball, np.array([0.0, 1.0, 2.0]), np.array([0.5, 0.3, 0.2]), 0.1)
-    assert worst.expected == pytest.approx(2.0)
+    world = pairs_of([2.0, 1.0, -1.0], [0.5, 0.3, 0.2])
+    worst = at_share(SETS[ball], world, np.array([0.5]), 0.1)
+    assert worst.expected == pytest.approx(np.log1p(np.exp(0.5)))
     assert worst.effective == pytest.approx(0.2)
+
+
+def pairs_of(u: list[float], p: list[float]) -> FiniteWorld:
+    """A world of pairs with these signed differences of one feature."""
+    half = np.array(u)[:, None] / 2
+    return FiniteWorld(half, -half, np.ones(len(u), int), np.array(p), 1.0, 5.0, np.zeros(1))
 
 
 def test_moves_are_plans_within_their_radius(tables: dict) -> None:
@@ -157,7 +166,7 @@ def test_many_pairs_leave_out_the_balls_that_need_a_metric(
 ) -> None:
     monkeypatch.setattr(study, "METRIC_ATOMS", 5)
     balls = set(run(config(tmp_path))["values"].ball)
-    assert balls == {*BALLS, "tilt", "gradient"} - {"w1-finite", "w2-finite"}
+    assert balls == set(SETS) - {"gradient-squared", "w1-finite", "w2-finite"}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tests.jitter import order
+from theory.duals import chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
+from theory.solvers.adversary import WorstCase, reweighted
 from theory.twins import programs
 from theory.twins.programs import Array
 
@@ -42,6 +44,19 @@ RADII = {
     "beyond": (1.5, 0.1),
 }
 COUNT = 50
+
+
+REWEIGHTING = {
+    "kl": kl_ball_dual,
+    "chi2": chi2_ball_dual,
+    "cvar": cvar_dual,
+    "tv": total_variation_dual,
+}
+
+
+def reweighting(name: str, losses: Array, p: Array, size: float) -> WorstCase:
+    """The worst weights in a set of `REWEIGHTING`, at any losses."""
+    return reweighted(name, REWEIGHTING[name], losses, p, size)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
+from tests.theory.instances import reweighting
 from tests.theory.test_bad_input import refuses
 from theory.aot import minimise_aot
 from theory.batch import as_float64
@@ -36,6 +37,10 @@ from theory.functionals import (
 )
 from theory.losses import logistic
 from theory.radius_choice import suggest_radii, temperature_for_share, value_coverage
+from theory.sets.kl import KL
+from theory.sets.wasserstein_atoms import WassersteinAtoms
+from theory.sets.wasserstein_free import WassersteinFree
+from theory.solvers.adversary import free, on_atoms
 from theory.transport import (
     first_order_violation,
     integrated_transport,
@@ -45,7 +50,7 @@ from theory.transport import (
     transport,
 )
 from theory.worlds import common_scale, from_labels, from_rewards
-from theory.worst_case import free, on_atoms, reweighting, worst_case
+from theory.worst_cases import worst_case
 
 RNG = np.random.default_rng(24)
 U = np.round(RNG.normal(size=(7, 2)) + 0.4, 3)
@@ -140,10 +145,10 @@ def test_what_is_not_numbers_is_refused_in_a_sentence(bad: Any, words: tuple[str
 def test_tables_at_the_other_doors() -> None:
     table, series = pd.DataFrame(U), pd.Series(W)
     w = pd.Series([0.3, -0.2])
-    assert collapse_radius("kl", table, series).item() == collapse_radius("kl", U, W).item()
+    assert collapse_radius(table, KL(), series).item() == collapse_radius(U, KL(), W).item()
     assert (
-        collapse_radius("w1-finite", table, distance=pd.DataFrame(D)).item()
-        == collapse_radius("w1-finite", U, distance=D).item()
+        collapse_radius(table, WassersteinAtoms(distance=pd.DataFrame(D))).item()
+        == collapse_radius(U, WassersteinAtoms(distance=D)).item()
     )
     l = pd.Series([0.1, 0.9, 0.4])
     thirds = pd.Series([0.2, 0.5, 0.3])
@@ -172,8 +177,8 @@ def test_tables_at_the_other_doors() -> None:
     rewarded = from_rewards(psi1, psi2, pd.Series(np.zeros(7)), [0.0] * 7, beta=1.0, bound=2.0)
     np.testing.assert_allclose(rewarded.probability, 1 / 14)
     assert (
-        worst_case(world, w, ball="w1-free", radius=0.1).value
-        == worst_case(world, w.to_numpy(), ball="w1-free", radius=0.1).value
+        worst_case(world, w, WassersteinFree(0.1)).value
+        == worst_case(world, w.to_numpy(), WassersteinFree(0.1)).value
     )
     logs = [regularity_kl(x, p, 0.1) for x, p in ((table, series), (U, W))]  # type: ignore[arg-type]
     assert logs[0] == logs[1]

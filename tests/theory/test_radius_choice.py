@@ -12,6 +12,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from tests.jitter import order
+from tests.theory.instances import reweighting
 from theory.collapse import collapse_radius
 from theory.duals import kl_ball_dual
 from theory.estimators import dpo, kldpo, kldpo_tilt
@@ -25,8 +26,10 @@ from theory.radius_choice import (
     temperature_for_share,
     value_coverage,
 )
+from theory.sets.kl import KL
+from theory.sets.wasserstein_free import WassersteinFree
+from theory.solvers.adversary import free
 from theory.worlds import FiniteWorld, random_world
-from theory.worst_case import free, reweighting
 
 Array = NDArray[np.float64]
 
@@ -92,7 +95,7 @@ def test_kl_profile_covers_the_true_theta() -> None:
     assert world.theta_star is not None
     gradient = -expit(-world.u @ world.theta_star)[:, None] * world.u
     p = world.sample(n, np.random.SeedSequence(2).spawn(replicates)).p
-    failed = float((collapse_radius("kl", gradient, p).numpy() > kl_coverage(n, 0.05, 2)).mean())
+    failed = float((collapse_radius(gradient, KL(), p).numpy() > kl_coverage(n, 0.05, 2)).mean())
     assert abs(failed - 0.05) < 4 * math.sqrt(0.05 * 0.95 / replicates) + 0.01
 
 
@@ -268,9 +271,13 @@ def test_the_rule_takes_the_larger_one_below_the_cap() -> None:
     u, held_out = sample(2000), sample(2000, seed=1)
     held_out[::8] *= -1
     choice = suggest_radii(u, beta=1.0, bound=30.0, held_out=held_out)
-    for ball, name in ((choice.kl, "kl"), (choice.w1, "w1-free"), (choice.w2, "w2-free")):
+    for ball, set in (
+        (choice.kl, KL()),
+        (choice.w1, WassersteinFree()),
+        (choice.w2, WassersteinFree(power=2)),
+    ):
         assert ball.shift is not None and ball.shift > ball.theta
-        assert ball.collapse == collapse_radius(name, u).item()
+        assert ball.collapse == collapse_radius(u, set).item()
         assert ball.radius == min(ball.shift, ball.cap) and ball.cap <= ball.collapse / 2
         assert (ball.conflict is None) == (ball.shift <= ball.cap)
     without = suggest_radii(u, beta=1.0, bound=30.0)

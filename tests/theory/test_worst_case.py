@@ -8,24 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.theory.instances import DATA, Data
+from tests.theory.instances import DATA, REWEIGHTING, Data, reweighting
+from theory.fitting import fit
 from theory.policy import Array
+from theory.sets import SETS
+from theory.sets.kl import KL
+from theory.sets.wasserstein_atoms import WassersteinAtoms
+from theory.sets.wasserstein_free import WassersteinFree
+from theory.solvers.adversary import free, gradient_step, on_atoms, tilt
 from theory.twins import programs
 from theory.twins import worst_cases as worst_programs
 from theory.worlds import from_labels, random_world
-from theory.worst_case import (
-    BALLS,
-    REWEIGHTING,
-    TRACTABLE,
-    Moves,
-    WorstCase,
-    free,
-    gradient_step,
-    on_atoms,
-    reweighting,
-    tilt,
-    worst_case,
-)
+from theory.worst_cases import Moves, WorstCase, worst_case
 
 INSTANCES = DATA[:40]
 RADII = (0.003, 0.05, 0.2, 0.7, 2.0)
@@ -67,7 +61,7 @@ def check_moves(worst: WorstCase, data: Data, power: int, label_cost: float | No
     start = np.where(moves.flipped, -1.0, 1.0)[:, None] * data.u[moves.source]
     length = np.linalg.norm(moves.u - start, axis=1) + (label_cost or 0.0) * moves.flipped
     spent = float(moves.mass @ length**power) ** (1 / power)
-    assert spent <= worst.radius * (1 + 1e-9) + 1e-12
+    assert spent <= worst.size * (1 + 1e-9) + 1e-12
     assert worst.used == pytest.approx(spent, rel=1e-9, abs=1e-12)
     np.testing.assert_allclose(moves.distance, length, rtol=1e-7, atol=1e-9)
     assert label_cost is not None or not moves.flipped.any()
@@ -135,9 +129,9 @@ def test_the_tilt_at_the_dual_optimum_is_the_worst_case_and_at_any_other_tempera
         )
         own = tilt(losses, data.p, temperature=tau)
         closed(own)
-        again = reweighting("kl", losses, data.p, own.radius)
+        again = reweighting("kl", losses, data.p, own.size)
         assert again.value == pytest.approx(own.value, rel=1e-9)
-        if own.radius > 1e-8:
+        if own.size > 1e-8:
             assert again.dual == pytest.approx(tau, rel=1e-3)
 
 
@@ -268,12 +262,14 @@ def test_the_gradient_step_is_feasible_and_lies_between_its_value_and_the_worst_
 # ------------------------------------------------------------------------------------- one entrance
 WORLD = random_world(3, contexts=4, actions=2, dimension=2, beta=1.0, bound=2.0)
 THETA = np.array([1.2, -0.7])
+EXACT = [name for name, set in SETS.items() if set.facts.exact]
+HAVE_A_WORST_CASE = [name for name in SETS if name != "gradient-squared"]
 
 
-@pytest.mark.parametrize("ball", (*BALLS, *TRACTABLE))
-def test_every_ball_has_one_entrance(ball: str) -> None:
-    worst = worst_case(WORLD, THETA, ball=ball, radius=0.2)
-    assert worst.ball == ball and worst.radius == 0.2
+@pytest.mark.parametrize("ball", HAVE_A_WORST_CASE)
+def test_every_set_has_one_entrance(ball: str) -> None:
+    worst = worst_case(WORLD, THETA, SETS[ball].sized(0.2))
+    assert worst.name == ball and (worst.size == 0.2 or ball == "tilt")
     plain = float(WORLD.probability @ np.logaddexp(0, -WORLD.u @ THETA))
     assert worst.expected > plain
     assert ball == "gradient" or worst.converged
@@ -287,7 +283,7 @@ def test_every_ball_has_one_entrance(ball: str) -> None:
 
 
 def test_moves_between_atoms_know_which_labels_flip() -> None:
-    moves = worst_case(WORLD, THETA, ball="w1-finite", radius=0.3, label_cost=0.1).moves
+    moves = worst_case(WORLD, THETA, WassersteinAtoms(0.3, label_cost=0.1)).moves
     assert moves is not None and moves.flipped.any()
     np.testing.assert_array_equal(
         moves.flipped, WORLD.label[moves.source] != WORLD.label[moves.target]
@@ -299,7 +295,7 @@ def test_a_sample_and_other_losses() -> None:
     DPO's."""
     counts = np.random.default_rng(0).multinomial(50, WORLD.probability) / 50
     losses = (WORLD.u @ THETA - 0.5) ** 2
-    worst = worst_case(WORLD, THETA, ball="chi2", radius=0.5, p=counts, losses=losses)
+    worst = worst_case(WORLD, THETA, SETS["chi2"].sized(0.5), counts, losses=losses)
     assert worst.value == pytest.approx(
         worst_programs.reweighting("chi2", losses, counts, 0.5)[1], rel=1e-6
     )
@@ -309,37 +305,37 @@ def test_a_sample_and_other_losses() -> None:
 def test_labelled_pairs_are_a_world() -> None:
     psi = np.random.default_rng(1).uniform(-0.5, 0.5, (2, 9, 2))
     world = from_labels(*psi, np.arange(9) % 2, beta=0.5, bound=2.0)
-    assert worst_case(world, [0.3, 0.4], ball="cvar", radius=1 / 3).value == pytest.approx(
+    assert worst_case(world, [0.3, 0.4], SETS["cvar"].sized(1 / 3)).value == pytest.approx(
         np.sort(np.logaddexp(0, -0.5 * world.u @ [0.3, 0.4]))[-3:].mean(), rel=1e-12
     )
 
 
-@given(st.integers(0, 2**31), st.sampled_from([*BALLS]), st.floats(0.01, 1.0))
+@given(st.integers(0, 2**31), st.sampled_from(EXACT), st.floats(0.01, 1.0))
 @quick
 def test_a_larger_ball_is_worse_and_holds_the_smaller_one(
     seed: int, ball: str, radius: float
 ) -> None:
     theta = np.random.default_rng(seed).uniform(-1.4, 1.4, 2)
-    small, large = (worst_case(WORLD, theta, ball=ball, radius=r) for r in (0.5 * radius, radius))
-    if ball == "cvar":  # a smaller share is a larger ball
+    small, large = (worst_case(WORLD, theta, SETS[ball].sized(r)) for r in (0.5 * radius, radius))
+    if not SETS[ball].facts.grows:
         small, large = large, small
     assert large.value >= small.value * (1 - 1e-12)
     assert small.value >= float(WORLD.probability @ np.logaddexp(0, -WORLD.u @ theta)) * (1 - 1e-12)
 
 
-@pytest.mark.parametrize("ball", [*BALLS, *TRACTABLE])
+@pytest.mark.parametrize("ball", HAVE_A_WORST_CASE)
 def test_at_the_reference_policy_nothing_can_be_gained(ball: str) -> None:
     """All losses are log 2, whatever the distribution."""
-    worst = worst_case(WORLD, WORLD.theta_ref, ball=ball, radius=0.4)
+    worst = worst_case(WORLD, WORLD.theta_ref, SETS[ball].sized(0.4))
     assert worst.value == pytest.approx(math.log(2), rel=1e-14) and worst.expected == pytest.approx(
         math.log(2), rel=1e-14
     )
     assert worst.attained and worst.converged
 
 
-@pytest.mark.parametrize("ball", [*BALLS, *TRACTABLE])
-def test_radius_zero_is_the_mean(ball: str) -> None:
-    worst = worst_case(WORLD, THETA, ball=ball, radius=1.0 if ball == "cvar" else 0.0)
+@pytest.mark.parametrize("ball", [name for name in HAVE_A_WORST_CASE if name != "tilt"])
+def test_the_smallest_set_is_the_mean(ball: str) -> None:
+    worst = worst_case(WORLD, THETA, SETS[ball].sized(SETS[ball].smallest))
     assert worst.value == pytest.approx(
         float(WORLD.probability @ np.logaddexp(0, -WORLD.u @ THETA)), rel=1e-13
     )
@@ -349,27 +345,37 @@ def test_radius_zero_is_the_mean(ball: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ball": "l2"}, "unknown ball 'l2'; choose one of kl"),
-        ({"radius": -1.0}, "radius must be finite and not negative, got -1"),
-        ({"radius": float("nan")}, "got nan"),
-        ({"theta": [1.0]}, r"theta must have shape \(2,\) as in the world, got \(1,\)"),
+        ({"set": KL()}, r"KL has no radius here. Give one, as in KL\(radius=0.1\)"),
+        ({"set": KL(-1.0)}, "radius must be finite and not negative, got -1"),
+        ({"set": KL(float("nan"))}, "got nan"),
+        ({"set": KL([0.1, 0.2])}, "a worst case is that of a single radius, got 2 of them"),
+        ({"theta": [1.0]}, r"theta must have shape \(2,\) to match u, got \(1,\)"),
         ({"losses": [1.0, 2.0]}, "losses and p must be of equal length"),
         ({"losses": [float("inf")] * 32}, "32 non-finite entries"),
-        ({"p": [1.0]}, r"p must have shape \(32,\), got \(1,\)"),
+        ({"weights": [1.0]}, r"weights must have shape \(32,\), got \(1,\)"),
         (
-            {"ball": "w2-free", "losses": [1.0]},
+            {"set": WassersteinFree(0.1, power=2), "losses": [1.0]},
             "moves features, and needs the loss wherever they go",
-        ),
-        (
-            {"ball": "w1-label", "label_cost": -2.0},
-            "label_cost must be a positive finite number, got -2.0",
         ),
     ],
 )
 def test_bad_input_is_refused(changes: dict, message: str) -> None:
-    arguments: dict = {"theta": THETA, "ball": "kl", "radius": 0.1} | changes
+    arguments: dict = {"theta": THETA, "set": KL(0.1)} | changes
     with pytest.raises(ValueError, match=message):
-        worst_case(WORLD, arguments.pop("theta"), **arguments)
+        worst_case(WORLD, **arguments)
+
+
+def test_pairs_without_a_world() -> None:
+    """u, theta of a fit and beta say as much as the world does; a missing beta is said."""
+    found = fit(WORLD.u, KL(0.1), WORLD.probability, **WORLD.problem)
+    again = worst_case(
+        WORLD.u, found.theta, KL(0.1), WORLD.probability, beta=1.0, theta_ref=WORLD.theta_ref
+    )
+    assert again.value == worst_case(WORLD, found.theta[None], KL(0.1)).value
+    assert again.value == pytest.approx(found.value.item(), rel=1e-12)
+    np.testing.assert_array_equal(found.worst.weights, again.weights)
+    with pytest.raises(ValueError, match="beta is missing"):
+        worst_case(WORLD.u, found.theta, KL(0.1))
 
 
 def test_functions_on_arrays_refuse_what_they_cannot_use() -> None:
@@ -383,5 +389,5 @@ def test_functions_on_arrays_refuse_what_they_cannot_use() -> None:
         free(np.ones((1, 1)), [1.0], [1.0], beta=1.0, power=2, radius=0.1, label_cost=1.0)
     with pytest.raises(ValueError, match=r"u must have shape \(n, d\) and w \(d,\)"):
         gradient_step(np.ones((1, 2)), [1.0], [1.0], beta=1.0, radius=0.1)
-    with pytest.raises(ValueError, match="unknown ball 'w1'"):
-        reweighting("w1", [1.0], [1.0], 0.1)
+    with pytest.raises(ValueError, match=r"label_cost must be a positive .* got -2\.0"):
+        WassersteinFree(power=1, label_cost=-2.0)

@@ -25,7 +25,7 @@ from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.sets import SETS
 from theory.worlds import FiniteWorld
-from theory.worst_case import worst_case
+from theory.worst_cases import worst_case
 
 if TYPE_CHECKING:
     from theory.twins.programs import Program

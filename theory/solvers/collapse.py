@@ -5,6 +5,8 @@ distribution Q with E_Q u = 0 (or, with free features, a sequence of them). The 
 is a convex program of its own. Derived; for the KL ball see also Prop. 3, arXiv:2502.01930.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.optimize import linprog
@@ -124,3 +126,19 @@ def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
     if solution.status == 2:  # infeasible: 0 is outside the convex hull of the atoms
         return np.array([np.inf])
     raise RuntimeError(f"the collapse program of a replicate did not solve: {solution.message}")
+
+
+def each_sample(pairs: PairBatch) -> list[tuple[Array, Array]]:
+    """u (n, d) and p (n,) of each replicate, atoms with mass only."""
+    ut = pairs.ut.expand(pairs.replicates, -1, -1).cpu().numpy()
+    p = pairs.p.cpu().numpy()
+    return [(x[:, q > 0].T, q[q > 0]) for x, q in zip(ut, p, strict=True)]
+
+
+def optimum(found: Any, never: float) -> float:
+    """The optimum of a linear program; `never` where 0 is outside the convex hull of the atoms."""
+    if found.status == 0:
+        return float(found.fun)
+    if found.status == 2:
+        return never
+    raise RuntimeError(f"the collapse program of a replicate did not solve: {found.message}")

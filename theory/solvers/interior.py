@@ -252,7 +252,9 @@ class _Direction:
 
 def _start(pieces: Pieces, eta: Tensor, domain: Domain) -> _State:
     """w = 0, with all products z t equal to mu p_i."""
-    v = torch.nn.functional.pad(eta[:, None], (domain.dimension, 0))
+    middle = getattr(pieces, "middle", torch.empty_like(eta[:, None])[:, :0])
+    v = torch.cat([torch.zeros_like(eta)[:, None].expand(-1, domain.dimension), middle], 1)
+    v = torch.cat([v, eta[:, None]], 1)
     f = pieces.move(v)
     # atoms without weight get so wide a slack that they never matter, and no mask is needed
     s = f.amax(1) + torch.where(pieces.p > 2 * NOTHING, 0.05, 1e6)
@@ -486,7 +488,8 @@ def _smooth_part(smooth: Smooth | None, v: Tensor) -> tuple[Tensor, Tensor]:
 def _domain(v: Tensor, domain: Domain) -> tuple[Tensor, Tensor]:
     """||theta||² - B² and its gradient in v."""
     theta = v[:, : domain.dimension] + domain.theta_ref
-    return (theta**2).sum(-1) - domain.bound**2, torch.nn.functional.pad(2 * theta, (0, 1))
+    rest = v.shape[1] - domain.dimension
+    return (theta**2).sum(-1) - domain.bound**2, torch.nn.functional.pad(2 * theta, (0, rest))
 
 
 def _outer(g: Tensor, c: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class FiniteMoves:
         return out
 
     def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _half_line(v)
+        return half_line(v)
 
     def select(self, index: Tensor) -> "FiniteMoves":
         targets = None if self.targets is None else self.targets[index]
@@ -149,7 +149,7 @@ class LargestLoss(FiniteMoves):
 
 
 @dataclass
-class _TwoMoves:
+class TwoMoves:
     """Two pieces an atom, whose gradients are combinations of u_i and of one vector common to all
     atoms: G_ji = along_ji (beta u_i, 0) + common_ji e."""
 
@@ -194,7 +194,7 @@ class _TwoMoves:
 
 
 @dataclass
-class LabelMoves(_TwoMoves):
+class LabelMoves(TwoMoves):
     """W1 with free features and label cost kappa: f = l(m_i), and l(-m_i) - kappa eta = l(m_i) +
     m_i - kappa eta.
 
@@ -241,7 +241,7 @@ class LabelMoves(_TwoMoves):
 
 
 @dataclass
-class QuadraticMoves(_TwoMoves):
+class QuadraticMoves(TwoMoves):
     """W2 with free features and fixed labels: the adversary moves x along w, and its best moves lie
     in two wells.
 
@@ -274,13 +274,13 @@ class QuadraticMoves(_TwoMoves):
         return out + (z * self.common).sum((1, 2))[:, None, None] * self.hessian_a
 
     def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _half_line(v)
+        return half_line(v)
 
     def select(self, index: Tensor) -> "QuadraticMoves":
         return QuadraticMoves(self.pairs.select(index), self.beta)
 
 
-def _half_line(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def half_line(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The constraint -eta <= 0."""
     gradient = torch.zeros_like(v)
     gradient[:, -1] = -1.0

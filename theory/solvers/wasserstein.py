@@ -202,7 +202,7 @@ def _w1_label_inside(
                 pairs.select(hard), beta, domain, radius[hard], kappa, 1e-16, settled=finish
             )
             point = keep_better(point, hard, better)
-    return _settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
+    return settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
 
 
 def _w1_label_interior(
@@ -295,7 +295,7 @@ def _w1_label_point(
     gap = value - expected + norm_gap(w, gradient, left * beta, domain)
     point = Point(w, value, gap, eta, steps, torch.zeros_like(steps, dtype=torch.bool))
     at_rest = beta * pairs.pull(flip - pairs.p / 2)
-    return _collapse_where_certified(
+    return collapse_where_certified(
         point, norm_gap(torch.zeros_like(w), at_rest, left * beta, domain), beta
     )
 
@@ -350,7 +350,7 @@ def _finite_positive(
                 every, domain, cost, budget[hard], eta0[hard], tolerance, settled=finish
             )
             point = keep_better(point, hard, better)
-    return _settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
+    return settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
 
 
 def _finite_interior(
@@ -425,14 +425,14 @@ def _finite_point(
     point = Point(
         w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool)
     )
-    return _collapse_where_certified(
+    return collapse_where_certified(
         point,
         lower_gap(pairs, q, torch.full_like(slope, 0.5), torch.zeros_like(w), beta, domain),
         beta,
     )
 
 
-def _collapse_where_certified(point: Point, gap_at_rest: Tensor, beta: float) -> Point:
+def collapse_where_certified(point: Point, gap_at_rest: Tensor, beta: float) -> Point:
     """Return w = 0 exactly where it is nearly so and the worst case, E_Q u = 0 to the last digits,
     certifies it as optimal.
 
@@ -447,7 +447,7 @@ def _collapse_where_certified(point: Point, gap_at_rest: Tensor, beta: float) ->
     return point
 
 
-def _settle_collapse(
+def settle_collapse(
     pairs: PairBatch,
     point: Point,
     radius: Tensor,

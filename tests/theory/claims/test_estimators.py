@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from theory.claims import estimators
+from theory.claims.collapse import WASSERSTEIN
 from theory.claims.estimators import CLAIMS
 from theory.claims.ledger import Verdict
 from theory.claims.problems import LABEL_COST, NAMES, Problem, worlds
-from theory.collapse import BALLS, collapse_radius
-from theory.worst_case import worst_case
+from theory.collapse import collapse_radius
+from theory.sets import SETS
+from theory.worst_cases import worst_case
 
 CHECKS = {claim.name: claim.check for claim in CLAIMS}
 EXPECTED = {
@@ -78,28 +80,23 @@ def test_bounds_that_nothing_can_exceed_are_said() -> None:
     assert (line.ratio, other.ratio) == (pytest.approx(30), pytest.approx(5))
 
 
-@pytest.mark.parametrize("ball", BALLS)
+@pytest.mark.parametrize("ball", ["kl", *WASSERSTEIN])
 def test_a_problem_is_what_its_ball_says(ball: str) -> None:
     """Radius, estimator and value are those of the modules they come from; the minimiser is not
     beaten nearby."""
     (world,) = worlds(5, 1, contexts=3)
     problem = Problem(ball, world)
-    knobs: dict[str, Any] = (
-        {"distance": world.distance(LABEL_COST)} if ball.endswith("finite") else {}
-    )
-    knobs |= {"label_cost": LABEL_COST} if ball == "w1-label" else {}
-    assert problem.edge == collapse_radius(ball, world.u, world.probability, **knobs).item()
+    set = SETS[ball].in_metric(world.distance(LABEL_COST), LABEL_COST)
+    assert problem.edge == collapse_radius(world.u, set, world.probability).item()
     assert problem.name == NAMES[ball]
     radius = 0.5 * problem.edge
+    sized = set.sized(radius)
     theta = problem.target(radius)
-    value = worst_case(world, theta, ball=ball, radius=radius, label_cost=LABEL_COST).value
+    value = worst_case(world, theta, sized).value
     assert problem.fit(world.probability, radius).value.item() == pytest.approx(value, abs=1e-9)
     rng = np.random.default_rng(0)
     for step in 0.05 * rng.standard_normal((10, world.dimension)):
-        assert (
-            worst_case(world, theta + step, ball=ball, radius=radius, label_cost=LABEL_COST).value
-            >= value - 1e-9
-        )
+        assert worst_case(world, theta + step, sized).value >= value - 1e-9
     if ball in ("kl", "w1-finite", "w2-finite"):
         assert problem.values(theta[None], radius)[0] == pytest.approx(value, abs=1e-9)
 

@@ -7,7 +7,7 @@ from theory.batch import pair_batch
 from theory.claims import problems, regularity
 from theory.claims.ledger import Verdict
 from theory.claims.problems import Problem
-from theory.collapse import free_collapse
+from theory.solvers.collapse import free_collapse
 from theory.worlds import from_labels
 
 

@@ -1,0 +1,233 @@
+"""Conditional value at risk: the mean of the worst share of the pairs.
+
+min over c of c + E (l - c)_+ / share is polyhedral in the losses: at the optimum several of them
+tie at the threshold and share the mass. Solved by the interior-point method on its two pieces.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from theory.batch import ArrayLike, PairBatch
+from theory.duals import cvar_dual
+from theory.fitting import fit
+from theory.functionals import cvar
+from theory.policy import Array
+from theory.results import Fit
+from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
+from theory.solvers.adversary import WorstCase, reweighted
+from theory.solvers.collapse import each_sample, optimum
+from theory.solvers.interior import solve
+from theory.solvers.kl import solve_mean
+from theory.solvers.moves import TwoMoves, half_line
+from theory.solvers.newton import Domain
+from theory.solvers.points import (
+    DOUBTFUL,
+    LOG2,
+    Point,
+    collapsed_point,
+    keep_better,
+    lower_gap,
+    scatter,
+)
+from theory.solvers.smooth import loss_and_slope
+from theory.solvers.wasserstein import collapse_where_certified, settle_collapse
+
+_TINY = 1e-300
+
+
+@dataclass(frozen=True)
+class CVaR(AmbiguitySet):
+    """{Q : q_i <= p_i/share}: the mean loss of the worst share of the pairs, share in (0, 1].
+
+    A smaller share is a larger set. Rockafellar and Uryasev (2000), doi:10.21314/JOR.2000.038.
+
+    >>> CVaR(0.2).name
+    'cvar'
+    """
+
+    share: ArrayLike | None = None
+
+    facts = Facts(
+        name="cvar",
+        method="cvar-dpo",
+        title="CVaR",
+        about="DPO on the worst share of the pairs (CVaR), exact",
+        source="Rockafellar and Uryasev (2000), doi:10.21314/JOR.2000.038",
+        size="share",
+        symbol="alpha",
+        grows=False,
+        reweights=True,
+        objective="cvar",
+        option="alpha",
+        order=21,
+    )
+
+    def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
+        return solve_cvar(pairs, beta, domain, size)
+
+    def collapse(self, pairs: PairBatch) -> Tensor:
+        return cvar_collapse(pairs)
+
+    def check_size(self, replicates: int, like: Tensor) -> Tensor:
+        share = super().check_size(replicates, like)
+        if not bool(((share > 0) & (share <= 1)).all()):
+            bad = share[~((share > 0) & (share <= 1))][0].item()
+            raise ValueError(f"share must be in (0, 1], got {bad:g}. Use 1 for the plain mean.")
+        return share
+
+    def size_at(self, fraction: float, pairs: PairBatch, **problem: Any) -> float:
+        """Fractions are of 1/share - 1, which is 0 for the mean."""
+        edge = self.collapse(pairs).item()
+        return 1 / (1 + fraction * (1 / edge - 1)) if edge > 0 else 0.0
+
+    def scaled(self, size: float, factor: float) -> float:
+        return 1 / (1 + factor * (1 / size - 1))
+
+    @property
+    def smallest(self) -> float:
+        return 1.0
+
+    def largest(self, least: float) -> float:
+        return least
+
+    def range(self, grid: Array) -> Array:
+        return 1 - grid[:-1]
+
+    def worst(self, at: AtPolicy) -> WorstCase:
+        return reweighted(self.name, cvar_dual, at.losses, at.p, one_size(self))
+
+    def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
+        return cvar(losses, size, weights)
+
+
+def cvar_dpo(
+    u: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    share: ArrayLike,
+    beta: float,
+    bound: float | None = None,
+    theta_ref: ArrayLike | None = None,
+    tolerance: float = 1e-10,
+) -> Fit:
+    """min over theta of the mean loss of the worst share of the pairs; `dual` is the threshold.
+
+    Rockafellar and Uryasev (2000); arguments as `fit`.
+    """
+    return fit(
+        u,
+        CVaR(share),
+        weights,
+        beta=beta,
+        bound=bound,
+        theta_ref=theta_ref,
+        tolerance=tolerance,
+    )
+
+
+# ------------------------------------------------------------------------------------------- solver
+def solve_cvar(pairs: PairBatch, beta: float, domain: Domain, share: Tensor) -> Point:
+    point = collapsed_point(pairs)
+    plain = share >= 1
+    parts = []
+    if plain.any():
+        mean_fit = solve_mean(pairs.select(plain), beta, domain)
+        mean_fit.dual = torch.zeros_like(mean_fit.value)  # the threshold: every loss counts
+        parts.append((plain, mean_fit))
+    if not plain.all():
+        rest = (~plain).nonzero()[:, 0]
+        part, alpha = pairs.select(rest), share[rest]
+        solved = _cvar(part, beta, domain, alpha, settled=False)
+        solved = settle_collapse(
+            part, solved, 1 / alpha, beta, lambda some: 1 / cvar_collapse(some)
+        )
+        hard = (~solved.collapsed & (solved.gap > DOUBTFUL)).nonzero()[:, 0]
+        if hard.numel():  # to settle ties is slow, and seldom needed
+            better = _cvar(part.select(hard), beta, domain, alpha[hard], settled=True)
+            solved = keep_better(solved, hard, better)
+        parts.append((rest, solved))
+    return scatter(parts, point)
+
+
+def _cvar(pairs: PairBatch, beta: float, domain: Domain, alpha: Tensor, *, settled: bool) -> Point:
+    one = torch.ones_like(alpha)
+    found = solve(Shortfall(pairs, beta, alpha), one, LOG2 * one, domain, settled=settled)
+    w = domain.project(found.v[:, :-1])
+    q = found.z[:, 1] * (pairs.p > 0) / alpha[:, None]
+    loss, slope = loss_and_slope(beta * pairs.project(w))
+    worst = cvar_dual(loss, pairs.p, alpha)
+    q = _within(q, pairs.p / alpha[:, None])
+    gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, domain)
+    none = torch.zeros_like(found.steps, dtype=torch.bool)
+    point = Point(w, worst.value, gap, worst.dual.clone(), found.steps, none)
+    at_rest = lower_gap(pairs, q, torch.full_like(slope, 0.5), torch.zeros_like(w), beta, domain)
+    return collapse_where_certified(point, at_rest, beta)
+
+
+def _within(q: Tensor, most: Tensor) -> Tensor:
+    """Weights that sum to one below a bound that sums to more: what is missing is given to all in
+    proportion to the room that they have."""
+    q = q.clamp(min=0).minimum(most)
+    missing = 1 - q.sum(-1, keepdim=True)
+    room = most - q
+    up = missing.clamp(min=0) * room / room.sum(-1, keepdim=True).clamp(min=_TINY)
+    down = (-missing).clamp(min=0) * q / q.sum(-1, keepdim=True).clamp(min=_TINY)
+    return q + up - down
+
+
+@dataclass
+class Shortfall(TwoMoves):
+    """The pieces 0 and (l - c)/alpha of CVaR, c in the place of eta."""
+
+    alpha: Tensor
+
+    def move(self, v: Tensor) -> Tensor:
+        loss, s = loss_and_slope(self.beta * self.pairs.project(v[:, :-1]))
+        share = self.alpha[:, None]
+        self.along = torch.stack([torch.zeros_like(s), -s / share], 1)
+        self.common = torch.stack([torch.zeros_like(s), (-1 / share).expand_as(s)], 1)
+        self.e = torch.zeros_like(v)
+        self.e[:, -1] = 1.0
+        self.bend = s * (1 - s) / share
+        return torch.stack([torch.zeros_like(loss), (loss - v[:, -1:]) / share], 1)
+
+    def curvature(self, z: Tensor, stiffness: Tensor) -> Tensor:
+        uu, ue, ee = self._spread(stiffness)
+        return self._form(uu + z[:, 1] * self.bend, ue, ee)
+
+    def cone(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return half_line(v)
+
+    def select(self, index: Tensor) -> "Shortfall":
+        return Shortfall(self.pairs.select(index), self.beta, self.alpha[index])
+
+
+def cvar_collapse(pairs: PairBatch) -> Tensor:
+    """max {alpha : some q <= p/alpha has E_q u = 0}, 0 where none has: a linear program each."""
+    return torch.tensor(
+        [_cvar_program(u, p) for u, p in each_sample(pairs)],
+        dtype=torch.float64,
+        device=pairs.p.device,
+    )
+
+
+def _cvar_program(u: Array, p: Array) -> float:
+    """max {sum x : 0 <= x <= p, x u = 0}, x the share times q."""
+    found = linprog(
+        -np.ones(len(p)),
+        A_eq=u.T / max(np.abs(u).max(), _TINY),
+        b_eq=np.zeros(u.shape[1]),
+        bounds=[(0, mass) for mass in p],
+        method="highs",
+    )
+    largest = -optimum(found, never=0.0)
+    return min(largest, 1.0) if largest > 1e-9 else 0.0
+
+
+MEMBERS = (CVaR(),)
+ESTIMATORS = (cvar_dpo,)

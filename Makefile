@@ -43,6 +43,7 @@ notebooks: install  ## execute experiments/notebooks/*.py into the .ipynb next t
 	@OMP_NUM_THREADS=1 $(BIN)/python -m experiments.execute_notebooks
 
 guide: install  ## build the guide as a site
+	@$(BIN)/python -m experiments.sets_page
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "== done. Open first: site/index.html"
 

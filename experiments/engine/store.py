@@ -153,7 +153,7 @@ def encode_cell(rows: pd.DataFrame, record: dict[str, str]) -> bytes:
 
     Raises:
         pyarrow.ArrowException, ValueError: a column that Parquet cannot hold, such as one of mixed
-        types.
+            types.
     """
     # Parquet may change what it is given (a None among numbers becomes NaN): the checksum is that
     # of the outcome.

@@ -74,6 +74,7 @@ class Look:
 
 
 _DASHED, _DOTTED = (0, (4, 1.5)), (0, (1.2, 1.2))
+_SPARE = ("*", "h", "p", "8", "1", "2", "3", "4", "+", "x", "H")
 METHODS = {
     "dpo": Look("DPO", BLACK, "o"),
     "kldpo": Look("KLDPO", BLUE, "s"),
@@ -89,8 +90,10 @@ METHODS = {
 
 
 def look(method: str) -> Look:
-    """The look of a method; one without its own is drawn in grey under its name."""
-    return METHODS.get(method, Look(method, GREY, "*", _DOTTED))
+    """The look of a method; one without its own is drawn in grey under its name, with a marker that
+    hangs on the name."""
+    marker = _SPARE[sum(map(ord, method)) % len(_SPARE)]
+    return METHODS.get(method, Look(method, GREY, marker, _DOTTED))
 
 
 @contextmanager

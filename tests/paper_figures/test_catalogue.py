@@ -21,7 +21,9 @@ SCHEME = next(entry for entry in ENTRIES if entry.name == "wdpo_fig1")
 
 def test_every_figure_of_a_study_is_named_once() -> None:
     assert len({entry.key for entry in ENTRIES}) == len(ENTRIES)
-    for module in {entry.module for entry in ENTRIES if entry.ours and entry.module != "ledger"}:
+    for module in {
+        entry.module for entry in ENTRIES if entry.ours and entry.module != "studies.ledger"
+    }:
         named = {entry.name for entry in ENTRIES if entry.module == module}
         assert named - {"aot_quantiles"} == set(import_module(f"paper_figures.{module}").FIGURES)
 
@@ -29,8 +31,8 @@ def test_every_figure_of_a_study_is_named_once() -> None:
 def test_every_module_draws_and_every_file_of_a_paper_is_named() -> None:
     assert all(callable(import_module(f"paper_figures.{entry.module}").draw) for entry in ENTRIES)
     files = {
-        p.stem
-        for p in Path(catalogue.__file__).parent.glob("*.py")
+        f"paper.{p.stem}"
+        for p in Path(catalogue.__file__).parent.glob("paper/*.py")
         if re.match(r"(wdpo|aot)_(fig|table\d|benchmarks)", p.stem)
     }
     assert files == {entry.module for entry in ENTRIES if not entry.ours}

@@ -219,7 +219,7 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path)
 
 
 def test_the_drawing_reads_tables_only() -> None:
-    tree = ast.parse((Path(paper_figures.__path__[0]) / "emotion.py").read_text())
+    tree = ast.parse((Path(paper_figures.__path__[0]) / "studies/emotion.py").read_text())
     names = [
         alias.name
         for node in ast.walk(tree)

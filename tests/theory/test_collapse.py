@@ -154,7 +154,9 @@ def test_a_batch_is_its_rows(ball: str) -> None:
     u, p = np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows])
     D = distances(rows[0][0])
     together = collapse_of(ball, u, p, distance=D, label_cost=0.5)
-    alone = torch.stack([collapse_of(ball, u[r], p[r], distance=D, label_cost=0.5) for r in range(4)])
+    alone = torch.stack(
+        [collapse_of(ball, u[r], p[r], distance=D, label_cost=0.5) for r in range(4)]
+    )
     torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-10)
 
 

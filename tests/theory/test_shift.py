@@ -41,9 +41,8 @@ def directions(seed: int, dimension: int = 4) -> Array:
 
 def fit(shift: Shift, p: Array | None = None, beta: float = 1.0) -> Array:
     world = shift.world
-    return dpo(
-        world.u, world.probability if p is None else p, beta=beta, bound=world.bound
-    ).theta.numpy()
+    theta = dpo(world.u, world.probability if p is None else p, beta=beta, bound=world.bound).theta
+    return np.atleast_2d(theta.numpy())
 
 
 # --------------------------------------------------------------------------------------- evaluation

@@ -93,13 +93,13 @@ def test_a_gradient_step_that_is_too_long_is_found_out(monkeypatch: pytest.Monke
 def test_a_worst_case_that_is_not_quite_the_tilt_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    exact = worst_cases.reweighting
+    exact = worst_cases._worst
 
     def broken(*args: Any) -> Any:
         found = exact(*args)
-        return dataclasses.replace(found, weights=0.99 * found.weights + 0.01 * args[2])
+        return dataclasses.replace(found, weights=0.99 * found.weights + 0.01 * args[1])
 
-    monkeypatch.setattr(worst_cases, "reweighting", broken)
+    monkeypatch.setattr(worst_cases, "_worst", broken)
     assert BY_NAME["tilt-normaliser"].check("smoke", 0).verdict == Verdict.REFUTED
 
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from experiments.aot import estimator as aot_estimator
 from experiments.aot import study
 from experiments.aot.comparison import MATCHED_KL
 from experiments.aot.fits import METHODS
 from experiments.aot.study import AotStudy, plan, run
-from experiments.aot.study import estimator as aot_estimator
 from experiments.aot.tables import LEVELS, rates_table
 from experiments.aot.worlds import Spec, build_world
 

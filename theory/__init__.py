@@ -47,6 +47,7 @@ _ROOMS = {
         "least_squares",
         "logistic",
         "rdpo_loss",
+        "rebel_loss",
         "squared_hinge",
     ),
     "theory.functionals": (

@@ -182,12 +182,6 @@ def kto_reference_point(mismatched_ratio: Tensor, weights: Tensor | None = None)
     return mean(mismatched_ratio.detach(), weights).clamp(min=0)
 
 
-def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) -> Tensor:
-    """REBEL, (Delta/eta - (r1 - r2))²: log-ratios regressed on reward differences.
-    arXiv:2404.16767."""
-    return (ratio_difference / eta - reward_difference) ** 2
-
-
 # -------------------------------------------------------------------------------- optimal transport
 def aot_unpaired(
     chosen: Tensor,

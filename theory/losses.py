@@ -89,6 +89,12 @@ def kto_loss(
     return lam * torch.sigmoid(torch.where(desirable, -advantage, advantage))
 
 
+def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) -> Tensor:
+    """REBEL, (Delta/eta - (r1 - r2))²: log-ratios regressed on reward differences.
+    arXiv:2404.16767."""
+    return (ratio_difference / eta - reward_difference) ** 2
+
+
 # ------------------------------------------------------------------ h of one-dimensional transport
 def logistic(t: Tensor, beta: float) -> Tensor:
     """h(t) = log(1 + exp(-beta t)), at a difference t of quantiles. arXiv:2406.05882."""

@@ -24,7 +24,7 @@ from experiments.engine.store import open_run, write_json, write_table
 from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
 from theory.estimators import dpo
 from theory.policy import Array
-from theory.sets import SETS, AmbiguitySet
+from theory.sets import SETS, AmbiguitySet, AtPolicy
 from theory.sets.gradient_penalty import GradientPenalty
 from theory.sets.kl import KL
 from theory.solvers.adversary import tilt
@@ -124,7 +124,7 @@ def weights_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
     tables = []
     for set in _reweighting():
         for share in SHARES:
-            worst = at_share(set, world, theta, share)
+            worst = at_share(set, losses, p, share)
             columns = {
                 "ball": set.name,
                 "share": share,
@@ -136,15 +136,15 @@ def weights_table(world: FiniteWorld, theta: Array) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def at_share(set: AmbiguitySet, world: FiniteWorld, theta: Array, share: float) -> WorstCase:
-    """The worst case of a set whose effective share of the sample is `share`, or the smallest that
-    the set reaches."""
-    losses, p = _losses(world, theta), world.probability
+def at_share(set: AmbiguitySet, losses: Array, p: Array, share: float) -> WorstCase:
+    """The worst case of a set of weights whose effective share of the sample is `share`, or the
+    smallest that the set reaches."""
     least = float(p[losses == losses[p > 0].max()].sum())  # all mass on the largest loss
     low, high = set.smallest, set.largest(least)
+    nowhere = np.empty((len(p), 0))  # such a set sees the losses only
 
     def worst(size: float) -> WorstCase:
-        return worst_case(world, theta, set.sized(size))
+        return set.sized(size).worst(AtPolicy(nowhere, p, nowhere[0], 1.0, losses))
 
     def excess(size: float) -> float:
         return worst(size).effective - share

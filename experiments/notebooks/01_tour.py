@@ -20,10 +20,7 @@ import pandas as pd
 
 from paper_figures.notebook import show
 from paper_figures.style import METHODS, PAGE, grid, label_ends, paper
-from theory.collapse import collapse_radius
-from theory.estimators import dpo, kldpo, wdpo_free
-from theory.worlds import random_world
-from theory.worst_cases import worst_case
+from theory import SETS, collapse_radius, fit, random_world, worst_case
 
 # %% [markdown]
 # ## 1. A world
@@ -41,17 +38,17 @@ print(f"KL(pi* || pi_ref) = {world.kl_to_reference(world.theta_star):.3f} nats")
 # ## 2. A sample
 #
 # A sample of $n$ pairs is a vector of frequencies on those atoms, so that $n = 10^8$ would cost what $n = 200$ does. One seed
-# gives one sample; a list of seeds gives as many samples, and every estimator below fits all of them at once.
+# gives one sample; a list of seeds gives as many, and `fit` takes all of them at once.
 
 # %%
 n = 200
-sample = world.sample(n, [np.random.SeedSequence(0)]).p
-fit = dpo(world.u, sample, beta=world.beta, bound=world.bound)
-print(f"DPO: theta = {fit.theta[0].numpy().round(3)}, loss {fit.value.item():.6f}, certified within {fit.gap.item():.0e}")
+sample = world.sample(n, [np.random.SeedSequence(0)]).p[0].numpy()
+plain = fit(world.u, weights=sample, **world.problem)
+plain
 
 # %% [markdown]
 # `gap` is a bound on (loss − least possible loss) by weak duality. It does not trust the solver: if it is small, the fit is
-# right.
+# right. `plain.theta`, `plain.value` and `plain.gap` are tensors.
 #
 # ## 3. How large is a large radius?
 #
@@ -60,27 +57,24 @@ print(f"DPO: theta = {fit.theta[0].numpy().round(3)}, loss {fit.value.item():.6f
 
 # %%
 balls = ("kl", "w1-free", "w2-free")
-edge = {ball: collapse_radius(ball, world.u, sample).item() for ball in balls}
+edge = {ball: collapse_radius(world.u, SETS[ball], sample).item() for ball in balls}
 print(edge)
 
 # %% [markdown]
 # ## 4. Robust fits at half the collapse radius
 
 # %%
-common = {"beta": world.beta, "bound": world.bound}
-fits = {
-    "dpo": fit,
-    "kldpo": kldpo(world.u, sample, radius=0.5 * edge["kl"], **common),
-    "wdpo-w1-free": wdpo_free(world.u, sample, power=1, radius=0.5 * edge["w1-free"], **common),
-    "wdpo-w2-free": wdpo_free(world.u, sample, power=2, radius=0.5 * edge["w2-free"], **common),
-}
-theta = {name: one.theta[0].numpy() for name, one in fits.items()}
+fits = {"dpo": plain}
+for ball in balls:
+    half = SETS[ball].sized(0.5 * edge[ball])
+    fits[half.facts.method] = fit(world.u, half, sample, **world.problem)
+theta = {name: one.theta.numpy() for name, one in fits.items()}
 losses = {name: np.logaddexp(0, -world.beta * world.u @ t) for name, t in theta.items()}
 table = pd.DataFrame(
     {
         "norm of theta": {name: np.linalg.norm(t) for name, t in theta.items()},
         "KL to reference": {name: float(world.kl_to_reference(t)) for name, t in theta.items()},
-        "loss on the sample": {name: float(sample[0].numpy() @ l) for name, l in losses.items()},
+        "loss on the sample": {name: float(sample @ l) for name, l in losses.items()},
         "robust value": {name: one.value.item() for name, one in fits.items()},
         "true loss": {name: float(world.probability @ l) for name, l in losses.items()},
         "gap": {name: one.gap.item() for name, one in fits.items()},
@@ -96,11 +90,11 @@ table.round(4)
 # ## 5. The worst case at the DPO policy
 #
 # Where does the adversary of the KL ball put the probability? Its weights are an exponential tilt of the losses (Theorem 3 of
-# arXiv:2502.01930): the pairs that the policy gets most wrong.
+# arXiv:2502.01930v4): the pairs that the policy gets most wrong.
 
 # %%
-worst = worst_case(world, theta["dpo"], ball="kl", radius=0.5 * edge["kl"], p=sample[0].numpy())
-seen = pd.DataFrame({"p": sample[0].numpy(), "q": worst.weights, "loss": losses["dpo"]}).query("p > 0")
+worst = worst_case(world, theta["dpo"], SETS["kl"].sized(0.5 * edge["kl"]), sample)
+seen = pd.DataFrame({"p": sample, "q": worst.weights, "loss": losses["dpo"]}).query("p > 0")
 print(f"loss {seen.p @ seen.loss:.3f} -> {worst.value:.3f}; of the {n} pairs {n * worst.effective:.0f} are left in effect")
 seen.assign(ratio=seen.q / seen.p).sort_values("ratio", ascending=False).head(5).round(3)
 
@@ -112,7 +106,7 @@ seen.assign(ratio=seen.q / seen.p).sort_values("ratio", ascending=False).head(5)
 # %%
 fractions = np.linspace(0, 1, 21)
 values = {
-    ball: [worst_case(world, theta["dpo"], ball=ball, radius=f * edge[ball], p=sample[0].numpy()).value for f in fractions]
+    ball: [worst_case(world, theta["dpo"], SETS[ball].sized(f * edge[ball]), sample).value for f in fractions]
     for ball in balls
 }
 with paper():
@@ -137,19 +131,19 @@ show(figure)
 # Fit KLDPO to the *population*. It does not point anywhere new: it is a shorter $\theta^*$, to the last digit.
 
 # %%
-population = kldpo(world.u, world.probability, radius=0.05, **common)
-w, tau = population.theta[0].numpy(), population.dual.item()
+population = fit(world.u, SETS["kl"].sized(0.05), world.probability, **world.problem)
+w, tau = population.theta.numpy(), population.dual.item()
 cosine = w @ world.theta_star / np.linalg.norm(w) / np.linalg.norm(world.theta_star)
 print(f"cosine with theta* = {cosine:.9f}")
 print(
     f"length / length of theta* = {np.linalg.norm(w) / np.linalg.norm(world.theta_star):.6f}, tau/(1+tau) = {tau / (1 + tau):.6f}"
 )
-larger = dpo(world.u, world.probability, beta=world.beta * (1 + 1 / tau), bound=world.bound).theta[0].numpy()
+larger = fit(world.u, weights=world.probability, beta=world.beta * (1 + 1 / tau)).theta.numpy()
 print(f"DPO with beta (1 + 1/tau) differs from it by {np.linalg.norm(larger - w):.1e}")
 
 # %% [markdown]
 # Where the Bradley–Terry model is right, KLDPO *is* DPO with a larger $\beta$ (docs/theorems.md, Proposition E). What
 # robustness can add must come from finite samples or from a model that is wrong. Notebook 04 looks for it.
 #
-# **Try:** `n = 20` (what happens to the collapse radii?), `signal=0.5`, or `ball="chi2"` and `ball="w1-label"` in the worst
+# **Try:** `n = 20` (what happens to the collapse radii?), `signal=0.5`, or `"chi2"`, `"cvar"`, `"tv"` and `"w1-label"` among the balls: every set of `SETS` has a fit and a worst
 # case.

@@ -21,13 +21,12 @@ from ipywidgets import Dropdown, FloatSlider, interact
 from experiments.worst_case import at_share, sample_world
 from paper_figures.notebook import show
 from paper_figures.style import BLUE, COLUMN, GREY, PAGE, VERMILLION, grid, paper
-from theory.estimators import dpo
-from theory.worst_cases import worst_case
+from theory import SETS, dpo, worst_case
 
 # %%
 world = sample_world(40, seed=0, beta=1.0, bound=4.0)
 p = world.probability
-theta = dpo(world.u, p, beta=1.0, bound=4.0).theta[0].numpy()
+theta = dpo(world.u, p, beta=1.0, bound=4.0).theta.numpy()
 losses = np.logaddexp(0, -world.u @ theta)
 unit = float(np.linalg.norm(p @ world.u))  # the collapse radius of W2 with free features
 print(f"mean loss {p @ losses:.3f}, largest {losses.max():.3f}; W2 collapses at {unit:.3f}")
@@ -44,7 +43,7 @@ with paper():
     figure, axes = grid(PAGE, [1.2], 4, left=0.45, right=0.1, gap_x=0.25)
     order = np.argsort(losses)
     for panel, (ball, name) in zip(axes[0], balls.items(), strict=True):
-        worst = at_share(ball, losses, p, 0.5)
+        worst = at_share(SETS[ball], losses, p, 0.5)
         panel.vlines(losses, 0, worst.weights / p, color=BLUE, linewidth=1.2)
         panel.axhline(1, color=GREY, linewidth=0.6)
         panel.set(title=f"{name}: loss {worst.value:.2f}", xlabel="loss of the pair", ylim=(0, 8), xlim=(0, losses.max() * 1.05))
@@ -70,7 +69,7 @@ plane = np.stack([along, [-along[1], along[0]]], axis=1)
 def draw(panel, ball, fraction):
     """One worst case at a fraction of ||E u|| (W2) or at as many nats (KL)."""
     radius = fraction if ball == "kl" else fraction * unit
-    worst = worst_case(world, theta, ball=ball, radius=radius)
+    worst = worst_case(world, theta, SETS[ball].sized(radius))
     x = world.u @ plane
     if worst.weights is not None:
         panel.scatter(*x.T, s=30 * 40 * worst.weights, facecolor=BLUE, alpha=0.35, linewidth=0)
@@ -127,12 +126,12 @@ for seed in range(10):
     rng = np.random.default_rng([seed, 1])
     flipped = rng.random(1000) < 0.1
     u = np.where(flipped, -1.0, 1.0)[:, None] * clean.u
-    fit = dpo(u, beta=1.0, bound=8.0).theta[0].numpy()
+    fit = dpo(u, beta=1.0, bound=8.0).theta.numpy()
     l = np.logaddexp(0, -u @ fit)
     for ball in balls:
         rows.append({"ball": ball, "share left": 1.0, "on wrong labels": flipped.mean()})
         for share in (0.8, 0.5, 0.25):
-            q = at_share(ball, l, np.full(1000, 1e-3), share).weights
+            q = at_share(SETS[ball], l, np.full(1000, 1e-3), share).weights
             rows.append({"ball": ball, "share left": share, "on wrong labels": q[flipped].sum()})
 table = pd.DataFrame(rows).groupby(["ball", "share left"])["on wrong labels"].mean().unstack("ball")[list(balls)]
 table.sort_index(ascending=False).round(3)
@@ -142,5 +141,5 @@ table.sort_index(ascending=False).round(3)
 # the adversary cannot tell a minority that should be heard from an annotator who clicked on the wrong button. If your data are
 # noisy, clean them or take a loss for noise (`cdpo`, `rdpo`, `dr_dpo`, whose tilt has the opposite sign) rather than a ball.
 #
-# **Try:** `ball="w1-label"` in `worst_case`, where the adversary may turn labels round itself at a cost, or `sample_world(200,
+# **Try:** `"w1-label"` in place of `"w2-free"`, where the adversary may turn labels round itself at a cost, or `sample_world(200,
 # ...)`.

@@ -19,8 +19,7 @@ import pandas as pd
 
 from paper_figures.notebook import show
 from paper_figures.style import GREY, METHODS, PAGE, Look, grid, label_ends, paper
-from theory.collapse import collapse_radius
-from theory.estimators import dpo, kldpo, wdpo_free
+from theory import SETS, collapse_radius, dpo, fit
 from theory.shift import evaluate, mean_interval, random_shift, shrunk
 
 # %%
@@ -33,12 +32,9 @@ common = {"beta": world.beta, "bound": world.bound}
 
 def robust(world, p, method, fraction):
     """theta (1, d) at a fraction of the sample's collapse radius."""
-    ball, fit = {
-        "kldpo": ("kl", lambda r: kldpo(world.u, p, radius=r, **common)),
-        "wdpo-w1-free": ("w1-free", lambda r: wdpo_free(world.u, p, power=1, radius=r, **common)),
-        "wdpo-w2-free": ("w2-free", lambda r: wdpo_free(world.u, p, power=2, radius=r, **common)),
-    }[method]
-    return fit(fraction * collapse_radius(ball, world.u, p).item()).theta.numpy()
+    (set,) = (set for set in SETS.values() if set.facts.method == method)
+    radius = fraction * collapse_radius(world.u, set, p).item()
+    return fit(world.u, set.sized(radius), p, **common).theta.numpy()
 
 
 METHODS_HERE = ("kldpo", "wdpo-w1-free", "wdpo-w2-free")

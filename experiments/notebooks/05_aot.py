@@ -9,7 +9,7 @@
 # %% [markdown]
 # # AOT: sorted, not paired
 #
-# DPO asks that each chosen response beats *its* rejected one. AOT (arXiv:2406.05882) asks that the *distribution* of chosen
+# DPO asks that each chosen response beats *its* rejected one. AOT (arXiv:2406.05882v1) asks that the *distribution* of chosen
 # rewards lies above that of rejected ones: quantile by quantile, which is stochastic dominance of the first order. In one
 # dimension the optimal coupling sorts.
 
@@ -21,7 +21,7 @@ from experiments.aot.worlds import Spec, build_world, judged, sphere_pairs, tens
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, GREY, PAGE, PURPLE, VERMILLION, Look, decades, grid, label_ends, paper
 from theory.aot import minimise_aot, random_starts
-from theory.estimators import dpo
+from theory import dpo
 from theory.losses import dpo_loss, least_squares, logistic, squared_hinge
 from theory.functionals import aot_unpaired
 from theory.transport import quantile
@@ -29,7 +29,7 @@ from theory.transport import quantile
 # %%
 rng = np.random.default_rng(0)
 chosen, rejected = sphere_pairs(rng, 400, 3, 3.0)  # features on the sphere, Bradley–Terry labels
-theta = dpo(chosen - rejected, beta=1.0, bound=6.0).theta[0]
+theta = dpo(chosen - rejected, beta=1.0, bound=6.0).theta
 u, v = chosen @ theta, rejected @ theta  # rewards at the DPO policy
 
 # %% [markdown]
@@ -136,7 +136,7 @@ def at_kl(world, w):
 def contestants(world):
     p, q = world.laws(world.probability)
     psi = tensor(world.psi)
-    points = {"DPO": dpo(world.differences, world.probability, beta=1.0, bound=6.0).theta[0].numpy()}
+    points = {"DPO": dpo(world.differences, world.probability, beta=1.0, bound=6.0).theta.numpy()}
     for name, h in (("AOT, logistic", logistic), ("AOT, squared hinge", squared_hinge)):
         fit = minimise_aot(psi, psi, p, q, starts=random_starts(np.random.default_rng(0), 16, 3, 6.0), h=h, beta=1.0, bound=6.0)
         points[name] = fit.theta[0].numpy()

@@ -35,7 +35,7 @@ from llm.sft import Recipe, fine_tune
 from llm.trainer import PreferenceTrainer
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, PAGE, Look, grid, label_ends, paper
-from theory.estimators import kldpo_tilt
+from theory import kldpo_tilt
 from theory.losses import dpo_loss
 from theory.functionals import kl_tilt, tilt_weights
 
@@ -119,7 +119,7 @@ print(f"features {from_features:.15f}\nmodel    {from_model:.15f}")
 
 # %%
 fit = kldpo_tilt(u, temperature=TAU, beta=BETA, bound=3.0)
-model.lm_head.weight.data.copy_(reference_head + fit.theta[0].reshape(VOCABULARY, WIDTH))
+model.lm_head.weight.data.copy_(reference_head + fit.theta.reshape(VOCABULARY, WIDTH))
 print(f"least objective over ||w|| <= 3: {fit.value.item():.12f}, certified within {fit.gap.item():.0e}")
 print(f"what the model says of it:       {objective.value(scores()).item():.12f}")
 

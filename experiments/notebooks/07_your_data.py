@@ -32,10 +32,10 @@ import pandas as pd
 from llm.data.tokens import load_rows, preference_texts
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, GREY, METHODS, PAGE, grid, paper
-from theory.estimators import dpo, kldpo, wdpo_free
+from theory import KL, WassersteinFree, dpo, worst_case
+from theory import fit as fit_set
 from theory.radius_choice import describe, suggest_radii
 from theory.worlds import common_scale
-from theory.worst_cases import reweighting
 
 BETA, BOUND = 1.0, 50.0  # a bound that no fit here reaches
 
@@ -140,7 +140,7 @@ print(f"left out, since they never vary: {sorted(set(chosen) - set(names))}")
 # Coefficients of standardised features, with 95 % percentile intervals of the bootstrap: 300 resamples are one call.
 
 # %%
-fit = dpo(u, beta=BETA, bound=BOUND).theta[0].numpy()
+fit = dpo(u, beta=BETA, bound=BOUND).theta.numpy()
 counts = np.random.default_rng(0).multinomial(len(u), np.full(len(u), 1 / len(u)), 300) / len(u)
 low, high = np.quantile(dpo(u, counts, beta=BETA, bound=BOUND).theta.numpy(), [0.025, 0.975], axis=0)
 order = np.argsort(np.abs(fit))[::-1]
@@ -181,12 +181,17 @@ print(describe(choice))
 # ## Robust fits at the suggested radii
 
 # %%
-same = dpo(u, beta=choice.equivalent_beta, bound=BOUND).theta[0].numpy()
+same = dpo(u, beta=choice.equivalent_beta, bound=BOUND).theta.numpy()
 fits = {
     "DPO": fit,
-    "KLDPO": kldpo(u, radius=choice.kl.radius, beta=BETA, bound=BOUND).theta[0].numpy(),
-    "WDPO W1": wdpo_free(u, power=1, radius=choice.w1.radius, beta=BETA, bound=BOUND).theta[0].numpy(),
-    "WDPO W2": wdpo_free(u, power=2, radius=choice.w2.radius, beta=BETA, bound=BOUND).theta[0].numpy(),
+    **{
+        name: fit_set(u, set, beta=BETA, bound=BOUND).theta.numpy()
+        for name, set in (
+            ("KLDPO", KL(choice.kl.radius)),
+            ("WDPO W1", WassersteinFree(choice.w1.radius)),
+            ("WDPO W2", WassersteinFree(choice.w2.radius, power=2)),
+        )
+    },
     f"DPO, beta = {choice.equivalent_beta:.2f}": same,
 }
 
@@ -214,7 +219,7 @@ pd.DataFrame(facts).T.round(3)
 
 # %%
 losses = np.logaddexp(0, -BETA * u @ fit)
-worst = reweighting("kl", losses, np.full(len(u), 1 / len(u)), choice.kl.radius)
+worst = worst_case(u, fit, KL(choice.kl.radius), beta=BETA)
 ratio = worst.weights * len(u)
 top = np.argsort(-ratio)[:5]
 shown = pairs.loc[top, ["chosen", "rejected"]].assign(weight=ratio[top].round(2))

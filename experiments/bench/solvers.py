@@ -22,7 +22,8 @@ reach):
 * scikit-learn LogisticRegression without penalty: L-BFGS to its default tolerance of 1e-4.
 
 Rows "ours, scaling" hold the time per fit against sample size and replicates, the row "ours,
-memory" the largest resident memory of a process that does nothing else. Rows "ours, on the CPU"
+memory" the largest resident memory of a process that does nothing else. Rows "its twin" have every
+convex set of the registry against its own independent program. Rows "ours, on the CPU"
 compare our fits on a CUDA device with those of the same samples on the CPU, where at most
 `cpu_replicates` are timed: from 64 on the time per fit does not depend on them.
 """
@@ -35,8 +36,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -44,7 +46,11 @@ import torch
 from torch import Tensor
 
 from experiments import screen
+from theory.batch import pair_batch
 from theory.estimators import Fit, dpo, kldpo, wdpo_finite, wdpo_free
+from theory.fitting import fit
+from theory.sets import SETS, AmbiguitySet
+from theory.twins import knowledge, twins
 
 Array = np.ndarray
 BETA = 1.0
@@ -52,7 +58,8 @@ BOUND = 50.0  # out of reach: the peers have no bound
 KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = 0.02, 0.1, 1.0
 WIDE_KL_RADIUS = 0.1  # close to the collapse radius, and beyond it in some replicates
 MEMORY_LIMIT_GIB = 4.0
-PARTS = ("peers", "scaling", "devices")
+Part = Literal["peers", "sets", "scaling", "devices"]
+PARTS: tuple[Part, ...] = get_args(Part)
 COLUMNS = [
     *(
         "problem",
@@ -123,9 +130,9 @@ class Solvers:
     """Folder for solvers.csv."""
     profile: Literal["smoke", "quick", "paper"] = "quick"
     """Size of the benchmark: smoke (seconds), quick (minutes) or paper (more repeats)."""
-    parts: tuple[Literal["peers", "scaling", "devices"], ...] = ("peers", "scaling", "devices")
-    """Against other packages; by sample size and replicates; on a CUDA device, where there
-    is one, against the CPU."""
+    parts: tuple[Part, ...] = PARTS
+    """Against other packages; every set against its twin; by sample size and replicates; on a CUDA
+    device, where there is one, against the CPU."""
 
 
 @dataclass(frozen=True)
@@ -625,6 +632,54 @@ def scaling(size: Profile, device: str) -> Iterator[dict[str, Any]]:
             }
 
 
+def _fitted(set: AmbiguitySet, samples: Samples) -> Fit:
+    return fit(samples.u, set, beta=BETA, bound=BOUND)
+
+
+def sets(size: Profile) -> Iterator[dict[str, Any]]:
+    """Every convex set of the registry against its own cvxpy or linear-programming twin, on small
+    samples: what the twin costs says what one fit by a modelling tool does, polish included."""
+    known = twins()
+    pairs, atoms = (draw_pairs(size.replicates, n, size.dimension, seed=4) for n in (200, 48))
+    for name, kind in SETS.items():
+        if not kind.facts.convex:
+            continue
+        u = atoms if kind.facts.atoms else pairs
+        shared = u[0] if kind.facts.atoms else u  # a metric is that of one sample
+        distance = np.linalg.norm(u[0][:, None].numpy() - u[0][None].numpy(), axis=-1)
+        kind = kind.in_metric(distance, LABEL_COST)
+        one = Samples(u[:1], None).replicate(0)
+        kind = kind.sized(kind.size_at(0.3, pair_batch(*one), beta=BETA, bound=BOUND))
+        case = Case(
+            name,
+            Samples(shared, None),
+            partial(_fitted, kind),
+            mean_objective,
+            (),
+        )
+        _time_ours(case, case.samples)
+        ours, found = min((_time_ours(case, case.samples) for _ in range(3)), key=lambda x: x[0])
+        twin = partial(known[name].fit, beta=BETA, bound=BOUND, **knowledge(kind))
+        peer_s, theirs = _seconds(partial(twin, *one, kind.size))
+        value = found.value if found.value.ndim == 0 else found.value[0]
+        replicates = 1 if kind.facts.atoms else size.replicates
+        yield {
+            "problem": name,
+            "n": u.shape[1],
+            "d": size.dimension,
+            "replicates": replicates,
+            "peer": "its twin",
+            "device": "cpu",
+            "threads": torch.get_num_threads(),
+            "ours_s": ours / replicates,
+            "peer_s": peer_s,
+            "ratio": peer_s * replicates / ours,
+            "objective_gap": (value.item() - theirs[1]) / theirs[1],
+            "certified_gap": float(found.gap.max()),
+            "note": "" if bool(found.converged.all()) else "fits not converged",
+        }
+
+
 def devices(size: Profile, device: str) -> Iterator[dict[str, Any]]:
     """Each problem on a device against the same samples on the CPU, by replicates; beyond
     `cpu_replicates` they come again."""
@@ -748,6 +803,8 @@ def _rows(size: Profile, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
             for peer in case.peers:
                 for device in ["cpu", *cuda]:
                     yield compare(case, peer, size, device)
+    if "sets" in parts:
+        yield from sets(size)
     if "scaling" in parts:
         for device in ["cpu", *cuda]:
             yield from scaling(size, device)

@@ -25,7 +25,7 @@ from rich.markup import escape as plain
 from rich.table import Table
 
 from experiments.engine.errors import CellsFailed
-from experiments.engine.provenance import code_fingerprint, provenance
+from experiments.engine.provenance import code_fingerprint, files_of, provenance
 from experiments.engine.runner import run_cells
 from experiments.engine.store import (
     Cell,
@@ -163,8 +163,7 @@ def _cell(name: str, profile: str, seed: int) -> Cell:
 
 
 def _fingerprint() -> str:
-    claims = Path(__file__).resolve().parent.parent / "theory" / "claims"
-    return code_fingerprint(*sorted(claims.glob("*.py")))
+    return code_fingerprint(*files_of("theory/claims"), *files_of("theory/twins"))
 
 
 def _compute(config: Verify, names: Sequence[str], out: Path) -> dict[str, str]:

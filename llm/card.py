@@ -8,25 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from llm.objectives import ObjectiveParameters
-
-SOURCES = {
-    "kldpo": "Xu et al., arXiv:2502.01930",
-    "wdpo": "Xu et al., arXiv:2502.01930",
-    "aot": "Melnyk et al., arXiv:2406.05882",
-    "aot_unpaired": "Melnyk et al., arXiv:2406.05882",
-    "dpo": "Rafailov et al., arXiv:2305.18290",
-    "ipo": "Azar et al., arXiv:2310.12036",
-    "cdpo": "Mitchell (2023)",
-    "rdpo": "Chowdhury et al., arXiv:2403.00409",
-    "hinge": "Zhao et al., arXiv:2305.10425",
-    "kto": "Ethayarajh et al., arXiv:2402.01306",
-    "dr_dpo": "Wu et al., arXiv:2407.07880",
-    "cvar": "Rockafellar and Uryasev (2000)",
-    "chi2": "Duchi and Namkoong, arXiv:1810.08750",
-    "tv": "total-variation ball",
-    "group_dro": "Sagawa et al., arXiv:1911.08731",
-}
+from llm.objectives import SPECS, ObjectiveParameters
 
 
 def write_card(
@@ -62,7 +44,7 @@ def write_card(
             f"# {Path(model).name} trained with {objective.objective}\n",
             (
                 f"Preference alignment by prefdro. Objective: {objective.objective}"
-                f" ({SOURCES[objective.objective]}).\n"
+                f" ({SPECS[objective.objective].source}).\n"
             ),
             "## Objective\n",
             _table(given),

@@ -7,16 +7,18 @@ researcher wants to know about its worst case.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from theory import duals, functionals
+from theory import functionals
 from theory import losses as pair_losses
 from theory.precision import wide
+from theory.sets import SETS, AmbiguitySet
 
 Kind = Literal["pairs", "unpaired"]
 TRANSPORT_COSTS = {
@@ -113,11 +115,7 @@ class ObjectiveParameters:
     """The objective and its parameters; an option that the chosen objective does not take is
     refused."""
 
-    objective: str = option(
-        "dpo",
-        "what is minimised: dpo, ipo, cdpo, rdpo, hinge, kto, dr_dpo, kldpo, wdpo, aot,"
-        " aot_unpaired, cvar, chi2, tv or group_dro",
-    )
+    objective: str = option("dpo", "what is minimised")
     beta: float = option(
         0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two"
     )
@@ -174,26 +172,27 @@ class ObjectiveParameters:
     )
 
 
-# What each objective takes beside beta, pair_loss and average_tokens: required, and optional.
-TAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "dpo": ((), ()),
-    "ipo": ((), ()),
-    "cdpo": (("flip",), ()),
-    "rdpo": (("flip",), ()),
-    "hinge": ((), ()),
-    "kto": ((), ("gain", "aversion")),
-    "dr_dpo": (("b",), ()),
-    "kldpo": ((), ("tau", "rho", "released")),
-    "wdpo": (("rho",), ("released", "wdpo_mode", "squared", "rho_unit", "fd_epsilon")),
-    "aot": ((), ("h", "softness")),
-    "aot_unpaired": ((), ("h", "softness")),
-    "cvar": (("alpha",), ()),
-    "chi2": (("rho",), ()),
-    "tv": (("rho",), ()),
-    "group_dro": (("group_step",), ()),
-}
-OBJECTIVES = tuple(TAKES)
-_OF_PAIR_LOSS = ("dr_dpo", "kldpo", "wdpo", "cvar", "chi2", "tv", "group_dro")
+Step = Literal["mean", "coupled", "kto", "groups", "wasserstein"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that is known of an objective; help, checks, model card and training step derive from it.
+
+    about: what is minimised over an effective batch. required, optional: options beside beta,
+    pair_loss and average_tokens. build: the objective from the parameters, once they are checked.
+    step: how a training step goes (`llm.steps`, `llm.wasserstein_steps`). of_pair_loss: it stands
+    on --pair_loss.
+    """
+
+    name: str
+    about: str
+    source: str
+    build: Callable[[ObjectiveParameters], Objective]
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    step: Step = "mean"
+    of_pair_loss: bool = False
 
 
 def make_objective(p: ObjectiveParameters) -> Objective:
@@ -203,25 +202,7 @@ def make_objective(p: ObjectiveParameters) -> Objective:
     take, or out of range.
     """
     _check(p)
-    if p.objective == "kto":
-        return Objective(
-            "kto", ("unpaired",), _weighted_mean(_kto(p)), couples=False, losses=_kto(p)
-        )
-    if p.objective in ("aot", "aot_unpaired"):
-        return _transport(p)
-    loss = _pair_loss(p)
-    if p.objective == "group_dro":  # the value needs the current group weights: see `group_value`
-        return Objective("group_dro", ("pairs",), _weighted_mean(loss), couples=True, losses=loss)
-    if p.objective not in _OF_PAIR_LOSS or p.objective == "wdpo":
-        return Objective(p.objective, ("pairs",), _weighted_mean(loss), couples=False, losses=loss)
-    functional, dual = _functional(p)
-
-    def value(s: Scores) -> Tensor:
-        return functional(loss(s), s.weights)
-
-    return Objective(
-        p.objective, ("pairs",), value, couples=True, losses=loss, functional=functional, dual=dual
-    )
+    return SPECS[p.objective].build(p)
 
 
 def group_value(
@@ -281,48 +262,69 @@ def _pair_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
     return table[name]  # type: ignore[return-value]
 
 
-def _functional(
+def _plain(p: ObjectiveParameters) -> Objective:
+    """The mean of a pair loss."""
+    loss = _pair_loss(p)
+    return Objective(p.objective, ("pairs",), _weighted_mean(loss), couples=False, losses=loss)
+
+
+def _groups(p: ObjectiveParameters) -> Objective:
+    """The value needs the current group weights: see `group_value`."""
+    return replace(_plain(p), couples=True)
+
+
+def _robust(
     p: ObjectiveParameters,
-) -> tuple[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor] | None]:
-    """The functional of a batch of losses, and the dual variable of its ball where it has one."""
+    functional: Callable[[Tensor, Tensor | None], Tensor],
+    dual: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Objective:
+    """A functional of a batch of pair losses."""
+    loss = _pair_loss(p)
 
-    def dual(
-        solve: Callable[..., duals.BallDual], radius: float
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda losses, weights: solve(
-            losses[None], weights[None], losses.new_full((1,), radius)
-        ).dual[0]
+    def value(s: Scores) -> Tensor:
+        return functional(loss(s), s.weights)
 
-    if p.objective == "dr_dpo":
-        return partial(_with_weights, functionals.dr_dpo, p.b), None
-    if p.objective == "cvar":
-        return partial(_with_weights, functionals.cvar, p.alpha), dual(
-            duals.cvar_dual, p.alpha or 0.0
-        )
-    if p.tau is not None:
-        return partial(
-            _with_weights, partial(functionals.kl_tilt, released=p.released), p.tau
-        ), None
-    balls = {
-        "kldpo": (functionals.kl_ball, duals.kl_ball_dual),
-        "chi2": (functionals.chi2_ball, duals.chi2_ball_dual),
-        "tv": (functionals.total_variation_ball, duals.total_variation_dual),
-    }
-    ball, solve = balls[p.objective]
-    return partial(_with_weights, ball, p.rho), dual(solve, p.rho or 0.0)
+    return Objective(
+        p.objective, ("pairs",), value, couples=True, losses=loss, functional=functional, dual=dual
+    )
 
 
-def _with_weights(
-    functional: Callable[..., Tensor], knob: float | None, losses: Tensor, weights: Tensor | None
+def _dr_dpo(p: ObjectiveParameters) -> Objective:
+    assert p.b is not None
+    return _robust(p, partial(_sized, functionals.dr_dpo, p.b))
+
+
+def _over_a_set(p: ObjectiveParameters) -> Objective:
+    """The worst case over the ambiguity set whose option is given."""
+    (kind,) = (set for set in _sets(p.objective) if getattr(p, set.facts.option or "") is not None)
+    size = getattr(p, kind.facts.option or "")
+    if p.released:
+        return _robust(p, partial(_sized, partial(functionals.kl_tilt, released=True), size))
+    dual = None if kind.facts.dual is None else partial(kind.dual_of, size)
+    return _robust(p, partial(_sized, kind.worst_value, size), dual)
+
+
+def _sets(objective: str) -> list[AmbiguitySet]:
+    """The sets of weights whose functional this objective is."""
+    return [s for s in SETS.values() if s.facts.reweights and s.facts.objective == objective]
+
+
+def _sized(
+    functional: Callable[..., Tensor], size: float, losses: Tensor, weights: Tensor | None
 ) -> Tensor:
-    return functional(losses, knob, weights)
+    return functional(losses, size, weights)
 
 
 def _weighted_mean(loss: Callable[[Scores], Tensor]) -> Callable[[Scores], Tensor]:
     return lambda s: functionals.mean(loss(s), s.weights)
 
 
-def _kto(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
+def _kto(p: ObjectiveParameters) -> Objective:
+    loss = _kto_loss(p)
+    return Objective("kto", ("unpaired",), _weighted_mean(loss), couples=False, losses=loss)
+
+
+def _kto_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
     gain, aversion = 1.0 if p.gain is None else p.gain, 1.0 if p.aversion is None else p.aversion
 
     def loss(s: Scores) -> Tensor:
@@ -372,11 +374,111 @@ def _transport(p: ObjectiveParameters) -> Objective:
     return Objective("aot_unpaired", ("pairs", "unpaired"), unpaired, couples=True)
 
 
+# ----------------------------------------------------------------------------------------- registry
+def _specs() -> dict[str, Spec]:
+    """The objectives that are named here, and one for every ambiguity set that a trainer can take:
+    a set of `theory.sets` with an objective and an option is found by itself."""
+    transport = ("h", "softness")
+    over_sets = []
+    for name in dict.fromkeys(s.facts.objective for s in SETS.values() if s.facts.reweights):
+        if name is None:
+            continue
+        sets = _sets(name)
+        options = tuple(s.facts.option or "" for s in sets)
+        released = ("released",) if "tau" in options else ()
+        over_sets.append(
+            Spec(
+                name,
+                "; ".join(f"{s.facts.about} (--{s.facts.option})" for s in sets),
+                "; ".join(dict.fromkeys(s.facts.source for s in sets)),
+                _over_a_set,
+                options if len(options) == 1 else (),
+                (*(options if len(options) > 1 else ()), *released),
+                step="coupled",
+                of_pair_loss=True,
+            )
+        )
+    dpo = "Rafailov et al., arXiv:2305.18290"
+    ipo = "Azar et al., arXiv:2310.12036"
+    rdpo = "Chowdhury et al., arXiv:2403.00409"
+    slic = "Zhao et al., arXiv:2305.10425"
+    kto = "Ethayarajh et al., arXiv:2402.01306"
+    aot = "Melnyk et al., arXiv:2406.05882v1"
+    named = [
+        Spec("dpo", "the mean DPO loss", dpo, _plain),
+        Spec("ipo", "the mean IPO loss", ipo, _plain),
+        Spec("cdpo", "DPO with smoothed labels", "Mitchell (2023)", _plain, ("flip",)),
+        Spec("rdpo", "DPO unbiased under flipped labels", rdpo, _plain, ("flip",)),
+        Spec("hinge", "the mean hinge loss (SLiC)", slic, _plain),
+        Spec("kto", "KTO of unpaired responses", kto, _kto, (), ("gain", "aversion"), "kto"),
+        Spec(
+            "dr_dpo",
+            "-b log E exp(-l/b), the opposite tilt",
+            "Wu et al., arXiv:2407.07880",
+            _dr_dpo,
+            ("b",),
+            step="coupled",
+            of_pair_loss=True,
+        ),
+        *[spec for spec in over_sets if spec.name == "kldpo"],
+        Spec(
+            "wdpo",
+            "the mean loss plus the norm of its gradient at the embeddings (Algorithm 1)",
+            "Xu et al., arXiv:2502.01930v4",
+            _plain,
+            ("rho",),
+            ("released", "wdpo_mode", "squared", "rho_unit", "fd_epsilon"),
+            step="wasserstein",
+            of_pair_loss=True,
+        ),
+        Spec("aot", "transport of paired log-ratios", aot, _transport, (), transport, "coupled"),
+        Spec(
+            "aot_unpaired",
+            "transport of chosen against rejected rewards",
+            aot,
+            _transport,
+            (),
+            transport,
+            "coupled",
+        ),
+        *[spec for spec in over_sets if spec.name != "kldpo"],
+        Spec(
+            "group_dro",
+            "the groups weighted by exponentiated gradient",
+            "Sagawa et al., arXiv:1911.08731",
+            _groups,
+            ("group_step",),
+            step="groups",
+            of_pair_loss=True,
+        ),
+    ]
+    return {spec.name: spec for spec in named}
+
+
+SPECS = _specs()
+OBJECTIVES = tuple(SPECS)
+# the help of --objective, which the class above cannot know yet
+ObjectiveParameters.__dataclass_fields__["objective"].metadata = MappingProxyType(
+    {"help": f"what is minimised: {', '.join(OBJECTIVES)}"}
+)
+_OF_PAIR_LOSS = tuple(name for name, spec in SPECS.items() if spec.of_pair_loss)
+
+
+def objectives_table() -> str:
+    """The registry as Markdown, for docs/training.md."""
+    rows = ["| `--objective` | what is minimised over an effective batch | takes | source |"]
+    rows.append("|---|---|---|---|")
+    for spec in SPECS.values():
+        takes = [f"`--{name}`" for name in (*spec.required, *spec.optional)]
+        rows.append(f"| `{spec.name}` | {spec.about} | {', '.join(takes)} | {spec.source} |")
+    return "\n".join(rows)
+
+
 # ------------------------------------------------------------------------------------------- checks
 def _check(p: ObjectiveParameters) -> None:
-    if p.objective not in TAKES:
+    if p.objective not in SPECS:
         raise ValueError(f"unknown objective {p.objective!r}; there are {', '.join(OBJECTIVES)}.")
-    required, optional = TAKES[p.objective]
+    required, optional = SPECS[p.objective].required, SPECS[p.objective].optional
     for name in required:
         if getattr(p, name) is None:
             raise ValueError(f"{p.objective} needs --{name}, which was not given.")
@@ -461,3 +563,7 @@ def _check_wdpo(p: ObjectiveParameters) -> None:
             "--fd_epsilon is for --wdpo_mode finite_difference and lies in (0, 1), got"
             f" {p.fd_epsilon} with {mode}."
         )
+
+
+if __name__ == "__main__":
+    print(objectives_table())

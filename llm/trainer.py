@@ -25,7 +25,15 @@ from llm.global_batch import concatenate, gather, normalised, scores_of
 from llm.judges.divergence import kl_on_own_samples
 from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.metrics import reward_metrics
-from llm.objectives import Objective, ObjectiveParameters, Pairs, Scores, make_objective, replaced
+from llm.objectives import (
+    SPECS,
+    Objective,
+    ObjectiveParameters,
+    Pairs,
+    Scores,
+    make_objective,
+    replaced,
+)
 from llm.reference import model_fingerprint, reference_identity, reference_logps
 from llm.steps import (
     Batch,
@@ -109,9 +117,10 @@ class PreferenceTrainer(Trainer):
                 "fused": fused,
             },
         )
-        if p.objective == "kto":
+        step = SPECS[p.objective].step
+        if step == "kto":
             return KahnemanTversky(**common)
-        if p.objective == "group_dro":
+        if step == "groups":
             assert p.group_step is not None
             self.add_callback(GroupWeights(_first_group_weights(self.train_dataset)))
             if self.eval_dataset is not None:
@@ -119,9 +128,9 @@ class PreferenceTrainer(Trainer):
             return GroupRobust(
                 **common, callbacks=self.callback_handler.callbacks, step=p.group_step
             )
-        if p.objective == "wdpo":
+        if step == "wasserstein":
             return self._make_wasserstein_step(common)
-        return Coupled(**common) if self.objective.couples else Mean(**common)
+        return Coupled(**common) if step == "coupled" else Mean(**common)
 
     def _make_wasserstein_step(self, common: dict[str, Any]) -> Mean:
         p = self.parameters

@@ -4,6 +4,7 @@ worst case."""
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,20 @@ from llm.global_batch import coefficients
 from llm.metrics import reward_metrics, weight_metrics
 from llm.objectives import (
     OBJECTIVES,
+    SPECS,
     ObjectiveParameters,
     Pairs,
     Singles,
     group_value,
     make_objective,
+    objectives_table,
     widened,
     worst_case_weights,
 )
 from llm.steps import worst_case_metrics
 from theory import functionals
 from theory import losses as pair_losses
+from theory.sets import SETS
 
 N = 8
 
@@ -421,3 +425,24 @@ def test_reward_metrics_by_hand() -> None:
     assert reward_metrics(single, beta=2.0)["rewards/margins"] == pytest.approx(1)
     alone = reward_metrics(Singles(single.policy, zero, torch.tensor([True] * 3)), beta=2.0)
     assert "rewards/margins" not in alone and alone["rewards/chosen"] == pytest.approx(14 / 3)
+
+
+def test_the_table_of_the_guide_is_that_of_the_registry() -> None:
+    """If this fails: put what `python -m llm.objectives` prints between the marks."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.split("<!-- objectives: python -m llm.objectives -->")[1].split("<!-- end -->")[0]
+    assert table.strip() == objectives_table()
+
+
+def test_every_set_with_an_option_is_an_objective_of_the_trainer() -> None:
+    """Its value is the worst case of the same set, its dual the multiplier of the same ball."""
+    losses = torch.linspace(0.1, 2, 7, dtype=torch.float64)
+    for name, kind in SETS.items():
+        facts = kind.facts
+        if not facts.reweights or facts.objective is None or facts.option is None:
+            continue
+        made = make_objective(ObjectiveParameters(facts.objective, **{facts.option: 0.4}))
+        assert made.functional is not None, name
+        assert made.functional(losses, None).item() == kind.worst_value(losses, 0.4).item()
+        assert SPECS[facts.objective].step == "coupled"
+        assert (made.dual is None) == (facts.dual is None)

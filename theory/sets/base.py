@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, as_float64
 from theory.checks import check_radius
+from theory.duals import BallDual
 from theory.policy import Array
 from theory.solvers.adversary import WorstCase
 from theory.solvers.newton import Domain
@@ -43,7 +45,8 @@ class Facts:
     algorithm computes instead of the worst case. convex: its fits are certified against the
     optimum. reweights: its worst case is one of weights on the atoms, whatever their losses. grows:
     false where a larger number is a smaller set. order: its place in lists. objective, option: of
-    the trainer that minimises the same functional, None where there is none.
+    the trainer that minimises the same functional, None where there is none. dual: the worst case
+    of losses (R, n) with weights (R, n) at sizes (R,), for exact sets of weights.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Facts:
     reweights: bool = False
     grows: bool = True
     order: float = math.inf
+    dual: Callable[[Tensor, Tensor, Tensor], BallDual] | None = None
     objective: str | None = None
     option: str | None = None
 
@@ -160,6 +164,11 @@ class AmbiguitySet(ABC):
     @abstractmethod
     def worst(self, at: AtPolicy) -> WorstCase:
         """The worst case at one policy, with its certificate."""
+
+    def dual_of(self, size: float, losses: Tensor, weights: Tensor) -> Tensor:
+        """The dual variable of the worst case at losses and weights (n,), a scalar."""
+        assert self.facts.dual is not None
+        return self.facts.dual(losses[None], weights[None], losses.new_full((1,), size)).dual[0]
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         """The functional that the trainer minimises, of losses (n,): differentiable."""

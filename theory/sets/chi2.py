@@ -57,6 +57,7 @@ class ChiSquared(AmbiguitySet):
         title="chi-squared",
         about="DPO over a chi-squared ball, exact",
         source="Duchi and Namkoong, arXiv:1810.08750v6",
+        dual=chi2_ball_dual,
         reweights=True,
         objective="chi2",
         option="rho",

@@ -61,6 +61,7 @@ class CVaR(AmbiguitySet):
         size="share",
         symbol="alpha",
         grows=False,
+        dual=cvar_dual,
         reweights=True,
         objective="cvar",
         option="alpha",

@@ -36,6 +36,7 @@ class KL(AmbiguitySet):
         about="KLDPO, exact, KL ball",
         source="Eq. (9), arXiv:2502.01930v4",
         unit="nats",
+        dual=kl_ball_dual,
         reweights=True,
         objective="kldpo",
         option="rho",

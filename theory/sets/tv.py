@@ -63,6 +63,7 @@ class TotalVariation(AmbiguitySet):
         about="DPO over a total-variation ball, exact",
         source="Jiang and Guan (2018), doi:10.1287/opre.2018.1729",
         size="radius",
+        dual=total_variation_dual,
         reweights=True,
         objective="tv",
         option="rho",

@@ -1,1 +1,45 @@
-"""Training of language models with the losses of `theory.functionals`."""
+"""Training of language models with the losses of `theory`: the public names.
+
+    from llm import ObjectiveParameters, PreferenceArguments, PreferenceTrainer, load_rows, tokenise
+
+Names are loaded when they are first used: importing `llm` imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm.arguments import PreferenceArguments as PreferenceArguments
+    from llm.data.tokens import PreferenceCollator as PreferenceCollator
+    from llm.data.tokens import load_rows as load_rows
+    from llm.data.tokens import tokenise as tokenise
+    from llm.objectives import OBJECTIVES as OBJECTIVES
+    from llm.objectives import SPECS as SPECS
+    from llm.objectives import ObjectiveParameters as ObjectiveParameters
+    from llm.objectives import make_objective as make_objective
+    from llm.reference import reference_logps as reference_logps
+    from llm.trainer import PreferenceTrainer as PreferenceTrainer
+
+_HOME = {
+    "OBJECTIVES": "llm.objectives",
+    "SPECS": "llm.objectives",
+    "ObjectiveParameters": "llm.objectives",
+    "PreferenceArguments": "llm.arguments",
+    "PreferenceCollator": "llm.data.tokens",
+    "PreferenceTrainer": "llm.trainer",
+    "load_rows": "llm.data.tokens",
+    "make_objective": "llm.objectives",
+    "reference_logps": "llm.reference",
+    "tokenise": "llm.data.tokens",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'llm' has no attribute {name!r}; there are {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return __all__

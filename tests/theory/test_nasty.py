@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
 
 from theory import estimators
+from theory.fitting import fit as fit_set
+from theory.sets import SETS
 from theory.twins import programs
 
 Array = NDArray[np.float64]
@@ -31,6 +33,9 @@ NAMES = (
     "w1-label",
     "penalty",
     "squared",
+    "chi2",
+    "cvar",  # at the share 1/(1 + knob)
+    "tv",
 )
 EXTREMES = (1e308, 1e200, 1e75, 1e-75, 1e-200, 5e-324, np.inf, np.nan)
 
@@ -94,9 +99,7 @@ def problem(seed: int) -> Problem:
         10.0 ** rng.choice([0.0, 1.0, *rng.uniform(-4, 4, 2)]),
     )
     name = NAMES[seed % len(NAMES)]
-    knob = 10.0 ** rng.uniform(-6, 2) * (
-        1.0 if name in ("dpo", "tilt", "kl", "penalty", "squared") else unit
-    )
+    knob = 10.0 ** rng.uniform(-6, 2) * (unit if name[0] == "w" else 1.0)
     if rng.random() < 0.1 and name != "tilt":
         knob = 0.0
     z = rng.normal(size=(n, 2))
@@ -161,6 +164,9 @@ def fit(problems: list[Problem]) -> estimators.Fit:
         ),
         "penalty": lambda: estimators.gradient_penalty(u, p, strength=knob, **common),
         "squared": lambda: estimators.gradient_penalty(u, p, strength=knob, squared=True, **common),
+        "chi2": lambda: fit_set(u, SETS["chi2"].sized(knob), p, **common),
+        "cvar": lambda: fit_set(u, SETS["cvar"].sized(1 / (1 + knob)), p, **common),
+        "tv": lambda: fit_set(u, SETS["tv"].sized(knob), p, **common),
     }
     return calls[q.name]()
 
@@ -201,6 +207,22 @@ def objective(q: Problem, theta: Array) -> float:
 
         span = max(-float(z.min()), 1e-12)
         return min(best, golden(dual, np.log(span) - 30, np.log(span) + 20))
+    if q.name == "chi2":
+        live, top = p > 0, float(l[p > 0].max())
+        span = max(top - float(l[live].min()), 1e-12)
+
+        def above(log_depth: Array) -> Array:
+            c = top - span * np.exp(log_depth)[:, None]
+            second = np.maximum(l[live] - c, 0) ** 2 @ p[live]
+            return (c[:, 0] + np.sqrt(1 + rho) * np.sqrt(second)).astype(float)
+
+        return min(top, golden(above, -20.0, 20.0))
+    if q.name in ("cvar", "tv"):
+        share = 1 / (1 + rho) if q.name == "cvar" else max(1 - rho, 0.0)
+        live = l[p > 0]
+        tail = share * live + np.maximum(live[None] - live[:, None], 0) @ p[p > 0]
+        least = float(tail.min())  # share times the mean of the worst share
+        return least / share if q.name == "cvar" else (1 - share) * float(live.max()) + least
     if q.name.endswith("finite"):
         power = int(q.name[1])
         c, r = q.distance**power, rho**power
@@ -299,7 +321,7 @@ def judge_one(
     if not bool(found.converged[r]):
         return f"unconverged {q.name}"
     rounding = q.rounding * max(1.0, value)
-    if q.name not in ("kl", "w2-free"):  # those are from above here
+    if q.name not in ("kl", "chi2", "w2-free"):  # those are from above here
         assert objective(q, theta) <= value + gap + rounding, (seed, r, q)
     if q.name not in (
         "penalty",

@@ -61,12 +61,33 @@ def minimise_aot(
 ) -> AotFit:
     """Minimise OT_h(theta.chosen, theta.rejected) over the ball.
 
+    The objective is that of Melnyk et al., arXiv:2406.05882v1, with the rewards theta.a; the
+    algorithm, best coupling and better theta in turn, is derived. It ends at a local minimum.
+
     Args:
         chosen, rejected: (n, d) and (m, d) features, or (R, n, d) and (R, m, d).
-        chosen_weights, rejected_weights: (n,) or (R, n) probabilities, or None.
+        chosen_weights, rejected_weights: (n,) or (R, n) probabilities, or None: equal ones.
         starts: (S, d) or (R, S, d) points to start from.
-        h: convex with two derivatives, called as h(t, beta).
-        bound: B in ||theta|| <= B.
+        h: convex with two derivatives, called as h(t, beta), such as `logistic`.
+        beta: slope or margin of h.
+        bound: B in ||theta|| <= B, in the inverse unit of the features.
+        tolerance: largest gap of a fit that counts as converged, relative to max(1, |value|).
+
+    Returns:
+        A `theory.aot.AotFit`, the best start of each sample: theta (R, d), value, gap and converged
+        (R,), and starts (R, S), the value that each start ended at, in the unit of h.
+
+    Raises:
+        ValueError: input that is not finite numbers of these shapes and magnitudes, weights that
+            are negative or all zero, or a bound that is not positive.
+
+    >>> from theory import least_squares, minimise_aot
+    >>> chosen, rejected, starts = [[1.0], [2.0]], [[0.0], [1.0]], [[0.5], [-0.5]]
+    >>> found = minimise_aot(
+    ...     chosen, rejected, starts=starts, h=least_squares, beta=1.0, bound=2.0
+    ... )  # sorted, both gaps are theta
+    >>> found.theta.numpy().round(6).tolist(), found.starts.shape
+    ([[1.0]], torch.Size([1, 2]))
     """
     a, b, start = (
         as_float64(x, name)

@@ -11,20 +11,27 @@ from theory.sets.base import AmbiguitySet
 def collapse_radius(u: ArrayLike, set: AmbiguitySet, weights: ArrayLike | None = None) -> Tensor:
     """Smallest radius at which the exact robust estimator returns theta_ref.
 
+    A set on the atoms collapses from the size at which it holds a Q with E_Q u = 0, under which the
+    gradient of the mean loss vanishes at theta_ref; with free features and fixed labels that is
+    ||E u||/2 for p = 1 and ||E u|| for p = 2. It depends on no beta. Derived; for `KL` see also
+    Prop. 3, arXiv:2502.01930v4.
+
     Args:
         u, weights: as for `fit`.
         set: a member of `theory.SETS`, with or without a size, such as `KL()`.
 
     Returns:
-        () or (R,), infinite where no radius does. For a set that shrinks as its number grows, as
-        `CVaR`, the largest such number, 0 where none does.
+        () or (R,) in the unit of the set's size, infinite where no radius does. For a set that
+        shrinks as its number grows, as `CVaR`, the largest such number, 0 where none does.
 
     Raises:
         ValueError: input as `fit` refuses it, or a set that never makes the reference the answer.
 
-    >>> from theory import WassersteinFree
-    >>> collapse_radius([[1.0], [0.2]], WassersteinFree(power=2)).item()  # ||E u||
+    >>> from theory import KL, WassersteinFree, collapse_radius
+    >>> round(collapse_radius([[1.0], [0.2]], WassersteinFree(power=2)).item(), 6)  # ||E u||
     0.6
+    >>> round(collapse_radius([[1.0], [-1.0]], KL(), [0.8, 0.2]).exp().item(), 6)  # 1/(2 sqrt(pq))
+    1.25
     """
     pairs = pair_batch(u, weights)
     set.check_atoms(pairs.p.shape[1])

@@ -56,30 +56,43 @@ def fit(
 ) -> Fit:
     """Minimise the worst mean DPO loss over an ambiguity set, exactly and with a certificate.
 
+    The loss of a pair is log(1 + exp(-beta w.u)), w = theta - theta_ref: Eq. (1),
+    arXiv:2502.01930v4. The source of each set is its own: Eq. (8) and (9) there for Wasserstein
+    balls and `KL`.
+
     Args:
         u: (n, d) or (R, n, d) signed feature differences (2y-1)(psi1-psi2), one row a pair.
         set: one of `theory.SETS`, with its size, such as `KL(0.05)`; a vector of R sizes gives R
             fits. None: the mean loss, plain DPO.
         weights: (n,) or (R, n) probabilities of the pairs; None: 1/n each.
-        beta: of the loss.
-        bound: B in ||theta|| <= B; None: one that is reached only where the pairs are separable.
+        beta: of the loss, > 0 and without a unit.
+        bound: B in ||theta|| <= B, in the inverse unit of u as theta is; None: one that is reached
+            only where the pairs are separable.
         theta_ref: (d,) of the reference policy; None: 0, the uniform policy.
         tolerance: largest certified gap of a fit that counts as converged, relative to
             max(1, |value|).
 
     Returns:
         A `Fit`: with a batch axis where u, weights or the size has one, without where none has.
+        Values and gaps are in nats, as the loss is.
 
     Raises:
         ValueError: input that is not finite numbers of these shapes and magnitudes, weights that do
             not sum to one, a size out of range, or theta_ref outside of the bound.
 
     >>> import numpy as np
-    >>> from theory import KL
+    >>> from theory import KL, WassersteinFree, fit
     >>> u = np.array([[1.0, 0.2], [0.5, -1.0], [-0.6, 0.4], [0.8, 0.9]])
     >>> found = fit(u, KL(0.02), beta=1.0)
     >>> bool(found.converged), found.theta.shape
     (True, torch.Size([2]))
+
+    Three of four pairs agree: W1 makes it sigma(theta) = 3/4 - radius.
+
+    >>> agreed = [[1.0], [1.0], [1.0], [-1.0]]
+    >>> found = fit(agreed, WassersteinFree([0.0, 0.15], power=1), beta=1.0)
+    >>> found.theta[:, 0].exp().numpy().round(6).tolist()
+    [3.0, 1.5]
     """
     pairs, single = pair_batch(u, weights), is_single(u, weights)
     beta = check_scale("beta", beta, "It scales the log-ratio in the margin; papers use 0.01 to 1.")
@@ -126,6 +139,13 @@ def dpo(
 ) -> Fit:
     """min E log(1 + exp(-beta w.u)), plain DPO. Eq. (1), arXiv:2502.01930v4; arguments as `fit`.
 
+    Returns:
+        A `Fit`, whose `dual` is None.
+
+    Raises:
+        ValueError: as `fit`.
+
+    >>> from theory import dpo
     >>> dpo([[1.0], [1.0], [-1.0]], beta=1.0).theta.item()  # log 2: two of three pairs
     0.69314718...
     """

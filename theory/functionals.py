@@ -36,7 +36,27 @@ RELEASED_CLAMP = 10.0  # largest weight in the authors' released KLDPO code
 
 # -------------------------------------------------------------------------------------- functionals
 def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Expected loss, sum_i p_i l_i."""
+    """Expected loss, sum_i p_i l_i.
+
+    The plain DPO objective where l is its loss: Eq. (1), arXiv:2502.01930v4.
+
+    Args:
+        losses: (..., n) pair losses.
+        weights: (..., n) probabilities, or None: 1/n each. All zero is allowed here: a micro-batch
+            may be without weight.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: weights on the CPU that are negative or not finite.
+
+    >>> import torch
+    >>> from theory import mean
+    >>> losses = torch.tensor([1.0, 3.0])
+    >>> mean(losses).item(), mean(losses, torch.tensor([0.25, 0.75])).item()
+    (2.0, 2.5)
+    """
     _look_at(
         losses, weights, all_zero=True
     )  # a micro-batch may be without weight: its share of a sum is zero
@@ -47,7 +67,7 @@ def kl_tilt(
     losses: Tensor, tau: float, weights: Tensor | None = None, *, released: bool = False
 ) -> Tensor:
     """Tilted risk tau log sum_i p_i exp(l_i / tau), whose gradient is Algorithm 2 of
-    arXiv:2502.01930.
+    arXiv:2502.01930v4.
 
     Its derivative with respect to l_i is the normalised worst-case weight of `tilt_weights`, so
     that back-propagating through this value is the same as weighting each pair by a constant.
@@ -57,11 +77,24 @@ def kl_tilt(
         losses: (..., n) pair losses.
         tau: temperature in units of the loss, > 0. Large tau approaches the mean, small tau the
             largest loss.
-        weights: (..., n) probabilities, or None.
+        weights: (..., n) probabilities, or None: 1/n each.
         released: compute what the authors' released code does instead: mean of l_i exp((l_i - mean
             l)/tau), the weights clamped at 10, not normalised and without gradient. It is not the
             gradient of a tilted risk: the weights rescale the learning rate and the clamp hides all
             differences among large losses.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: tau that is not positive and finite, or weights on the CPU that are negative,
+            not finite or all zero.
+
+    >>> import torch
+    >>> from theory import kl_tilt
+    >>> losses = torch.tensor([1.0, 3.0]).log()
+    >>> round(kl_tilt(losses, tau=1.0).item(), 4)  # log((1 + 3)/2)
+    0.6931
     """
     _require_positive("tau", tau)
     _look_at(losses, weights)
@@ -79,7 +112,25 @@ def kl_tilt(
 
 def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> Tensor:
     """Worst-case weights q_i proportional to p_i exp(l_i / tau), normalised and detached. Algorithm
-    2, arXiv:2502.01930."""
+    2, arXiv:2502.01930v4.
+
+    Args:
+        losses: (..., n) pair losses.
+        tau: temperature in units of the loss, > 0.
+        weights: (..., n) probabilities p, or None: 1/n each.
+
+    Returns:
+        (..., n) probabilities q, without gradient.
+
+    Raises:
+        ValueError: tau that is not positive and finite, or weights on the CPU that are negative,
+            not finite or all zero.
+
+    >>> import torch
+    >>> from theory import tilt_weights
+    >>> tilt_weights(torch.tensor([1.0, 3.0]).log(), tau=1.0)
+    tensor([0.2500, 0.7500])
+    """
     _require_positive("tau", tau)
     _look_at(losses, weights)
     with torch.no_grad():
@@ -89,7 +140,7 @@ def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> T
 
 def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """Worst expected loss over the KL ball, sup {E_q l : KL(q || p) <= rho}; the radius is met
-    exactly.
+    exactly. Eq. (9), arXiv:2502.01930v4.
 
     The dual min_{lambda >= 0} lambda rho + lambda log E_p exp(l/lambda) is solved inside, in
     float64 if there is that, without gradient; the result is differentiable once in the losses, its
@@ -98,7 +149,19 @@ def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) 
     Args:
         losses: (..., n) pair losses.
         rho: radius in nats, >= 0; a number or a tensor of the leading shape.
-        weights: (..., n) probabilities, or None.
+        weights: (..., n) probabilities, or None: 1/n each.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: a negative rho, or weights on the CPU that are negative, not finite or all zero.
+
+    >>> import math, torch
+    >>> from theory import kl_ball
+    >>> rho = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)  # the KL of (1/4, 3/4) from (1/2, 1/2)
+    >>> round(kl_ball(torch.tensor([1.0, 5.0]), rho).item(), 4)  # 1/4 + 15/4
+    4.0
     """
     return _at_worst_case(kl_ball_dual, losses, "rho", rho, weights)
 
@@ -107,8 +170,24 @@ def chi2_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None
     """Worst expected loss over the chi-squared ball, sup {E_q l : sum_i (q_i - p_i)²/p_i <= rho},
     without a factor 1/2.
 
-    Equal to min_eta eta + sqrt(1 + rho) sqrt(E (l - eta)_+²): Duchi and Namkoong, arXiv:1810.08750,
-    whose rho is half of this one. Solved and differentiated as `kl_ball`.
+    Equal to min_eta eta + sqrt(1 + rho) sqrt(E (l - eta)_+²): Duchi and Namkoong,
+    arXiv:1810.08750v6, whose rho is half of this one. Solved and differentiated as `kl_ball`.
+
+    Args:
+        losses: (..., n) pair losses.
+        rho: radius >= 0, without a unit; a number or a tensor of the leading shape.
+        weights: (..., n) probabilities, or None: 1/n each.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: a negative rho, or weights on the CPU that are negative, not finite or all zero.
+
+    >>> import torch
+    >>> from theory import chi2_ball
+    >>> round(chi2_ball(torch.tensor([1.0, 5.0]), rho=0.25).item(), 4)  # at q = (1/4, 3/4)
+    4.0
     """
     return _at_worst_case(chi2_ball_dual, losses, "rho", rho, weights)
 
@@ -117,20 +196,53 @@ def total_variation_ball(
     losses: Tensor, rho: float | Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """Worst expected loss over the total-variation ball, sup {E_q l : sum_i |q_i - p_i|/2 <= rho},
-    q on the atoms of p.
+    q on the atoms of p. Jiang and Guan (2018), doi:10.1287/opre.2018.1729.
 
     The mass rho moves from the smallest losses to the largest: rho times the largest, plus the mean
     of all but the lowest share rho. rho >= 1 gives the largest loss. Solved and differentiated as
     `kl_ball`.
+
+    Args:
+        losses: (..., n) pair losses.
+        rho: radius >= 0, a probability; a number or a tensor of the leading shape.
+        weights: (..., n) probabilities, or None: 1/n each.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: a negative rho, or weights on the CPU that are negative, not finite or all zero.
+
+    >>> import torch
+    >>> from theory import total_variation_ball
+    >>> round(total_variation_ball(torch.tensor([1.0, 5.0]), rho=0.25).item(), 4)  # q = (1/4, 3/4)
+    4.0
     """
     return _at_worst_case(total_variation_dual, losses, "rho", rho, weights)
 
 
 def cvar(losses: Tensor, alpha: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean of the worst share alpha in (0, 1] (1: of all), sup {E_q l : q_i <= p_i/alpha}.
-    Rockafellar and Uryasev (2000).
+    Rockafellar and Uryasev (2000), doi:10.21314/JOR.2000.038.
 
     Solved and differentiated as `kl_ball`.
+
+    Args:
+        losses: (..., n) pair losses.
+        alpha: share, without a unit; a number or a tensor of the leading shape.
+        weights: (..., n) probabilities, or None: 1/n each.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: an alpha outside of (0, 1], or weights on the CPU that are negative, not finite
+            or all zero.
+
+    >>> import torch
+    >>> from theory import cvar
+    >>> round(cvar(torch.tensor([1.0, 2.0, 3.0, 4.0]), alpha=0.5).item(), 4)  # (3 + 4)/2
+    3.5
     """
     return _at_worst_case(cvar_dual, losses, "alpha", alpha, weights)
 
@@ -140,7 +252,23 @@ def worst_group(
 ) -> Tensor:
     """Largest mean loss of a group, the group DRO objective. arXiv:1911.08731.
 
-    groups: (..., n) integers in [0, count); groups that do not occur are left out.
+    Args:
+        losses: (..., n) pair losses.
+        groups: (..., n) integers in [0, count); groups that do not occur are left out.
+        count: number of groups.
+        weights: (..., n) probabilities, or None: 1/n each.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: weights on the CPU that are negative, not finite or all zero.
+
+    >>> import torch
+    >>> from theory import worst_group
+    >>> losses, groups = torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1])
+    >>> worst_group(losses, groups, count=2).item()  # the larger of 2 and 5
+    5.0
     """
     means, present = _group_means(losses, groups, count, weights)
     return means.masked_fill(~present, -torch.inf).amax(-1)
@@ -149,8 +277,26 @@ def worst_group(
 def group_dro(
     losses: Tensor, groups: Tensor, group_weights: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """sum_g q_g (mean loss of group g), whose gradient is a step of Algorithm 1, arXiv:1911.08731;
-    group_weights (..., count)."""
+    """sum_g q_g (mean loss of group g), whose gradient is a step of Algorithm 1, arXiv:1911.08731.
+
+    Args:
+        losses: (..., n) pair losses.
+        groups: (..., n) integers in [0, count); a group that does not occur has mean 0.
+        group_weights: (..., count) probabilities q of the groups, held constant.
+        weights: (..., n) probabilities of the pairs, or None: 1/n each.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: weights on the CPU that are negative, not finite or all zero.
+
+    >>> import torch
+    >>> from theory import group_dro
+    >>> losses, groups = torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1])
+    >>> group_dro(losses, groups, torch.tensor([0.5, 0.5])).item()  # means 2 and 5
+    3.5
+    """
     means, _ = _group_means(losses, groups, group_weights.shape[-1], weights)
     return (group_weights.detach() * means).sum(-1)
 
@@ -194,20 +340,34 @@ def aot_unpaired(
     softness: float | None = None,
 ) -> Tensor:
     """AOT, ∫ h(Q_U(t) - Q_V(t)) dt of the log-ratios U of chosen and V of rejected responses.
-    arXiv:2406.05882.
+    arXiv:2406.05882v1.
 
     On two samples of equal size it is mean_i h(u_(i) - v_(i)) after sorting both; sizes and weights
     may differ. Its gradient is that with the coupling frozen. For an estimate of the population
     value the batch should be large: it is biased upwards.
 
     Args:
-        chosen, rejected: (..., n) and (..., m) log-ratios; need not come from the same prompts.
+        chosen, rejected: (..., n) and (..., m) log-ratios in nats; need not come from the same
+            prompts.
         h: convex, called as h(t, beta): `logistic`, `squared_hinge`, `least_squares`, or one of
             your own.
         beta: slope or margin of h.
-        chosen_weights, rejected_weights: probabilities, or None.
+        chosen_weights, rejected_weights: probabilities, or None: equal ones.
         softness: None sorts exactly; a positive number, in units of 1/log-ratio, sorts softly
             (`theory.transport.soft_sort`).
+
+    Returns:
+        (...) in the unit of h.
+
+    Raises:
+        ValueError: weights on the CPU that are negative, not finite or all zero, or weights
+            together with a softness.
+
+    >>> import torch
+    >>> from theory import aot_unpaired, least_squares
+    >>> chosen, rejected = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
+    >>> aot_unpaired(chosen, rejected, least_squares, beta=3.0).item()  # sorted, both gaps are 1
+    4.0
     """
     _look_at(chosen, chosen_weights)
     _look_at(rejected, rejected_weights)
@@ -225,7 +385,29 @@ def aot_paired(
     softness: float | None = None,
 ) -> Tensor:
     """Paired AOT: U = log pi_theta(y+|x)/pi_theta(y-|x), V the same under pi_ref.
-    arXiv:2406.05882."""
+    arXiv:2406.05882v1.
+
+    Args:
+        policy_ratio: (..., n) U, one number in nats for each pair of responses.
+        reference_ratio: (..., n) V, of the same pairs.
+        h: convex, called as h(t, beta): `logistic`, `squared_hinge`, `least_squares`, or one of
+            your own.
+        beta: slope or margin of h.
+        weights: (..., n) probabilities of the pairs, or None: 1/n each.
+        softness: as for `aot_unpaired`.
+
+    Returns:
+        (...) in the unit of h.
+
+    Raises:
+        ValueError: as `aot_unpaired`.
+
+    >>> import torch
+    >>> from theory import aot_paired, squared_hinge
+    >>> policy, reference = torch.tensor([3.0, 1.0]), torch.tensor([0.0, 1.0])
+    >>> aot_paired(policy, reference, squared_hinge, beta=2.0).item()  # sorted gaps of 1 and 2
+    0.5
+    """
     return aot_unpaired(policy_ratio, reference_ratio, h, beta, weights, weights, softness=softness)
 
 
@@ -242,11 +424,29 @@ def aot_second_order(
     """∫ h(D(t)) dt of the integrated quantile difference D(t) = ∫_0^t (Q_U - Q_V): AOT for
     second-order dominance.
 
-    Named as future work in arXiv:2406.05882. D(0) = 0, so that with a margin beta > 0 the hinge
+    Named as future work in arXiv:2406.05882v1. D(0) = 0, so that with a margin beta > 0 the hinge
     cannot vanish even where U dominates; with beta = 0 it vanishes iff U dominates V in the second
     order. D is piecewise linear: the integral is in closed form for `squared_hinge` and
     `least_squares`, and by `theory.transport.gauss_mean` on each piece for any other, smooth h.
-    Arguments as for `aot_unpaired`.
+
+    Args:
+        chosen, rejected: (..., n) and (..., m) log-ratios in nats, as for `aot_unpaired`.
+        h: convex, called as h(t, beta), as for `aot_unpaired`.
+        beta: slope or margin of h.
+        chosen_weights, rejected_weights: probabilities, or None: equal ones.
+        softness: as for `aot_unpaired`.
+
+    Returns:
+        (...) in the unit of h.
+
+    Raises:
+        ValueError: as `aot_unpaired`.
+
+    >>> import torch
+    >>> from theory import aot_second_order, least_squares
+    >>> found = aot_second_order(torch.tensor([3.0]), torch.tensor([0.0]), least_squares, beta=0.0)
+    >>> round(found.item(), 4)  # D(t) = 3t
+    3.0
     """
 
     def piece_mean(start: Tensor, end: Tensor) -> Tensor:
@@ -267,11 +467,28 @@ def gradient_norm(
     squared_norms: Tensor, weights: Tensor | None = None, *, squared: bool = False
 ) -> Tensor:
     """WDPO penalty (E ||grad_z l||^2)^(1/2) from the per-pair squared gradient norms, shape (...,
-    n).
+    n). Algorithm 1, arXiv:2502.01930v4.
 
     `squared=True` gives E ||grad_z l||^2, which the authors' released code uses. At the reference
     policy every gradient of a log-linear model is zero, where the square root has an infinite
     slope: its zero subgradient is returned there.
+
+    Args:
+        squared_norms: (..., n) squared gradient norms, in (unit of the loss / unit of z)².
+        weights: (..., n) probabilities, or None: 1/n each.
+        squared: leave the square root out.
+
+    Returns:
+        (...) in the unit of the loss over that of z; with `squared` in its square.
+
+    Raises:
+        ValueError: weights on the CPU that are negative or not finite.
+
+    >>> import torch
+    >>> from theory import gradient_norm
+    >>> norms = torch.tensor([2.0, 6.0])
+    >>> gradient_norm(norms).item(), gradient_norm(norms, squared=True).item()
+    (2.0, 4.0)
     """
     total = mean(squared_norms, weights)
     if squared:
@@ -283,7 +500,26 @@ def gradient_norm(
 
 def dr_dpo(losses: Tensor, b: float, weights: Tensor | None = None) -> Tensor:
     """Dr. DPO, -b log sum_i p_i exp(-l_i / b): the opposite tilt, which trusts pairs of low loss.
-    Eq. (12), arXiv:2407.07880."""
+    Eq. (12), arXiv:2407.07880.
+
+    Args:
+        losses: (..., n) pair losses.
+        b: temperature in units of the loss, > 0. Large b approaches the mean, small b the smallest
+            loss.
+        weights: (..., n) probabilities, or None: 1/n each.
+
+    Returns:
+        (...) in the unit of the losses.
+
+    Raises:
+        ValueError: b that is not positive and finite, or weights on the CPU that are negative,
+            not finite or all zero.
+
+    >>> import torch
+    >>> from theory import dr_dpo
+    >>> round(dr_dpo(torch.tensor([1.0, 3.0]).log(), b=1.0).item(), 4)  # -log((1 + 1/3)/2)
+    0.4055
+    """
     _require_positive("b", b)
     _look_at(losses, weights)
     low = _on_support(losses, weights, torch.inf).amin(-1, keepdim=True)

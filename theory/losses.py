@@ -15,8 +15,21 @@ def dpo_loss(margin: Tensor) -> Tensor:
     """log(1 + exp(-m)), the pointwise DPO loss of the margin m = beta w.u, elementwise and without
     overflow.
 
-    Eq. (1), arXiv:2502.01930. In the log-linear world m = beta (theta - theta_ref).u; for a
+    Eq. (1), arXiv:2502.01930v4. In the log-linear world m = beta (theta - theta_ref).u; for a
     language model m is beta times the difference of the two log-ratios.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+
+    Returns:
+        (...) losses in nats, of the dtype and device of the margins.
+
+    >>> import torch
+    >>> from theory import dpo_loss
+    >>> dpo_loss(torch.tensor([0.0, 2.0]))
+    tensor([0.6931, 0.1269])
+    >>> dpo_loss(torch.tensor(-1000.0)).item()
+    1000.0
     """
     return -logsigmoid(margin)
 
@@ -33,6 +46,25 @@ def ipo_loss(
 
     With the lengths in tokens each log-ratio is first averaged over its tokens, which is what TRL
     does; without them Delta is the sum that the theory needs.
+
+    Args:
+        chosen_ratio: (...) log-ratios of the chosen responses, in nats.
+        rejected_ratio: (...) log-ratios of the rejected responses, in nats.
+        beta: > 0, in 1/nats: 1/(2 beta) is the gap that is aimed at.
+        chosen_length: (...) tokens of the chosen responses, or None.
+        rejected_length: (...) tokens of the rejected responses, or None.
+
+    Returns:
+        (...) losses, in squared nats.
+
+    Raises:
+        ValueError: the length of only one of the responses.
+
+    >>> import torch
+    >>> from theory import ipo_loss
+    >>> chosen, rejected = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 0.0])
+    >>> ipo_loss(chosen, rejected, beta=0.5)  # gaps of 2 and 1, where 1 is aimed at
+    tensor([1., 0.])
     """
     if (chosen_length is None) != (rejected_length is None):
         raise ValueError(
@@ -48,13 +80,41 @@ def ipo_loss(
 
 
 def hinge_loss(margin: Tensor) -> Tensor:
-    """(1 - m)_+, SLiC's loss on log-ratios. arXiv:2305.10425; in this form arXiv:2309.06657."""
+    """(1 - m)_+, SLiC's loss on log-ratios. arXiv:2305.10425; in this form arXiv:2309.06657.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+
+    Returns:
+        (...) losses, in the unit of the margins.
+
+    >>> import torch
+    >>> from theory import hinge_loss
+    >>> hinge_loss(torch.tensor([-1.0, 0.5, 2.0]))
+    tensor([2.0000, 0.5000, 0.0000])
+    """
     return torch.relu(1 - margin)
 
 
 def cdpo_loss(margin: Tensor, flip: float) -> Tensor:
     """Conservative DPO, (1 - eps) l(m) + eps l(-m): label smoothing at the flip rate eps. Mitchell
-    (2023), a note on DPO."""
+    (2023), a note on DPO.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        flip: eps in [0, 1/2), the chance that a label is wrong.
+
+    Returns:
+        (...) losses in nats.
+
+    Raises:
+        ValueError: a flip rate outside of [0, 1/2).
+
+    >>> import torch
+    >>> from theory import cdpo_loss
+    >>> cdpo_loss(torch.tensor([0.0, 2.0]), flip=0.1)  # l(m) + eps m
+    tensor([0.6931, 0.3269])
+    """
     _require_flip(flip)
     return (1 - flip) * dpo_loss(margin) + flip * dpo_loss(-margin)
 
@@ -64,6 +124,21 @@ def rdpo_loss(margin: Tensor, flip: float) -> Tensor:
     arXiv:2403.00409.
 
     Not bounded below for eps > 0, and not convex in m.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        flip: eps in [0, 1/2), the chance that a label is wrong.
+
+    Returns:
+        (...) losses in nats, which may be negative.
+
+    Raises:
+        ValueError: a flip rate outside of [0, 1/2).
+
+    >>> import torch
+    >>> from theory import rdpo_loss
+    >>> rdpo_loss(torch.tensor([0.0, 2.0]), flip=0.1)  # l(m) - eps m/(1 - 2 eps)
+    tensor([ 0.6931, -0.1231])
     """
     _require_flip(flip)
     return ((1 - flip) * dpo_loss(margin) - flip * dpo_loss(-margin)) / (1 - 2 * flip)
@@ -83,6 +158,23 @@ def kto_loss(
 
     arXiv:2402.01306; r is the log-ratio, desirable a mask, gain and aversion are lambda_D and
     lambda_U. The constant is subtracted in the form lambda sigma(-.), which keeps its digits.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+        desirable: (...) truth values, whether a response is one to reinforce.
+        reference_point: z0, in nats; broadcasts against the log-ratios.
+        beta: > 0, in 1/nats.
+        gain: lambda_D > 0, weight of the desirable responses.
+        aversion: lambda_U > 0, weight of the others.
+
+    Returns:
+        (...) losses between 0 and lambda_y, without a unit.
+
+    >>> import torch
+    >>> from theory import kto_loss
+    >>> ratio, desirable = torch.tensor([0.0, 2.0, 2.0]), torch.tensor([True, True, False])
+    >>> kto_loss(ratio, desirable, torch.tensor(0.0), beta=1.0)
+    tensor([0.5000, 0.1192, 0.8808])
     """
     lam = torch.full_like(ratio, aversion).masked_fill(desirable, gain)
     advantage = beta * (ratio - reference_point)
@@ -91,23 +183,76 @@ def kto_loss(
 
 def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) -> Tensor:
     """REBEL, (Delta/eta - (r1 - r2))²: log-ratios regressed on reward differences.
-    arXiv:2404.16767."""
+    arXiv:2404.16767.
+
+    Args:
+        ratio_difference: (...) Delta, difference of the two log-ratios, in nats.
+        reward_difference: (...) r1 - r2, in the unit of the rewards.
+        eta: step size > 0, in nats per unit of reward.
+
+    Returns:
+        (...) losses, in squared units of the rewards.
+
+    >>> import torch
+    >>> from theory import rebel_loss
+    >>> rebel_loss(torch.tensor([2.0, 0.5]), torch.tensor([1.0, 1.0]), eta=0.5)
+    tensor([9., 0.])
+    """
     return (ratio_difference / eta - reward_difference) ** 2
 
 
 # ------------------------------------------------------------------ h of one-dimensional transport
 def logistic(t: Tensor, beta: float) -> Tensor:
-    """h(t) = log(1 + exp(-beta t)), at a difference t of quantiles. arXiv:2406.05882."""
+    """h(t) = log(1 + exp(-beta t)), at a difference t of quantiles. arXiv:2406.05882v1.
+
+    Args:
+        t: (...) differences of quantiles, in nats where they are of log-ratios.
+        beta: slope > 0, in the inverse unit of t.
+
+    Returns:
+        (...) costs in nats.
+
+    >>> import torch
+    >>> from theory import logistic
+    >>> logistic(torch.tensor([0.0, 1.0]), beta=2.0)
+    tensor([0.6931, 0.1269])
+    """
     return dpo_loss(beta * t)
 
 
 def squared_hinge(t: Tensor, beta: float) -> Tensor:
-    """h(t) = (beta - t)_+², beta the margin from which it vanishes. arXiv:2406.05882."""
+    """h(t) = (beta - t)_+², beta the margin from which it vanishes. arXiv:2406.05882v1.
+
+    Args:
+        t: (...) differences of quantiles, in nats where they are of log-ratios.
+        beta: margin, in the unit of t.
+
+    Returns:
+        (...) costs, in the squared unit of t.
+
+    >>> import torch
+    >>> from theory import squared_hinge
+    >>> squared_hinge(torch.tensor([0.0, 1.0, 3.0]), beta=1.0)
+    tensor([1., 0., 0.])
+    """
     return torch.relu(beta - t) ** 2
 
 
 def least_squares(t: Tensor, beta: float) -> Tensor:
-    """h(t) = (beta - t)²; it also penalises a gap above beta. arXiv:2406.05882."""
+    """h(t) = (beta - t)²; it also penalises a gap above beta. arXiv:2406.05882v1.
+
+    Args:
+        t: (...) differences of quantiles, in nats where they are of log-ratios.
+        beta: the gap that is aimed at, in the unit of t.
+
+    Returns:
+        (...) costs, in the squared unit of t.
+
+    >>> import torch
+    >>> from theory import least_squares
+    >>> least_squares(torch.tensor([0.0, 1.0, 3.0]), beta=1.0)
+    tensor([1., 0., 4.])
+    """
     return (beta - t) ** 2
 
 

@@ -91,11 +91,24 @@ class Suggestion:
 class RadiusChoice:
     """Suggestions for the three balls, and for the temperature.
 
-    n, dimension: of the data. mean_loss: of the DPO fit on them. tau: dual variable of the KL ball
-    at its suggested radius, the temperature at which Algorithm 2 has the same solution. share_tau,
-    share_radius: temperature and KL radius that leave the wanted share of the sample at the DPO
-    fit. share: what the suggested KL radius leaves there. equivalent_beta: beta (1+1/tau), at which
-    plain DPO does the same where the model is right.
+    Derived; what they rest on is in `theory.radius_choice` and docs/theorems.md, Prop. E.
+
+    Attributes:
+        kl, w1, w2: a `theory.radius_choice.Suggestion` for the KL ball, in nats, and for W1 and W2
+            with free features, in the unit of the features.
+        n, dimension: of the data.
+        mean_loss: of the DPO fit on them, in nats.
+        tau: dual variable of the KL ball at its suggested radius, the temperature at which
+            Algorithm 2 of arXiv:2502.01930v4 has the same solution; in nats, as the loss.
+        equivalent_beta: beta (1+1/tau), at which plain DPO does the same where the model is right.
+        share: what the suggested KL radius leaves of the sample at the DPO fit.
+        share_tau, share_radius: temperature and KL radius that leave the wanted share of the sample
+            at the DPO fit.
+
+    >>> from theory import suggest_radii
+    >>> choice = suggest_radii([[1.0]] * 60 + [[-1.0]] * 40, beta=1.0, bound=5.0)
+    >>> choice.n, choice.dimension, round(choice.w2.collapse, 6)
+    (100, 1, 0.2)
     """
 
     kl: Suggestion
@@ -125,6 +138,9 @@ def suggest_radii(
     """Radii of the KL ball and of W1 and W2 with free features, and the temperature, for labelled
     pairs u (n, d).
 
+    The rule is this package's own; the coverage radii are those of `kl_coverage` (Owen, 1990;
+    arXiv:1610.03425; arXiv:1605.09349) and `profile_coverage` (arXiv:1610.05627, Thm. 3).
+
     Args:
         u: signed feature differences (2y-1)(psi1-psi2), one row a pair, n >= 2.
         beta: of the loss.
@@ -142,9 +158,19 @@ def suggest_radii(
             in 97 %.
         seed: of the draws from the limit law of the W2 profile.
 
+    Returns:
+        A `RadiusChoice`: the KL radius in nats, those of W1 and W2 in the unit of u, tau in nats.
+
     Raises:
         ValueError: data that are not (n, d) finite numbers with n >= 2, or an argument out of its
             range; features that are all 0.
+
+    >>> from theory import suggest_radii
+    >>> choice = suggest_radii([[1.0]] * 60 + [[-1.0]] * 40, beta=1.0, bound=5.0)
+    >>> round(choice.kl.theta, 6)  # covers theta: chi2_{1, 0.95}/(2n)
+    0.019207
+    >>> round(choice.kl.radius, 6), choice.kl.conflict  # at most half of the collapse radius
+    (0.010205, 'coverage (0.0192) above the cap 0.0102, 0.5 of the collapse radius')
     """
     pairs = _pairs("u", u)
     if not pairs.any():
@@ -428,7 +454,26 @@ def _kl_for_value(losses: Array, target: float) -> float:
 
 # -------------------------------------------------------------------------------------------- words
 def describe(choice: RadiusChoice) -> str:
-    """The choice as a small table in plain text, with what conflicts and what to compare with."""
+    """The choice as a small table in plain text, with what conflicts and what to compare with.
+
+    The comparison is that of docs/theorems.md, Prop. E.
+
+    Args:
+        choice: a `RadiusChoice`, as `suggest_radii` returns it.
+
+    Returns:
+        Lines of text: a row for each ball, radii in nats (kl) or in the unit of the features (w1,
+        w2), then remarks.
+
+    >>> from theory import describe, suggest_radii
+    >>> choice = suggest_radii([[1.0]] * 60 + [[-1.0]] * 40, beta=1.0, bound=5.0)
+    >>> print(describe(choice))
+    ball radius of collapse covers value covers theta held-out shift collapse cap
+    kl   0.0102 0.5         0.0192       0.0192       none           0.0204   0.0102
+    ...
+    100 pairs, 1 features, mean loss of the DPO fit 0.673.
+    ...
+    """
     columns = (
         "ball",
         "radius",

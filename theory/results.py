@@ -30,12 +30,30 @@ class _Made:
 class Fit:
     """A fitted policy with its certificate, or R of them, where the input had a batch axis.
 
-    theta: (d,) or (R, d). value: objective at theta, () or (R,) as all that follows. gap: certified
-    bound on value - optimum; where the objective is not convex, as of `gradient_penalty`, the same
-    expression only measures stationarity. dual: multiplier of the radius (lambda or eta), None
-    where there is none. converged: gap <= tolerance * max(1, |value|). collapsed: theta is exactly
-    theta_ref because the set is at or beyond its collapse radius; then gap is what the worst case
-    certifies, or 0 on the word of that radius. iterations: of the solver.
+    The gap is a duality gap, as `theory.fitting` explains: Boyd and Vandenberghe, Convex
+    Optimization, section 5.5. Printing a fit shows a short table.
+
+    Attributes:
+        theta: (d,) or (R, d), in the inverse unit of the features.
+        value: objective at theta, () or (R,) as all that follows, in nats.
+        gap: certified bound on value - optimum, in nats; where the objective is not convex, as of
+            `gradient_penalty`, the same expression only measures stationarity.
+        dual: multiplier of the radius (lambda or eta), None where there is none.
+        converged: gap <= tolerance * max(1, |value|).
+        collapsed: theta is exactly theta_ref because the set is at or beyond its collapse radius;
+            then gap is what the worst case certifies, or 0 on the word of that radius.
+        iterations: of the solver.
+
+    >>> from theory import KL, dpo, fit
+    >>> u = [[1.0], [1.0], [1.0], [-1.0]]
+    >>> dpo(u, beta=1.0)
+    DPO: objective 0.56233514, gap ..., converged
+      feature 1       1.09861
+    >>> found = fit(u, KL(1.0), beta=1.0)  # beyond the collapse radius: log 2 at the reference
+    >>> bool(found.collapsed), found.theta.tolist(), round(found.value.item(), 6)
+    (True, [0.0], 0.693147)
+    >>> found.worst.name, found.names
+    ('kl', ('feature 1',))
     """
 
     theta: Tensor

@@ -31,11 +31,33 @@ _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 class FiniteWorld:
     """K atoms z = (psi1, psi2, y) with their probabilities.
 
-    psi1, psi2: (K, d) features of the two responses, norms at most 1. label: (K,) in {0, 1}.
-    probability: (K,).
-    theta_star: (d,) true parameter, or None where labels come from data. policy_features: (S, A, d)
-    with context_probability (S,), where the world comes from a policy; they give the KL between
-    policies.
+    The log-linear setting of arXiv:2502.01930v4, Section 3, on finitely many pairs.
+
+    Args:
+        psi1, psi2: (K, d) features of the two responses, norms at most 1.
+        label: (K,) in {0, 1}, 1 iff the first response wins.
+        probability: (K,), non-negative and summing to one.
+        beta: of the loss, > 0.
+        bound: B in ||theta|| <= B.
+        theta_ref: (d,) of the reference policy.
+        theta_star: (d,) true parameter, or None where labels come from data.
+        policy_features: (S, A, d) with context_probability (S,), where the world comes from a
+            policy; they give the KL between policies, in nats.
+        context_probability: (S,) of the contexts, or None.
+
+    Raises:
+        ValueError: features of unequal shape, not finite or longer than 1, labels other than 0 and
+            1, probabilities that are none, or a theta_ref outside of the bound.
+
+    >>> import numpy as np
+    >>> from theory import FiniteWorld
+    >>> psi1, psi2 = np.array([[1.0], [1.0]]), np.array([[0.0], [0.0]])
+    >>> chance = np.array([0.75, 0.25])
+    >>> world = FiniteWorld(psi1, psi2, np.array([1, 0]), chance, 1.0, 4.0, np.zeros(1))
+    >>> world.u.tolist(), world.dimension
+    ([[1.0], [-1.0]], 1)
+    >>> world.distance(kappa=0.5).tolist()  # the same features, another label
+    [[0.0, 0.5], [0.5, 0.0]]
     """
 
     psi1: Array
@@ -183,7 +205,32 @@ def from_policy(
     context_probability: Array | None = None,
 ) -> FiniteWorld:
     """All (s, a1, a2, y) with s ~ mu, a1, a2 iid ~ pi_ref(.|s) and Bradley–Terry labels; features
-    (S, A, d)."""
+    (S, A, d). Section 3, arXiv:2502.01930v4.
+
+    Args:
+        features: (S, A, d) psi(s, a), norms at most 1.
+        theta_star: (d,) true parameter: rewards are beta (theta_star - theta_ref).psi.
+        beta: of the loss, > 0.
+        bound: B in ||theta|| <= B.
+        theta_ref: (d,) of the reference policy; None: 0, the uniform policy.
+        context_probability: (S,) mu; None: 1/S each.
+
+    Returns:
+        A `FiniteWorld` of K = 2 S A² atoms.
+
+    Raises:
+        ValueError: features of another shape, theta_star outside of the bound, or what
+            `FiniteWorld` refuses.
+
+    >>> import numpy as np
+    >>> from theory import dpo, from_policy
+    >>> star = np.log([3.0])
+    >>> world = from_policy(np.array([[[1.0], [0.0]]]), star, beta=1.0, bound=4.0)
+    >>> world.u.shape
+    (8, 1)
+    >>> round(dpo(world.u, world.probability, **world.problem).theta.exp().item(), 6)  # theta_star
+    3.0
+    """
     features = as_array(features, "features")
     if features.ndim != 3 or 0 in features.shape:
         raise ValueError(
@@ -228,7 +275,31 @@ def random_world(
     signal: float | None = None,
 ) -> FiniteWorld:
     """A finite world with features uniform on the unit sphere, theta_ref = 0 and ||theta*|| =
-    signal (default B/2)."""
+    signal (default B/2). Its labels are those of `from_policy`: Section 3, arXiv:2502.01930v4.
+
+    Args:
+        seed: of the features and the direction of theta*.
+        contexts, actions: S and A.
+        dimension: d of the features.
+        beta: of the loss, > 0.
+        bound: B in ||theta|| <= B.
+        signal: length of theta*, at most B; None: B/2.
+
+    Returns:
+        A `FiniteWorld` of K = 2 S A² atoms.
+
+    Raises:
+        ValueError: a number of contexts, actions or dimensions below 1, or what `from_policy`
+            refuses.
+
+    >>> import numpy as np
+    >>> from theory import random_world
+    >>> world = random_world(0, contexts=3, actions=2, dimension=4, beta=1.0, bound=2.0)
+    >>> world.psi1.shape, round(float(np.linalg.norm(world.theta_star)), 6)
+    ((24, 4), 1.0)
+    >>> round(float(world.probability.sum()), 6)
+    1.0
+    """
     for name, value in (("contexts", contexts), ("actions", actions), ("dimension", dimension)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: the world would be empty.")
@@ -248,7 +319,28 @@ def from_labels(
     theta_ref: Array | None = None,
 ) -> FiniteWorld:
     """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff
-    the first was preferred."""
+    the first was preferred. The sample P_n of arXiv:2502.01930v4.
+
+    Args:
+        psi1, psi2: (N, d) features of the two responses, norms at most 1.
+        label: (N,) in {0, 1}.
+        beta: of the loss, > 0.
+        bound: B in ||theta|| <= B.
+        theta_ref: (d,) of the reference policy; None: 0.
+
+    Returns:
+        A `FiniteWorld` of N atoms with the probability 1/N each, whose theta_star is None.
+
+    Raises:
+        ValueError: what `FiniteWorld` refuses.
+
+    >>> import numpy as np
+    >>> from theory import from_labels
+    >>> first, second = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    >>> world = from_labels(first, second, np.array([1, 0]), beta=1.0, bound=2.0)
+    >>> world.u.tolist(), world.probability.tolist()
+    ([[1.0, -1.0], [1.0, -1.0]], [0.5, 0.5])
+    """
     psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
     n = len(psi1)
@@ -268,7 +360,29 @@ def from_rewards(
     theta_ref: Array | None = None,
 ) -> FiniteWorld:
     """Pairs (N, d) whose labels are Bradley–Terry in the given rewards (N,): each pair stands with
-    both labels."""
+    both labels. P(y=1) = sigma(r1 - r2), as in arXiv:2502.01930v4.
+
+    Args:
+        psi1, psi2: (N, d) features of the two responses, norms at most 1.
+        reward1, reward2: (N,) rewards, in log-odds.
+        beta: of the loss, > 0.
+        bound: B in ||theta|| <= B.
+        theta_ref: (d,) of the reference policy; None: 0.
+
+    Returns:
+        A `FiniteWorld` of 2N atoms: all pairs with y = 1, then all with y = 0.
+
+    Raises:
+        ValueError: rewards that are not finite or not one for each pair, or what `FiniteWorld`
+            refuses.
+
+    >>> import numpy as np
+    >>> from theory import from_rewards
+    >>> first, second = np.array([[1.0]]), np.array([[0.0]])
+    >>> world = from_rewards(first, second, np.log([3.0]), np.zeros(1), beta=1.0, bound=4.0)
+    >>> world.label.tolist(), world.probability.round(6).tolist()
+    ([1, 0], [0.75, 0.25])
+    """
     psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
     reward1, reward2 = as_array(reward1, "reward1"), as_array(reward2, "reward2")
     for name, reward in (("reward1", reward1), ("reward2", reward2)):
@@ -294,7 +408,28 @@ def from_rewards(
 
 # --------------------------------------------------------------------------------------- real pairs
 def read_table(path: str | Path) -> dict[str, Array]:
-    """Numeric columns of a .csv, .parquet, .json, .jsonl or .npz file, as float arrays."""
+    """Numeric columns of a .csv, .parquet, .json, .jsonl or .npz file, as float arrays.
+
+    Args:
+        path: of the file; its ending says what it is.
+
+    Returns:
+        The columns by name, (N,) each; of .npz all arrays, in their own shapes. Columns of text are
+        left out, truth values become 0 and 1.
+
+    Raises:
+        ValueError: no file there, or an ending that is none of these.
+
+    >>> import tempfile
+    >>> import pandas as pd
+    >>> from theory import read_table
+    >>> pairs = pd.DataFrame({"length": [1, 2], "text": ["a", "b"], "won": [True, False]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pairs.to_csv(f"{folder}/pairs.csv", index=False)
+    ...     table = read_table(f"{folder}/pairs.csv")
+    >>> {name: column.tolist() for name, column in table.items()}
+    {'length': [1.0, 2.0], 'won': [1.0, 0.0]}
+    """
     import pandas as pd
 
     path = Path(path)
@@ -372,7 +507,28 @@ class ContinuousWorld:
     convex and equally invariant, so that their population minimisers lie on the line through
     theta*. Only the law of the projection x.theta*/||theta*|| matters there, and `line` gives it by
     tensor quadrature. Gaussian features exceed the norm bound of the theory: rates are meaningful
-    for them, the printed bounds are not (`bounded` is False).
+    for them, the printed bounds are not (`bounded` is False). Derived; the bounds are those of
+    arXiv:2502.01930v4.
+
+    Args:
+        features: "sphere" or "gaussian".
+        dimension: d >= 2.
+        theta_star: (d,) true parameter, with a norm in (0, bound].
+        beta: of the loss, > 0.
+        bound: B in ||theta|| <= B.
+
+    Raises:
+        ValueError: other features, fewer dimensions, or a theta_star of another shape or norm.
+
+    >>> import numpy as np
+    >>> from theory import ContinuousWorld, dpo
+    >>> world = ContinuousWorld("sphere", 3, np.array([0.0, 1.5, 0.0]), beta=1.0, bound=4.0)
+    >>> line = world.line(nodes=8)  # the population, along theta*
+    >>> found = dpo(line.ut[0].T, line.p[0], beta=1.0, bound=4.0)
+    >>> (world.lift(found.theta).round(6) + 0.0).tolist()  # theta_star
+    [0.0, 1.5, 0.0]
+    >>> world.sample(100, [np.random.SeedSequence(0)]).ut.shape
+    torch.Size([1, 3, 100])
     """
 
     features: str

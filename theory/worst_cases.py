@@ -29,6 +29,9 @@ def worst_case(
 ) -> WorstCase:
     """The worst case of an ambiguity set at theta.
 
+    The source of each set is its own: Eq. (8) and Lemma 1, arXiv:2502.01930v4, for Wasserstein
+    balls, Eq. (9) for `KL`, Algorithm 2 for `Tilt` and Algorithm 1 for `GradientPenalty`.
+
     Args:
         u: (n, d) signed feature differences of the atoms, or a finite world, which knows its
             weights, beta, theta_ref, labels, and the distances between its atoms.
@@ -41,12 +44,18 @@ def worst_case(
         losses: (n,) losses other than DPO's; not where features move, which needs the loss
             everywhere.
 
+    Returns:
+        A `WorstCase`: its value and the distribution that attains it, or comes near.
+
     Raises:
         ValueError: a size out of range, or losses, weights or theta that do not fit the atoms.
 
-    >>> from theory import CVaR
-    >>> worst_case([[1.0], [-1.0]], [0.5], CVaR(0.5), beta=1.0).weights.tolist()
+    >>> from theory import CVaR, ChiSquared, worst_case
+    >>> worst_case([[1.0], [-1.0]], [0.5], CVaR(0.5), beta=1.0).weights.round(6).tolist()
     [0.0, 1.0]
+    >>> found = worst_case([[1.0], [-1.0]], [0.5], ChiSquared(0.25), beta=1.0, losses=[1.0, 5.0])
+    >>> found.weights.round(6).tolist(), round(found.value, 6)
+    ([0.25, 0.75], 4.0)
     """
     if isinstance(u, FiniteWorld):
         world, atoms = u, u.u

@@ -2,6 +2,12 @@
 
 SETS["kl"]      every kind by its name, without its size
 EXPORTS["KL"]   its class, and the estimator that is named after it, as `theory` hands them on
+
+>>> from theory import SETS
+>>> SETS["kl"].sized(0.1)
+KL(radius=0.1)
+>>> SETS["cvar"].facts.size, SETS["cvar"].facts.grows
+('share', False)
 """
 
 from importlib import import_module

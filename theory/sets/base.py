@@ -72,7 +72,18 @@ class AmbiguitySet(ABC):
     """A set of distributions around the data, or what an algorithm puts in its place.
 
     A subclass is a frozen dataclass whose first field, named by `facts.size`, is the number that
-    sizes it; it may be left out where only the kind matters, as in `collapse_radius`.
+    sizes it; it may be left out where only the kind matters, as in `collapse_radius`. Its source,
+    equation and paper, is `facts.source`; those of this package are listed in docs/api/sets.md.
+
+    Raises:
+        ValueError: by `size`, where the number was left out.
+        TypeError: of the class itself, which is abstract.
+
+    >>> from theory import KL, AmbiguitySet
+    >>> isinstance(KL(), AmbiguitySet), KL().sized(0.1).size
+    (True, 0.1)
+    >>> KL.facts.source, KL.facts.unit
+    ('Eq. (9), arXiv:2502.01930v4', 'nats')
     """
 
     @property

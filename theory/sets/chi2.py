@@ -45,8 +45,17 @@ class ChiSquared(AmbiguitySet):
 
     Ben-Tal et al. (2013), doi:10.1287/mnsc.1120.1641; Duchi and Namkoong, arXiv:1810.08750v6.
 
+    Args:
+        radius: rho >= 0 without a unit, a number or (R,) of them; None where only the kind matters.
+
+    Raises:
+        ValueError: where it is used, a radius that is missing, negative or not finite.
+
+    >>> from theory import ChiSquared, worst_case
     >>> ChiSquared(0.2).name
     'chi2'
+    >>> worst_case([[1.0], [-1.0]], [0.5], ChiSquared(0.25), beta=1.0).weights.round(6).tolist()
+    [0.25, 0.75]
     """
 
     radius: ArrayLike | None = None
@@ -96,6 +105,20 @@ def chi2_dpo(
     """min over theta of sup {E_Q l : chi2(Q, P) <= radius}; `dual` is its multiplier.
 
     Duchi and Namkoong, arXiv:1810.08750v6; arguments as `fit`.
+
+    Args:
+        radius: rho >= 0 without a unit, a number or (R,) of them.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the radius has one.
+
+    Raises:
+        ValueError: as `fit`.
+
+    >>> from theory import chi2_dpo
+    >>> found = chi2_dpo([[1.0], [-1.0]], [0.75, 0.25], radius=0.12, beta=1.0)
+    >>> round(found.theta.exp().item(), 6)  # the odds of the worst case (0.6, 0.4)
+    1.5
     """
     return fit(
         u,

@@ -46,8 +46,18 @@ class CVaR(AmbiguitySet):
 
     A smaller share is a larger set. Rockafellar and Uryasev (2000), doi:10.21314/JOR.2000.038.
 
+    Args:
+        share: alpha in (0, 1] without a unit, a number or (R,) of them; None where only the kind
+            matters.
+
+    Raises:
+        ValueError: where it is used, a share that is missing or outside of (0, 1].
+
+    >>> from theory import CVaR, worst_case
     >>> CVaR(0.2).name
     'cvar'
+    >>> worst_case([[1.0], [-1.0]], [0.5], CVaR(0.8), beta=1.0).weights.round(6).tolist()
+    [0.375, 0.625]
     """
 
     share: ArrayLike | None = None
@@ -118,7 +128,21 @@ def cvar_dpo(
 ) -> Fit:
     """min over theta of the mean loss of the worst share of the pairs; `dual` is the threshold.
 
-    Rockafellar and Uryasev (2000); arguments as `fit`.
+    Rockafellar and Uryasev (2000), doi:10.21314/JOR.2000.038; arguments as `fit`.
+
+    Args:
+        share: alpha in (0, 1] without a unit, a number or (R,) of them.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the share has one.
+
+    Raises:
+        ValueError: as `fit`, or a share outside of (0, 1].
+
+    >>> from theory import cvar_dpo
+    >>> found = cvar_dpo([[1.0], [-1.0]], [0.75, 0.25], share=0.625, beta=1.0)
+    >>> round(found.theta.exp().item(), 6)  # the odds of the worst case (0.6, 0.4)
+    1.5
     """
     return fit(
         u,

@@ -46,8 +46,22 @@ class GradientPenalty(AmbiguitySet):
     Algorithm 1, arXiv:2502.01930v4, and the released code. Neither is convex. The worst case is the
     step along the gradient, of length `strength` in W2.
 
+    Args:
+        strength: rho >= 0 in the unit of the features, a number or (R,) of them; None where only
+            the kind matters.
+        squared: penalise the mean squared norm; then the strength is in the squared unit of the
+            features over that of the loss.
+
+    Raises:
+        ValueError: where it is used, a strength that is missing, negative or not finite; by
+            `worst_case` with `squared`, which is not a worst case.
+
+    >>> from theory import GradientPenalty, worst_case
     >>> GradientPenalty(0.1, squared=True).name
     'gradient-squared'
+    >>> found = worst_case([[0.0]], [2.0], GradientPenalty(0.1), beta=1.0)
+    >>> round(found.value, 6)  # log 2 + strength ||w||/2
+    0.793147
     """
 
     strength: ArrayLike | None = None
@@ -89,6 +103,24 @@ def gradient_penalty(
     (the released code).
 
     Algorithm 1, arXiv:2502.01930v4. Neither is convex: the best of several starts is returned.
+    Other arguments as `fit`.
+
+    Args:
+        strength: rho >= 0 in the unit of the features, a number or (R,) of them.
+        squared: penalise the mean squared norm; then the strength is in the squared unit of the
+            features over that of the loss.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the strength has one; its `gap` only measures
+        stationarity.
+
+    Raises:
+        ValueError: as `fit`.
+
+    >>> from theory import gradient_penalty
+    >>> found = gradient_penalty([[1.0], [-1.0]], [0.75, 0.25], strength=[0.0, 2.0], beta=1.0)
+    >>> (found.theta[:, 0].exp().numpy().round(4) + 0.0).tolist()  # plain DPO, and the reference
+    [3.0, 1.0]
     """
     return fit(
         u,

@@ -23,8 +23,19 @@ from theory.solvers.points import Point
 class KL(AmbiguitySet):
     """{Q : KL(Q||P) <= radius}, radius in nats. Eq. (9), arXiv:2502.01930v4.
 
+    The worst case has the weights q_i ∝ p_i exp(l_i/lambda). Thm. 3 there.
+
+    Args:
+        radius: rho >= 0 in nats, a number or (R,) of them; None where only the kind matters.
+
+    Raises:
+        ValueError: where it is used, a radius that is missing, negative or not finite.
+
+    >>> from theory import KL, worst_case
     >>> KL(0.1).name
     'kl'
+    >>> worst_case([[1.0], [-1.0]], [0.5], KL(1.0), beta=1.0).weights.round(6).tolist()  # > log 2
+    [0.0, 1.0]
     """
 
     radius: ArrayLike | None = None
@@ -73,7 +84,24 @@ def kldpo(
     tolerance: float = 1e-10,
 ) -> Fit:
     """min over theta of sup {E_Q l : KL(Q||P) <= radius}, radius in nats. Eq. (9),
-    arXiv:2502.01930v4; `dual` is lambda."""
+    arXiv:2502.01930v4; `dual` is lambda. Other arguments as `fit`.
+
+    Args:
+        radius: rho >= 0 in nats, a number or (R,) of them.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the radius has one.
+
+    Raises:
+        ValueError: as `fit`.
+
+    >>> import math
+    >>> from theory import kldpo
+    >>> radius = 0.6 * math.log(0.6 / 0.75) + 0.4 * math.log(0.4 / 0.25)
+    >>> found = kldpo([[1.0], [-1.0]], [0.75, 0.25], radius=radius, beta=1.0)
+    >>> round(found.theta.exp().item(), 6)  # the odds of the worst case (0.6, 0.4)
+    1.5
+    """
     return fit(
         u,
         KL(radius),

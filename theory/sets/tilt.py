@@ -23,8 +23,19 @@ class Tilt(AmbiguitySet):
 
     The worst case has the weights q_i ∝ p_i exp(l_i/tau).
 
+    Args:
+        temperature: tau > 0 in the unit of the loss, a number or (R,) of them; None where only the
+            kind matters.
+
+    Raises:
+        ValueError: where it is used, a temperature that is missing, not positive or not finite.
+
+    >>> from theory import Tilt, worst_case
     >>> Tilt(temperature=0.5).size
     0.5
+    >>> found = worst_case([[1.0], [-1.0]], [1.0], Tilt(1.0), beta=1.0)
+    >>> (found.weights[1] / found.weights[0]).round(6).tolist()  # exp of the difference of losses
+    2.718282
     """
 
     temperature: ArrayLike | None = None
@@ -86,7 +97,22 @@ def kldpo_tilt(
     tolerance: float = 1e-10,
 ) -> Fit:
     """min tau log E exp(l/tau), practical KLDPO with temperature tau > 0. Algorithm 2,
-    arXiv:2502.01930v4."""
+    arXiv:2502.01930v4. Other arguments as `fit`.
+
+    Args:
+        temperature: tau > 0 in the unit of the loss, a number or (R,) of them.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the temperature has one.
+
+    Raises:
+        ValueError: as `fit`, or a temperature that is not positive and finite.
+
+    >>> from theory import kldpo_tilt
+    >>> found = kldpo_tilt([[1.0], [-1.0]], [0.9, 0.1], temperature=1.0, beta=1.0)
+    >>> round(found.theta.exp().item(), 6)  # tau/(1 + tau) of the log-odds log 9
+    3.0
+    """
     return fit(
         u,
         Tilt(temperature),

@@ -50,8 +50,17 @@ class TotalVariation(AmbiguitySet):
     radius max l + (1 - radius) CVaR at the share 1 - radius. Jiang and Guan (2018),
     doi:10.1287/opre.2018.1729.
 
+    Args:
+        radius: rho >= 0, a probability, a number or (R,) of them; None where only the kind matters.
+
+    Raises:
+        ValueError: where it is used, a radius that is missing, negative or not finite.
+
+    >>> from theory import TotalVariation, worst_case
     >>> TotalVariation(0.2).name
     'tv'
+    >>> worst_case([[1.0], [-1.0]], [0.5], TotalVariation(0.2), beta=1.0).weights.round(6).tolist()
+    [0.3, 0.7]
     """
 
     radius: ArrayLike | None = None
@@ -102,7 +111,21 @@ def tv_dpo(
     """min over theta of sup {E_Q l : TV(Q, P) <= radius}; `dual` is eta, how far below the largest
     loss the worst case takes its mass.
 
-    Jiang and Guan (2018); arguments as `fit`.
+    Jiang and Guan (2018), doi:10.1287/opre.2018.1729; arguments as `fit`.
+
+    Args:
+        radius: rho >= 0, a probability, a number or (R,) of them.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the radius has one.
+
+    Raises:
+        ValueError: as `fit`.
+
+    >>> from theory import tv_dpo
+    >>> found = tv_dpo([[1.0], [-1.0]], [0.75, 0.25], radius=0.15, beta=1.0)
+    >>> round(found.theta.exp().item(), 6)  # the odds of the worst case (0.6, 0.4)
+    1.5
     """
     return fit(
         u,

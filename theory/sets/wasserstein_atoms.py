@@ -37,11 +37,24 @@ FACTS = {
 class WassersteinAtoms(AmbiguitySet):
     """{Q on the atoms : W_p(Q, P) <= radius}. Eq. (8) and Lemma 1, arXiv:2502.01930v4.
 
-    distance: (n, n) metric between the atoms; a finite world gives its own, in which a flipped
-    label costs `label_cost`. power: p, 1 or 2.
+    Args:
+        radius: rho >= 0 in the unit of the metric, a number or (R,) of them; None where only the
+            kind matters.
+        distance: (n, n) metric between the atoms; a finite world gives its own, in which a flipped
+            label costs `label_cost`.
+        power: p, 1 or 2.
+        label_cost: kappa, in the unit of the metric.
 
+    Raises:
+        ValueError: another power; where it is used, a radius that is missing, negative or not
+            finite, or a distance that is missing or no (n, n) metric.
+
+    >>> from theory import WassersteinAtoms, worst_case
     >>> WassersteinAtoms(0.1, power=2).name
     'w2-finite'
+    >>> ball = WassersteinAtoms(0.5, distance=[[0.0, 2.0], [2.0, 0.0]])
+    >>> worst_case([[1.0], [-1.0]], [0.5], ball, beta=1.0).weights.round(6).tolist()
+    [0.25, 0.75]
     """
 
     radius: ArrayLike | None = None
@@ -113,7 +126,26 @@ def wdpo_finite(
     """min over theta of sup {E_Q l : W_p(Q, P) <= radius}, Q on the same atoms; `distance` (n, n)
     is any metric, `power` 1 or 2.
 
-    Eq. (8) and Lemma 1, arXiv:2502.01930v4; `dual` is eta.
+    Eq. (8) and Lemma 1, arXiv:2502.01930v4; `dual` is eta. Other arguments as `fit`.
+
+    Args:
+        distance: (n, n) metric between the atoms.
+        power: p, 1 or 2.
+        radius: rho >= 0 in the unit of the metric, a number or (R,) of them.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the radius has one.
+
+    Raises:
+        ValueError: as `fit`, another power, or a distance that is no (n, n) metric.
+
+    >>> from theory import wdpo_finite
+    >>> apart = [[0.0, 2.0], [2.0, 0.0]]
+    >>> found = wdpo_finite(
+    ...     [[1.0], [-1.0]], [0.75, 0.25], distance=apart, power=1, radius=0.3, beta=1.0
+    ... )
+    >>> round(found.theta.exp().item(), 6)  # the odds of the worst case (0.6, 0.4)
+    1.5
     """
     return fit(
         u,

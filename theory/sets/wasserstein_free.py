@@ -46,11 +46,24 @@ MOVING = Facts(
 class WassersteinFree(AmbiguitySet):
     """{Q : W_p(Q, P) <= radius} with features anywhere in R^d. Eq. (8), arXiv:2502.01930v4.
 
-    power: p, 1 or 2. label_cost: kappa, at which a label flips (p = 1 only); None: labels are
-    fixed.
+    Solved as Shafieezadeh-Abadeh et al. (2015), Thm. 1, for p = 1.
 
+    Args:
+        radius: rho >= 0 in the unit of the features, a number or (R,) of them; None where only the
+            kind matters.
+        power: p, 1 or 2.
+        label_cost: kappa > 0, at which a label flips (p = 1 only); None: labels are fixed.
+
+    Raises:
+        ValueError: another power, or a label cost with p = 2 or that is not positive; where it is
+            used, a radius that is missing, negative or not finite.
+
+    >>> from theory import WassersteinFree, worst_case
     >>> WassersteinFree(0.1, power=1, label_cost=1.0).name
     'w1-label'
+    >>> found = worst_case([[0.0]], [2.0], WassersteinFree(0.1), beta=1.0)
+    >>> round(found.value, 6), found.attained  # log 2 + radius beta ||w||, only in the limit
+    (0.893147, False)
     """
 
     radius: ArrayLike | None = None
@@ -119,7 +132,23 @@ def wdpo_free(
 
     Labels stay fixed, or with `label_cost` kappa (p = 1 only) flip at the cost kappa. p = 1: E l +
     radius beta ||w||, or the program of Shafieezadeh-Abadeh et al. (2015), Thm. 1; p = 2: module
-    `wells`.
+    `wells`. Eq. (8), arXiv:2502.01930v4. Other arguments as `fit`.
+
+    Args:
+        power: p, 1 or 2.
+        radius: rho >= 0 in the unit of the features, a number or (R,) of them.
+        label_cost: kappa > 0 in the unit of the features, or None.
+
+    Returns:
+        A `Fit`, with a batch axis where u, weights or the radius has one.
+
+    Raises:
+        ValueError: as `fit`, another power, or a label cost with p = 2 or that is not positive.
+
+    >>> from theory import wdpo_free
+    >>> found = wdpo_free([[1.0], [-1.0]], [0.75, 0.25], power=1, radius=0.15, beta=1.0)
+    >>> round(found.theta.exp().item(), 6)  # sigma(theta) = 0.75 - radius
+    1.5
     """
     return fit(
         u,

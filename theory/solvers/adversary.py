@@ -46,11 +46,20 @@ _ESCAPE = 1e-10
 class Moves:
     """A transport plan as a list of M moves, those that stay put included; masses sum to one.
 
-    source: (M,) atom where the mass was. target: (M,) atom where it goes, -1 where features are
-    free. mass: (M,).
-    u: (M, d) signed feature difference on arrival. distance: (M,) length of the move in the metric,
-    a label flip included.
-    flipped: (M,) whether the label changes, which turns u into -u before any shift.
+    The plans of Eq. (8) and Lemma 1, arXiv:2502.01930v4.
+
+    Attributes:
+        source: (M,) atom where the mass was.
+        target: (M,) atom where it goes, -1 where features are free.
+        mass: (M,) probabilities.
+        u: (M, d) signed feature difference on arrival, in the unit of the features.
+        distance: (M,) length of the move in the metric, a label flip included.
+        flipped: (M,) whether the label changes, which turns u into -u before any shift.
+
+    >>> from theory import WassersteinFree, worst_case
+    >>> moves = worst_case([[1.0]], [0.5], WassersteinFree(0.1, power=2), beta=1.0).moves
+    >>> moves.u.round(6).tolist(), moves.distance.round(6).tolist(), moves.target.tolist()
+    ([[0.9]], [0.1], [-1])
     """
 
     source: Index
@@ -65,17 +74,33 @@ class Moves:
 class WorstCase:
     """The worst case of one set.
 
-    value: the supremum, from the dual; for the tractable versions what the algorithm minimises (see
-    `tilt`, `gradient_step`).
-    expected: E_Q l of the distribution that is returned. gap: value - expected. used: its distance
-    from p: KL, chi-squared, total variation, W_p, and for CVaR the largest ratio q_i/p_i. dual:
-    multiplier of the radius (lam, or eta of radius**power); the threshold for CVaR. effective: 1 /
-    sum_i q_i²/p_i = 1/(1 + chi-squared), the share of the sample that is left: times n it is the
-    effective sample size of Kish; NaN where Q leaves the atoms. attained: whether a distribution
-    attains the supremum; if not, the returned one is a member of a maximising sequence, within
-    1e-10 of it. converged: |gap| at most 1e-9 of the value (of the largest loss, if that is more).
-    weights: (n,) probabilities on the atoms, None where Q leaves them. moves: where mass goes, for
-    transport.
+    Reweighting sets have their weights from the dual, Thm. 3 of arXiv:2502.01930v4 for the KL ball;
+    transport has its plan from Lemma 1 there.
+
+    Attributes:
+        name: of the set, as in `theory.SETS`.
+        size: of the set, in its own unit.
+        value: the supremum, from the dual; for the tractable versions what the algorithm minimises
+            (see `tilt`, `gradient_step`). In the unit of the losses, as expected and gap.
+        expected: E_Q l of the distribution that is returned.
+        gap: value - expected.
+        used: its distance from p: KL, chi-squared, total variation, W_p, and for CVaR the largest
+            ratio q_i/p_i.
+        dual: multiplier of the radius (lam, or eta of radius**power); the threshold for CVaR.
+        effective: 1 / sum_i q_i²/p_i = 1/(1 + chi-squared), the share of the sample that is left:
+            times n it is the effective sample size of Kish; NaN where Q leaves the atoms.
+        attained: whether a distribution attains the supremum; if not, the returned one is a member
+            of a maximising sequence, within 1e-10 of it.
+        converged: |gap| at most 1e-9 of the value (of the largest loss, if that is more).
+        weights: (n,) probabilities on the atoms, None where Q leaves them.
+        moves: where mass goes, for transport, a `Moves`; else None.
+
+    >>> from theory import ChiSquared, worst_case
+    >>> found = worst_case([[1.0], [-1.0]], [0.5], ChiSquared(0.25), beta=1.0)
+    >>> found.name, found.size, found.converged, found.attained
+    ('chi2', 0.25, True, True)
+    >>> round(found.used, 6), round(found.effective, 6)
+    (0.25, 0.8)
     """
 
     name: str

@@ -35,6 +35,7 @@ SQUARED = replace(
     method="wdpo-squared",
     title="squared gradient norm",
     about="WDPO, practical, squared gradient norm (released code)",
+    unit="of the features squared, per loss",
     source="released code of arXiv:2502.01930v4",
 )
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Variables of whoever runs the tests that would change them: of launchers, clusters, terminals, and
 # caches of models and data.
@@ -57,6 +58,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # xdist's workers inherit what is set here
         _own_environment()
+    # the same examples of property tests for everybody, whatever a test leaves open
+    settings.register_profile("same for all", derandomize=True)
+    settings.load_profile("same for all")
     faulthandler.dump_traceback_later(STANDSTILL, exit=True, file=sys.__stderr__)
     if (seed := config.getoption("jitter")) is not None:
         from tests import jitter  # numpy and torch, which take a while

@@ -40,4 +40,10 @@ def collapse_radius(u: ArrayLike, set: AmbiguitySet, weights: ArrayLike | None =
         for part in pairs.chunks(set.elements(pairs.p.shape[1]))
     ]
     found = torch.cat(parts)
+    if bool(found.isnan().any()):
+        raise RuntimeError(
+            f"the collapse radius of {int(found.isnan().sum())} of {len(found)} samples was not"
+            " found: HiGHS solved their programs by none of its methods. Take features and weights"
+            " of more similar sizes."
+        )
     return found[0] if is_single(u, weights) else found

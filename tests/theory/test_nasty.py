@@ -65,7 +65,8 @@ class Problem:
             * self.bound
             * (np.abs(self.u).max() + (self.knob if self.name in ("w1-free", "w2-free") else 0))
         )
-        return 8 * eps * self.u.shape[1] * float(reach) + 1e-12
+        sums = 32 if self.name == "chi2" else 8  # of sorted differences of losses
+        return sums * eps * self.u.shape[1] * float(reach) + 1e-12
 
 
 def problem(seed: int) -> Problem:

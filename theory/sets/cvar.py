@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch
@@ -20,7 +19,7 @@ from theory.policy import Array
 from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
-from theory.solvers.collapse import each_sample, optimum
+from theory.solvers.collapse import each_sample, linear_program, optimum
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_mean
 from theory.solvers.moves import TwoMoves, half_line
@@ -243,15 +242,14 @@ def cvar_collapse(pairs: PairBatch) -> Tensor:
 
 def _cvar_program(u: Array, p: Array) -> float:
     """max {sum x : 0 <= x <= p, x u = 0}, x the share times q."""
-    found = linprog(
+    found = linear_program(
         -np.ones(len(p)),
         A_eq=u.T / max(np.abs(u).max(), _TINY),
         b_eq=np.zeros(u.shape[1]),
         bounds=[(0, mass) for mass in p],
-        method="highs",
     )
     largest = -optimum(found, never=0.0)
-    return min(largest, 1.0) if largest > 1e-9 else 0.0
+    return 0.0 if largest <= 1e-9 else min(largest, 1.0)
 
 
 MEMBERS = (CVaR(),)

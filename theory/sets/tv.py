@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch
@@ -21,7 +20,7 @@ from theory.policy import Array
 from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
-from theory.solvers.collapse import each_sample, optimum
+from theory.solvers.collapse import each_sample, linear_program, optimum
 from theory.solvers.interior import NOTHING, solve
 from theory.solvers.kl import solve_mean
 from theory.solvers.moves import half_line
@@ -267,12 +266,11 @@ def _tv_program(u: Array, p: Array) -> float:
     n = len(u)
     x = u.T / max(np.abs(u).max(), _TINY)
     equal = np.concatenate([np.ones((1, n)), x])
-    found = linprog(
+    found = linear_program(
         np.append(np.ones(n), np.zeros(n)),
         A_eq=np.concatenate([-equal, equal], 1),
         b_eq=np.append(0.0, -x @ p),
         bounds=[(0, mass) for mass in p] + [(0, None)] * n,
-        method="highs",
     )
     return max(optimum(found, never=np.inf), 0.0)
 

@@ -5,6 +5,7 @@ distribution Q with E_Q u = 0 (or, with free features, a sequence of them). The 
 is a convex program of its own. Derived; for the KL ball see also Prop. 3, arXiv:2502.01930.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,22 @@ class _LogPartition:
 def label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
     """max over ||s|| <= 1 of E min(s.u, 2 kappa - s.u)/2: features move freely and labels flip at
     the cost kappa."""
-    if kappa >= pairs.ut.norm(dim=1).max():  # no flip pays
+    size = pairs.ut.norm(dim=1).amax(-1).expand(pairs.replicates)
+    if kappa >= size.max():  # no flip pays
         return free_collapse(pairs, 1)
+    # the problem does not know the unit of u, but the interior point does: solve in units of u,
+    # samples of about the same size together
+    decade = size.clamp(min=1e-300).log10().floor()
+    found = torch.zeros_like(size)
+    for power in decade.unique():
+        here, unit = (decade == power).nonzero()[:, 0], 10.0 ** float(power)
+        part = pairs.select(here)
+        scaled = PairBatch(part.ut / unit, part.p)
+        found[here] = unit * _label_collapse(scaled, kappa / unit)
+    return found
+
+
+def _label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
     domain = Domain(torch.zeros(pairs.dimension, dtype=torch.float64, device=pairs.p.device), 2.0)
     pieces = LabelMoves(pairs, 1.0, kappa, linear=True)
     ones = torch.ones(pairs.replicates, dtype=torch.float64, device=pairs.p.device)
@@ -108,8 +123,8 @@ def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
     places = (np.concatenate(rows), np.tile(variable, 1 + d))
     constraint = csr_array((entries, places), shape=(pairs.replicates * (n + d), len(source)))
     demand = np.concatenate([p, np.zeros((pairs.replicates, d))], 1).ravel()
-    solution = linprog(
-        price[source * n + target], A_eq=constraint, b_eq=demand, bounds=(0, None), method="highs"
+    solution = linear_program(
+        price[source * n + target], A_eq=constraint, b_eq=demand, bounds=(0, None)
     )
     if solution.status == 0:
         paid = np.bincount(
@@ -123,9 +138,7 @@ def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
                 for one in torch.arange(pairs.replicates)[:, None]
             ]
         )
-    if solution.status == 2:  # infeasible: 0 is outside the convex hull of the atoms
-        return np.array([np.inf])
-    raise RuntimeError(f"the collapse program of a replicate did not solve: {solution.message}")
+    return np.array([optimum(solution, never=np.inf)])
 
 
 def each_sample(pairs: PairBatch) -> list[tuple[Array, Array]]:
@@ -135,10 +148,18 @@ def each_sample(pairs: PairBatch) -> list[tuple[Array, Array]]:
     return [(x[:, q > 0].T, q[q > 0]) for x, q in zip(ut, p, strict=True)]
 
 
+def linear_program(c: Array, **constraints: Any) -> Any:
+    """scipy's `linprog` by HiGHS; where it gives up without an answer, by its other methods."""
+    for method in ("highs", "highs-ipm", "highs-ds"):
+        found = linprog(c, method=method, **constraints)
+        if found.status in (0, 2):
+            break
+    return found
+
+
 def optimum(found: Any, never: float) -> float:
-    """The optimum of a linear program; `never` where 0 is outside the convex hull of the atoms."""
+    """The optimum of a linear program, `never` where 0 is outside the convex hull of the atoms, and
+    NaN where no method solved it: a fit then stays what it was."""
     if found.status == 0:
         return float(found.fun)
-    if found.status == 2:
-        return never
-    raise RuntimeError(f"the collapse program of a replicate did not solve: {found.message}")
+    return never if found.status == 2 else math.nan

@@ -454,9 +454,13 @@ def settle_collapse(
     beta: float,
     threshold: Callable[[PairBatch], Tensor],
 ) -> Point:
-    """Where w is nearly zero, ask the collapse radius whether it is zero."""
+    """Where w is nearly zero, or nothing is certain, ask the collapse radius whether it is zero.
+
+    The value is one of the objective: where it is below log 2, no radius makes w = 0 the answer.
+    """
     small = (point.w.norm(dim=-1) * beta < 1e-3) & (point.value > LOG2 - 1e-6)
-    near = (~point.collapsed & (small | (point.gap > 1e-10))).nonzero()[:, 0]
+    doubtful = (small | (point.gap > 1e-10)) & (point.value > LOG2 - 1e-9)
+    near = (~point.collapsed & doubtful).nonzero()[:, 0]
     if near.numel():
         inside = near[radius[near] >= threshold(pairs.select(near)) * (1 - 1e-9)]
         if inside.numel():

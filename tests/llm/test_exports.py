@@ -22,3 +22,12 @@ def test_importing_it_imports_neither_torch_nor_transformers() -> None:
     heavy = "('torch', 'transformers', 'pandas')"
     code = f"import sys, llm; print([n for n in {heavy} if n in sys.modules])"
     assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
+
+
+def test_the_room_of_data_hands_on_its_names() -> None:
+    from llm import data
+
+    for name in data.__all__:
+        assert getattr(data, name).__module__.startswith("llm.data.")
+    with pytest.raises(AttributeError, match="no attribute 'rows_of'"):
+        _ = data.rows_of

@@ -510,12 +510,12 @@ def _check(p: ObjectiveParameters) -> None:
         raise ValueError(
             "--average_tokens false is for IPO only: every other loss sums over tokens anyway."
         )
-    if p.objective == "kldpo" and (p.tau is None) == (p.rho is None):
-        raise ValueError(
-            "kldpo takes either --tau (temperature of the tilt) or --rho (radius of the ball in"
-            f" nats), got tau={p.tau}, rho={p.rho}. The two correspond one to one through the"
-            " ball's dual variable."
-        )
+    sets = _sets(p.objective)
+    given = [s for s in sets if getattr(p, s.facts.option or "") is not None]
+    if len(sets) > 1 and len(given) != 1:
+        ways = " or ".join(f"--{s.facts.option} ({s.facts.size}: {s.facts.about})" for s in sets)
+        got = ", ".join(f"{s.facts.option}={getattr(p, s.facts.option or '')}" for s in sets)
+        raise ValueError(f"{p.objective} takes either {ways}, got {got}.")
     if p.objective == "wdpo":
         _check_wdpo(p)
     elif p.released and p.tau is None:

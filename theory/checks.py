@@ -13,6 +13,24 @@ from theory.batch import LARGEST, SMALLEST, ArrayLike, as_float64
 Array = NDArray[np.float64]
 
 
+def check_set(u: object, set: object) -> None:
+    """An ambiguity set, after the data: not its class, not its name, and not in the place of u."""
+    if hasattr(u, "facts"):
+        raise ValueError(
+            f"u is an ambiguity set, {u!r}: the data come first, as in fit(u, set, weights)."
+        )
+    if isinstance(set, type) and hasattr(set, "facts"):
+        raise ValueError(
+            f"set is the class {set.__name__}. Make one of it, with its size, such as"
+            f" {set.__name__}(0.1)."
+        )
+    if not hasattr(set, "facts"):
+        raise ValueError(
+            f"set must be an ambiguity set, got {set!r}. Take one of theory.SETS by its name and"
+            " give it a size, such as SETS['kl'].sized(0.1), or write KL(0.1)."
+        )
+
+
 def check_metric(distance: ArrayLike | None, n: int) -> Tensor:
     """An (n, n) matrix of distances: finite, non-negative, symmetric, with a zero diagonal."""
     if distance is None:

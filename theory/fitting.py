@@ -31,7 +31,7 @@ from theory.batch import (
     feature_names,
     pair_batch,
 )
-from theory.checks import check_positive, check_reference, check_scale
+from theory.checks import check_positive, check_reference, check_scale, check_set
 from theory.results import Fit
 from theory.solvers.kl import solve_mean
 from theory.solvers.newton import Domain
@@ -94,6 +94,8 @@ def fit(
     >>> found.theta[:, 0].exp().numpy().round(6).tolist()
     [3.0, 1.5]
     """
+    if set is not None or hasattr(u, "facts"):
+        check_set(u, set)
     pairs, single = pair_batch(u, weights), is_single(u, weights)
     beta = check_scale("beta", beta, "It scales the log-ratio in the margin; papers use 0.01 to 1.")
     if bound is None:

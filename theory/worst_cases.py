@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from theory.batch import ArrayLike
-from theory.checks import as_array, check_number, check_probability, check_scale
+from theory.checks import as_array, check_number, check_probability, check_scale, check_set
 from theory.losses import dpo_loss
 from theory.sets.base import AmbiguitySet, AtPolicy
 from theory.solvers.adversary import Moves, WorstCase
@@ -57,6 +57,7 @@ def worst_case(
     >>> found.weights.round(6).tolist(), round(found.value, 6)
     ([0.25, 0.75], 4.0)
     """
+    check_set(u, set)
     if isinstance(u, FiniteWorld):
         world, atoms = u, u.u
         beta = world.beta if beta is None else beta

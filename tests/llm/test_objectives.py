@@ -81,8 +81,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "--pair_loss is for dr_dpo, kldpo",
     ),
     "averages": ({"average_tokens": False}, "--average_tokens false is for IPO only"),
-    "neither": ({"objective": "kldpo"}, "either --tau .* or --rho .* got tau=None, rho=None"),
-    "both": ({"objective": "kldpo", "tau": 1.0, "rho": 0.1}, "got tau=1.0, rho=0.1"),
+    "neither": ({"objective": "kldpo"}, "either --rho .* or --tau .* got rho=None, tau=None"),
+    "both": ({"objective": "kldpo", "tau": 1.0, "rho": 0.1}, "got rho=0.1, tau=1.0"),
     "released ball": (
         {"objective": "kldpo", "rho": 0.1, "released": True},
         "give --tau, not --rho",

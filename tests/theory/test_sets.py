@@ -183,3 +183,30 @@ def test_everything_is_exported_under_both_names() -> None:
         assert getattr(prefdro, name) is getattr(theory, name)
     with pytest.raises(AttributeError, match="no attribute 'KLD'"):
         _ = theory.KLD
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (theory.KL, r"set is the class KL\. .* such as KL\(0\.1\)"),
+        ("kl", r"got 'kl'\. Take one of theory\.SETS"),
+        (0.1, r"got 0\.1\."),
+    ],
+)
+def test_what_is_no_set_is_refused_at_every_door(wrong: object, words: str) -> None:
+    u = DATA[0].u
+    doors = (
+        lambda: fit(u, wrong, beta=1.0),  # type: ignore[arg-type]
+        lambda: collapse_radius(u, wrong),  # type: ignore[arg-type]
+        lambda: worst_case(u, u[0], wrong, beta=1.0),  # type: ignore[arg-type]
+    )
+    for door in doors:
+        with pytest.raises(ValueError, match=words):
+            door()
+
+
+def test_the_set_comes_after_the_data() -> None:
+    u, kl = DATA[0].u, theory.KL(0.1)
+    for door in (lambda: fit(kl, u, beta=1.0), lambda: collapse_radius(kl, u)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"the data come first, as in fit\(u, set, weights\)"):
+            door()

@@ -1,6 +1,7 @@
 """The `prefdro` command: which words reach which function. Modules that take long to import are
 imported when their command is asked for."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -31,6 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         refuse_shadowed()
         _obey(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # 128 + SIGPIPE, as the shell reports it
     except (
         ValueError,
         ImportError,

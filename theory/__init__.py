@@ -57,12 +57,13 @@ _ROOMS = {
     ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
-__all__ = sorted(_HOME)  # and those of `theory.sets.EXPORTS`
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name == "__all__":
+        return __dir__()
     if not name.startswith("_"):
         from theory.sets import EXPORTS
 
@@ -76,4 +77,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from theory.sets import EXPORTS
 
-    return sorted({*__all__, *EXPORTS})
+    return sorted({*_HOME, *EXPORTS})

@@ -30,7 +30,7 @@ _MAX_ROUNDS = 100
 Cost = Callable[[Tensor, float], Tensor]  # h(t, beta)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AotFit:
     """The best of S starts for each of R samples.
 

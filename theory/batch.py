@@ -13,6 +13,9 @@ SMALLEST, LARGEST = (
     1e-50,
     1e50,
 )  # magnitudes whose squares, and the products of two squares, neither vanish nor overflow
+# how far probabilities may be from a sum of one, as in single precision, and from where on they are
+# divided by it
+SUMS, EXACT = 1e-6, 1e-9
 # beta B max|u| beyond which a margin at the boundary of the ball has no digit after the point
 _REACH = 1e15
 
@@ -31,7 +34,7 @@ ArrayLike = Tensor | np.ndarray | float | Sequence[Any] | SupportsArray
 _CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 23}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PairBatch:
     """R samples of n pairs: signed feature differences u = (2y-1)(psi1-psi2) and their weights.
 
@@ -182,7 +185,7 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
         if (
             not bool(torch.isfinite(p).all())
             or bool((p < 0).any())
-            or bool(((total - 1).abs() > 1e-9).any())
+            or bool(((total - 1).abs() > SUMS).any())
         ):
             worst = total[(total - 1).abs().argmax()].item()
             raise ValueError(
@@ -190,6 +193,7 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
                 f" {p.min().item():g} and the sum furthest from one is {worst:.12g}. Counts must be"
                 " divided by their total first."
             )
+        p = torch.where(((total - 1).abs() > EXACT)[:, None], p / total[:, None], p)
     ut = (features if features.ndim == 3 else features[None]).mT.contiguous()
     replicates = max(ut.shape[0], p.shape[0])
     if ut.shape[0] > 1 and p.shape[0] > 1 and ut.shape[0] != p.shape[0]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from theory.batch import LARGEST, SMALLEST, ArrayLike, as_float64
+from theory.batch import EXACT, LARGEST, SMALLEST, SUMS, ArrayLike, as_float64
 
 Array = NDArray[np.float64]
 
@@ -27,7 +27,18 @@ def check_set(u: object, set: object) -> None:
     if not hasattr(set, "facts"):
         raise ValueError(
             f"set must be an ambiguity set, got {set!r}. Take one of theory.SETS by its name and"
-            " give it a size, such as SETS['kl'].sized(0.1), or write KL(0.1)."
+            " give it a size, such as SETS['kl'].sized(0.1), or write KL(0.1); weights come after"
+            " it, as in fit(u, set, weights)."
+        )
+
+
+def check_pairs(u: object) -> None:
+    """Pairs, and not the world that they come from."""
+    if hasattr(u, "problem"):
+        raise ValueError(
+            f"u is a {type(u).__name__}: an estimator takes pairs. Of a finite world they are"
+            " world.u with the weights world.probability, as in fit(world.u, set,"
+            " world.probability, **world.problem); of another take a sample."
         )
 
 
@@ -92,6 +103,8 @@ def check_label_cost(kappa: float | None) -> float:
 def check_radius(name: str, value: ArrayLike, replicates: int, like: Tensor) -> Tensor:
     """A non-negative finite number, or one for each replicate."""
     radius = as_float64(value, name, like.device)
+    if radius.numel() == 0:
+        raise ValueError(f"{name} is empty. Give a number, or one for each fit.")
     if radius.ndim > 1 or (radius.ndim == 1 and radius.shape[0] not in (1, replicates)):
         raise ValueError(
             f"{name} must be a number or have shape ({replicates},), got shape"
@@ -147,6 +160,8 @@ def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Ten
     if theta_ref is None:
         return torch.zeros(d, dtype=torch.float64, device=like.device)
     theta = as_float64(theta_ref, "theta_ref", like.device)
+    if theta.shape == (1, d):  # a row, as tables and models give it
+        theta = theta[0]
     if theta.shape != (d,) or not bool(torch.isfinite(theta).all()):
         raise ValueError(
             f"theta_ref must be {d} finite numbers, got {theta.tolist()} of shape"
@@ -166,15 +181,15 @@ def as_array(x: ArrayLike, name: str) -> Array:
 
 
 def check_probability(name: str, p: ArrayLike, n: int) -> Array:
-    """n finite non-negative numbers that sum to one."""
+    """n finite non-negative numbers that sum to one; what single precision lost is divided out."""
     p = as_array(p, name)
     if p.shape != (n,):
         raise ValueError(
             f"{name} must have shape ({n},), got {p.shape}: one number for each pair or context."
         )
-    if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > 1e-9:
+    if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > SUMS:
         raise ValueError(
             f"{name} must be non-negative and sum to one; the smallest entry is {p.min():g}, the"
             f" sum {p.sum():.12g}. Divide by the sum."
         )
-    return p
+    return p / p.sum() if abs(p.sum() - 1) > EXACT else p

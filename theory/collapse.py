@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from theory.batch import ArrayLike, pair_batch
-from theory.checks import check_set
+from theory.checks import check_pairs, check_set
 from theory.fitting import is_single
 from theory.sets.base import AmbiguitySet
 
@@ -34,6 +34,7 @@ def collapse_radius(u: ArrayLike, set: AmbiguitySet, weights: ArrayLike | None =
     >>> round(collapse_radius([[1.0], [-1.0]], KL(), [0.8, 0.2]).exp().item(), 6)  # 1/(2 sqrt(pq))
     1.25
     """
+    check_pairs(u)
     check_set(u, set)
     pairs = pair_batch(u, weights)
     set.check_atoms(pairs.p.shape[1])

@@ -19,7 +19,7 @@ from theory.transport import check_weights
 _MAX_STEPS = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BallDual:
     """Solution of sup {E_q l : q in the ball} for R problems over n atoms.
 

@@ -31,16 +31,18 @@ from theory.batch import (
     feature_names,
     pair_batch,
 )
-from theory.checks import check_positive, check_reference, check_scale, check_set
+from theory.checks import check_pairs, check_positive, check_reference, check_scale, check_set
 from theory.results import Fit
 from theory.solvers.kl import solve_mean
 from theory.solvers.newton import Domain
-from theory.solvers.points import Point, join
+from theory.solvers.points import LOG2, Point, join
 
 if TYPE_CHECKING:  # sets name their estimators, which fit
     from theory.sets.base import AmbiguitySet
 
-_FAR = 1e6  # beta ||theta|| max|u| that no minimiser reaches unless the pairs are separable
+# margins, in root mean square along any direction, that no minimiser reaches unless the pairs are
+# separable or nearly so, and beta ||theta|| max|u| beyond which none is sought
+_LARGE, _FAR = 100.0, 1e6
 
 
 # ----------------------------------------------------------------------------------- the front door
@@ -94,6 +96,7 @@ def fit(
     >>> found.theta[:, 0].exp().numpy().round(6).tolist()
     [3.0, 1.5]
     """
+    check_pairs(u)
     if set is not None or hasattr(u, "facts"):
         check_set(u, set)
     pairs, single = pair_batch(u, weights), is_single(u, weights)
@@ -121,9 +124,11 @@ def fit(
             return set.solve(part, beta, inner, sizes)
 
         point = _solve(pairs, domain, size, solver, set.elements(pairs.p.shape[1]))
+    point = _not_above_reference(point)
     value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
+    gap = gap.minimum(value)  # no loss is negative, and so no optimum
     small = tolerance * value.abs().clamp(min=1)
-    converged = torch.isfinite(value) & (point.gap.abs() <= small)
+    converged = torch.isfinite(value) & (gap <= small) & (point.gap >= -small)
     theta = torch.where(point.collapsed[:, None], domain.theta_ref, point.w + domain.theta_ref)
     found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps)
     made = found.of(set, pairs, beta, domain, feature_names(u))
@@ -170,9 +175,15 @@ def _for_each_size(pairs: PairBatch, single: bool, set: "AmbiguitySet") -> tuple
 
 
 def _far(pairs: PairBatch, beta: float, theta_ref: ArrayLike | None) -> float:
-    """A bound that only a separable sample reaches."""
+    """A bound that only a separable sample reaches: where the margins are large in the direction
+    in which they grow least, as the singular values of the pairs tell."""
     reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref").norm().item()
-    return _FAR / (beta * pairs.ut.abs().max().clamp(min=SMALLEST).item()) + 2 * reference
+    size = pairs.ut.abs().max().clamp(min=SMALLEST)
+    unit = pairs.ut / size
+    spread = torch.linalg.eigvalsh(unit @ unit.mT / unit.shape[2])  # (R, d), of squares
+    seen = spread > 1e-13 * spread[:, -1:]
+    least = torch.where(seen, spread, 1.0).amin().clamp(min=1e-300).sqrt().item()
+    return min(_FAR, _LARGE / least) / (beta * size.item()) + 2 * reference
 
 
 def _solve(
@@ -195,6 +206,16 @@ def _solve(
             point.w = point.w @ basis.T
             points.append(point)
     return join(points)
+
+
+def _not_above_reference(point: Point) -> Point:
+    """The reference policy is feasible, with the value log 2 under any set: what is above it is
+    replaced by it, certified as far as it was."""
+    above = point.value > LOG2
+    point.gap = torch.where(above, point.gap - (point.value - LOG2), point.gap)
+    point.value = point.value.clamp(max=LOG2)
+    point.w = torch.where(above[:, None], 0.0, point.w)
+    return point
 
 
 def _parts(pairs: PairBatch, elements: int | None) -> list[Tensor]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from theory.sets.base import AmbiguitySet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Made:
     """What a fit was made from."""
 
@@ -26,7 +26,7 @@ class _Made:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Fit:
     """A fitted policy with its certificate, or R of them, where the input had a batch axis.
 

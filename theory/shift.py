@@ -35,7 +35,7 @@ SURE = 8 / 3  # how much larger the rewards of sure annotators are
 MINORITY = 3  # every third context belongs to the minority of the kind `contexts`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shift:
     """A world to train in, and for each of G values of alpha a reward and a distribution of
     contexts to be judged by.
@@ -79,7 +79,7 @@ class Shift:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What R policies are worth at each of G values of alpha.
 
@@ -266,7 +266,7 @@ def shrunk(world: FiniteWorld, theta: Array, kl: Array) -> Array:
     return np.where(reached[:, None], found, np.nan)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Descent:
     """Paths of gradient descent, points (T, R, d), and the KL of each point to the reference (T,
     R)."""

@@ -37,7 +37,7 @@ PieceMean = Callable[
 _gauss_nodes = lru_cache(leggauss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coupling:
     """The monotone coupling: piece k sends `mass[k]` from atom `row[k]` of the first sample to atom
     `column[k]` of the second.

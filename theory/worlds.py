@@ -27,7 +27,7 @@ _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 
 
 # ------------------------------------------------------------------------------------ finite worlds
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FiniteWorld:
     """K atoms z = (psi1, psi2, y) with their probabilities.
 
@@ -498,7 +498,7 @@ def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
 
 
 # -------------------------------------------------------------------------------- continuous worlds
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ContinuousWorld:
     """Isotropic features in R^d: psi uniform on the unit sphere, or Gaussian with E||psi||² = 1;
     theta_ref = 0.

@@ -63,3 +63,14 @@ def test_a_command_that_fails_has_no_time() -> None:
 def test_repeats_are_positive() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         startup.run(Startup(repeats=0))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As in `prefdro list | head -1`."""
+    command = [sys.executable, "-m", "experiments", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        told = process.stderr.read()
+        assert (process.wait(), told) in ((141, b""), (0, b""))  # 0: it was all in the pipe

@@ -320,7 +320,7 @@ def test_other_objectives_and_bf16_run_from_the_same_file(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--objective kldpo", "either --tau (temperature of the tilt) or --rho"),
+        ("--objective kldpo", "either --rho (radius: KLDPO, exact, KL ball) or --tau"),
         ("--objective dpo --tau 1", "dpo does not take --tau (got 1.0)"),
         ("--model ./nowhere", "cannot load the tokenizer './nowhere'"),
         ("--data ./nothing.jsonl", "there is no file or folder ./nothing.jsonl"),

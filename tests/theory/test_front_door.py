@@ -23,3 +23,10 @@ def test_a_module_of_the_same_name_does_not_take_the_place_of_a_function(first: 
         "assert worst_case is again and callable(again)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("door", ["theory", "prefdro"])
+def test_a_star_brings_everything(door: str) -> None:
+    names: dict[str, object] = {}
+    exec(f"from {door} import *", names)
+    assert set(dir(theory)) <= set(names)

@@ -1,6 +1,8 @@
 """Every ambiguity set of the registry: its estimator, collapse size and worst case against its
 twin, and the rules that all of them keep. A set that is added is met here without a change."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -210,3 +212,165 @@ def test_the_set_comes_after_the_data() -> None:
     for door in (lambda: fit(kl, u, beta=1.0), lambda: collapse_radius(kl, u)):  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"the data come first, as in fit\(u, set, weights\)"):
             door()
+
+
+# -------------------------------------------------------------------------------- hard samples
+REWEIGHTING = [name for name in EXACT if SETS[name].facts.reweights]
+
+
+def holds_zero(u: np.ndarray) -> bool:
+    """Whether 0 is in the convex hull of integer points of the plane, in integers: some two or
+    three of them hold it (Carathéodory)."""
+    points = [(int(x), int(y)) for x, y in u]
+
+    def turn(a: tuple[int, int], b: tuple[int, int]) -> int:
+        return a[0] * b[1] - a[1] * b[0]
+
+    def opposite(a: tuple[int, int], b: tuple[int, int]) -> bool:
+        return turn(a, b) == 0 and a[0] * b[0] + a[1] * b[1] <= 0
+
+    if (0, 0) in points or any(opposite(a, b) for a, b in combinations(points, 2)):
+        return True
+    signs = [
+        {np.sign(turn(a, b)), np.sign(turn(b, c)), np.sign(turn(c, a))}
+        for a, b, c in combinations(points, 3)
+    ]
+    return any(found in ({1}, {-1}) for found in signs)
+
+
+@pytest.mark.parametrize("name", REWEIGHTING)
+def test_nothing_collapses_where_zero_is_outside_the_hull_however_small_the_weights(
+    name: str,
+) -> None:
+    rng = np.random.default_rng(5)
+    inside = 0
+    for _ in range(25):
+        u = rng.integers(-2, 4, (rng.integers(2, 6), 2)).astype(float)
+        if not u.any():
+            continue
+        p = 10.0 ** -(rng.random(len(u)) * rng.choice([1, 8, 12]))
+        p /= p.sum()
+        kind = SETS[name].in_metric(1 - np.eye(len(u)))
+        edge = collapse_radius(u, kind, p).item()
+        never = edge < 1e-8 if name == "cvar" else edge == np.inf  # tiny for so small weights
+        if holds_zero(u):
+            inside += 1
+            assert name == "cvar" or not never
+        else:
+            assert never
+    assert 5 < inside < 20
+
+
+@pytest.mark.parametrize("rare", [1e-3, 1e-8, 1e-12])
+def test_the_collapse_of_a_rare_atom_in_closed_form(rare: float) -> None:
+    """u = (1, -2): the only Q with E u = 0 is (2/3, 1/3)."""
+    p, q = np.array([1 - rare, rare]), np.array([2 / 3, 1 / 3])
+    truth = {
+        "kl": (q * np.log(q / p)).sum(),
+        "chi2": (q**2 / p).sum() - 1,
+        "tv": abs(q - p).sum() / 2,
+        "cvar": (p / q).min(),
+        "w1-finite": abs(q - p).sum() / 2,
+        "w2-finite": np.sqrt(abs(q - p).sum() / 2),
+    }
+    assert set(REWEIGHTING) <= set(truth)
+    for name in REWEIGHTING:
+        kind = SETS[name].in_metric(1 - np.eye(2))
+        found = collapse_radius([[1.0], [-2.0]], kind, p).item()
+        # linear programs are solved to about 1e-9 of the largest weight
+        room = 1e-10 if name in ("kl", "chi2") else 1e-8
+        assert found == pytest.approx(truth[name], rel=room, abs=room * (name == "cvar"))
+
+
+@pytest.mark.parametrize("name", REWEIGHTING)
+def test_no_certificate_for_the_reference_where_something_is_better(name: str) -> None:
+    """The issue's four pairs, which (2, 1) separates: no set of weights makes theta_ref best."""
+    u = np.array([[1.0, 1.0], [1.0, 1.0], [2.0, -1.0], [1.0, 1.0]])
+    tiny = 2.3e-10
+    p = [tiny, 0.92 - tiny, 0.08 - 6e-3, 6e-3]
+    for size in (0.5, 0.999) if name in ("tv", "cvar") else (0.5, 1e3, 1e8):
+        found = fit(u, SETS[name].in_metric(1 - np.eye(4)).sized(size), p, beta=0.1, bound=100.0)
+        assert not found.collapsed
+        away = fit(u, None, p, beta=0.1, bound=100.0)
+        best = SETS[name].in_metric(1 - np.eye(4)).sized(size)
+        there = worst_case(u, away.theta, best, p, beta=0.1).value
+        assert found.value - max(found.gap.item(), 0) <= there + 1e-12
+
+
+@pytest.mark.parametrize("name", CONVEX)
+def test_without_a_bound_every_fit_is_certified_and_none_is_worse_than_the_reference(
+    name: str,
+) -> None:
+    """Also separable samples, whose minimiser the default bound holds."""
+    rng = np.random.default_rng(1)
+    for k in range(24):
+        n = rng.integers(2, 8)
+        u = rng.standard_normal((n, 2)) + rng.choice([0.0, 1.0])
+        distance = np.linalg.norm(u[:, None] - u[None], axis=-1)
+        size = [0.01, 0.05, 0.3][k % 3]
+        found = fit(u, SETS[name].in_metric(distance, 1.0).sized(size), beta=1.0)
+        assert found.converged, (k, found)
+        assert found.value <= np.log(2)
+
+
+@pytest.mark.parametrize("tau", [1e3, 1e9, 1e20, 1e49])
+def test_a_hot_tilt_is_the_mean(tau: float) -> None:
+    """tau log E exp(l/tau) = E l + Var l/(2 tau) + O(1/tau²), for losses of size one."""
+    u = np.random.default_rng(2).standard_normal((6, 2))
+    hot, plain = fit(u, theory.Tilt(tau), beta=1.0), fit(u, beta=1.0)
+    losses = np.logaddexp(0, -u @ plain.theta.numpy())
+    assert hot.converged
+    assert hot.value.item() == pytest.approx(
+        plain.value.item() + losses.var() / (2 * tau), abs=1 / tau**2 + 1e-14
+    )
+
+
+# ---------------------------------------------------------------------------- as Python objects
+def test_sets_are_equal_by_their_numbers_and_can_be_keys() -> None:
+    distance = 1 - np.eye(3)
+    atoms = theory.WassersteinAtoms(0.1, distance)
+    assert atoms == theory.WassersteinAtoms(0.1, torch.from_numpy(distance))
+    assert atoms != theory.WassersteinAtoms(0.1, 2 * distance)
+    assert theory.KL([0.1, 0.2]) == theory.KL(np.array([0.1, 0.2])) != theory.KL([0.1, 0.3])
+    assert theory.KL(0.1) != theory.ChiSquared(0.1)
+    assert len({atoms, theory.WassersteinAtoms(0.1, distance), theory.KL(0.1)}) == 2
+
+
+def test_results_and_worlds_are_equal_to_themselves_only() -> None:
+    u = DATA[0].u
+    one, two = fit(u, theory.KL([0.1, 0.2]), beta=1.0), fit(u, theory.KL([0.1, 0.2]), beta=1.0)
+    shape = {"contexts": 2, "actions": 2, "dimension": 2, "beta": 1.0, "bound": 4.0}
+    world = theory.random_world(0, **shape)
+    for thing, other in ((one, two), (one.worst[0], two.worst[0]), (world, None)):  # type: ignore[index]
+        assert thing == thing and thing != other and hash(thing) == hash(thing)
+
+
+def test_weights_of_single_precision_are_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w = torch.rand(1000, generator=generator)
+    w = w / w.sum() * (1 + 1e-7)
+    u = torch.randn(1000, 3, generator=generator)
+    found = fit(u, theory.KL(0.01), w, beta=1.0)
+    exact = fit(u, theory.KL(0.01), w.double() / w.double().sum(), beta=1.0)
+    assert torch.allclose(found.theta, exact.theta, rtol=0, atol=1e-12)
+    value = worst_case(u, found.theta, theory.KL(0.01), w, beta=1.0).value
+    assert value == pytest.approx(found.value.item(), abs=1e-9)
+    with pytest.raises(ValueError, match=r"sum furthest from one is 1\.00001"):
+        fit(u, theory.KL(0.01), w * 1.00001, beta=1.0)
+
+
+def test_what_stands_in_the_wrong_place_is_told() -> None:
+    u = DATA[0].u
+    shape = {"contexts": 2, "actions": 2, "dimension": 2, "beta": 1.0, "bound": 4.0}
+    world = theory.random_world(0, **shape)
+    for door in (lambda: fit(world, beta=1.0), lambda: collapse_radius(world, theory.KL())):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"u is a FiniteWorld.* as in fit\(world\.u, set,"):
+            door()
+    assert fit(world.u, theory.KL(0.1), world.probability, **world.problem).converged
+    with pytest.raises(ValueError, match="radius is empty"):
+        fit(u, theory.KL([]), beta=1.0)
+    with pytest.raises(ValueError, match=r"weights come after it, as in fit\(u, set, weights\)"):
+        fit(u, [0.3, 0.3, 0.4], theory.KL(0.1), beta=1.0)  # type: ignore[arg-type]
+    row = fit(u, theory.KL(0.1), beta=1.0, theta_ref=np.full((1, u.shape[1]), 0.01))
+    flat = fit(u, theory.KL(0.1), beta=1.0, theta_ref=np.full(u.shape[1], 0.01))
+    assert torch.equal(row.theta, flat.theta)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -85,6 +85,22 @@ class AmbiguitySet(ABC):
     >>> KL.facts.source, KL.facts.unit
     ('Eq. (9), arXiv:2502.01930v4', 'nats')
     """
+
+    def __init_subclass__(cls) -> None:
+        # a dataclass leaves alone what is there; its own == would compare arrays to an array
+        cls.__eq__ = AmbiguitySet.__eq__  # type: ignore[method-assign]
+        cls.__hash__ = AmbiguitySet.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        """The same kind of set with the same numbers, whatever holds them."""
+        return type(self) is type(other) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._content()))
+
+    def _content(self) -> tuple[Any, ...]:
+        given = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        return tuple(_comparable(x) for x in given)
 
     @property
     @abstractmethod
@@ -184,6 +200,17 @@ class AmbiguitySet(ABC):
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         """The functional that the trainer minimises, of losses (n,): differentiable."""
         raise ValueError(f"{type(self).__name__} is no functional of the losses alone.")
+
+
+def _comparable(x: Any) -> Any:
+    """Numbers by their values, whether in a list, an array or a tensor; anything else as it is."""
+    if x is None or isinstance(x, (str, int, float)):
+        return x
+    try:
+        numbers = as_float64(x, "size")
+    except ValueError:
+        return x
+    return tuple(numbers.shape), tuple(numbers.flatten().tolist())
 
 
 def needs_no_losses(kind: str, at: AtPolicy) -> None:

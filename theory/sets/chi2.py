@@ -20,6 +20,7 @@ from theory.policy import Array
 from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
+from theory.solvers.collapse import Collapse, decided, dual_ascent
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_point_ball
 from theory.solvers.moves import LargestLoss
@@ -28,6 +29,7 @@ from theory.solvers.points import (
     DOUBTFUL,
     LOG2,
     Point,
+    at_rest,
     collapsed_point,
     keep_better,
     linear_start,
@@ -77,7 +79,7 @@ class ChiSquared(AmbiguitySet):
         return solve_chi2(pairs, beta, domain, size)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
-        return chi2_collapse(pairs)[0]
+        return chi2_collapse(pairs).radius
 
     def largest(self, least: float) -> float:
         return 1 / least - 1
@@ -160,26 +162,27 @@ def _positive(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> 
 def _hard(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor, w: Tensor) -> Point:
     """Decide collapse by its radius; else leave w = 0 where its dual points, then the largest loss,
     which is the objective once the ball holds the point masses."""
-    threshold, nu = chi2_collapse(pairs)
-    point = collapsed_point(pairs)
-    out = (radius < threshold * (1 - 1e-9)).nonzero()[:, 0]
+    collapse = chi2_collapse(pairs)
+    nu, point = collapse.direction, at_rest(pairs, collapse.weights, beta, domain)
+    out = (~(radius >= collapse.radius * (1 - 1e-9))).nonzero()[:, 0]
     if not out.numel():
         return point
     part, r = pairs.select(out), radius[out]
     room = (domain.bound - domain.theta_ref.norm()).clamp(max=1e-2 / beta)
     away = -nu[out] / nu[out].norm(dim=-1, keepdim=True).clamp(min=_TINY) * room
     solved = _point(part, beta, domain, r, w[out], torch.zeros_like(out))
-    for start in (away, w[out], 0.1 * w[out]):
+    for start, most in ((away, 30), (None, 0), (away, 200), (w[out], 200), (0.1 * w[out], 200)):
         again = (solved.gap > DOUBTFUL).nonzero()[:, 0]
-        if again.numel():
-            some = part.select(again)
-            function = ChiSquaredLoss(some, beta, r[again])
-            v, _, steps = minimise(function, start[again], domain, max_steps=200)
-            solved = keep_better(solved, again, _point(some, beta, domain, r[again], v, steps))
-    tied = (solved.gap > DOUBTFUL).nonzero()[:, 0]
-    if tied.numel():
-        better = _largest(part.select(tied), beta, domain, r[tied])
-        solved = keep_better(solved, tied, better)
+        if not again.numel():
+            break
+        some, size = part.select(again), r[again]
+        if start is None:  # where losses tie, Newton's method creeps
+            better = _largest(some, beta, domain, size)
+        else:
+            function = ChiSquaredLoss(some, beta, size)
+            v, _, steps = minimise(function, start[again], domain, max_steps=most)
+            better = _point(some, beta, domain, size, v, steps)
+        solved = keep_better(solved, again, better)
     return scatter([(out, solved)], point)
 
 
@@ -202,7 +205,7 @@ def _largest(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> P
     w, q = domain.project(found.v[:, :-1]), found.z[:, :, 0] * (pairs.p > 0)
     q = q / q.sum(-1, keepdim=True)
     loss, slope = loss_and_slope(beta * pairs.project(w))
-    spent = torch.where(pairs.p > 0, (q - pairs.p) ** 2 / pairs.p.clamp(min=_TINY), 0.0).sum(-1)
+    spent = _divergence(q, pairs.p)
     worst = chi2_ball_dual(loss, pairs.p, radius)
     gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, domain)
     gap = torch.where(spent <= radius, gap, torch.inf)
@@ -253,23 +256,22 @@ class ChiSquaredLoss:
 
 
 # ---------------------------------------------------------------------------------------- collapse
-def chi2_collapse(pairs: PairBatch) -> tuple[Tensor, Tensor]:
+def chi2_collapse(pairs: PairBatch) -> Collapse:
     """min {chi2(Q||P) : E_Q u = 0} = max over (nu, t) of t - E phi(t + nu.u), with nu (R, d).
 
-    phi(s) = s + s²/4 for s >= -2, else -1. By Newton's method on the dual; infinite when 0 lies
-    outside the convex hull of the atoms, by more than about 1e-7 of their size.
+    phi(s) = s + s²/4 for s >= -2, else -1. By Newton's method on the dual.
     """
     scale = pairs.ut.norm(dim=1).amax(-1).clamp(min=_TINY)
-    ones = torch.ones_like(pairs.ut[:, :1])
-    unit = PairBatch(torch.cat([pairs.ut / scale[:, None, None], ones], 1), pairs.p)
-    start = torch.zeros(
-        pairs.replicates, pairs.dimension + 1, dtype=torch.float64, device=pairs.p.device
-    )
-    v, _, _ = minimise(_Conjugate(unit), start, Domain(start[0], 1e8), max_steps=200)
-    value = -_Conjugate(unit).derivatives(v)[0]
+    unit = PairBatch(pairs.ut / scale[:, None, None], pairs.p)
+    lifted = PairBatch(torch.cat([unit.ut, torch.ones_like(unit.ut[:, :1])], 1), pairs.p)
     largest = 1 / torch.where(pairs.p > 0, pairs.p, 1.0).amin(-1) - 1
-    found = torch.where(value > largest + 1e-6, torch.inf, value.clamp(min=0))
-    return found, v[:, :-1] / scale[:, None]
+    v, value = dual_ascent(_Conjugate(lifted), pairs.dimension + 1, largest)
+    q = pairs.p * (1 + lifted.project(v) / 2).clamp(min=0)
+    return decided(unit, q, value, largest, _divergence, v[:, :-1] / scale[:, None])
+
+
+def _divergence(q: Tensor, p: Tensor) -> Tensor:
+    return torch.where(p > 0, (q - p) ** 2 / p.clamp(min=_TINY), 0.0).sum(-1)
 
 
 class _Conjugate:

@@ -19,7 +19,7 @@ from theory.policy import Array
 from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
-from theory.solvers.collapse import each_sample, linear_program, optimum
+from theory.solvers.collapse import Collapse, by_programs, linear_program, optimum
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_mean
 from theory.solvers.moves import TwoMoves, half_line
@@ -81,7 +81,7 @@ class CVaR(AmbiguitySet):
         return solve_cvar(pairs, beta, domain, size)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
-        return cvar_collapse(pairs)
+        return 1 / cvar_collapse(pairs).radius
 
     def check_size(self, replicates: int, like: Tensor) -> Tensor:
         share = super().check_size(replicates, like)
@@ -167,9 +167,7 @@ def solve_cvar(pairs: PairBatch, beta: float, domain: Domain, share: Tensor) -> 
         rest = (~plain).nonzero()[:, 0]
         part, alpha = pairs.select(rest), share[rest]
         solved = _cvar(part, beta, domain, alpha, settled=False)
-        solved = settle_collapse(
-            part, solved, 1 / alpha, beta, lambda some: 1 / cvar_collapse(some)
-        )
+        solved = settle_collapse(part, solved, 1 / alpha, beta, domain, cvar_collapse)
         hard = (~solved.collapsed & (solved.gap > DOUBTFUL)).nonzero()[:, 0]
         if hard.numel():  # to settle ties is slow, and seldom needed
             better = _cvar(part.select(hard), beta, domain, alpha[hard], settled=True)
@@ -231,16 +229,13 @@ class Shortfall(TwoMoves):
         return Shortfall(self.pairs.select(index), self.beta, self.alpha[index])
 
 
-def cvar_collapse(pairs: PairBatch) -> Tensor:
-    """max {alpha : some q <= p/alpha has E_q u = 0}, 0 where none has: a linear program each."""
-    return torch.tensor(
-        [_cvar_program(u, p) for u, p in each_sample(pairs)],
-        dtype=torch.float64,
-        device=pairs.p.device,
-    )
+def cvar_collapse(pairs: PairBatch) -> Collapse:
+    """min {1/alpha : some q <= p/alpha has E_q u = 0}, infinite where none has: a linear program
+    each."""
+    return by_programs(pairs, _cvar_program)
 
 
-def _cvar_program(u: Array, p: Array) -> float:
+def _cvar_program(u: Array, p: Array) -> tuple[float, Array]:
     """max {sum x : 0 <= x <= p, x u = 0}, x the share times q."""
     found = linear_program(
         -np.ones(len(p)),
@@ -248,8 +243,10 @@ def _cvar_program(u: Array, p: Array) -> float:
         b_eq=np.zeros(u.shape[1]),
         bounds=[(0, mass) for mass in p],
     )
-    largest = -optimum(found, never=0.0)
-    return 0.0 if largest <= 1e-9 else min(largest, 1.0)
+    share = min(-optimum(found, never=0.0), 1.0)
+    if share <= 1e-9:  # of the size of the program's tolerance
+        return np.inf, p
+    return 1 / share, found.x / share
 
 
 MEMBERS = (CVaR(),)

@@ -58,7 +58,7 @@ class KL(AmbiguitySet):
         return solve_kl(pairs, beta, domain, size)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
-        return kl_collapse(pairs)[0]
+        return kl_collapse(pairs).radius
 
     def largest(self, least: float) -> float:
         return -math.log(least)

@@ -20,7 +20,7 @@ from theory.policy import Array
 from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
-from theory.solvers.collapse import each_sample, linear_program, optimum
+from theory.solvers.collapse import Collapse, by_programs, linear_program, optimum
 from theory.solvers.interior import NOTHING, solve
 from theory.solvers.kl import solve_mean
 from theory.solvers.moves import half_line
@@ -82,7 +82,7 @@ class TotalVariation(AmbiguitySet):
         return solve_tv(pairs, beta, domain, size)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
-        return tv_collapse(pairs)
+        return tv_collapse(pairs).radius
 
     def largest(self, least: float) -> float:
         return 1 - least
@@ -150,7 +150,7 @@ def solve_tv(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> P
         rest = (~plain).nonzero()[:, 0]
         part, rho = pairs.select(rest), radius[rest].clamp(max=1.0)
         solved = _tv(part, beta, domain, rho)
-        solved = settle_collapse(part, solved, rho, beta, tv_collapse)
+        solved = settle_collapse(part, solved, rho, beta, domain, tv_collapse)
         for tolerance in (1e-13, 1e-16):  # to settle ties is slow, and seldom needed
             hard = (~solved.collapsed & (solved.gap > DOUBTFUL)).nonzero()[:, 0]
             if hard.numel():
@@ -252,16 +252,12 @@ class Excess:
         return Excess(self.pairs.select(index), self.beta, self.rho[index], self.eta[index])
 
 
-def tv_collapse(pairs: PairBatch) -> Tensor:
+def tv_collapse(pairs: PairBatch) -> Collapse:
     """min {TV(q, p) : E_q u = 0}, infinite where no q has it: a linear program each."""
-    return torch.tensor(
-        [_tv_program(u, p) for u, p in each_sample(pairs)],
-        dtype=torch.float64,
-        device=pairs.p.device,
-    )
+    return by_programs(pairs, _tv_program)
 
 
-def _tv_program(u: Array, p: Array) -> float:
+def _tv_program(u: Array, p: Array) -> tuple[float, Array]:
     """min {sum a : q = p - a + b, sum a = sum b, q u = 0} with 0 <= a <= p and b >= 0."""
     n = len(u)
     x = u.T / max(np.abs(u).max(), _TINY)
@@ -272,7 +268,8 @@ def _tv_program(u: Array, p: Array) -> float:
         b_eq=np.append(0.0, -x @ p),
         bounds=[(0, mass) for mass in p] + [(0, None)] * n,
     )
-    return max(optimum(found, never=np.inf), 0.0)
+    q = p if found.x is None else p - found.x[:n] + found.x[n:]
+    return max(optimum(found, never=np.inf), 0.0), q
 
 
 MEMBERS = (TotalVariation(),)

@@ -90,7 +90,7 @@ class WassersteinAtoms(AmbiguitySet):
         return n * n // 8 + 1
 
     def collapse(self, pairs: PairBatch) -> Tensor:
-        return finite_collapse(pairs, self._cost(pairs.p.shape[1])) ** (1 / self.power)
+        return finite_collapse(pairs, self._cost(pairs.p.shape[1])).radius ** (1 / self.power)
 
     def worst(self, at: AtPolicy) -> WorstCase:
         distance = check_metric(self.distance, len(at.p))

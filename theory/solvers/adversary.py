@@ -42,7 +42,7 @@ _TOLERANCE = 1e-9  # of a gap, relative to the value
 _ESCAPE = 1e-10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moves:
     """A transport plan as a list of M moves, those that stay put included; masses sum to one.
 
@@ -70,7 +70,7 @@ class Moves:
     flipped: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WorstCase:
     """The worst case of one set.
 

@@ -6,11 +6,13 @@ is a convex program of its own. Derived; for the KL ball see also Prop. 3, arXiv
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
+from scipy.optimize import linprog, nnls
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from theory.solvers.moves import LabelMoves
 from theory.solvers.newton import Domain, minimise
 
 _PROGRAM_SIZE = 1 << 12  # transport variables of one linear program
+_FAR = 1e16  # of a dual variable, for atoms of size one
+_BALANCED = 1e-12  # ||E_Q u|| relative to the atoms from which on it counts as zero: rounding
 
 
 def free_collapse(pairs: PairBatch, power: int) -> Tensor:
@@ -28,26 +32,111 @@ def free_collapse(pairs: PairBatch, power: int) -> Tensor:
     return pairs.pull(pairs.p).norm(dim=-1) / (2 if power == 1 else 1)
 
 
-def kl_collapse(pairs: PairBatch) -> tuple[Tensor, Tensor]:
-    """min {KL(Q||P) : E_Q u = 0} = max_nu -log E_P exp(nu.u), by Newton's method on the dual; with
-    nu (R, d).
+@dataclass
+class Collapse:
+    """Where a set collapses, and why.
 
-    Infinite when 0 lies outside the convex hull of the atoms, by more than about 1e-7 of their
-    size.
+    radius: (R,), infinite where no Q has E_Q u = 0, NaN where that was not decided. weights: (R, n)
+    a Q of that radius with E_Q u = 0 to rounding, where the radius is finite; None for sets that
+    move features. direction: (R, d) of the dual, from which w leaves 0 below the radius, empty
+    where a linear program found it.
     """
-    scale = (
-        pairs.ut.norm(dim=1).amax(-1).clamp(min=1e-300)
-    )  # (R,) or (1,): the problem does not know the unit of u
+
+    radius: Tensor
+    weights: Tensor | None = None
+    direction: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def kl_collapse(pairs: PairBatch) -> Collapse:
+    """min {KL(Q||P) : E_Q u = 0} = max_nu -log E_P exp(nu.u), by Newton's method on the dual."""
+    scale = pairs.ut.norm(dim=1).amax(-1).clamp(min=1e-300)  # (R,) or (1,): no unit of u is known
     unit = PairBatch(pairs.ut / scale[:, None, None], pairs.p)
-    start = torch.zeros(
-        pairs.replicates, pairs.dimension, dtype=torch.float64, device=pairs.p.device
-    )
-    nu, _, _ = minimise(_LogPartition(unit), start, Domain(start[0], 1e8), max_steps=200)
-    value = -_LogPartition(unit).derivatives(nu)[0]
-    # where some Q has E_Q u = 0, one with KL(Q||P) <= -log of the smallest weight does; beyond that
-    # there is none
     largest = -torch.where(pairs.p > 0, pairs.p, 1.0).amin(-1).log()
-    return torch.where(value > largest + 1e-6, torch.inf, value.clamp(min=0)), nu / scale[:, None]
+    nu, value = dual_ascent(_LogPartition(unit), pairs.dimension, largest)
+    q = torch.softmax(unit.project(nu) + unit.p.log(), -1)
+    return decided(unit, q, value, largest, _relative_entropy, nu / scale[:, None])
+
+
+def dual_ascent(function: Any, dimension: int, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """The dual variable (R, dimension) that minimises `function`, and the value less it; ended
+    where it is beyond `largest`, which no feasible primal is."""
+    v = largest.new_zeros(len(largest), dimension)
+    domain = Domain(v[0], _FAR)
+    going = torch.arange(len(largest), device=largest.device)
+    for _ in range(10):
+        # beyond the curvature's reach Newton's steps are too long by many powers of two
+        v[going], settled, _ = minimise(
+            function.select(going), v[going], domain, max_steps=20, halvings=90
+        )
+        value = -function.select(going).derivatives(v[going])[0]
+        going = going[~settled & (value <= largest[going] + 1e-6)]
+        if not going.numel():
+            break
+    return v, -function.derivatives(v)[0]
+
+
+def _relative_entropy(q: Tensor, p: Tensor) -> Tensor:
+    ratio = q.clamp(min=1e-300) / p.clamp(min=1e-300)
+    return torch.where(q > 0, q * ratio.log(), 0.0).sum(-1)
+
+
+def decided(
+    unit: PairBatch,
+    q: Tensor,
+    lower: Tensor,
+    largest: Tensor,
+    divergence: Callable[[Tensor, Tensor], Tensor],
+    direction: Tensor,
+) -> Collapse:
+    """The collapse radius between the dual value `lower` and the divergence of a Q with E_Q u = 0.
+
+    unit: pairs of size one. q: the dual's weights. largest: what no Q exceeds where one exists at
+    all, so that a dual value beyond it proves that none does. Where neither settles it,
+    non-negative least squares say whether there is such a Q.
+    """
+    q, left = balanced(unit, q)
+    upper = divergence(q, unit.p)
+    radius = torch.where(left <= _BALANCED, upper.clamp(min=0), torch.nan)
+    radius = torch.where(upper - lower > 1e-6 * (1 + upper), torch.nan, radius)
+    radius = torch.where(radius.isnan() & (lower > largest + 1e-6), torch.inf, radius)
+    for r in radius.isnan().nonzero()[:, 0]:
+        if _distance_to_hull(unit.select(r[None])) > _BALANCED:
+            radius[r] = torch.inf
+    return Collapse(radius, q, direction)
+
+
+def _distance_to_hull(unit: PairBatch) -> float:
+    """How far E_q u and sum q stay from 0 and 1 for any q >= 0 on one sample, by least squares."""
+    ((u, p),) = each_sample(unit)
+    rows = np.concatenate([u.T, np.ones((1, len(p)))])
+    return float(nnls(rows, np.eye(len(rows))[-1], maxiter=100 * len(p))[1])
+
+
+def balanced(pairs: PairBatch, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights next to q that sum to one and have E_q u = 0, and how far from it they stay, relative
+    to the size of u.
+
+    The last digits of weights from a solver are its tolerance, not the answer's. A correction in
+    proportion to q keeps them positive; weights that are as good as zero are also tried as zeros.
+    """
+    size = pairs.ut.norm(dim=1).amax(-1).clamp(min=1e-300)
+    ut = (pairs.ut / size[:, None, None]).expand(pairs.replicates, -1, -1)
+    rows = torch.cat([ut, torch.ones_like(ut[:, :1])], 1)
+    best, left = q, torch.full_like(q[:, 0], torch.inf)
+    for floor in (0.0, 1e-6):
+        trial = torch.where(q > floor * q.amax(-1, keepdim=True), q, 0.0)
+        for _ in range(4):
+            trial = trial / trial.sum(-1, keepdim=True).clamp(min=1e-300)
+            missing = (rows @ trial[:, :, None])[:, :, 0]
+            missing[:, -1] -= 1
+            distance = missing[:, :-1].norm(dim=-1)
+            better = distance < left
+            best = torch.where(better[:, None], trial, best)
+            left = torch.where(better, distance, left)
+            spread = (rows * trial[:, None, :]) @ rows.mT
+            turn = torch.linalg.pinv(spread, rcond=1e-14, hermitian=True) @ missing[:, :, None]
+            trial = (trial * (1 - (rows.mT @ turn)[:, :, 0])).clamp(min=0)
+    return best, left
 
 
 class _LogPartition:
@@ -95,7 +184,7 @@ def _label_collapse(pairs: PairBatch, kappa: float) -> Tensor:
     return ((pairs.p * along.minimum(2 * kappa - along)).sum(-1) / 2).clamp(min=0)
 
 
-def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
+def finite_collapse(pairs: PairBatch, cost: Tensor) -> Collapse:
     """Least transport cost to a distribution on the atoms with E_Q u = 0: linear programs, many
     replicates in each (HiGHS)."""
     step = max(1, _PROGRAM_SIZE // cost.numel())
@@ -103,11 +192,12 @@ def finite_collapse(pairs: PairBatch, cost: Tensor) -> Tensor:
         torch.arange(pairs.replicates)[start : start + step]
         for start in range(0, pairs.replicates, step)
     ]
-    radii = np.concatenate([_collapse_programs(pairs.select(part), cost) for part in parts])
-    return torch.from_numpy(radii).to(pairs.p.device)
+    found = [_collapse_programs(pairs.select(part), cost) for part in parts]
+    radii, weights = (np.concatenate(x) for x in zip(*found, strict=True))
+    return verified(pairs, radii, weights)
 
 
-def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
+def _collapse_programs(pairs: PairBatch, cost: Tensor) -> tuple[Array, Array]:
     """The programs of all replicates as one, since none shares a variable with another; one by one
     where one is infeasible."""
     n, d = cost.shape[0], pairs.dimension
@@ -127,18 +217,42 @@ def _collapse_programs(pairs: PairBatch, cost: Tensor) -> Array:
         price[source * n + target], A_eq=constraint, b_eq=demand, bounds=(0, None)
     )
     if solution.status == 0:
-        paid = np.bincount(
-            replicate, weights=price[source * n + target] * solution.x, minlength=pairs.replicates
-        )
-        return np.maximum(paid, 0.0) * float(largest)
+        bill = price[source * n + target] * solution.x
+        paid = np.bincount(replicate, weights=bill, minlength=pairs.replicates)
+        cells = pairs.replicates * n
+        arrived = np.bincount(replicate * n + target, weights=solution.x, minlength=cells)
+        return np.maximum(paid, 0.0) * float(largest), arrived.reshape(-1, n).astype(float)
     if pairs.replicates > 1:
-        return np.concatenate(
-            [
-                _collapse_programs(pairs.select(one), cost)
-                for one in torch.arange(pairs.replicates)[:, None]
-            ]
-        )
-    return np.array([optimum(solution, never=np.inf)])
+        ones = torch.arange(pairs.replicates)[:, None]
+        each = [_collapse_programs(pairs.select(one), cost) for one in ones]
+        return np.concatenate([x[0] for x in each]), np.concatenate([x[1] for x in each])
+    return np.array([optimum(solution, never=np.inf)]), p
+
+
+def by_programs(
+    pairs: PairBatch, program: Callable[[Array, Array], tuple[float, Array]]
+) -> Collapse:
+    """The collapse of each sample by a program of u (n, d) and p (n,) that gives its radius and
+    weights, on the atoms with mass."""
+    radii, weights = np.zeros(pairs.replicates), np.zeros(tuple(pairs.p.shape))
+    for r, (u, p) in enumerate(each_sample(pairs)):
+        live = pairs.p[r].cpu().numpy() > 0
+        radii[r], weights[r, live] = program(u, p)
+    return verified(pairs, radii, weights)
+
+
+def verified(pairs: PairBatch, radii: Array, weights: Array) -> Collapse:
+    """What linear programs found, whose tolerance of 1e-7 also passes atoms that 0 lies a little
+    outside of: infinite where their weights do not balance and none do."""
+    device = pairs.p.device
+    radius = torch.from_numpy(radii).to(device)
+    q, left = balanced(pairs, torch.from_numpy(weights).to(device))
+    for r in (radius.isfinite() & (left > _BALANCED)).nonzero()[:, 0]:
+        one = pairs.select(r[None])
+        size = one.ut.abs().max().clamp(min=1e-300)
+        if _distance_to_hull(PairBatch(one.ut / size, one.p)) > _BALANCED:
+            radius[r] = torch.inf
+    return Collapse(radius, q)
 
 
 def each_sample(pairs: PairBatch) -> list[tuple[Array, Array]]:

@@ -13,6 +13,7 @@ from theory.solvers.points import (
     DOUBTFUL,
     LOG2,
     Point,
+    at_rest,
     collapsed_point,
     keep_better,
     linear_start,
@@ -119,11 +120,11 @@ def _kldpo_positive(pairs: PairBatch, beta: float, domain: Domain, radius: Tenso
 def _kl_hard(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
     """Decide collapse by its radius; else leave w = 0 in the direction of the collapse dual, lambda
     minimised out."""
-    threshold, nu = kl_collapse(pairs)
-    point = collapsed_point(pairs)
+    collapse = kl_collapse(pairs)
+    nu, point = collapse.direction, at_rest(pairs, collapse.weights, beta, domain)
     # within 1e-9 of it w is of that order and the value of its square: both are zero to the digits
     # that a certificate has
-    out = (radius < threshold * (1 - 1e-9)).nonzero()[:, 0]
+    out = (~(radius >= collapse.radius * (1 - 1e-9))).nonzero()[:, 0]
     if out.numel():
         part, r = pairs.select(out), radius[out]
         room = (domain.bound - domain.theta_ref.norm()).clamp(max=1e-2 / beta)

@@ -99,6 +99,20 @@ def lower_gap(
     return domain.linear_gap(w, -beta * pairs.pull(q * slope))
 
 
+def at_rest(pairs: PairBatch, q: Tensor | None, beta: float, domain: Domain) -> Point:
+    """w = 0 with its value log 2 and what the weights q certify of it: nothing is better where
+    E_q u = 0. Without weights, on the word of a collapse radius."""
+    point = collapsed_point(pairs)
+    if q is None:
+        return point
+    size = pairs.ut.norm(dim=1).amax(-1)
+    pulled = pairs.pull(q)
+    rounding = pulled.norm(dim=-1) <= 1e-13 * size  # of the sum itself
+    gap = domain.linear_gap(point.w, -beta / 2 * pulled).clamp(min=0)
+    point.gap = torch.where(rounding, 0.0, gap)
+    return point
+
+
 def norm_gap(w: Tensor, gradient: Tensor, c: Tensor, domain: Domain) -> Tensor:
     """Certificate of a convex function plus c||w||, which is at least c s.w for every ||s|| <= 1.
 

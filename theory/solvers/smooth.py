@@ -60,15 +60,21 @@ class TiltedLoss:
 
     def derivatives(self, v: Tensor) -> Derivatives:
         loss, s = loss_and_slope(self.beta * self.pairs.project(v))
-        exponent = loss / self.tau[:, None] + self.pairs.p.log()
+        centre = (self.pairs.p * loss).sum(-1, keepdim=True)
+        z = (loss - centre) / self.tau[:, None]
+        exponent = z + self.pairs.p.log()
         log_mass = torch.logsumexp(exponent, -1)
+        # hot: E exp(z) - 1 is of the second order in z, which rounding of exp(z) alone would drown
+        near = log_mass < 0.5
+        excess = (self.pairs.p * torch.expm1(z.clamp(max=50.0))).sum(-1)
+        log_mass = torch.where(near, torch.log1p(torch.where(near, excess, 0.0)), log_mass)
         q = torch.exp(exponent - log_mass[:, None])
         gradient = -self.beta * self.pairs.pull(q * s)
         second = q * (s * (1 - s) + s**2 / self.tau[:, None])
         hessian = (
             self.beta**2 * self.pairs.outer(second) - _outer(gradient) / self.tau[:, None, None]
         )
-        return self.tau * log_mass, gradient, hessian
+        return centre[:, 0] + self.tau * log_mass, gradient, hessian
 
     def select(self, index: Tensor) -> "TiltedLoss":
         return replace(self, pairs=self.pairs.select(index), tau=self.tau[index])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from theory.batch import PairBatch
 from theory.duals import transport_dual
-from theory.solvers.collapse import finite_collapse, free_collapse, label_collapse
+from theory.solvers.collapse import Collapse, finite_collapse, free_collapse, label_collapse
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_point_ball
 from theory.solvers.moves import FiniteMoves, LabelMoves, QuadraticMoves, SmoothedTransportLoss
@@ -17,6 +17,7 @@ from theory.solvers.points import (
     DOUBTFUL,
     LOG2,
     Point,
+    at_rest,
     collapsed_point,
     keep_better,
     linear_start,
@@ -104,6 +105,15 @@ def _w2_positive(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) 
                 part, beta, domain, radius[hard], interior.v, interior.z, interior.steps
             )
             point = keep_better(point, hard, split)
+        hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
+    for factor in (1.0, 10.0, 0.1):  # where a far start held the method up
+        if not hard.numel():
+            break
+        part, r = pairs.select(hard), radius[hard]
+        eta = factor * beta * point.w[hard].norm(dim=-1) / (4 * r)
+        found = solve(QuadraticMoves(part, beta), r**2, eta, domain, settled=True)
+        again = _w2_point(part, beta, domain, r, found.v, found.z, found.steps)
+        point = keep_better(point, hard, again)
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]
     return point
 
@@ -202,7 +212,9 @@ def _w1_label_inside(
                 pairs.select(hard), beta, domain, radius[hard], kappa, 1e-16, settled=finish
             )
             point = keep_better(point, hard, better)
-    return settle_collapse(pairs, point, radius, beta, lambda part: label_collapse(part, kappa))
+    return settle_collapse(
+        pairs, point, radius, beta, domain, lambda part: Collapse(label_collapse(part, kappa))
+    )
 
 
 def _w1_label_interior(
@@ -214,7 +226,10 @@ def _w1_label_interior(
     tolerance: float,
     settled: bool = False,
 ) -> Point:
-    eta0 = torch.full_like(radius, beta * domain.bound)
+    # of the size of the solution's, which a far bound says nothing of
+    w = linear_start(pairs, beta, domain)
+    margin = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt()
+    eta0 = (1.5 * beta * w.norm(dim=-1) + margin).clamp(min=1e-9, max=beta * domain.bound)
     interior = solve(
         LabelMoves(pairs, beta, kappa), radius, eta0, domain, tolerance=tolerance, settled=settled
     )
@@ -350,7 +365,9 @@ def _finite_positive(
                 every, domain, cost, budget[hard], eta0[hard], tolerance, settled=finish
             )
             point = keep_better(point, hard, better)
-    return settle_collapse(pairs, point, budget, beta, lambda part: finite_collapse(part, cost))
+    return settle_collapse(
+        pairs, point, budget, beta, domain, lambda part: finite_collapse(part, cost)
+    )
 
 
 def _finite_interior(
@@ -452,7 +469,8 @@ def settle_collapse(
     point: Point,
     radius: Tensor,
     beta: float,
-    threshold: Callable[[PairBatch], Tensor],
+    domain: Domain,
+    threshold: Callable[[PairBatch], Collapse],
 ) -> Point:
     """Where w is nearly zero, or nothing is certain, ask the collapse radius whether it is zero.
 
@@ -462,9 +480,13 @@ def settle_collapse(
     doubtful = (small | (point.gap > 1e-10)) & (point.value > LOG2 - 1e-9)
     near = (~point.collapsed & doubtful).nonzero()[:, 0]
     if near.numel():
-        inside = near[radius[near] >= threshold(pairs.select(near)) * (1 - 1e-9)]
-        if inside.numel():
-            point = scatter([(inside, collapsed_point(pairs.select(inside)))], point)
+        found = threshold(pairs.select(near))
+        here = (radius[near] >= found.radius * (1 - 1e-9)).nonzero()[:, 0]
+        if here.numel():
+            inside = near[here]
+            q = None if found.weights is None else found.weights[here]
+            rest = at_rest(pairs.select(inside), q, beta, domain)
+            point = scatter([(inside, rest)], point)
     return point
 
 

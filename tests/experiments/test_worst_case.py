@@ -20,7 +20,7 @@ from experiments.worst_case import (
     sample_world,
 )
 from theory.sets import SETS
-from theory.twins import programs
+from theory.twins import adversary
 from theory.twins import worst_cases as worst_programs
 
 
@@ -62,15 +62,15 @@ def test_values_are_those_of_the_convex_programs(tables: dict) -> None:
             expected = worst_programs.reweighting(row.ball, losses, p, row.radius)[1]
         elif row.ball.endswith("finite"):
             distance = world.distance(LABEL_COST)
-            expected = programs.wasserstein_worst_case(
+            expected = worst_programs.wasserstein_worst_case(
                 losses, p, distance, int(row.ball[1]), row.radius
             )[1]
         elif row.ball == "w1-free":
             expected = p @ losses + row.radius * norm
         elif row.ball == "w1-label":
-            expected = programs.free_labels_worst_case(margin, p, norm, row.radius, LABEL_COST)[1]
+            expected = adversary.free_labels_worst_case(margin, p, norm, row.radius, LABEL_COST)[1]
         else:
-            expected = programs.free_quadratic_worst_case(margin, p, norm, row.radius)[1]
+            expected = adversary.free_quadratic_worst_case(margin, p, norm, row.radius)[1]
         assert row.value == pytest.approx(expected, rel=1e-6), row
 
 

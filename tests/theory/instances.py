@@ -17,8 +17,8 @@ from theory.collapse import collapse_radius
 from theory.duals import chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
 from theory.sets import SETS
 from theory.solvers.adversary import WorstCase, reweighted
-from theory.twins import programs
-from theory.twins.programs import Array
+from theory.twins import certified, collapse_radii, programs
+from theory.twins.certified import Array
 
 BALLS = ("kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free")
 BETAS = (0.01, 0.1, 1.0, 3.0, 10.0)
@@ -148,13 +148,13 @@ DATA = tuple(_data(index) for index in range(COUNT))
 def collapse(data: Data, ball: str) -> float:
     """The collapse radius of a ball of `BALLS`, by the programs."""
     if ball == "kl":
-        return programs.kl_collapse(data.u, data.p)
+        return collapse_radii.kl_collapse(data.u, data.p)
     if ball == "w1-label":
-        return programs.label_collapse(data.u, data.p, data.label_cost)
+        return collapse_radii.label_collapse(data.u, data.p, data.label_cost)
     power = int(ball[1])
     if ball.endswith("finite"):
-        return programs.wasserstein_collapse(data.u, data.p, data.distance, power)
-    return programs.free_collapse(data.u, data.p, power)
+        return collapse_radii.wasserstein_collapse(data.u, data.p, data.distance, power)
+    return collapse_radii.free_collapse(data.u, data.p, power)
 
 
 def radii(data: Data, ball: str) -> list[tuple[str, float]]:
@@ -170,7 +170,7 @@ def radii(data: Data, ball: str) -> list[tuple[str, float]]:
     return chosen
 
 
-def solve(data: Data, ball: str, radius: float) -> programs.Program:
+def solve(data: Data, ball: str, radius: float) -> certified.Program:
     """The program of a ball of `BALLS`, of "tilt" (radius is the temperature) or of "dpo"."""
     common = {"beta": data.beta, "bound": data.bound, "theta_ref": data.theta_ref}
     if ball == "dpo":

@@ -12,11 +12,11 @@ from tests.theory.instances import BALLS, DATA, Data, collapse, collapse_of, rad
 from theory import estimators
 from theory.estimators import Fit
 from theory.shift import random_shift
-from theory.twins import programs
-from theory.twins.programs import Array
+from theory.twins import adversary, certified
+from theory.twins.certified import Array
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::theory.twins.programs.SolverFallback"
+    "ignore::theory.twins.certified.SolverFallback"
 )  # status and gap are asserted instead
 
 TEMPERATURES = [("cold", 0.05), ("warm", 1.0)]
@@ -61,25 +61,25 @@ def objective(data: Data, ball: str, radius: float, theta: Array) -> float:
     if ball == "tilt":
         return radius * float(logsumexp(losses / radius, b=data.p))
     if ball == "kl":
-        return programs.kl_worst_case(losses, data.p, radius)[1]
+        return adversary.kl_worst_case(losses, data.p, radius)[1]
     if ball == "w1-free":
         return float(data.p @ losses) + radius * norm
     if ball == "w1-label":
-        return programs.free_labels_worst_case(margins, data.p, norm, radius, data.label_cost)[1]
+        return adversary.free_labels_worst_case(margins, data.p, norm, radius, data.label_cost)[1]
     if ball == "w2-free":
         return (
-            programs.free_quadratic_worst_case(margins, data.p, norm, radius)[1]
+            adversary.free_quadratic_worst_case(margins, data.p, norm, radius)[1]
             if norm > 0
             else float(np.log(2))
         )
     power = int(ball[1])
     cost = data.distance**power
-    eta = programs.finite_dual(losses, data.p, cost, radius**power)
+    eta = adversary.finite_dual(losses, data.p, cost, radius**power)
     return eta * radius**power + float(data.p @ (losses - eta * cost).max(1))
 
 
 def identifiable(
-    data: Data, ball: str, radius: float, twin: programs.Program, difference: Array
+    data: Data, ball: str, radius: float, twin: certified.Program, difference: Array
 ) -> Array:
     """The part of a difference of thetas that the margins see; the rest is free where nothing else
     holds it.

@@ -19,7 +19,7 @@ from scipy.special import expit, logsumexp
 from theory import estimators
 from theory.fitting import fit as fit_set
 from theory.sets import SETS
-from theory.twins import programs
+from theory.twins import adversary
 
 Array = NDArray[np.float64]
 NAMES = (
@@ -333,7 +333,7 @@ def judge_one(
             # the iteration for the wells is from below where it is slow: the program decides, which
             # is exact
             w = at - q.ref
-            least = programs.free_quadratic_worst_case(
+            least = adversary.free_quadratic_worst_case(
                 q.beta * (q.u @ w), q.p, q.beta * float(np.linalg.norm(w)), q.knob
             )[1]
         assert least >= value - gap - rounding, (seed, r, q.name, value, gap, least, rounding)

@@ -12,8 +12,8 @@ from scipy.special import rel_entr
 
 from tests.jitter import order
 from tests.theory.instances import DATA, RADII, Data, collapse, radii, solve
-from theory.twins import programs
-from theory.twins.programs import Array, SolverFallback
+from theory.twins import adversary, certified, collapse_radii, programs, worst_cases
+from theory.twins.certified import Array, SolverFallback
 
 LOG2 = np.log(2.0)
 
@@ -120,16 +120,16 @@ def test_the_robust_programs_are_what_direct_minimisation_of_the_worst_case_find
     def worst(theta: Array) -> float:
         m, norm = beta * u @ theta, beta * float(np.linalg.norm(theta))
         if ball == "kl":
-            return programs.kl_worst_case(softplus(-m), p, radius)[1]
+            return adversary.kl_worst_case(softplus(-m), p, radius)[1]
         if ball.endswith("finite"):
-            return programs.wasserstein_worst_case(softplus(-m), p, distance, int(ball[1]), radius)[
-                1
-            ]
+            return worst_cases.wasserstein_worst_case(
+                softplus(-m), p, distance, int(ball[1]), radius
+            )[1]
         if ball == "w1-free":
             return float(p @ softplus(-m)) + radius * norm
         if ball == "w1-label":
-            return programs.free_labels_worst_case(m, p, norm, radius, kappa)[1]
-        return programs.free_quadratic_worst_case(m, p, norm, radius)[1]
+            return adversary.free_labels_worst_case(m, p, norm, radius, kappa)[1]
+        return adversary.free_quadratic_worst_case(m, p, norm, radius)[1]
 
     program = solve(data, ball, radius)
     assert program.status == "optimal"
@@ -160,13 +160,13 @@ def test_certificates_do_not_lie() -> None:
     solvers stopped early."""
     data = DATA[0]
     best = solve(data, "w1-finite", 0.02)
-    form = programs._single(
-        programs._Task(data.u, data.beta, data.bound, None),
+    form = certified.single(
+        certified.Task(data.u, data.beta, data.bound, None),
         lambda losses: (float(data.p @ losses), data.p),
     )
     optimum = solve(data, "dpo", 0.0)
     for theta in (np.zeros(data.u.shape[1]), best.theta, 0.5 * optimum.theta):
-        point = programs._certify(form, theta)
+        point = certified._certify(form, theta)
         assert point.gap >= point.value - optimum.value > 0
 
 
@@ -182,7 +182,7 @@ def test_every_kind_of_radius_and_beta_occurs() -> None:
 def test_a_failed_solver_is_reported(
     sample: tuple[Array, Array, Array], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = programs._run
+    run = certified._run
 
     def broken(solver: str, *arguments: object) -> None:
         if solver == cp.CLARABEL:
@@ -191,7 +191,7 @@ def test_a_failed_solver_is_reported(
 
     u, p, _ = sample
     sound = programs.kldpo(u, p, radius=0.05, beta=1.0, bound=4.0)
-    monkeypatch.setattr(programs, "_run", broken)
+    monkeypatch.setattr(certified, "_run", broken)
     with pytest.warns(SolverFallback, match="numerical trouble"):
         program = programs.kldpo(u, p, radius=0.05, beta=1.0, bound=4.0)
     assert (program.solver, len(program.failures)) == ("SCS", 3)
@@ -205,7 +205,7 @@ def test_kl_worst_case_solves_its_program(radius: float) -> None:
     losses, p = rng.random(6), rng.dirichlet(np.ones(6))
     p[2] = 0.0
     p /= p.sum()
-    q, value = programs.kl_worst_case(losses, p, radius)
+    q, value = adversary.kl_worst_case(losses, p, radius)
     assert rel_entr(q, p).sum() <= radius * (1 + 1e-6) + 1e-15
     assert q @ losses == pytest.approx(value, rel=1e-13) and q[2] == 0
     live = p > 0
@@ -233,11 +233,11 @@ def test_the_transport_linear_program_equals_its_dual(
     u, p, distance = sample
     losses = softplus(-u @ np.array([1.0, -0.5]))
     for radius in (0.01, 0.3, 1.0, 50.0):
-        plan, value = programs.wasserstein_worst_case(losses, p, distance, power, radius)
+        plan, value = worst_cases.wasserstein_worst_case(losses, p, distance, power, radius)
         assert plan.sum(1) == pytest.approx(p) and (
             plan * distance**power
         ).sum() <= radius**power * (1 + 1e-9)
-        eta = programs.finite_dual(losses, p, distance**power, radius**power)
+        eta = adversary.finite_dual(losses, p, distance**power, radius**power)
         dual = eta * radius**power + p @ (losses - eta * distance**power).max(1)
         assert value == pytest.approx(dual, rel=1e-9)
     assert value == pytest.approx(losses.max(), rel=1e-12)
@@ -260,12 +260,12 @@ def test_free_duals_are_minima_over_eta_of_a_brute_force_worst_case(
         return eta * radius + float(p @ np.maximum(softplus(-m), softplus(m) - kappa * eta))
 
     found = minimize_scalar(quadratic, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-6})
-    eta, value = programs.free_quadratic_worst_case(m, p, norm, radius)
+    eta, value = adversary.free_quadratic_worst_case(m, p, norm, radius)
     assert (eta, value) == (pytest.approx(found.x, rel=1e-2), pytest.approx(found.fun, rel=1e-6))
     found = minimize_scalar(
         labels, bounds=(norm, 200 * norm), method="bounded", options={"xatol": 1e-9}
     )
-    assert programs.free_labels_worst_case(m, p, norm, radius, kappa)[1] == pytest.approx(
+    assert adversary.free_labels_worst_case(m, p, norm, radius, kappa)[1] == pytest.approx(
         found.fun, rel=1e-6
     )
 
@@ -273,7 +273,7 @@ def test_free_duals_are_minima_over_eta_of_a_brute_force_worst_case(
 def test_both_local_maxima_are_found() -> None:
     """With a = 4 and m = a the function of q is symmetric about 1/2, with two equal maxima off the
     middle."""
-    q, values = programs._peaks(np.array([4.0, 0.0, 8.0]), 4.0)
+    q, values = adversary.peaks(np.array([4.0, 0.0, 8.0]), 4.0)
     assert q[0, 0] + q[0, 1] == pytest.approx(1.0, abs=1e-12) and values[0, 0] == pytest.approx(
         values[0, 1], abs=1e-12
     )
@@ -304,29 +304,29 @@ def test_collapse_radii_by_hand() -> None:
         np.array([0.8, 0.2]),
         np.array([[0.0, 2.0], [2.0, 0.0]]),
     )
-    assert programs.kl_collapse(u, p) == pytest.approx(0.5 * np.log(0.25 / 0.16), rel=1e-12)
-    assert programs.wasserstein_collapse(u, p, distance, 1) == pytest.approx(0.6, rel=1e-12)
-    assert programs.wasserstein_collapse(u, p, distance, 2) == pytest.approx(
+    assert collapse_radii.kl_collapse(u, p) == pytest.approx(0.5 * np.log(0.25 / 0.16), rel=1e-12)
+    assert collapse_radii.wasserstein_collapse(u, p, distance, 1) == pytest.approx(0.6, rel=1e-12)
+    assert collapse_radii.wasserstein_collapse(u, p, distance, 2) == pytest.approx(
         np.sqrt(1.2), rel=1e-12
     )
-    assert programs.free_collapse(u, p, 1) == pytest.approx(0.3) and programs.free_collapse(
-        u, p, 2
-    ) == pytest.approx(0.6)
+    assert collapse_radii.free_collapse(u, p, 1) == pytest.approx(
+        0.3
+    ) and collapse_radii.free_collapse(u, p, 2) == pytest.approx(0.6)
     # E min(s u, 2k - s u)/2 = (0.8 min(s, 2k - s) - 0.2 s)/2: at s = k for k < 1, at s = 1 beyond
-    assert programs.label_collapse(u, p, 0.5) == pytest.approx(0.15, abs=1e-10)
-    assert programs.label_collapse(u, p, 5.0) == pytest.approx(0.3, abs=1e-10)
+    assert collapse_radii.label_collapse(u, p, 0.5) == pytest.approx(0.15, abs=1e-10)
+    assert collapse_radii.label_collapse(u, p, 5.0) == pytest.approx(0.3, abs=1e-10)
 
 
 def test_collapse_radii_at_the_edges_of_the_hull() -> None:
     ahead, across = np.array([[1.0], [2.0]]), np.array([[1.0, 0.0], [-1.0, 0.0], [0.3, 1.0]])
     p, apart = np.array([0.5, 0.5]), np.array([[0.0, 1.0], [1.0, 0.0]])
     assert (
-        programs.kl_collapse(ahead, p) == np.inf
-        and programs.wasserstein_collapse(ahead, p, apart, 1) == np.inf
+        collapse_radii.kl_collapse(ahead, p) == np.inf
+        and collapse_radii.wasserstein_collapse(ahead, p, apart, 1) == np.inf
     )
     # 0 lies on the edge between the first two atoms: Q leaves the third, KL = log 1/(p1 + p2) for
     # p1 = p2
-    assert programs.kl_collapse(across, np.array([0.3, 0.3, 0.4])) == pytest.approx(
+    assert collapse_radii.kl_collapse(across, np.array([0.3, 0.3, 0.4])) == pytest.approx(
         -np.log(0.6), rel=1e-10
     )
 
@@ -352,7 +352,7 @@ def test_the_programs_collapse_from_the_collapse_radius_on(
 
 def test_kl_worst_case_of_losses_that_tie_up_to_rounding_is_their_mean() -> None:
     losses, p = np.array([0.4, 0.4 + 1e-16, 0.4 - 1e-16, 0.1]), np.array([0.2, 0.05, 0.05, 0.7])
-    q, value = programs.kl_worst_case(
+    q, value = adversary.kl_worst_case(
         losses, p, 2.0
     )  # -log P(tied) = 1.2 < 2 < -log of the smaller ones
     assert q == pytest.approx([2 / 3, 1 / 6, 1 / 6, 0.0]) and value == pytest.approx(0.4, rel=1e-15)

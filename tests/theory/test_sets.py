@@ -16,7 +16,7 @@ from theory.fitting import dpo
 from theory.sets import EXPORTS, SETS, AmbiguitySet
 from theory.twins import knowledge, twins
 
-pytestmark = pytest.mark.filterwarnings("ignore::theory.twins.programs.SolverFallback")
+pytestmark = pytest.mark.filterwarnings("ignore::theory.twins.certified.SolverFallback")
 TWINS = twins()
 CONVEX = [name for name, set in SETS.items() if set.facts.convex]
 EXACT = [name for name, set in SETS.items() if set.facts.exact]

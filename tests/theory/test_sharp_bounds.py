@@ -23,14 +23,14 @@ from theory.bounds.sharp import (
     kl_bound,
     transport_bound,
 )
-from theory.twins import programs
+from theory.twins import adversary, collapse_radii, programs, worst_cases
 from theory.worlds import random_world
 
 WORLD = random_world(0, contexts=4, actions=2, dimension=2, beta=1.0, bound=1.0)
 U, P, D = WORLD.u, WORLD.probability, WORLD.distance(1.0)
 RADIUS = {
-    "kl": 0.3 * programs.kl_collapse(U, P),
-    **{power: 0.3 * programs.wasserstein_collapse(U, P, D, power) for power in (1, 2)},
+    "kl": 0.3 * collapse_radii.kl_collapse(U, P),
+    **{power: 0.3 * collapse_radii.wasserstein_collapse(U, P, D, power) for power in (1, 2)},
 }
 
 
@@ -143,7 +143,7 @@ def test_the_deterministic_inequality_holds_for_every_sample_and_every_point(
         fixed /= np.linalg.norm(fixed)  # on the boundary
     losses = np.logaddexp(0, -(U @ fixed))
     size = Size(n, 0.05, 1.0, 1.0)
-    q, _ = programs.kl_worst_case(losses, p, RADIUS["kl"])
+    q, _ = adversary.kl_worst_case(losses, p, RADIUS["kl"])
     fit = programs.kldpo(U, p, radius=RADIUS["kl"], beta=1.0, bound=1.0)
     assert np.linalg.norm(fit.theta - fixed) <= deterministic_bound(U, q, fixed, size).value + 1e-6
 
@@ -152,14 +152,14 @@ def test_the_deterministic_inequality_holds_for_every_sample_and_every_point(
 def test_the_stationary_plan_is_a_worst_case_with_zero_gradient(power: int, theta: dict) -> None:
     cost, budget = D**power, RADIUS[power] ** power
     local = _seen_from(theta[power], U, Size(1, 0.05, 1.0, 1.0))
-    eta = programs.finite_dual(local.losses, P, cost, budget)
+    eta = adversary.finite_dual(local.losses, P, cost, budget)
     score = local.losses - eta * cost
     ties = score >= score.max(1, keepdims=True) - 1e-6
     plan = _stationary_plan(local.gradients, P, cost, budget, ties, True, theta[power], 1.0)
     assert plan is not None
     assert np.allclose(plan.sum(1), 1) and (plan >= 0).all()
     assert P @ (plan * cost).sum(1) == pytest.approx(budget, rel=1e-6)
-    _, worst = programs.wasserstein_worst_case(local.losses, P, D, power, RADIUS[power])
+    _, worst = worst_cases.wasserstein_worst_case(local.losses, P, D, power, RADIUS[power])
     assert P @ plan @ local.losses == pytest.approx(worst, rel=1e-6)
     assert _not_stationary(P @ plan @ local.gradients, theta[power], 1.0) < 1e-5
 

@@ -16,7 +16,7 @@ from theory.sets.kl import KL
 from theory.sets.wasserstein_atoms import WassersteinAtoms
 from theory.sets.wasserstein_free import WassersteinFree
 from theory.solvers.adversary import free, gradient_step, on_atoms, tilt
-from theory.twins import programs
+from theory.twins import adversary
 from theory.twins import worst_cases as worst_programs
 from theory.worlds import from_labels, random_world
 from theory.worst_cases import Moves, WorstCase, worst_case
@@ -85,7 +85,7 @@ def test_reweighting_against_a_convex_program(data: Data, ball: str) -> None:
     live = data.p > 0
     p, here = data.p[live], weights[live]
     spent = {
-        "kl": programs.kl_divergence(weights, data.p),
+        "kl": adversary.kl_divergence(weights, data.p),
         "chi2": float(np.sum((here - p) ** 2 / p)),
         "cvar": float(np.max(here / p)),
         "tv": float(np.abs(here - p).sum() / 2),
@@ -125,7 +125,7 @@ def test_the_tilt_at_the_dual_optimum_is_the_worst_case_and_at_any_other_tempera
         other = tilt(losses, data.p, radius=radius, temperature=tau)
         assert other.value >= exact.value - 1e-12 * exact.value
         assert other.used == pytest.approx(
-            programs.kl_divergence(other.weights, data.p), rel=1e-5, abs=1e-12
+            adversary.kl_divergence(other.weights, data.p), rel=1e-5, abs=1e-12
         )
         own = tilt(losses, data.p, temperature=tau)
         closed(own)
@@ -142,7 +142,7 @@ def test_plans_between_atoms_against_a_linear_program(data: Data, power: int) ->
     _, _, losses, _, radius = setting(data)
     radius = min(radius, 0.5 * float(data.distance.max()))
     worst = on_atoms(losses, data.p, distance=data.distance, power=power, radius=radius)
-    _, value = programs.wasserstein_worst_case(losses, data.p, data.distance, power, radius)
+    _, value = worst_programs.wasserstein_worst_case(losses, data.p, data.distance, power, radius)
     assert worst.value == pytest.approx(value, rel=1e-7)
     closed(worst)
     moves = worst.moves
@@ -192,7 +192,7 @@ def test_free_features_with_label_moves(data: Data) -> None:
     worst = free(
         data.u, data.p, w, beta=data.beta, power=1, radius=radius, label_cost=data.label_cost
     )
-    _, value = programs.free_labels_worst_case(margin, data.p, b, radius, data.label_cost)
+    _, value = adversary.free_labels_worst_case(margin, data.p, b, radius, data.label_cost)
     assert worst.value == pytest.approx(value, rel=1e-12)
     closed(worst)
     moves = check_moves(worst, data, 1, data.label_cost)
@@ -211,7 +211,9 @@ def test_free_features_with_label_moves(data: Data) -> None:
 def test_free_features_of_order_two(data: Data) -> None:
     w, margin, _, b, radius = setting(data)
     worst = free(data.u, data.p, w, beta=data.beta, power=2, radius=radius)
-    _, value = programs.free_quadratic_worst_case(margin[data.p > 0], data.p[data.p > 0], b, radius)
+    _, value = adversary.free_quadratic_worst_case(
+        margin[data.p > 0], data.p[data.p > 0], b, radius
+    )
     assert worst.value == pytest.approx(value, rel=1e-9)
     closed(worst)
     moves = check_moves(worst, data, 2, None)

@@ -28,7 +28,7 @@ from theory.worlds import FiniteWorld
 from theory.worst_cases import worst_case
 
 if TYPE_CHECKING:
-    from theory.twins.programs import Program
+    from theory.twins.certified import Program
 
 _STEP = 0.01  # how far below and above the radius the estimators are tried, relative
 # the exact Wasserstein balls

@@ -181,7 +181,6 @@ def tilt_normaliser(profile: str, seed: int, *, factor: float = 1.0) -> Finding:
 def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Finding:
     """Claim 9: sup over plans = min over eta of eta rho^(p exponent) + E max_z' [l(z') - eta d^p];
     finite Z and free features."""
-    from theory.twins import programs
     from theory.twins import worst_cases as worst_programs  # cvxpy is slow to import
 
     finite, example, below, above = 0.0, "", -math.inf, -math.inf
@@ -192,7 +191,7 @@ def wasserstein_duality(profile: str, seed: int, *, exponent: float = 1.0) -> Fi
         margin, b = world.beta * world.u @ theta, world.beta * float(np.linalg.norm(theta))
         for power in (1, 2):
             for rho in (0.05, 0.3):
-                primal = programs.wasserstein_worst_case(losses, p, distance, power, rho)[1]
+                primal = worst_programs.wasserstein_worst_case(losses, p, distance, power, rho)[1]
                 cost, budget = torch.from_numpy(distance**power), _number(rho ** (power * exponent))
                 dual = transport_dual(
                     torch.from_numpy(losses)[None], torch.from_numpy(p)[None], cost, budget
@@ -247,7 +246,7 @@ def gradient_norm_approximates_w2(
 ) -> Finding:
     """Claim 10: E l + rho G <= sup <= E l + rho G + b² rho² / denominator, with an error of the
     given order in rho."""
-    from theory.twins.programs import free_quadratic_worst_case  # cvxpy is slow to import
+    from theory.twins.adversary import free_quadratic_worst_case  # cvxpy is slow to import
 
     low, tight, slopes, rows = math.inf, math.inf, list[float](), list[Row]()
     low_example = high_example = ""

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from theory.twins import Array, Twin, programs, worst_cases
+from theory.twins import Array, Twin, collapse_radii, programs, worst_cases
 
 
 def _fit(program: Any, knob: str, u: Array, p: Array, size: float, **more: Any) -> Any:
@@ -17,13 +17,13 @@ def _atoms(u: Array, p: Array, size: float, *, label_cost: float, **more: Any) -
 
 
 def _atoms_collapse(u: Array, p: Array, *, distance: Array, power: int, label_cost: float) -> float:
-    return programs.wasserstein_collapse(u, p, distance, power)
+    return collapse_radii.wasserstein_collapse(u, p, distance, power)
 
 
 def _free_collapse(u: Array, p: Array, *, power: int, label_cost: float | None) -> float:
     if label_cost is not None:
-        return programs.label_collapse(u, p, label_cost)
-    return programs.free_collapse(u, p, power)
+        return collapse_radii.label_collapse(u, p, label_cost)
+    return collapse_radii.free_collapse(u, p, power)
 
 
 def _worst(name: str, losses: Array, p: Array, size: float) -> float:
@@ -34,7 +34,7 @@ _ATOMS = Twin(_atoms, _atoms_collapse)
 _FREE = Twin(partial(_fit, programs.wdpo_free, "radius"), _free_collapse)
 TWINS = {
     "kl": Twin(
-        partial(_fit, programs.kldpo, "radius"), programs.kl_collapse, partial(_worst, "kl")
+        partial(_fit, programs.kldpo, "radius"), collapse_radii.kl_collapse, partial(_worst, "kl")
     ),
     "tilt": Twin(partial(_fit, programs.kldpo_tilt, "temperature"), None),
     "w1-finite": _ATOMS,

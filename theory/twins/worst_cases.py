@@ -3,7 +3,6 @@ one at a time.
 
 The library solves one-dimensional duals; here the adversary's own problem is stated, in cvxpy or as
 a linear program, and solved by Clarabel or HiGHS. Nothing is imported from what is checked.
-Transport plans between finitely many atoms are in `theory.twins.programs.wasserstein_worst_case`.
 
 Notation: losses l (n,), probabilities p (n,) summing to one, weights q (n,), margins m = beta w.u.
 """
@@ -59,6 +58,20 @@ def reweighting(ball: str, losses: Array, p: Array, radius: float) -> tuple[Arra
     q = np.zeros(len(p))
     q[live] = mass * (1 + unit * s.value)
     return q, float(p[live] @ losses[live] + unit * scale * problem.value)
+
+
+def wasserstein_worst_case(
+    losses: Array, p: Array, distance: Array, power: int, radius: float
+) -> tuple[Array, float]:
+    """max {sum_ij pi_ij losses_j : row sums p, sum_ij pi_ij D_ij^power <= radius^power}; the plan
+    (n, n) and the value."""
+    n = len(p)
+    rows = np.kron(np.eye(n), np.ones(n))
+    cost = (distance**power).ravel()[None]
+    found = linprog(
+        -np.tile(losses, n), A_ub=cost, b_ub=[radius**power], A_eq=rows, b_eq=p, method="highs"
+    )
+    return found.x.reshape(n, n), -float(found.fun)
 
 
 def plan_cost(p: Array, q: Array, cost: Array) -> float:

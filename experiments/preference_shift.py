@@ -71,16 +71,16 @@ class Profile:
     replicates: int
     sizes: tuple[int, ...]  # preference pairs; the population is always there as well
     fractions: tuple[float, ...]
-    train: tuple[float, ...]  # weights of the second reward in training, alpha_o
-    alphas: int  # equally spaced weights of the second reward in the test
+    train: tuple[float, ...]  # weights of the first reward in training, alpha_o
+    alphas: int  # equally spaced weights of the first reward in the test
     settings: tuple[str, ...] = KINDS
 
 
 PROFILES = {
-    "smoke": Profile(3, (200,), (0.3, 0.7), (0.2,), 5, ("convex", "contexts")),
-    "quick": Profile(16, (100, 1000), (0.2, 0.5, 0.8), (0.2,), 11),
+    "smoke": Profile(3, (200,), (0.3, 0.7), (0.8,), 5, ("convex", "contexts")),
+    "quick": Profile(16, (100, 1000), (0.2, 0.5, 0.8), (0.8,), 11),
     "paper": Profile(
-        200, (50, 100, 300, 1000, 10000), (0.1, 0.3, 0.5, 0.7, 0.9), (0.1, 0.3, 0.5), 21
+        200, (50, 100, 300, 1000, 10000), (0.1, 0.3, 0.5, 0.7, 0.9), (0.9, 0.7, 0.5), 21
     ),
 }
 

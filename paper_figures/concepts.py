@@ -294,7 +294,7 @@ def limits() -> Figure:
 def advantage(kind: str, seed: int, ball: str) -> Array:
     """Worst regret over the mixtures minus that of the DPO policy with the same KL, at each of
     `STEPS`; whole populations."""
-    shift = random_shift(kind, seed, train=0.2, alpha=ALPHA)
+    shift = random_shift(kind, seed, train=0.8, alpha=ALPHA)
     world = shift.world
     reach = collapse_radius(world.u, SETS[ball], world.probability).item()
     theta = np.stack([robust(world, ball, step * reach).theta.numpy() for step in STEPS])

@@ -41,7 +41,7 @@ class Shift:
     contexts to be judged by.
 
     world: the training population, with its policy features (S, A, d). alpha: (G,) weight of the
-    second reward.
+    first reward.
     rewards: (G, S, A). contexts: (G, S) probabilities.
     """
 
@@ -160,18 +160,18 @@ def random_shift(
     """A world with random features on the unit sphere, two random linear rewards r1, r2, and
     theta_ref = 0.
 
-    `train` is alpha_o, the weight of the second reward in training; `alpha` (G,) are those of the
-    test.
+    `train` is alpha_o, the weight of the first reward in training; `alpha` (G,) are those of the
+    test. Section 6, arXiv:2502.01930v4: r*(alpha) = alpha r1 + (1-alpha) r2.
 
-    * convex: labels are Bradley–Terry in (1-alpha) r1 + alpha r2, which is also the reward of the
+    * convex: labels are Bradley–Terry in alpha r1 + (1-alpha) r2, which is also the reward of the
       test.
-    * geometric: the same with c sigma(r1)^(1-alpha) sigma(r2)^alpha, which is not linear in the
+    * geometric: the same with c sigma(r1)^alpha sigma(r2)^(1-alpha), which is not linear in the
       features.
-    * annotators: a share alpha of the annotators labels by r2, the others by r1; the reward is the
+    * annotators: a share alpha of the annotators labels by r1, the others by r2; the reward is the
       annotators' mean.
     * sure annotators: the same with rewards 8/3 times as large, so that an annotator's labels are
       hardly random.
-    * contexts: in some contexts everybody goes by r2, in the others by r1; alpha is the probability
+    * contexts: in some contexts everybody goes by r1, in the others by r2; alpha is the probability
       of the former.
     * flips: convex, and one training label in five is turned round.
 
@@ -187,7 +187,7 @@ def random_shift(
     minority = np.arange(contexts) % MINORITY == MINORITY - 1
 
     def reward(a: float) -> Array:
-        weights = np.array([1 - a, a])
+        weights = np.array([a, 1 - a])
         if kind == "geometric":
             return GEOMETRIC_SCALE * geometric_mixture(expit(linear), weights)
         if kind == "contexts":
@@ -196,12 +196,12 @@ def random_shift(
 
     def context(a: float) -> Array:
         if kind == "contexts":
-            return np.where(minority, a / minority.sum(), (1 - a) / (~minority).sum())
+            return np.where(minority, (1 - a) / minority.sum(), a / (~minority).sum())
         return np.full(contexts, 1 / contexts)
 
     if kind.endswith("annotators"):
         chance = convex_mixture(
-            expit(linear[:, :, None] - linear[:, None]), np.array([1 - train, train])
+            expit(linear[:, :, None] - linear[:, None]), np.array([train, 1 - train])
         )
     else:
         chance = expit(reward(train)[:, :, None] - reward(train)[:, None])
@@ -231,15 +231,15 @@ def scored_pairs(
     """Two responses to each of N prompts, with features (N, d) and two rewards each (N, 2): the
     policy chooses between the two.
 
-    Labels are Bradley–Terry in (1-train) r1 + train r2; the reference takes either response with
+    Labels are Bradley–Terry in train r1 + (1-train) r2; the reference takes either response with
     probability 1/2.
     """
     both = np.stack([rewards1, rewards2], 1)  # (N, 2 responses, 2 rewards)
-    mixed = convex_mixture(both, np.array([1 - train, train]))
+    mixed = convex_mixture(both, np.array([train, 1 - train]))
     mu = np.full(len(psi1), 1 / len(psi1))
     world = from_rewards(psi1, psi2, mixed[:, 0], mixed[:, 1], beta=beta, bound=bound)
     world = replace(world, policy_features=np.stack([psi1, psi2], 1), context_probability=mu)
-    rewards = np.stack([convex_mixture(both, np.array([1 - a, a])) for a in alpha])
+    rewards = np.stack([convex_mixture(both, np.array([a, 1 - a])) for a in alpha])
     return Shift(world, alpha, rewards, np.tile(mu, (len(alpha), 1)))
 
 

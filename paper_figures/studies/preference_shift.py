@@ -89,7 +89,7 @@ def read(source: Path) -> Study:
     settings = tuple(
         name for name in run.get("settings", []) if name in set(rows.setting)
     ) or tuple(rows.setting.unique())
-    train = float(min(rows.train))
+    train = float(max(rows.train))
     return Study(rows[rows.train == train], matched[matched.train == train], settings, train)
 
 

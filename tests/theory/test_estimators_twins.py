@@ -176,7 +176,7 @@ def test_certificates_hold_however_near_collapse(ball: str) -> None:
 def test_a_symmetric_population_with_tied_moves_is_certified() -> None:
     """W2 on the atoms of a population where every pair has its mirror: ties without mass stalled
     the interior point at 7e-10."""
-    world = random_shift("convex", [0, 0], train=0.2, alpha=np.array([0.0, 1.0])).world
+    world = random_shift("convex", [0, 0], train=0.8, alpha=np.array([0.0, 1.0])).world
     edge = collapse_of("w2-finite", world.u, world.probability, distance=world.distance()).item()
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(world.u))

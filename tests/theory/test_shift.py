@@ -27,7 +27,7 @@ from theory.shift import (
 )
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
-ALPHA = np.array([0.0, 0.3, 1.0])
+ALPHA = np.array([1.0, 0.7, 0.0])  # weights of the first reward
 
 
 def features(shift: Shift) -> Array:
@@ -48,7 +48,7 @@ def fit(shift: Shift, p: Array | None = None, beta: float = 1.0) -> Array:
 # --------------------------------------------------------------------------------------- evaluation
 @pytest.mark.parametrize("kind", KINDS)
 def test_outcomes_by_enumeration(kind: str) -> None:
-    shift, theta = random_shift(kind, 0, train=0.2, alpha=ALPHA), directions(1)
+    shift, theta = random_shift(kind, 0, train=0.8, alpha=ALPHA), directions(1)
     outcome = evaluate(shift, theta)
     psi, (S, A, _) = features(shift), features(shift).shape
     for i in range(len(theta)):
@@ -78,7 +78,7 @@ def test_outcomes_by_enumeration(kind: str) -> None:
 
 
 def test_the_reference_has_regret_one_and_wins_half() -> None:
-    shift = random_shift("contexts", 3, train=0.2, alpha=ALPHA)
+    shift = random_shift("contexts", 3, train=0.8, alpha=ALPHA)
     outcome = evaluate(shift, np.zeros((1, 4)))
     np.testing.assert_allclose(outcome.regret, 1, atol=1e-12)
     np.testing.assert_allclose(outcome.win_rate, 0.5, atol=1e-12)
@@ -88,7 +88,7 @@ def test_the_reference_has_regret_one_and_wins_half() -> None:
 @given(st.integers(0, 10**6), st.sampled_from(KINDS), st.floats(0.01, 30))
 @quick
 def test_the_kl_bounds_the_spread_of_the_gain(seed: int, kind: str, size: float) -> None:
-    shift, theta = random_shift(kind, seed, train=0.3, alpha=ALPHA), size * directions(seed)
+    shift, theta = random_shift(kind, seed, train=0.7, alpha=ALPHA), size * directions(seed)
     outcome = evaluate(shift, theta)
     assert (gain_spread(shift, outcome) <= gain_spread_bound(shift, outcome.kl) + 1e-12).all()
 
@@ -110,7 +110,7 @@ def test_the_bound_on_the_spread_by_hand() -> None:
 # ------------------------------------------------------------------------------------------- shifts
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_are_those_of_the_kind(kind: str) -> None:
-    train = 0.3
+    train = 0.7
     shift = random_shift(kind, 2, train=train, alpha=ALPHA)
     world, (S, A, _) = shift.world, features(shift).shape
     assert world.probability.sum() == pytest.approx(1)
@@ -126,8 +126,8 @@ def test_labels_are_those_of_the_kind(kind: str) -> None:
                 )
                 first, trained, second = expit(shift.rewards[:, s, a] - shift.rewards[:, s, b])
                 chance = {
-                    "annotators": (1 - train) * first + train * second,
-                    "sure annotators": (1 - train) * first + train * second,
+                    "annotators": train * first + (1 - train) * second,
+                    "sure annotators": train * first + (1 - train) * second,
                     "flips": (1 - FLIP_RATE) * trained + FLIP_RATE * (1 - trained),
                 }.get(kind, trained)
                 assert won / mass == pytest.approx(chance)
@@ -136,7 +136,7 @@ def test_labels_are_those_of_the_kind(kind: str) -> None:
 
 def test_mixtures_of_rewards() -> None:
     def rewards(kind: str) -> Array:
-        return random_shift(kind, 4, train=0.2, alpha=ALPHA).rewards
+        return random_shift(kind, 4, train=0.8, alpha=ALPHA).rewards
 
     convex, geometric, contexts = rewards("convex"), rewards("geometric"), rewards("contexts")
     np.testing.assert_allclose(convex[1], 0.7 * convex[0] + 0.3 * convex[2])
@@ -145,13 +145,13 @@ def test_mixtures_of_rewards() -> None:
     np.testing.assert_array_equal(
         contexts[0], contexts[2]
     )  # there the contexts shift, not the rewards
-    shares = random_shift("contexts", 4, train=0.2, alpha=ALPHA).contexts
+    shares = random_shift("contexts", 4, train=0.8, alpha=ALPHA).contexts
     minority = np.isclose(contexts[0], convex[2]).all(1)
-    np.testing.assert_allclose(shares[:, minority].sum(1), ALPHA)
+    np.testing.assert_allclose(shares[:, minority].sum(1), 1 - ALPHA)
 
 
 def test_dpo_finds_the_mixed_reward_of_training() -> None:
-    shift = random_shift("convex", 5, train=0.3, alpha=ALPHA)
+    shift = random_shift("convex", 5, train=0.7, alpha=ALPHA)
     truth = np.linalg.lstsq(features(shift).reshape(-1, 4), shift.rewards[1].ravel(), rcond=None)[0]
     np.testing.assert_allclose(fit(shift)[0], truth, atol=1e-8)
 
@@ -161,7 +161,7 @@ def test_pairs_of_scored_responses() -> None:
     psi1, psi2 = np.array([[0.5], [-0.2]]), np.array([[0.1], [0.4]])
     r1, r2 = np.array([[1.0, 0], [2, 5]]), np.array([[0.0, 2], [3, 1]])
     shift = scored_pairs(
-        psi1, psi2, r1, r2, train=0.25, alpha=np.array([0.0, 1.0]), beta=1.0, bound=9.0
+        psi1, psi2, r1, r2, train=0.75, alpha=np.array([1.0, 0.0]), beta=1.0, bound=9.0
     )
     outcome = evaluate(shift, np.array([[3.0]]))
     p = expit(3.0 * np.array([0.4, -0.6]))
@@ -174,11 +174,11 @@ def test_pairs_of_scored_responses() -> None:
 
 def test_what_is_no_shift_is_refused() -> None:
     with pytest.raises(ValueError, match=r"(?s)'convexe'.*convex"):
-        random_shift("convexe", 0, train=0.2, alpha=ALPHA)
-    shift = random_shift("convex", 0, train=0.2, alpha=ALPHA)
+        random_shift("convexe", 0, train=0.8, alpha=ALPHA)
+    shift = random_shift("convex", 0, train=0.8, alpha=ALPHA)
     with pytest.raises(ValueError, match=r"(?s)\(3, 6, 3\).*\(2, 6, 3\)"):
         Shift(shift.world, ALPHA, shift.rewards[:2], shift.contexts)
-    with pytest.raises(ValueError, match=r"alpha = 1 does not depend.*Leave"):
+    with pytest.raises(ValueError, match=r"alpha = 0 does not depend.*Leave"):
         Shift(
             shift.world, ALPHA, shift.rewards * np.array([1, 1, 0])[:, None, None], shift.contexts
         )
@@ -188,7 +188,7 @@ def test_what_is_no_shift_is_refused() -> None:
 @given(st.integers(0, 10**6), st.floats(0.001, 0.99))
 @quick
 def test_shrunk_policies_have_the_kl_and_lie_on_the_ray(seed: int, share: float) -> None:
-    shift = random_shift("convex", seed, train=0.2, alpha=ALPHA)
+    shift = random_shift("convex", seed, train=0.8, alpha=ALPHA)
     theta = directions(seed)
     kl = share * evaluate(shift, theta).kl
     found = shrunk(shift.world, theta, kl)
@@ -200,7 +200,7 @@ def test_shrunk_policies_have_the_kl_and_lie_on_the_ray(seed: int, share: float)
 
 @pytest.mark.parametrize("larger", [1.5, 4.0, 50.0])
 def test_dpo_with_a_larger_beta_is_shrunk_dpo(larger: float) -> None:
-    shift = random_shift("annotators", 6, train=0.2, alpha=ALPHA)
+    shift = random_shift("annotators", 6, train=0.8, alpha=ALPHA)
     other = fit(shift, beta=larger)
     np.testing.assert_allclose(
         shrunk(shift.world, fit(shift), evaluate(shift, other).kl), other, atol=1e-8
@@ -208,7 +208,7 @@ def test_dpo_with_a_larger_beta_is_shrunk_dpo(larger: float) -> None:
 
 
 def test_the_ray_goes_beyond_dpo_and_ends_at_the_kl_of_certainty() -> None:
-    shift = random_shift("convex", 7, train=0.2, alpha=ALPHA)
+    shift = random_shift("convex", 7, train=0.8, alpha=ALPHA)
     theta = fit(shift)
     kl = evaluate(shift, theta).kl
     further = shrunk(shift.world, theta, kl * 1.2)
@@ -220,7 +220,7 @@ def test_the_ray_goes_beyond_dpo_and_ends_at_the_kl_of_certainty() -> None:
 
 
 def test_stopped_policies_have_the_kl_and_descend() -> None:
-    shift = random_shift("contexts", 8, train=0.2, alpha=ALPHA)
+    shift = random_shift("contexts", 8, train=0.8, alpha=ALPHA)
     world = shift.world
     pairs = world.sample(500, np.random.SeedSequence(0).spawn(2))
     minimiser = fit(shift, pairs.p.numpy())
@@ -259,7 +259,7 @@ def test_stopped_policies_have_the_kl_and_descend() -> None:
 
 
 def test_a_collapsed_fit_has_the_reference_as_its_control() -> None:
-    shift = random_shift("convex", 9, train=0.2, alpha=ALPHA)
+    shift = random_shift("convex", 9, train=0.8, alpha=ALPHA)
     path = descend(pair_batch(shift.world.u, shift.world.probability), shift.world, fit(shift))
     np.testing.assert_array_equal(stopped(shift.world, path, np.array([0]), np.zeros(1)), 0)
 
@@ -277,6 +277,6 @@ def test_interval_of_a_mean() -> None:
 def test_policies_of_the_same_theta_are_those_of_log_policy() -> None:
     """The evaluation uses the world's own features: a sum over them by log_policy gives the same
     reward."""
-    shift, theta = random_shift("geometric", 1, train=0.2, alpha=ALPHA), directions(2)
+    shift, theta = random_shift("geometric", 1, train=0.8, alpha=ALPHA), directions(2)
     reward = np.einsum("rsa,gsa->rg", np.exp(log_policy(theta, features(shift))), shift.rewards) / 6
     np.testing.assert_allclose(evaluate(shift, theta).reward, reward)

@@ -44,7 +44,7 @@ from theory.shift import (
 )
 from theory.worlds import ContinuousWorld, FiniteWorld, from_policy
 
-TRAIN = 0.2  # alpha_o, the weight of the second reward in training
+TRAIN = 0.8  # alpha_o, the weight of the first reward in training
 FRACTION = 0.5  # of the collapse radius
 LABEL_COST = 1.0
 ROUNDING = 1e-9  # a difference of regrets below it is none

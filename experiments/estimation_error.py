@@ -3,8 +3,8 @@
 For each world, sample size and replicate, every method is fitted to the same sample. Errors are
 measured to the robust target (the minimiser of the same objective in the population) and to the
 nominal theta*, in the 2-norm and in the data norm ||e||_Sigma, Sigma = E x x'. Out come the rows
-(`errors.parquet`), the slopes of log error on log n (`rates.csv`) and the paper's bounds with their
-coverage (`bounds.csv`).
+(`errors.parquet`), its worlds (`worlds.csv`), the slopes of log error on log n (`rates.csv`) and
+the paper's bounds with their coverage (`bounds.csv`).
 """
 
 import time
@@ -64,6 +64,16 @@ class WorldSpec:
         if self.kind == "pairs":
             return f"pairs {Path(self.path).stem} beta={self.beta:g} B={self.bound:g}"
         return f"{self.kind} d={self.dimension} beta={self.beta:g} B={self.bound:g}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Its row in worlds.csv: title for legends, dimension of random features."""
+        title = f"pairs {Path(self.path).stem}" if self.kind == "pairs" else f"{self.kind} world"
+        dimension = None if self.kind == "pairs" else self.dimension
+        return {"world": self.name, "kind": self.kind, "title": title, "dimension": dimension} | {
+            "beta": self.beta,
+            "bound": self.bound,
+        }
 
 
 @dataclass(frozen=True)
@@ -222,28 +232,23 @@ def _population(
         if isinstance(world, FiniteWorld) and _has_metric(world)
         else None
     )
-    setting = Setting(world.beta, world.bound, world.theta_ref, LABEL_COST, distance)
-    if isinstance(world, FiniteWorld):
-        population, line_setting = world.population(), setting
-    else:  # the minimisers lie on the line through theta*
-        population, line_setting = (
-            world.line(),
-            Setting(world.beta, world.bound, np.zeros(1), LABEL_COST),
-        )
+    setting = Setting(world.problem, LABEL_COST, distance)
+    # the minimisers of a continuous world lie on the line through theta*
+    population = world.population() if isinstance(world, FiniteWorld) else world.line()
     knobs, targets = {}, {}
     for name in methods:
         method = METHODS[name]
         if method.finite_only and distance is None:
             continue
         for fraction in fractions if method.set else (0.0,):
-            knob = method.knob(population, fraction, line_setting)
+            knob = method.knob(population, fraction, setting)
             if not np.isfinite(knob):
                 raise ValueError(
                     f"the collapse radius of {name} is infinite in the world {spec.name}: its pairs"
                     " are separable, so that no radius is a fraction of it. Leave that method out,"
                     " or add pairs that disagree."
                 )
-            fit = method.fit(population, knob, line_setting)
+            fit = method.fit(population, knob, setting)
             knobs[name, fraction] = knob
             targets[name, fraction] = (
                 fit.theta[0].numpy() if isinstance(world, FiniteWorld) else world.lift(fit.theta[0])
@@ -566,13 +571,10 @@ def population_error(
     truth = _population(spec, methods, fractions)
     if not isinstance(truth.world, ContinuousWorld):
         return 0.0
-    coarse, setting = (
-        truth.world.line(48),
-        Setting(truth.world.beta, truth.world.bound, np.zeros(1), LABEL_COST),
-    )
+    coarse = truth.world.line(48)
     moved = [
         np.linalg.norm(
-            truth.world.lift(METHODS[name].fit(coarse, knob, setting).theta[0])
+            truth.world.lift(METHODS[name].fit(coarse, knob, truth.setting).theta[0])
             - truth.targets[name, fraction]
         )
         for (name, fraction), knob in truth.knobs.items()
@@ -654,12 +656,13 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
         methods, fractions = tuple(config.methods), (*profile.fractions, profile.schedule_start)
         tables = {
             "errors": errors,
+            "worlds": pd.DataFrame([spec.facts for spec in specs.values()]),
             "rates": rates_table(errors, config.seed),
             "bounds": bounds_table(errors, specs, fractions),
         }
         write_table(tables["errors"], out / "errors.parquet")
-        write_table(tables["rates"], out / "rates.csv")
-        write_table(tables["bounds"], out / "bounds.csv")
+        for name in ("worlds", "rates", "bounds"):
+            write_table(tables[name], out / f"{name}.csv")
         write_json(
             {
                 "experiment": "estimation-error",

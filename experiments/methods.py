@@ -6,30 +6,23 @@ into what the set is sized by.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from theory.batch import ArrayLike, PairBatch
 from theory.fitting import fit
 from theory.policy import Array
+from theory.problem import Problem
 from theory.results import Fit
 from theory.sets import SETS, AmbiguitySet
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What an estimator needs besides the sample: beta, B, theta_ref, the metric on the atoms and
-    the label cost."""
+    """What an estimator needs besides the sample: the problem, the label cost and the metric on
+    the atoms."""
 
-    beta: float
-    bound: float
-    theta_ref: Array
+    problem: Problem
     label_cost: float
     distance: Array | None = None  # only in a finite world
-
-    @property
-    def common(self) -> dict[str, Any]:
-        """The arguments that every estimator shares."""
-        return {"beta": self.beta, "bound": self.bound, "theta_ref": self.theta_ref}
 
 
 @dataclass(frozen=True)
@@ -60,14 +53,14 @@ class Method:
         """What sizes it at a fraction of collapse in the population; 0 where nothing does."""
         if self.set is None:
             return 0.0
-        return _there(self.set, setting).size_at(fraction, population, **setting.common)
+        return _there(self.set, setting).size_at(fraction, population, **setting.problem)
 
     def fit(self, pairs: PairBatch, knob: ArrayLike, setting: Setting) -> Fit:
         """Its fits to the samples of a batch (R of them), with one knob or one for each."""
         features = pairs.ut.mT
         u = features[0] if features.shape[0] == 1 else features
         set = None if self.set is None else _there(self.set, setting).sized(knob)
-        return fit(u, set, pairs.p, **setting.common)
+        return fit(u, set, pairs.p, **setting.problem)
 
 
 def _there(set: AmbiguitySet, setting: Setting) -> AmbiguitySet:

@@ -206,7 +206,7 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
     n = np.array([*whole, *parameters["sizes"]])
     pairs, heldout = (_samples(shift, parameters, n, part) for part in ("training", "held out"))
     distance = world.distance(LABEL_COST) if len(world.probability) <= METRIC_ATOMS else None
-    setting = Setting(world.beta, world.bound, world.theta_ref, LABEL_COST, distance)
+    setting = Setting(world.problem, LABEL_COST, distance)
     dpo = METHODS["dpo"].fit(pairs, 0.0, setting)
     theta = dpo.theta.numpy()
     training = _Training(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "theory.fitting": ("dpo", "fit"),
     "theory.results": ("Fit",),
+    "theory.problem": ("Problem",),
     "theory.collapse": ("collapse_radius",),
     "theory.worst_cases": ("Moves", "WorstCase", "worst_case"),
     "theory.radius_choice": ("RadiusChoice", "describe", "suggest_radii"),

@@ -12,7 +12,6 @@ theta_ref).psi unless rewards are given.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from theory.batch import PairBatch, pair_batch
 from theory.checks import as_array, check_probability, check_reference, check_scale
 from theory.policy import Array, kl_to_reference, log_policy
+from theory.problem import Problem
 
 _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 
@@ -133,9 +133,9 @@ class FiniteWorld:
         return self.psi1.shape[1]
 
     @property
-    def problem(self) -> dict[str, Any]:
-        """beta, bound and theta_ref: what every estimator needs beside the pairs."""
-        return {"beta": self.beta, "bound": self.bound, "theta_ref": self.theta_ref}
+    def problem(self) -> Problem:
+        """What every estimator needs beside the pairs: `fit(world.u, set, **world.problem)`."""
+        return Problem(self.beta, self.bound, self.theta_ref)
 
     def distance(self, kappa: float = 1.0) -> Array:
         """(K, K) metric ||(psi1,psi2) - (psi1',psi2')|| + kappa 1{y != y'}."""
@@ -563,6 +563,11 @@ class ContinuousWorld:
     @property
     def theta_ref(self) -> Array:
         return np.zeros(self.dimension)
+
+    @property
+    def problem(self) -> Problem:
+        """What every estimator needs beside the pairs, also on the `line`: theta_ref is 0."""
+        return Problem(self.beta, self.bound)
 
     @property
     def direction(self) -> Array:

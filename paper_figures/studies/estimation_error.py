@@ -1,12 +1,12 @@
 """Figures of `prefdro run estimation-error`: errors against sample size, slopes, bounds against
 errors, bias, sweeps, summary.
 
-Nothing is fitted here: everything is read from errors.parquet, rates.csv, bounds.csv and run.json.
+Nothing is fitted here: everything is read from errors.parquet, worlds.csv, rates.csv, bounds.csv
+and run.json.
 Radii are fractions of rho_c, the collapse radius of the method in that world.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ COLUMNS = {
         "nominal_2",
         "converged",
     ),
+    "worlds.csv": ("world", "kind", "title", "dimension", "beta", "bound"),
     "rates.csv": (
         "world",
         "method",
@@ -67,10 +68,11 @@ FEW = 3  # radii in one panel
 
 @dataclass(frozen=True)
 class World:
-    """One world, with the facts that its name states; `dimension` is NaN for a table of pairs."""
+    """One world, a row of worlds.csv; `dimension` is NaN for a table of pairs."""
 
     name: str
     kind: str
+    called: str
     dimension: float
     beta: float
     bound: float
@@ -79,8 +81,7 @@ class World:
     def title(self) -> str:
         """Heading of a panel."""
         size = "" if math.isnan(self.dimension) else f"$d$ = {self.dimension:g}, "
-        kind = self.name.partition(" beta=")[0] if self.kind == "pairs" else f"{self.kind} world"
-        return rf"{kind}, {size}$\beta$ = {self.beta:g}, $B$ = {self.bound:g}"
+        return rf"{self.called}, {size}$\beta$ = {self.beta:g}, $B$ = {self.bound:g}"
 
 
 @dataclass(frozen=True)
@@ -132,48 +133,23 @@ def read(source: Path) -> Study:
     tables, run = read_tables(
         source, COLUMNS, command, text=("radius",), may_be_empty=("rates.csv", "bounds.csv")
     )
-    try:
-        order = [
-            (w["kind"], float(w["dimension"]), float(w["beta"]), float(w["bound"]))
-            for w in run["profile"]["worlds"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"{source / 'run.json'} does not say which worlds were run ({error!r})"
-        raise ValueError(f"{what}. {remedy_of(source, command)}") from error
     # a method without a radius has none in the file
     errors, rates, bounds = (
         tables[name].assign(radius=tables[name].radius.fillna(""))
         for name in ("errors", "rates", "bounds")
     )
 
-    def place(world: World) -> int:
-        facts = (world.kind, world.dimension, world.beta, world.bound)
-        return order.index(facts) if facts in order else len(order)
-
-    worlds = sorted((world_of(name) for name in errors.world.unique()), key=place)
-    return Study(errors, rates, bounds, tuple(worlds), run)
-
-
-def world_of(name: str) -> World:
-    """The world of a name such as `finite d=3 beta=1 B=1`.
-
-    Raises:
-        ValueError: the name does not state beta and B.
-    """
-    facts = dict(re.findall(r"(\S+)=(\S+)", name))
-    try:
-        return World(
-            name,
-            name.split()[0],
-            float(facts.get("d", "nan")),
-            float(facts["beta"]),
-            float(facts["B"]),
-        )
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"the world {name!r} does not state its constants as `KIND d=3 beta=1 B=1` does; make"
-            " the tables again with `prefdro run estimation-error --out DIR`."
-        ) from None
+    made = [
+        World(row.world, row.kind, row.title, float(row.dimension), row.beta, row.bound)
+        for row in tables["worlds"].itertuples()
+    ]
+    present = set(errors.world)
+    unknown = sorted(present - {world.name for world in made})
+    if unknown:
+        what = f"{source / 'worlds.csv'} has no row for {', '.join(unknown)}"
+        raise ValueError(f"{what}. {remedy_of(source, command)}")
+    worlds = tuple(world for world in made if world.name in present)
+    return Study(errors, rates, bounds, worlds, run)
 
 
 def is_fixed(radius: str) -> bool:

@@ -87,7 +87,8 @@ def write_study(
     )
     pd.DataFrame(rates).to_csv(folder / "rates.csv", index=False)
     pd.DataFrame(bounds).to_csv(folder / "bounds.csv", index=False)
-    run = {"seed": 7, "commit": "abc", "profile": {"worlds": [asdict(spec) for spec in worlds]}}
+    pd.DataFrame([spec.facts for spec in worlds]).to_csv(folder / "worlds.csv", index=False)
+    run = {"seed": 7, "commit": "abc"}
     (folder / "run.json").write_text(json.dumps(run))
     return folder
 
@@ -317,7 +318,9 @@ def test_summary_states_slopes_fits_and_bounds(source: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- errors
-@pytest.mark.parametrize("name", ["errors.parquet", "rates.csv", "bounds.csv", "run.json"])
+@pytest.mark.parametrize(
+    "name", ["errors.parquet", "worlds.csv", "rates.csv", "bounds.csv", "run.json"]
+)
 def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path, name: str) -> None:
     folder = write_study(tmp_path)
     (folder / name).unlink()
@@ -337,16 +340,12 @@ def test_a_missing_column_is_named_with_the_command_that_makes_it(tmp_path: Path
         figures.draw(folder)
 
 
-def test_a_run_record_without_worlds_is_named(tmp_path: Path) -> None:
+def test_a_world_without_a_row_is_named(tmp_path: Path) -> None:
     folder = write_study(tmp_path)
-    (folder / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"run.json.*prefdro run estimation-error"):
+    worlds = pd.read_csv(folder / "worlds.csv")
+    worlds.iloc[1:].to_csv(folder / "worlds.csv", index=False)
+    with pytest.raises(ValueError, match=r"worlds.csv has no row for .*prefdro run"):
         figures.draw(folder)
-
-
-def test_a_world_without_constants_is_named() -> None:
-    with pytest.raises(ValueError, match="'finite d=3'"):
-        figures.world_of("finite d=3")
 
 
 def test_figures_import_nothing_that_computes() -> None:

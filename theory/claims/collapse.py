@@ -18,7 +18,7 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
-from theory.claims.problems import NAMES, Problem, worlds
+from theory.claims.problems import NAMES, RobustProblem, worlds
 from theory.estimators import gradient_penalty, kldpo_tilt
 from theory.functionals import gradient_norm
 from theory.losses import dpo_loss
@@ -55,7 +55,7 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
     for ball in balls:
         wrong, cases, example, high, rows = 0, 0, "", 0.0, list[Row]()
         for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 4), contexts=3)):
-            problem = Problem(ball, world)
+            problem = RobustProblem(ball, world)
             radius = scale * problem.edge
             radii.append(radius)
             for factor in (0.3, 0.7, 1 - _STEP):
@@ -109,7 +109,7 @@ def _collapse(profile: str, seed: int, balls: tuple[str, ...], scale: float) -> 
     return conclude(figure, lines, tables)
 
 
-def _program(problem: Problem, radius: float) -> "Program":
+def _program(problem: RobustProblem, radius: float) -> "Program":
     """The same problem as a cvxpy program, which knows nothing of the collapse radius."""
     from theory.twins import programs  # cvxpy is slow to import
 
@@ -121,7 +121,11 @@ def _program(problem: Problem, radius: float) -> "Program":
         if name not in ("radius", "distance" if not problem.set.facts.atoms else "label_cost")
     }
     return solver.get(problem.ball, default)(
-        problem.world.u, problem.world.probability, radius=radius, **arguments, **problem.common
+        problem.world.u,
+        problem.world.probability,
+        radius=radius,
+        **arguments,
+        **problem.world.problem,
     )
 
 
@@ -141,11 +145,7 @@ def practical_forms(profile: str, seed: int, *, drift: float = 1.0, local: float
     example, rows = "", {"temperature": list[Row](), "squared penalty": list[Row]()}
     for index, world in enumerate(worlds(seed, pick(profile, 2, 3, 4), contexts=3)):
         p = _tempered(world, drift)
-        common: dict[str, Any] = {
-            "beta": world.beta,
-            "bound": world.bound,
-            "theta_ref": world.theta_ref,
-        }
+        common = world.problem
         for name, knobs in (("temperature", temperatures), ("squared penalty", strengths)):
             for knob in knobs:
                 if name == "temperature":

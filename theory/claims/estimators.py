@@ -20,7 +20,7 @@ from theory.claims.ledger import (
     rate_equal,
     rate_reached,
 )
-from theory.claims.problems import NAMES, Problem, worlds
+from theory.claims.problems import NAMES, RobustProblem, worlds
 from theory.duals import kl_ball_dual
 from theory.estimators import dpo
 from theory.losses import dpo_loss
@@ -106,7 +106,7 @@ def _robust_bound(profile: str, seed: int, balls: tuple[str, ...], constant: flo
     replicates = pick(profile, 80, 100, 1000)
     for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 4))):
         for ball in balls:
-            problem = Problem(ball, world)
+            problem = RobustProblem(ball, world)
             for fraction in pick(profile, (0.5,), (0.1, 0.5), (0.1, 0.5, 0.9)):
                 radius = fraction * problem.edge
                 target, regularity = problem.target(radius), problem.regularity(radius)
@@ -175,7 +175,7 @@ def dual_lower_bound(profile: str, seed: int, *, away: float = 0.0) -> Finding:
     smallest, example = np.inf, ""
     slopes, rows = [], list[Row]()
     for index, world in enumerate(worlds(seed, pick(profile, 2, 3, 4))):
-        problem = Problem("kl", world)
+        problem = RobustProblem("kl", world)
         radius = radius_fraction * problem.edge
         rng = np.random.default_rng([seed, index])
         room = world.bound - float(np.linalg.norm(world.theta_ref))
@@ -245,7 +245,7 @@ def rate_quarter(
     lines, slopes, tables = list[Measurement](), list[float](), dict[str, list[Row]]()
     for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 4))):
         for ball in balls:
-            problem = Problem(ball, world)
+            problem = RobustProblem(ball, world)
             for fraction in pick(profile, (0.5,), (0.1, 0.5), (0.1, 0.5, 0.9)):
                 radius = fraction * problem.edge
                 target = problem.target(radius)

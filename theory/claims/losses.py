@@ -17,7 +17,7 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
-from theory.claims.problems import NAMES, Problem, worlds
+from theory.claims.problems import NAMES, RobustProblem, worlds
 from theory.losses import dpo_loss
 from theory.policy import Array
 from theory.worlds import FiniteWorld
@@ -140,7 +140,7 @@ def strong_convexity_robust(profile: str, seed: int, *, factor: float = 1.0) -> 
     for ball in ("kl", "w1-finite", "w2-finite"):
         closest, example, random = np.inf, "", list[float]()
         for index, world in enumerate([_corner(), *worlds(seed, count)]):
-            problem = Problem(ball, world)
+            problem = RobustProblem(ball, world)
             for fraction in (0.1, 0.5):
                 # every pair of the corner has the same label: it never collapses, and any radius
                 # will do

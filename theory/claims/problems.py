@@ -4,7 +4,6 @@ valued and known there."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ NAMES = {name: set.facts.title for name, set in SETS.items()}
 
 
 @dataclass(frozen=True)
-class Problem:
+class RobustProblem:
     """One ambiguity set, a name of `theory.SETS`, in one finite world."""
 
     ball: str
@@ -55,11 +54,6 @@ class Problem:
         """The set, in the metric of the world, without a size."""
         return SETS[self.ball].in_metric(self.distance, LABEL_COST)
 
-    @property
-    def common(self) -> dict[str, Any]:
-        """The arguments that every estimator shares."""
-        return self.world.problem
-
     @cached_property
     def edge(self) -> float:
         """The collapse radius."""
@@ -68,7 +62,7 @@ class Problem:
     def fit(self, p: Array | Tensor, radius: Array | float) -> Fit:
         """The robust estimator for weights p (R, K) or (K,) of the atoms; one radius, or one for
         each row."""
-        return fit(self.world.u, self.set.sized(radius), p, **self.common)
+        return fit(self.world.u, self.set.sized(radius), p, **self.world.problem)
 
     def target(self, radius: float) -> Array:
         """theta_rho, the minimiser in the population (d,)."""

@@ -22,7 +22,7 @@ from theory.claims.ledger import (
     pick,
     rate_equal,
 )
-from theory.claims.problems import NAMES, Problem, worlds
+from theory.claims.problems import NAMES, RobustProblem, worlds
 from theory.policy import Array
 from theory.rates import rate
 from theory.worlds import FiniteWorld, random_world
@@ -64,7 +64,7 @@ def _bias(profile: str, seed: int, exponents: dict[str, float], fractions: Array
         # smallest radii
         sizes = np.sqrt(fractions) if ball == "w2-finite" else fractions
         for index, world in enumerate(worlds(seed, pick(profile, 2, 3, 4))):
-            problem = Problem(ball, world)
+            problem = RobustProblem(ball, world)
             assert world.theta_star is not None
             bias = np.array(
                 [problem.target(fraction * problem.edge) - world.theta_star for fraction in sizes]
@@ -216,7 +216,7 @@ def radius_coverage(
     replicates = pick(profile, 120, 120, 400)
     (world,) = worlds(seed, 1)
     for ball, power, claimed in schedules:
-        problem = Problem(ball, world)
+        problem = RobustProblem(ball, world)
         # the first radius is small enough for the leading term of the bias
         start = 0.01 * problem.edge
         assert world.theta_star is not None

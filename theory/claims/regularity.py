@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, panel, pick
-from theory.claims.problems import NAMES, Problem
+from theory.claims.problems import NAMES, RobustProblem
 from theory.policy import Array
 from theory.worlds import FiniteWorld, from_policy
 
@@ -39,7 +39,7 @@ def regularity(
     for ball in _BALLS:
         least, example, fractions = np.inf, "", []
         for elongation, signal, world in made:
-            problem = Problem(ball, world)
+            problem = RobustProblem(ball, world)
             radius = _flat_radius(problem)
             fraction = radius / problem.edge
             fractions.append(fraction)
@@ -125,7 +125,7 @@ def _world(rng: np.random.Generator, elongation: float, signal: float) -> Finite
     return from_policy(features, np.array([signal, 0.0]), beta=1.0, bound=1.0)
 
 
-def _flat_radius(problem: Problem) -> float:
+def _flat_radius(problem: RobustProblem) -> float:
     """The exact smallest radius at which the ball holds a law on a hyperplane through 0, over all
     hyperplanes.
 

@@ -18,13 +18,13 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
-from theory.claims.problems import Problem, worlds
+from theory.claims.problems import RobustProblem, worlds
 from theory.policy import Array
 
 DELTA = 0.05
 
 
-def _bound(problem: Problem, radius: float, theta: Array, size: Size) -> SharpBound:
+def _bound(problem: RobustProblem, radius: float, theta: Array, size: Size) -> SharpBound:
     atoms = (problem.world.u, problem.world.probability, theta, size)
     if problem.ball == "kl":
         return kl_bound(*atoms, radius=radius)
@@ -47,7 +47,7 @@ def _measure(
     tables: dict[str, list[Row]] = {}
     closest, example = np.inf, ""
     for index, world in enumerate(worlds(seed, pick(profile, 1, 2, 3))):
-        for problem in (Problem(ball, world) for ball in balls):
+        for problem in (RobustProblem(ball, world) for ball in balls):
             for fraction in fractions:
                 radius = fraction * problem.edge
                 target, regularity = problem.target(radius), problem.regularity(radius)

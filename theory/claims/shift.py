@@ -153,11 +153,7 @@ def kldpo_is_larger_beta(profile: str, seed: int, *, factor: float = 1.0) -> Fin
     rows: list[Row] = []
     for index in range(pick(profile, 2, 6, 40)):
         world = _well_specified([seed, index], beta=(0.5, 1.0, 2.0)[index % 3])
-        common: dict[str, Any] = {
-            "beta": world.beta,
-            "bound": world.bound,
-            "theta_ref": world.theta_ref,
-        }
+        common = world.problem
         assert world.theta_star is not None
         away = world.theta_star - world.theta_ref
         for tau in (0.1, 1.0, 10.0):

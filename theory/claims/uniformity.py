@@ -24,7 +24,7 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
-from theory.claims.problems import Problem
+from theory.claims.problems import RobustProblem
 from theory.policy import Array
 from theory.worlds import FiniteWorld, random_world
 
@@ -33,7 +33,7 @@ FRACTION = 0.3  # of the collapse radius
 BALLS = ("kl", "w1-finite")
 
 
-def _deviation(problem: Problem, radius: float, theta: Array, p: Tensor) -> Array:
+def _deviation(problem: RobustProblem, radius: float, theta: Array, p: Tensor) -> Array:
     """|L_n(theta) - L(theta)| for theta (R, d) and the weights p (R, K) of the samples, row by
     row."""
     return np.abs(
@@ -58,7 +58,7 @@ def pointwise_to_uniform(
     rows: list[Row] = []
     figures = []
     world, n = random_world(seed, contexts=6, actions=2, dimension=6, beta=1.0, bound=2.0), 40
-    for ball_index, problem in enumerate(Problem(ball, world) for ball in BALLS):
+    for ball_index, problem in enumerate(RobustProblem(ball, world) for ball in BALLS):
         name, radius = problem.name, FRACTION * problem.edge
         p = _samples(world, n, trials, seed, ball_index, 0)
         fixed = np.zeros((trials, world.dimension))
@@ -129,7 +129,7 @@ def pointwise_to_uniform(
     )
 
 
-def _pointwise(problem: Problem, n: int, dual: Tensor) -> float:
+def _pointwise(problem: RobustProblem, n: int, dual: Tensor) -> float:
     """The lemma's bound, with the range of the dual variables (R,) that it needs for KL."""
     common = {"beta": problem.world.beta, "bound": problem.world.bound, "delta": DELTA}
     if problem.ball == "kl":
@@ -156,7 +156,7 @@ def uniform_deviation(
     lines: list[Measurement] = []
     tables: dict[str, list[Row]] = {}
     ratios = []
-    for ball_index, problem in enumerate(Problem(ball, world) for ball in BALLS):
+    for ball_index, problem in enumerate(RobustProblem(ball, world) for ball in BALLS):
         name, radius = problem.name, FRACTION * problem.edge
         bound = _repaired(problem, covering)
         for n in sizes:
@@ -189,7 +189,7 @@ def uniform_deviation(
             ):
                 tables.setdefault(name, []).extend(curve([n], [y], series))
     printed = [
-        _repaired(Problem("w1-finite", world), covering)(n)
+        _repaired(RobustProblem("w1-finite", world), covering)(n)
         / pointwise_wasserstein(n, beta=1.0, bound=1.0, delta=DELTA)
         for n in sizes
     ]
@@ -207,7 +207,7 @@ def uniform_deviation(
     )
 
 
-def _repaired(problem: Problem, covering: bool) -> Callable[[float], float]:
+def _repaired(problem: RobustProblem, covering: bool) -> Callable[[float], float]:
     world, radius = problem.world, FRACTION * problem.edge
     common = {"beta": world.beta, "bound": world.bound, "delta": DELTA}
     dimension = world.dimension if covering else 0

@@ -8,7 +8,7 @@ import pytest
 from theory.claims import collapse
 from theory.claims.collapse import CLAIMS
 from theory.claims.ledger import Verdict
-from theory.claims.problems import Problem, worlds
+from theory.claims.problems import RobustProblem, worlds
 from theory.functionals import gradient_norm
 
 BALLS = ("kl", *collapse.WASSERSTEIN)
@@ -43,9 +43,9 @@ def test_a_false_variant_is_refuted(name: str, change: dict[str, Any], words: st
 def test_a_wrong_radius_of_any_one_ball_is_refuted(
     ball: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edges = {name: Problem(name, worlds(0, 1, contexts=3)[0]).edge for name in BALLS}
+    edges = {name: RobustProblem(name, worlds(0, 1, contexts=3)[0]).edge for name in BALLS}
     wrong = edges | {ball: 0.93 * edges[ball]}
-    monkeypatch.setattr(Problem, "edge", property(lambda self: wrong[self.ball]))
+    monkeypatch.setattr(RobustProblem, "edge", property(lambda self: wrong[self.ball]))
     name = "collapse-kl" if ball == "kl" else "collapse-wasserstein"
     finding = CHECKS[name]("smoke", 0)
     assert {

@@ -9,7 +9,7 @@ from theory.claims import estimators
 from theory.claims.collapse import WASSERSTEIN
 from theory.claims.estimators import CLAIMS
 from theory.claims.ledger import Verdict
-from theory.claims.problems import LABEL_COST, NAMES, Problem, worlds
+from theory.claims.problems import LABEL_COST, NAMES, RobustProblem, worlds
 from theory.collapse import collapse_radius
 from theory.sets import SETS
 from theory.worst_cases import worst_case
@@ -57,8 +57,8 @@ def test_every_claim_is_tested() -> None:
 
 def test_an_estimator_that_stays_off_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bias of 3e-3 is far below the bound, and the rate shows it."""
-    right = Problem.target
-    monkeypatch.setattr(Problem, "target", lambda self, radius: right(self, radius) + 3e-3)
+    right = RobustProblem.target
+    monkeypatch.setattr(RobustProblem, "target", lambda self, radius: right(self, radius) + 3e-3)
     assert CHECKS["rate-quarter"]("smoke", 0).verdict == Verdict.REFUTED
 
 
@@ -85,7 +85,7 @@ def test_a_problem_is_what_its_ball_says(ball: str) -> None:
     """Radius, estimator and value are those of the modules they come from; the minimiser is not
     beaten nearby."""
     (world,) = worlds(5, 1, contexts=3)
-    problem = Problem(ball, world)
+    problem = RobustProblem(ball, world)
     set = SETS[ball].in_metric(world.distance(LABEL_COST), LABEL_COST)
     assert problem.edge == collapse_radius(world.u, set, world.probability).item()
     assert problem.name == NAMES[ball]

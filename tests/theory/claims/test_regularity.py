@@ -6,7 +6,7 @@ import pytest
 from theory.batch import pair_batch
 from theory.claims import problems, regularity
 from theory.claims.ledger import Verdict
-from theory.claims.problems import Problem
+from theory.claims.problems import RobustProblem
 from theory.solvers.collapse import free_collapse
 from theory.worlds import from_labels
 
@@ -37,12 +37,14 @@ def test_the_example_by_hand() -> None:
     u = np.array([[1.0, 0.0], [0.0, 0.1]])
     world = from_labels(u / 2, -u / 2, np.ones(2), beta=1.0, bound=1.0)
     assert np.allclose(world.covariance(), np.diag([1 / 2, 1 / 200]))
-    assert regularity._flat_radius(Problem("w2-free", world)) == pytest.approx(0.0707, abs=1e-4)
-    assert regularity._flat_radius(Problem("w1-free", world)) == pytest.approx(0.05)
+    assert regularity._flat_radius(RobustProblem("w2-free", world)) == pytest.approx(
+        0.0707, abs=1e-4
+    )
+    assert regularity._flat_radius(RobustProblem("w1-free", world)) == pytest.approx(0.05)
     assert free_collapse(pair_batch(world.u, world.probability), 2).item() == pytest.approx(
         0.5025, abs=1e-4
     )
-    assert regularity._flat_radius(Problem("kl", world)) == pytest.approx(
+    assert regularity._flat_radius(RobustProblem("kl", world)) == pytest.approx(
         np.log(2)
     )  # all mass on one of the two
 

@@ -255,7 +255,7 @@ def _recorded(path: Path) -> dict[str, dict[str, str]]:
 def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[str, Path]:
     """Write page, tables and the figures whose tables are new; the image of each claim that has
     one."""
-    from paper_figures.studies.ledger import draw  # matplotlib is slow to import
+    from paper_figures.studies.ledger import draw_claims  # matplotlib is slow to import
 
     claims = [
         {
@@ -287,7 +287,7 @@ def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[st
         "claims": len(claims),
     }
     write_json({**about, **provenance()}, out / "run.json")
-    drawn = draw(out, claims=changed)
+    drawn = draw_claims(out, out / "figures", changed)
     images = {
         entry.claim.name: out / "figures" / f"{entry.claim.name}.png"
         for entry in entries

@@ -336,7 +336,7 @@ def _arrow(panel: Axes, end: Array, text: str) -> None:
     panel.annotate(text, tip, (3, 2), textcoords="offset points", ha="left", va="bottom")
 
 
-def draw(out: Path) -> list[Path]:
+def draw_pictures(out: Path) -> list[Path]:
     """Draw all of them as .png, with few colours so that the files are small; returns the paths."""
     from PIL import Image
 
@@ -359,4 +359,5 @@ def draw(out: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    print("\n".join(map(str, draw(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/guide/img")))))
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/guide/img")
+    print(*draw_pictures(folder), sep="\n")

@@ -94,17 +94,17 @@ def _draw_module(
     """What a module wrote, and the error where it failed; in a process of its own."""
     first = entries[0]
     try:
-        draw = import_module(f"paper_figures.{module}").draw
+        room = import_module(f"paper_figures.{module}")
         if not first.ours:
-            return draw(results, out), ""
+            return room.draw(results, out), ""
         source, folder = results / first.experiment, out / first.folder
         if (
             module == "studies.ledger"
             # only the claims that have a place here; `prefdro verify` draws the figure of every
             # claim
         ):
-            return draw(source, folder, claims=[entry.name for entry in entries]), ""
-        return draw(source, folder), ""
+            return room.draw_claims(source, folder, [entry.name for entry in entries]), ""
+        return room.draw(source, folder), ""
     except Exception as error:  # whatever it is, the others are drawn, and this one is named
         last = traceback.extract_tb(error.__traceback__)[-1]
         return (

@@ -41,22 +41,22 @@ def caption(run: dict[str, Any], seeds: int) -> str:
     return f"{policies.scale(run)}; beta = {run['beta']:g}; {spread}"
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Write aot_benchmarks as .md, .tex and .csv and draw the differences to DPO; the paths
     written.
 
     Args:
-        results: the folder that holds the studies' folders, or the study's own.
+        source: the folder that holds the studies' folders, or the study's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing, or a task has several rows for one method and
             seed.
     """
-    source = study_folder(results, "aot-benchmark")
-    tables, run = read_tables(source, COLUMNS, "prefdro run aot-benchmark")
+    folder = study_folder(source, "aot-benchmark")
+    tables, run = read_tables(folder, COLUMNS, "prefdro run aot-benchmark")
     rows = once(
-        tables["benchmarks"], ["method", "seed", "column", "task"], source / "benchmarks.csv"
+        tables["benchmarks"], ["method", "seed", "column", "task"], folder / "benchmarks.csv"
     )
     ours = scores(rows, run["columns"])
     methods = {look.label: method for method, look in METHODS.items()}

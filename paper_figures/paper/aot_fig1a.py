@@ -87,18 +87,18 @@ def quantile_curves(axes: Axes, table: pd.DataFrame, methods: tuple[str, ...]) -
     style.label_ends(axes, ends)
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw aot_fig1a from the rows of `prefdro run aot-benchmark`; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the study's own.
+        source: the folder that holds the studies' folders, or the study's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
     tables, run = read_tables(
-        study_folder(results, "aot-benchmark"), COLUMNS, "prefdro run aot-benchmark"
+        study_folder(source, "aot-benchmark"), COLUMNS, "prefdro run aot-benchmark"
     )
     with style.paper():
         drawn = figure(tables["quantiles"], run)

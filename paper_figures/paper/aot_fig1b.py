@@ -35,18 +35,18 @@ def figure(quantiles: pd.DataFrame, run: dict[str, Any]) -> Figure:
     return drawn
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw aot_fig1b from the rows of `prefdro run aot-benchmark`; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the study's own.
+        source: the folder that holds the studies' folders, or the study's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
     tables, run = read_tables(
-        study_folder(results, "aot-benchmark"), COLUMNS, "prefdro run aot-benchmark"
+        study_folder(source, "aot-benchmark"), COLUMNS, "prefdro run aot-benchmark"
     )
     with style.paper():
         drawn = figure(tables["quantiles"], run)

@@ -131,18 +131,18 @@ def _order(value: str) -> tuple[float, float]:
     return (number, 0.0) if len(words) == 1 else (math.inf, number)
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw aot_fig2 from the rows of `prefdro run aot-benchmark`; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the study's own.
+        source: the folder that holds the studies' folders, or the study's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
-    source = study_folder(results, "aot-benchmark")
-    tables, run = read_tables(source, COLUMNS, "prefdro run aot-benchmark", text=("value",))
+    folder = study_folder(source, "aot-benchmark")
+    tables, run = read_tables(folder, COLUMNS, "prefdro run aot-benchmark", text=("value",))
     with style.paper():
         drawn = figure(tables["ablations"], run)
     return style.save_all([("aot_fig2", drawn)], out)

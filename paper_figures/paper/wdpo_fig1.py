@@ -236,14 +236,14 @@ def _values(axes: Axes) -> None:
     axes.set_title("(c) the robust policy gives up\nreward here to lose less there", pad=14)
 
 
-def draw(results: Path, out: Path) -> list[Path]:
-    """Draw wdpo_fig1, which needs no rows; `results` is not read. The paths written.
+def draw(source: Path, out: Path) -> list[Path]:
+    """Draw wdpo_fig1, which needs no rows; `source` is not read. The paths written.
 
     Args:
-        results: the folder that holds the studies' folders.
+        source: the folder that holds the studies' folders.
         out: folder of the figures.
     """
-    del results
+    del source
     with style.paper():
         drawn = scheme()
     return style.save_all([("wdpo_fig1", drawn)], out)

@@ -75,18 +75,18 @@ def figure(summary: pd.DataFrame, rewards: pd.DataFrame, run: dict[str, Any]) ->
     )
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw wdpo_fig2 from the rows of `prefdro run emotion`; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the study's own.
+        source: the folder that holds the studies' folders, or the study's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
-    source = study_folder(results, "emotion")
-    tables, run = read_tables(source, COLUMNS, "prefdro run emotion", text=("alpha",))
+    folder = study_folder(source, "emotion")
+    tables, run = read_tables(folder, COLUMNS, "prefdro run emotion", text=("alpha",))
     with style.paper():
         drawn = figure(tables["summary"], tables["rewards"], run)
     return style.save_all([("wdpo_fig2", drawn)], out)

@@ -193,21 +193,21 @@ def _broken(objective: str) -> str:
     return objective.replace("-", "-\n", 1) if len(objective) > 12 else objective
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw wdpo_fig3 from the rows of `prefdro run armorm`; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the study's own.
+        source: the folder that holds the studies' folders, or the study's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing, or none of the pairs has rows.
     """
-    source = study_folder(results, "armorm")
-    tables, run = read_tables(source, COLUMNS, "prefdro run armorm")
+    folder = study_folder(source, "armorm")
+    tables, run = read_tables(folder, COLUMNS, "prefdro run armorm")
     if not set(run["radar_pairs"]) & set(tables["axes"].pair):
         raise ValueError(
-            f"{source / 'axes.csv'} has rows of none of the pairs {', '.join(run['radar_pairs'])}"
+            f"{folder / 'axes.csv'} has rows of none of the pairs {', '.join(run['radar_pairs'])}"
             " of run.json."
         )
     with style.paper():

@@ -67,21 +67,21 @@ def mixed(rewards: pd.DataFrame, first: str, second: str, alphas: Sequence[float
     return pd.concat(parts, ignore_index=True)
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw wdpo_fig4 from the rows of `prefdro run armorm`; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the study's own.
+        source: the folder that holds the studies' folders, or the study's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing, or none of the pairs has rows.
     """
-    source = study_folder(results, "armorm")
-    tables, run = read_tables(source, COLUMNS, "prefdro run armorm")
+    folder = study_folder(source, "armorm")
+    tables, run = read_tables(folder, COLUMNS, "prefdro run armorm")
     if not set(run["curve_pairs"]) & set(tables["mixtures"].pair):
         raise ValueError(
-            f"{source / 'mixtures.csv'} has rows of none of the pairs"
+            f"{folder / 'mixtures.csv'} has rows of none of the pairs"
             f" {', '.join(run['curve_pairs'])} of run.json."
         )
     with style.paper():

@@ -17,17 +17,17 @@ from paper_figures.paper.published import notes, table1
 from paper_figures.studies import policies
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Write wdpo_table1 as .md, .tex and .csv and draw the differences to DPO; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the leaderboard's own.
+        source: the folder that holds the studies' folders, or the leaderboard's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
-    scores, run = read(results)
+    scores, run = read(source)
     ours, printed = by_column(scores, run["columns"]), table1()
     blocks = [printed_block(printed), our_block(ours, run["labels"], our_caption(run, scores))]
     title = "arXiv:2502.01930, Table 1: Open LLM Leaderboard v2"

@@ -7,14 +7,14 @@ from paper_figures.paper.leaderboard_tables import subtasks
 from paper_figures.paper.published import table4
 
 
-def draw(results: Path, out: Path) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Write wdpo_table4 as .md, .tex and .csv; the paths written.
 
     Args:
-        results: the folder that holds the studies' folders, or the leaderboard's own.
+        source: the folder that holds the studies' folders, or the leaderboard's own.
         out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
-    return subtasks(results, out, "wdpo_table4", table4(), "8B")
+    return subtasks(source, out, "wdpo_table4", table4(), "8B")

@@ -396,20 +396,20 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 }
 
 
-def draw(source: Path, out: Path | None = None) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw every figure as PDF and PNG, and summary.md; returns the paths written.
 
     Args:
         source: folder of `prefdro run aot`.
-        out: folder of the figures; source/figures where not given.
+        out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
-    study = read(Path(source))
+    study = read(source)
     figures = ((name, make(study)) for name, make in FIGURES.items())
     worlds = (
         (f"aot_quantiles_{world}", quantiles(study, world))
         for world in study["quantiles"].world.unique()
     )
-    return style.save_all(chain(figures, worlds), out or Path(source) / "figures", summary(study))
+    return style.save_all(chain(figures, worlds), out, summary(study))

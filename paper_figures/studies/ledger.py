@@ -437,17 +437,26 @@ def read(source: Path) -> tuple[pd.DataFrame, dict[str, dict[str, pd.DataFrame]]
     return claims, tables
 
 
-def draw(source: Path, out: Path | None = None, claims: Sequence[str] | None = None) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw the ledger at a glance and the figure of each claim that has one, as PDF and PNG;
     returns the paths written.
 
     Args:
         source: folder of `prefdro verify`.
-        out: folder of the figures; source/figures where not given.
+        out: folder of the figures.
+    """
+    return draw_claims(source, out)
+
+
+def draw_claims(source: Path, out: Path, claims: Sequence[str] | None = None) -> list[Path]:
+    """`draw`, with the figures of some claims only.
+
+    Args:
+        source: folder of `prefdro verify`.
+        out: folder of the figures.
         claims: draw only the figures of these, besides the glance; of all where not given.
     """
-    table, tables = read(Path(source))
-    out = Path(source) / "figures" if out is None else Path(out)
+    table, tables = read(source)
     with style.paper():
         written = style.save(glance(table), out / "ledger")
         for name in table.claim:

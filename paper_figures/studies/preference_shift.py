@@ -347,17 +347,17 @@ FIGURES: dict[str, Callable[[Study], Figure]] = {
 }
 
 
-def draw(source: Path, out: Path | None = None) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw every figure from the tables in `source`, as PDF and PNG, and summary.md; returns the
     paths written.
 
     Args:
         source: folder of `prefdro run preference-shift`.
-        out: folder of the figures; source/figures where not given.
+        out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
-    study = read(Path(source))
+    study = read(source)
     figures = ((name, make(study)) for name, make in FIGURES.items())
-    return style.save_all(figures, out or Path(source) / "figures", summary(study))
+    return style.save_all(figures, out, summary(study))

@@ -321,18 +321,16 @@ FIGURES: dict[str, Callable[[Study], Figure | None]] = {
 }
 
 
-def draw(source: Path, out: Path | None = None) -> list[Path]:
+def draw(source: Path, out: Path) -> list[Path]:
     """Draw every figure that the tables in `source` allow, as PDF and PNG; returns the paths
     written.
 
     Args:
         source: folder of `prefdro run worst-case`.
-        out: folder of the figures; source/figures where not given.
+        out: folder of the figures.
 
     Raises:
         ValueError: a table or a column is missing.
     """
-    study = read(Path(source))
-    return style.save_all(
-        ((name, make(study)) for name, make in FIGURES.items()), out or Path(source) / "figures"
-    )
+    study = read(source)
+    return style.save_all(((name, make(study)) for name, make in FIGURES.items()), out)

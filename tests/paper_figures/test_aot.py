@@ -191,7 +191,7 @@ def title(axes: Axes) -> str:
 
 
 def test_draw_writes_every_figure_as_pdf_and_png_at_column_width(source: Path) -> None:
-    written = figures.draw(source)
+    written = figures.draw(source, source / "figures")
     assert {path.name for path in written} == {
         f"{n}.{k}" for n in DRAWN for k in ("pdf", "png")
     } | {"summary.md"}

@@ -64,7 +64,7 @@ def test_kldpo_is_dpo_where_annotators_agree_and_nothing_else_is() -> None:
 
 def test_all_are_written_as_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concepts, "WORLDS", 1)
-    written = concepts.draw(tmp_path)
+    written = concepts.draw_pictures(tmp_path)
     assert [path.name for path in written] == [
         "margins.png",
         "balls.png",

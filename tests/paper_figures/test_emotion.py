@@ -116,7 +116,7 @@ def artists(axes: Axes) -> dict[str, Any]:
 
 
 def test_draw_writes_every_figure_at_column_width(tmp_path: Path) -> None:
-    written = figures.draw(write_study(tmp_path))
+    written = figures.draw(write_study(tmp_path), tmp_path / "figures")
     names = {path.name for path in written}
     assert names == {
         f"{name}.{kind}" for name in ("rewards", "frontier", "matched") for kind in ("pdf", "png")
@@ -207,7 +207,7 @@ def test_a_study_without_robust_methods_has_no_differences(tmp_path: Path) -> No
     ):
         table = read(tmp_path / name)
         getattr(table[table.method.isin(["sft", "dpo"])], write)(tmp_path / name, index=False)
-    names = {path.name for path in figures.draw(tmp_path)}
+    names = {path.name for path in figures.draw(tmp_path, tmp_path / "figures")}
     assert names == {"rewards.pdf", "rewards.png", "frontier.pdf", "frontier.png", "summary.md"}
 
 

@@ -110,7 +110,7 @@ def panel(figure: Figure, title: str) -> Axes:
 
 # ------------------------------------------------------------------------------------------ drawing
 def test_draw_writes_every_figure_as_pdf_and_png_in_figures(source: Path) -> None:
-    written = figures.draw(source)
+    written = figures.draw(source, source / "figures")
 
     names = {path.name for path in written}
     drawn = ("estimation_error", "slopes", "tightness", "bias")
@@ -128,7 +128,7 @@ def test_a_single_size_radius_and_method_can_be_drawn(tmp_path: Path) -> None:
     """The least that a run can give: DPO alone, so that there is neither a radius nor a bias
     figure."""
     folder = write_study(tmp_path, worlds=(SPHERE,), methods=("dpo",), radii=(), sizes=(100, 1000))
-    written = {path.stem for path in figures.draw(folder)}
+    written = {path.stem for path in figures.draw(folder, folder / "figures")}
     assert written == {"estimation_error", "slopes", "tightness", "summary"}
 
 
@@ -137,7 +137,7 @@ def test_a_run_without_any_bound_can_be_drawn(tmp_path: Path) -> None:
     assert (
         folder / "bounds.csv"
     ).read_text() == "\n"  # what pandas writes for a table without rows
-    assert {path.stem for path in figures.draw(folder)} == {
+    assert {path.stem for path in figures.draw(folder, folder / "figures")} == {
         "estimation_error",
         "slopes",
         "bias",
@@ -153,7 +153,7 @@ def test_a_table_of_pairs_can_be_drawn_though_the_profile_does_not_list_it(tmp_p
     (folder / "run.json").write_text(json.dumps(run))
     study = figures.read(folder)
     assert study.main[0].title == r"pairs helpful, $\beta$ = 1, $B$ = 1"
-    assert figures.draw(folder)
+    assert figures.draw(folder, folder / "figures")
 
 
 # --------------------------------------------------------------------------- figures say the tables
@@ -265,7 +265,11 @@ def test_errors_that_all_vanish_are_left_out(tmp_path: Path) -> None:
     rates.assign(slope=np.nan, ci_low=np.nan, ci_high=np.nan).to_csv(
         folder / "rates.csv", index=False
     )
-    assert {path.stem for path in figures.draw(folder)} == {"slopes", "bias", "summary"}
+    assert {path.stem for path in figures.draw(folder, folder / "figures")} == {
+        "slopes",
+        "bias",
+        "summary",
+    }
 
 
 # -------------------------------------------------------------------------------------- many worlds
@@ -325,7 +329,7 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path,
     folder = write_study(tmp_path)
     (folder / name).unlink()
     with pytest.raises(ValueError, match=rf"{name}.*prefdro run estimation-error --out {folder}"):
-        figures.draw(folder)
+        figures.draw(folder, folder / "figures")
     assert not (folder / "figures").exists()
 
 
@@ -337,7 +341,7 @@ def test_a_missing_column_is_named_with_the_command_that_makes_it(tmp_path: Path
     with pytest.raises(
         ValueError, match=r"rates.csv has no column ci_low.*prefdro run estimation-error --out"
     ):
-        figures.draw(folder)
+        figures.draw(folder, folder / "figures")
 
 
 def test_a_world_without_a_row_is_named(tmp_path: Path) -> None:
@@ -345,7 +349,7 @@ def test_a_world_without_a_row_is_named(tmp_path: Path) -> None:
     worlds = pd.read_csv(folder / "worlds.csv")
     worlds.iloc[1:].to_csv(folder / "worlds.csv", index=False)
     with pytest.raises(ValueError, match=r"worlds.csv has no row for .*prefdro run"):
-        figures.draw(folder)
+        figures.draw(folder, folder / "figures")
 
 
 def test_figures_import_nothing_that_computes() -> None:

@@ -10,7 +10,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from paper_figures import style
-from paper_figures.studies.ledger import VERDICTS, claim_figure, draw, drawable, glance, read
+from paper_figures.studies.ledger import (
+    VERDICTS,
+    claim_figure,
+    draw,
+    draw_claims,
+    drawable,
+    glance,
+    read,
+)
 
 TABLES = {"claim-1": ["error / bound", "bias"], "claim-2": ["others", "gone"]}
 
@@ -166,7 +174,7 @@ def test_values_that_a_logarithm_has_no_place_for_are_left_out() -> None:
 
 def test_draw_writes_the_glance_and_a_figure_for_each_drawable_claim(tmp_path: Path) -> None:
     source = folder(tmp_path)
-    written = draw(source)
+    written = draw(source, source / "figures")
     assert {path.name for path in written} == {
         "ledger.pdf",
         "ledger.png",
@@ -174,8 +182,8 @@ def test_draw_writes_the_glance_and_a_figure_for_each_drawable_claim(tmp_path: P
         "claim-1.png",
     }
     first = {path: path.read_bytes() for path in written}
-    assert {path: path.read_bytes() for path in draw(source)} == first
-    assert {path.stem for path in draw(source, tmp_path / "new", claims=["claim-2"])} == {"ledger"}
+    assert {path: path.read_bytes() for path in draw(source, source / "figures")} == first
+    assert {path.stem for path in draw_claims(source, tmp_path / "new", ["claim-2"])} == {"ledger"}
 
 
 def test_tables_come_in_the_order_of_the_claim_with_their_own_names(tmp_path: Path) -> None:
@@ -255,9 +263,9 @@ def test_names_at_the_ends_stand_at_the_height_of_the_ends() -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no ledger.parquet. Make it with `prefdro verify"):
-        draw(tmp_path)
+        draw(tmp_path, tmp_path / "figures")
     claims().drop(columns="verdict").to_parquet(tmp_path / "ledger.parquet")
     with pytest.raises(ValueError, match="no column verdict"):
-        draw(tmp_path)
+        draw(tmp_path, tmp_path / "figures")
     with pytest.raises(ValueError, match="kind 'pie'"):
         claim_figure({"error": curve(kind="pie")})

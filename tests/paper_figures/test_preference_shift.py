@@ -106,7 +106,7 @@ def panel(figure: Figure, title: str) -> Axes:
 
 
 def test_draw_writes_every_figure_at_column_width(source: Path) -> None:
-    written = figures.draw(source)
+    written = figures.draw(source, source / "figures")
     names = {path.name for path in written}
     assert names == {
         f"{name}.{kind}" for name in ("regret", "frontier", "matched") for kind in ("pdf", "png")

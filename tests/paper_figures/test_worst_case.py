@@ -91,7 +91,7 @@ def panel(figure: Figure, title: str) -> Axes:
 
 
 def test_draw_writes_every_figure_one_column_wide(source: Path) -> None:
-    written = figures.draw(source)
+    written = figures.draw(source, source / "figures")
     names = ("worst_weights", "worst_transport", "worst_values")
     assert {path.name for path in written} == {
         f"{name}.{kind}" for name in names for kind in ("pdf", "png")
@@ -167,7 +167,7 @@ def test_values_are_drawn_in_their_panels(source: Path) -> None:
 
 def test_a_run_without_balls_between_atoms_can_be_drawn(tmp_path: Path) -> None:
     balls = tuple(ball for ball in figures.BALLS if not ball.endswith("finite"))
-    assert len(figures.draw(write_study(tmp_path, balls=balls))) == 6
+    assert len(figures.draw(write_study(tmp_path, balls=balls), tmp_path / "figures")) == 6
 
 
 @pytest.mark.parametrize("name", ["values.csv", "weights.parquet", "moves.parquet", "run.json"])
@@ -175,7 +175,7 @@ def test_a_missing_table_is_named_with_the_command_that_makes_it(tmp_path: Path,
     folder = write_study(tmp_path)
     (folder / name).unlink()
     with pytest.raises(ValueError, match=rf"{name}.*prefdro run worst-case --out {folder}"):
-        figures.draw(folder)
+        figures.draw(folder, folder / "figures")
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from llm.data.tokens import PreferenceCollator as PreferenceCollator
     from llm.data.tokens import load_rows as load_rows
     from llm.data.tokens import tokenise as tokenise
+    from llm.logprobs import sequence_logprobs as sequence_logprobs
+    from llm.models import language_model as language_model
+    from llm.models import load_language_model as load_language_model
+    from llm.models import load_tokenizer as load_tokenizer
+    from llm.models import word_tokenizer as word_tokenizer
     from llm.objectives import OBJECTIVES as OBJECTIVES
     from llm.objectives import SPECS as SPECS
     from llm.objectives import ObjectiveParameters as ObjectiveParameters
+    from llm.objectives import Pairs as Pairs
     from llm.objectives import make_objective as make_objective
     from llm.reference import reference_logps as reference_logps
     from llm.trainer import PreferenceTrainer as PreferenceTrainer
@@ -24,13 +30,19 @@ _HOME = {
     "OBJECTIVES": "llm.objectives",
     "SPECS": "llm.objectives",
     "ObjectiveParameters": "llm.objectives",
+    "Pairs": "llm.objectives",
     "PreferenceArguments": "llm.arguments",
     "PreferenceCollator": "llm.data.tokens",
     "PreferenceTrainer": "llm.trainer",
+    "language_model": "llm.models",
+    "load_language_model": "llm.models",
     "load_rows": "llm.data.tokens",
+    "load_tokenizer": "llm.models",
     "make_objective": "llm.objectives",
     "reference_logps": "llm.reference",
+    "sequence_logprobs": "llm.logprobs",
     "tokenise": "llm.data.tokens",
+    "word_tokenizer": "llm.models",
 }
 __all__ = list(_HOME)
 

@@ -105,7 +105,15 @@ class DataArguments:
 @dataclass
 class PreferenceArguments(TrainingArguments):
     """How it is trained: the arguments of the Trainer of transformers, with other defaults, and a
-    few more."""
+    few more. Each field's help, which `prefdro train --help` prints, says what it is.
+
+    Raises:
+        ValueError: an argument out of range, or one that must keep its value, with the reason.
+
+    >>> from llm import PreferenceArguments
+    >>> PreferenceArguments(run_on="cpu").learning_rate
+    1e-06
+    """
 
     output_dir: str | None = option(
         "results/train", "folder of the model, its checkpoints and its card"

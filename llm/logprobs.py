@@ -34,6 +34,21 @@ def sequence_logprobs(
             the attention mask, which right padding under causal attention does not need.
             `head_can_be_fused` says whether the model allows it.
         temperature: pi is softmax(logits / temperature).
+
+    Returns:
+        (rows,) in nats.
+
+    Raises:
+        ValueError: the head of the model cannot be fused, with the reason.
+
+    >>> import torch
+    >>> from llm import PreferenceCollator, language_model, sequence_logprobs, word_tokenizer
+    >>> tokenizer = word_tokenizer(["is it good bad"], 7)
+    >>> model = language_model(None, tokenizer, width=8, layers=1, length=16, seed=0)
+    >>> row = {"prompt_ids": [5, 6], "chosen_ids": [4, 1], "rejected_ids": [3, 1], "index": 0}
+    >>> found = sequence_logprobs(model, PreferenceCollator(tokenizer.pad_token_id)([row]))
+    >>> found.shape, bool((found < 0).all())  # chosen, rejected
+    (torch.Size([2]), True)
     """
     ids, scored = batch["input_ids"], batch["completion_mask"][:, 1:].bool()
     targets = ids[:, 1:][scored]

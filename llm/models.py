@@ -19,8 +19,19 @@ PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
 
 
 def word_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """A `PreTrainedTokenizerFast` of the most frequent words (ties: alphabetical); `vocabulary`
-    counts [PAD], [EOS] and [UNK]."""
+    """A `PreTrainedTokenizerFast` of the most frequent words (ties: alphabetical).
+
+    Args:
+        texts: that the words are counted in.
+        vocabulary: how many entries, with [PAD], [EOS] and [UNK].
+
+    Returns:
+        The tokenizer.
+
+    >>> from llm import word_tokenizer
+    >>> word_tokenizer(["a good answer"], 6)("a good one").input_ids
+    [3, 5, 2]
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -44,8 +55,23 @@ def load_tokenizer(
     """The tokenizer of a model or adapter on the hub or in a folder; an adapter without one has
     that of its model.
 
+    Args:
+        name: of a folder, or on the hub.
+        revision: on the hub.
+        trust_remote_code: run code that comes with it.
+
+    Returns:
+        The tokenizer of transformers, whose chat template does not name the day.
+
     Raises:
         ValueError: it cannot be loaded.
+
+    >>> import tempfile
+    >>> from llm import load_tokenizer, word_tokenizer
+    >>> folder = tempfile.mkdtemp()
+    >>> _ = word_tokenizer(["a good answer"], 6).save_pretrained(folder)
+    >>> load_tokenizer(folder)("good").input_ids
+    [5]
     """
     from transformers import AutoTokenizer
 
@@ -76,8 +102,26 @@ def load_language_model(
     """The causal language model of a folder or hub name. An adapter of peft is merged into the
     model that it names.
 
+    Args:
+        name: of a folder, or on the hub.
+        dtype: of the weights, or "auto".
+        revision: on the hub.
+        trust_remote_code: run code that comes with it.
+        attention: the kernel, as transformers names it; None: its choice.
+
+    Returns:
+        The model of transformers, on the CPU.
+
     Raises:
         ValueError: it cannot be loaded, or is an adapter that cannot be merged.
+
+    >>> import tempfile
+    >>> from llm import language_model, load_language_model, word_tokenizer
+    >>> tokenizer, folder = word_tokenizer(["a good answer"], 6), tempfile.mkdtemp()
+    >>> size = {"width": 8, "layers": 1, "length": 16}
+    >>> language_model(None, tokenizer, seed=0, **size).save_pretrained(folder)
+    >>> load_language_model(folder).dtype
+    torch.float32
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -169,8 +213,24 @@ def language_model(
     """The causal language model of a hub id or folder; without a name a GPT-2 of that size with
     random weights from the seed.
 
+    Args:
+        name: of a folder or on the hub, or None.
+        tokenizer: whose ids it takes.
+        width, layers: of the GPT-2.
+        length: tokens that a text may have.
+        seed: of the weights.
+
+    Returns:
+        The model of transformers.
+
     Raises:
         ValueError: it cannot be loaded, or has fewer positions than `length` tokens.
+
+    >>> from llm import language_model, word_tokenizer
+    >>> tokenizer = word_tokenizer(["a good answer"], 6)
+    >>> model = language_model(None, tokenizer, width=8, layers=1, length=16, seed=0)
+    >>> model.config.model_type, model.config.n_positions
+    ('gpt2', 16)
     """
     if name is None:
         from transformers import AutoModelForCausalLM

@@ -31,10 +31,18 @@ PAIR_LOSSES = ("dpo", "ipo", "hinge", "cdpo", "rdpo")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Summed log-probabilities of preference pairs, each (n,), with lengths in tokens.
+    """Summed log-probabilities of preference pairs, each (n,) in nats, with lengths in tokens.
 
+    chosen, rejected: of the policy; reference_chosen, reference_rejected: of the reference;
+    chosen_length, rejected_length: of the responses.
     weights: (n,) non-negative, or None for equal ones; they sum to one over the effective batch, so
     that the contributions of its parts add up. groups: (n,) integers, or None.
+
+    >>> import torch
+    >>> from llm import Pairs
+    >>> one = torch.ones(2)
+    >>> Pairs(-3 * one, -5 * one, -4 * one, -4 * one, 7 * one, 9 * one).chosen_ratio
+    tensor([1., 1.])
     """
 
     chosen: Tensor
@@ -113,7 +121,14 @@ def option(default: Any, text: str) -> Any:
 @dataclass(frozen=True)
 class ObjectiveParameters:
     """The objective and its parameters; an option that the chosen objective does not take is
-    refused."""
+    refused. Each field's help, which `prefdro train --help` prints, says what it is.
+
+    >>> from llm import ObjectiveParameters, make_objective
+    >>> make_objective(ObjectiveParameters("cvar", alpha=0.3, rho=0.1))
+    Traceback (most recent call last):
+    ...
+    ValueError: cvar does not take --rho (got 0.1); it takes alpha.
+    """
 
     objective: str = option("dpo", "what is minimised")
     beta: float = option(
@@ -196,10 +211,25 @@ class Spec:
 
 
 def make_objective(p: ObjectiveParameters) -> Objective:
-    """The objective that the parameters name.
+    """The objective that the parameters name, for one effective batch. Its source is in `SPECS`.
 
-    Raises ValueError for an unknown name, a parameter that is missing, that the objective does not
-    take, or out of range.
+    Args:
+        p: the parameters.
+
+    Returns:
+        An `Objective`, whose `value` takes `Pairs` or `Singles` of log-probabilities (n,) in nats.
+
+    Raises:
+        ValueError: an unknown name, a parameter that is missing, that the objective does not take,
+            or out of range.
+
+    >>> import torch
+    >>> from llm import ObjectiveParameters, Pairs, make_objective
+    >>> lengths, same = torch.tensor([3, 5]), torch.tensor([-4.0, -7.0])
+    >>> at_reference = Pairs(same, same, same, same, lengths, lengths)
+    >>> objective = make_objective(ObjectiveParameters("kldpo", rho=0.1))
+    >>> round(objective.value(at_reference).item(), 6), objective.couples  # log 2
+    (0.693147, True)
     """
     _check(p)
     return SPECS[p.objective].build(p)
@@ -455,6 +485,7 @@ def _specs() -> dict[str, Spec]:
     return {spec.name: spec for spec in named}
 
 
+# every objective: what it minimises, its source, the options it takes
 SPECS = _specs()
 OBJECTIVES = tuple(SPECS)
 # the help of --objective, which the class above cannot know yet

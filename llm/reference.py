@@ -58,6 +58,26 @@ def reference_logps(
     Raises:
         ValueError: the cache is damaged, or of another model, tokenizer, data or dtype; a
             log-probability is not finite.
+
+    Returns:
+        The data with the new columns (rows,), float32, in nats.
+
+    >>> from llm import PreferenceCollator, language_model, reference_logps, sequence_logprobs
+    >>> from llm import tokenise, word_tokenizer
+    >>> tokenizer = word_tokenizer(["is it good bad"], 7)
+    >>> data = tokenise([{"prompt": "is it", "chosen": " good", "rejected": " bad"}], tokenizer)
+    >>> model = language_model(None, tokenizer, width=8, layers=1, length=16, seed=0)
+    >>> scored = reference_logps(
+    ...     model,
+    ...     data,
+    ...     PreferenceCollator(tokenizer.pad_token_id),
+    ...     batch_size=4,
+    ...     cache=None,
+    ...     identity={},
+    ...     score=sequence_logprobs,
+    ... )
+    >>> scored["ref_chosen_logps"][0] < 0
+    True
     """
     columns = _columns(dataset)
     found = (

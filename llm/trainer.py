@@ -60,8 +60,31 @@ class PreferenceTrainer(Trainer):
             `llm.data.tokens.tokenise` makes them, with the columns of
             `llm.reference.reference_logps`; data_collator: `llm.data.tokens.PreferenceCollator`.
 
-    Raises ValueError for a combination in which the objective could not be exact, naming the
-    reason.
+    Raises:
+        ValueError: a combination in which the objective could not be exact, with the reason.
+
+    >>> import tempfile
+    >>> from llm import ObjectiveParameters, PreferenceArguments, PreferenceCollator
+    >>> from llm import PreferenceTrainer, language_model, reference_logps, sequence_logprobs
+    >>> from llm import tokenise, word_tokenizer
+    >>> tokenizer = word_tokenizer(["is it good bad"], 7)
+    >>> data = tokenise([{"prompt": "is it", "chosen": " good", "rejected": " bad"}], tokenizer)
+    >>> model = language_model(None, tokenizer, width=8, layers=1, length=16, seed=0)
+    >>> collator = PreferenceCollator(tokenizer.pad_token_id)
+    >>> how = {"batch_size": 4, "cache": None, "identity": {}, "score": sequence_logprobs}
+    >>> quiet = {"report_to": [], "disable_tqdm": True, "log_level": "error"}
+    >>> arguments = PreferenceArguments(tempfile.mkdtemp(), max_steps=1, run_on="cpu", **quiet)
+    >>> trainer = PreferenceTrainer(
+    ...     model,
+    ...     arguments,
+    ...     ObjectiveParameters("kldpo", rho=0.1),
+    ...     train_dataset=reference_logps(model, data, collator, **how),
+    ...     data_collator=collator,
+    ... )
+    >>> trained = trainer.train()
+    {'train_runtime'...
+    >>> round(trained.training_loss, 4)  # log 2: the model is its own reference
+    0.6931
     """
 
     def __init__(

@@ -46,7 +46,7 @@ def load_rows(
     revision: str | None = None,
     bad: BadRows | None = None,
 ) -> list[Row]:
-    """The rows of a data set, as they are: `llm.data.tokens.tokenise` checks them.
+    """The rows of a data set, as they are: `tokenise` checks them.
 
     Args:
         source: a .jsonl, .json, .parquet or .csv file (JSON and CSV also as .gz; in UTF-8, or
@@ -64,6 +64,17 @@ def load_rows(
             from the hub.
         ValueError: the file is damaged or malformed (with its lines), or empty; the split does not
             exist; an argument has no meaning for the source.
+
+    Returns:
+        One dict a row, in the order of the file.
+
+    >>> import json, tempfile
+    >>> from pathlib import Path
+    >>> from llm import load_rows
+    >>> path = Path(tempfile.mkdtemp()) / "pairs.jsonl"
+    >>> _ = path.write_text(json.dumps({"prompt": "2+2?", "chosen": " 4", "rejected": " 5"}))
+    >>> load_rows(path)
+    [{'prompt': '2+2?', 'chosen': ' 4', 'rejected': ' 5'}]
     """
     account = BadRows() if bad is None else bad
     account.source = str(source)

@@ -106,6 +106,12 @@ def tokenise(
     Raises:
         ValueError: rows that cannot be used, all of them with their numbers and reasons; a
             tokenizer that lacks what they need.
+
+    >>> from llm import tokenise, word_tokenizer
+    >>> rows = [{"prompt": "is it", "chosen": " good", "rejected": " bad"}]
+    >>> tokenizer = word_tokenizer(["is it good bad"], 7)
+    >>> tokenise(rows, tokenizer)[0]
+    {...'prompt_ids': [5, 6], 'chosen_ids': [4, 1], 'rejected_ids': [3, 1]...}
     """
     for name, value, accepted in (
         ("kind", kind, ("pairs", "unpaired")),
@@ -223,6 +229,18 @@ class PreferenceCollator:
     for the completion of another row as `kl_input_ids`, .... `reference_logps` (2b,) or (b,),
     `kl_reference_logps`, `weight` float32, `group` and `index` int64 (b,) where the rows have them.
     T is the longest row, or the next multiple of `pad_to_multiple_of`.
+
+    Args:
+        pad_token_id: what rows are filled with.
+        pad_to_multiple_of: of the length T, 1 or more.
+
+    Raises:
+        ValueError: a multiple below 1.
+
+    >>> from llm import PreferenceCollator
+    >>> row = {"prompt_ids": [5, 6], "chosen_ids": [4, 1], "rejected_ids": [1], "index": 0}
+    >>> PreferenceCollator(pad_token_id=0)([row])["input_ids"].tolist()
+    [[5, 6, 4, 1], [5, 6, 1, 0]]
     """
 
     pad_token_id: int

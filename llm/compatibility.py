@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llm.arguments import PreferenceArguments
 from llm.logprobs import unwrapped
-from llm.objectives import Objective, ObjectiveParameters
+from llm.objectives import SPECS, Objective, ObjectiveParameters
 from llm.reference import row_lengths
 
 # Largest error of a summed log-probability, in nats, as measured at 256 tokens.
@@ -93,7 +93,7 @@ def _reasons(
     args: PreferenceArguments,
     accelerator: Accelerator,
 ) -> list[tuple[str, bool]]:
-    wdpo = p.objective == "wdpo"
+    wdpo = SPECS[p.objective].step == "wasserstein"
     exact, shifted = (
         wdpo and p.wdpo_mode in (None, "exact"),
         wdpo

@@ -134,11 +134,7 @@ class ObjectiveParameters:
     beta: float = option(
         0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two"
     )
-    pair_loss: str = option(
-        "dpo",
-        "loss of a pair under dr_dpo, kldpo, wdpo, cvar, chi2, tv, group_dro: dpo, ipo, hinge, cdpo"
-        " or rdpo",
-    )
+    pair_loss: str = option("dpo", "loss of a pair under a robust objective")
     flip: float | None = option(None, "cdpo, rdpo: rate of flipped labels, in [0, 1/2)")
     average_tokens: bool = option(
         True, "ipo: average log-ratios over tokens, as TRL does; false: sum, as the theory has it"
@@ -488,10 +484,13 @@ def _specs() -> dict[str, Spec]:
 # every objective: what it minimises, its source, the options it takes
 SPECS = _specs()
 OBJECTIVES = tuple(SPECS)
-# the help of --objective, which the class above cannot know yet
-ObjectiveParameters.__dataclass_fields__["objective"].metadata = MappingProxyType(
-    {"help": f"what is minimised: {', '.join(OBJECTIVES)}"}
-)
+# the help of these two, which the class above cannot know yet
+_STANDS_ON = ", ".join(spec.name for spec in SPECS.values() if spec.of_pair_loss)
+for _name, _help in (
+    ("objective", f"what is minimised: {', '.join(OBJECTIVES)}"),
+    ("pair_loss", f"loss of a pair under {_STANDS_ON}: {', '.join(PAIR_LOSSES)}"),
+):
+    ObjectiveParameters.__dataclass_fields__[_name].metadata = MappingProxyType({"help": _help})
 _OF_PAIR_LOSS = tuple(name for name, spec in SPECS.items() if spec.of_pair_loss)
 
 
@@ -500,7 +499,9 @@ def objectives_table() -> str:
     rows = ["| `--objective` | what is minimised over an effective batch | takes | source |"]
     rows.append("|---|---|---|---|")
     for spec in SPECS.values():
-        takes = [f"`--{name}`" for name in (*spec.required, *spec.optional)]
+        takes = [f"`--{name}` (needed)" for name in spec.required]
+        takes += [f"`--{name}`" for name in spec.optional]
+        takes += ["`--pair_loss`"] if spec.of_pair_loss else []
         rows.append(f"| `{spec.name}` | {spec.about} | {', '.join(takes)} | {spec.source} |")
     return "\n".join(rows)
 

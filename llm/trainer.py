@@ -323,7 +323,7 @@ class PreferenceTrainer(Trainer):
         )
 
     def _evaluation_value(self, scores: Scores) -> Tensor:
-        if self.objective.name != "group_dro":
+        if SPECS[self.objective.name].step != "groups":
             return self.objective.value(scores)
         assert isinstance(scores, Pairs) and scores.groups is not None
         count = int(scores.groups.max()) + 1  # groups that training does not have count too

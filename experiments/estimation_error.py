@@ -686,13 +686,19 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
 def summarise(config: EstimationError, tables: dict[str, pd.DataFrame]) -> None:
     """Print the rates to the robust target, the bounds that fail, and what was not fitted."""
     rates = tables["rates"]
-    shown = rates[(rates.target == "robust") & (rates.norm == "2") & (rates.range == "tail")]
+    shown = rates[(rates.target == "robust") & (rates.norm == "2")]
+    # the tail, the upper half of the sizes; all of them where the tail is a single size
+    has_tail = shown[shown.range == "tail"].set_index(["world", "method", "radius"]).slope.notna()
+    keys = pd.MultiIndex.from_frame(shown[["world", "method", "radius"]])
+    wanted = np.where(has_tail.reindex(keys), "tail", "all")
+    shown = shown[shown.range == wanted]
     screen.show(
         [
             {
                 "world": row.world,
                 "method": row.method,
                 "radius": row.radius,
+                "sizes": row.range,
                 "slope": f"{row.slope:.3f}",
                 "95 % interval": f"[{row.ci_low:.3f}, {row.ci_high:.3f}]",
                 "not converged": row.not_converged,

@@ -26,6 +26,8 @@ LINE_HEIGHT = 9.5 / 72  # least distance between two lines of text, inches
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY, PALE = "#767676", "#E8E8E8"
+# of Paul Tol's "Colour schemes" (2021), muted: they stay apart from the above for every eye
+_SPARE_COLORS = ("#882255", "#999933", "#332288")
 
 _RC: dict[str, Any] = {
     "font.family": "STIXGeneral",  # comes with matplotlib: the same on every machine
@@ -90,10 +92,11 @@ METHODS = {
 
 
 def look(method: str) -> Look:
-    """The look of a method; one without its own is drawn in grey under its name, with a marker that
-    hangs on the name."""
-    marker = _SPARE[sum(map(ord, method)) % len(_SPARE)]
-    return METHODS.get(method, Look(method, GREY, marker, _DOTTED))
+    """The look of a method; one without its own has its name for a label, and a spare colour and
+    marker that hang on the name."""
+    number = sum(map(ord, method))
+    color, marker = _SPARE_COLORS[number % len(_SPARE_COLORS)], _SPARE[number % len(_SPARE)]
+    return METHODS.get(method, Look(method, color, marker, _DOTTED))
 
 
 @contextmanager

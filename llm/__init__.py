@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llm.objectives import make_objective as make_objective
     from llm.reference import reference_logps as reference_logps
     from llm.trainer import PreferenceTrainer as PreferenceTrainer
+    from llm.weights import located as located
 
 _HOME = {
     "OBJECTIVES": "llm.objectives",
@@ -38,6 +39,7 @@ _HOME = {
     "load_language_model": "llm.models",
     "load_rows": "llm.data.tokens",
     "load_tokenizer": "llm.models",
+    "located": "llm.weights",
     "make_objective": "llm.objectives",
     "reference_logps": "llm.reference",
     "sequence_logprobs": "llm.logprobs",

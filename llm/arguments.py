@@ -28,7 +28,7 @@ DEVICES: dict[str, Callable[[], bool]] = {
 class ModelArguments:
     """Which model is trained, and how much of it."""
 
-    model: str = option("", "folder of a model, or its name on the hub")
+    model: str = option("", "folder of a model, its name on the hub, smollm2, or a .gguf file")
     revision: str | None = option(None, "revision of the model on the hub")
     tokenizer: str | None = option(
         None, "folder or name of the tokenizer; not given: that of the model"

@@ -1,7 +1,6 @@
 """Tokenizers and language models: from the hub or a folder, or made here to be trained from
 scratch."""
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import nn
 from llm.adapters import CONFIG, adapter_base, adapter_config, merged
 from llm.data.chat import without_the_date
 from llm.special_ids import forget_ids_beyond
+from llm.weights import located
 
 PAD, EOS, UNKNOWN = "[PAD]", "[EOS]", "[UNK]"
 
@@ -56,7 +56,7 @@ def load_tokenizer(
     that of its model.
 
     Args:
-        name: of a folder, or on the hub.
+        name: of a folder or on the hub, smollm2, or a .gguf file (`located`).
         revision: on the hub.
         trust_remote_code: run code that comes with it.
 
@@ -75,12 +75,12 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    name = os.path.expanduser(name)
+    name = located(name)
     there = Path(name).is_dir() and not any(
         (Path(name) / file).exists() for file in ("tokenizer_config.json", "tokenizer.json")
     )
     if there and (base := adapter_base(name)) is not None:
-        name, revision = base, None
+        name, revision = located(base), None
     try:
         return without_the_date(
             AutoTokenizer.from_pretrained(
@@ -103,7 +103,7 @@ def load_language_model(
     model that it names.
 
     Args:
-        name: of a folder, or on the hub.
+        name: of a folder or on the hub, smollm2, or a .gguf file (`located`).
         dtype: of the weights, or "auto".
         revision: on the hub.
         trust_remote_code: run code that comes with it.
@@ -126,7 +126,7 @@ def load_language_model(
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    name = os.path.expanduser(name)
+    name = located(name)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     base = adapter_base(name, revision)
     adapter = adapter_config(name, revision) if base is not None else None

@@ -53,6 +53,7 @@ from llm.resume import (
 from llm.special_ids import settle_special_ids
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
+from llm.weights import located
 from theory.versions import versions
 
 Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments]
@@ -215,10 +216,9 @@ def load_model(arguments: ModelArguments, args: PreferenceArguments | None = Non
         torch.manual_seed(args.seed)  # the adapter's first weights
     if args is not None and args.gradient_checkpointing:
         model.enable_input_require_grads()
-    if Path(
-        arguments.model
-    ).is_dir():  # the adapter names its model, and must find it from elsewhere, too
-        model.name_or_path = str(Path(arguments.model).resolve())
+    # the adapter names its model, and must find it from elsewhere, too: not in this cache
+    there = Path(arguments.model).expanduser()
+    model.name_or_path = str(there.resolve()) if there.exists() else arguments.model
     return cast(nn.Module, get_peft_model(model, config))
 
 
@@ -246,7 +246,7 @@ def _refuse_ignored(model: ModelArguments, data: DataArguments, args: Preference
     read = {"--model": model.model, "--tokenizer": model.tokenizer}
     if model.model:
         read["the model that the adapter --model changes"] = adapter_base(
-            model.model, model.revision
+            located(model.model), model.revision
         )
     for what, place in read.items():
         if (

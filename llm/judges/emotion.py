@@ -22,6 +22,7 @@ from llm.data.corpus import EMOTIONS
 from llm.generate import padded
 from llm.models import cannot_load, check_length, gpt2_config, load_language_model
 from llm.sft import Recipe, optimise, tokenize_texts
+from llm.weights import located
 from theory.precision import wide
 
 MOST_TEXTS = 3
@@ -73,6 +74,7 @@ def reward_model(
     """
     from transformers import AutoModelForSequenceClassification
 
+    name = None if name is None else located(name)
     torch.manual_seed(seed)  # of the new head, or of all weights
     kind = {
         "id2label": dict(enumerate(EMOTIONS)),

@@ -16,10 +16,16 @@ from experiments.shadowing import refuse_shadowed
 
 Command = Callable[..., None]
 GROUPS = {"run": EXPERIMENTS, "bench": BENCHMARKS}
-VERIFY = Entry(
-    "experiments.verify",
-    "Check the claims of the theory and compare the verdicts with those on record.",
-)
+ALONE = {
+    "verify": Entry(
+        "experiments.verify",
+        "Check the claims of the theory and compare the verdicts with those on record.",
+    ),
+    "features": Entry(
+        "experiments.features",
+        "Features of preference texts from a language model, as a table for the studies.",
+    ),
+}
 _DESCRIPTION = (
     "Robust preference alignment: estimators, bounds and experiments. `prefdro verify` checks the"
     " claims of the theory; `prefdro run --help` lists the experiments."
@@ -87,7 +93,10 @@ def commands(group: str, asked: str) -> dict[str, Command]:
 
     return {
         "list": list_all,
-        "verify": _loaded("", "verify", VERIFY) if asked == "verify" else _named(VERIFY.about),
+        **{
+            name: _loaded("", name, entry) if name == asked else _named(entry.about)
+            for name, entry in ALONE.items()
+        },
         "run": _named("Run an experiment."),
         "figures": figures,
         "bench": _named("Run a benchmark."),

@@ -275,7 +275,7 @@ def _datasets(
     data: DataArguments, tokenizer: PreTrainedTokenizerBase, kinds: tuple[str, ...]
 ) -> tuple[Dataset, Dataset | None, dict[str, BadRows]]:
     """Training and evaluation data, and the rows of each that were left out."""
-    columns = _columns(data.columns)
+    columns = columns_of(data.columns)
     train_bad, eval_bad = BadRows(data.drop_bad_rows), BadRows(data.drop_bad_rows)
     cut: dict[str, Any] = {
         "max_length": data.max_length,
@@ -301,7 +301,7 @@ def _datasets(
     )
 
 
-def _columns(text: str | None) -> dict[str, str]:
+def columns_of(text: str | None) -> dict[str, str]:
     """`prompt=question,chosen=better` as a dict."""
     columns: dict[str, str] = {}
     for part in (text or "").split(","):
@@ -384,7 +384,7 @@ def _last_metrics(history: list[dict[str, Any]]) -> dict[str, float]:
     return numbers
 
 
-def _as_a_line(message: Warning | str, category: type[Warning], *_: Any) -> str:
+def as_a_line(message: Warning | str, category: type[Warning], *_: Any) -> str:
     """What concerns the data or the model is for the reader of this run; other warnings say where
     in the code they come from."""
     return (
@@ -396,7 +396,7 @@ def main(words: list[str] | None = None) -> None:
     """Entry point of every rank: parse, train, and say in one line what went wrong."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     print_whatever_the_encoding()
-    warnings.formatwarning = _as_a_line  # type: ignore[assignment]
+    warnings.formatwarning = as_a_line  # type: ignore[assignment]
     try:
         words = sys.argv[1:] if words is None else words
         refuse_undecoded(words)

@@ -13,6 +13,7 @@ from llm.arguments import PreferenceArguments
 from llm.logprobs import unwrapped
 from llm.objectives import SPECS, Objective, ObjectiveParameters
 from llm.reference import row_lengths
+from llm.wasserstein import settled_mode
 
 # Largest error of a summed log-probability, in nats, as measured at 256 tokens.
 LOGPROB_ERROR = {"float32": 1e-4, "bf16 autocast": 0.2, "bfloat16": 3.0}
@@ -94,15 +95,9 @@ def _reasons(
     accelerator: Accelerator,
 ) -> list[tuple[str, bool]]:
     wdpo = SPECS[p.objective].step == "wasserstein"
-    exact, shifted = (
-        wdpo and p.wdpo_mode in (None, "exact"),
-        wdpo
-        and p.wdpo_mode
-        in (
-            "finite_difference",
-            "adversarial",
-        ),
-    )
+    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    mode = settled_mode(p, autocast=args.bf16, half=half) if wdpo else ""
+    exact, shifted = mode == "exact", mode in ("finite_difference", "adversarial")
     checkpointing = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get(
         "use_reentrant", False
     )
@@ -112,7 +107,6 @@ def _reasons(
         args.parallelism_config is not None
         and args.parallelism_config.total_size > args.parallelism_config.data_parallel_size
     )
-    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
     return [
         (
             (

@@ -165,8 +165,9 @@ class ObjectiveParameters:
     )
     wdpo_mode: str | None = option(
         None,
-        "wdpo: exact (default; double backward), finite_difference (the same gradient up to "
-        "its error, any attention kernel) or adversarial (first-order equal, cheapest)",
+        "wdpo: finite_difference (default in float32: the gradient up to its error, at the memory"
+        " of a plain step), adversarial (default under bf16: first-order equal, cheapest) or exact"
+        " (double backward, several times the memory)",
     )
     squared: bool = option(
         False, "wdpo: penalise the mean squared embedding gradient instead of its root"

@@ -37,6 +37,7 @@ from llm.data.tokens import (
     padding_token,
     tokenise,
 )
+from llm.memory import GIB
 from llm.models import check_length
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.options import parse_options
@@ -149,6 +150,17 @@ def train(
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"resuming from {checkpoint}", file=sys.stderr)
 
+    needed = trainer.memory()
+    if needed is not None and trainer.is_world_process_zero():
+        print(needed, file=sys.stderr)
+        if needed.missing:
+            warnings.warn(
+                f"that is {needed.missing / GIB:.1f} GiB more than there are, and the run may end"
+                " for want of memory. A smaller --per_device_train_batch_size with more"
+                " --gradient_accumulation_steps computes the same; --gradient_checkpointing, --lora"
+                " or a smaller --max_length need less as well.",
+                stacklevel=1,
+            )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.save_model()
     trainer.save_state()

@@ -24,6 +24,7 @@ from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
 from llm.judges.divergence import kl_on_own_samples
 from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
+from llm.memory import Memory, estimate
 from llm.metrics import reward_metrics
 from llm.objectives import (
     SPECS,
@@ -34,7 +35,7 @@ from llm.objectives import (
     make_objective,
     replaced,
 )
-from llm.reference import model_fingerprint, reference_identity, reference_logps
+from llm.reference import model_fingerprint, reference_identity, reference_logps, row_lengths
 from llm.steps import (
     Batch,
     Coupled,
@@ -44,8 +45,8 @@ from llm.steps import (
     Mean,
     worst_case_metrics,
 )
-from llm.wasserstein import embedding_norm, twice_differentiable_attention
-from llm.wasserstein_steps import Adversarial, Exact, FiniteDifference
+from llm.wasserstein import embedding_norm, settled_mode, twice_differentiable_attention
+from llm.wasserstein_steps import Adversarial, Exact, FiniteDifference, Wasserstein
 from theory.functionals import kto_reference_point, worst_group
 
 
@@ -164,12 +165,35 @@ class PreferenceTrainer(Trainer):
             "radius": p.rho * (unit**2 if squared else unit),
             "squared": squared,
         }
-        if p.wdpo_mode == "adversarial":
+        half = next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+        mode = settled_mode(p, autocast=self.args.bf16, half=half)
+        if mode == "adversarial":
             return Adversarial(**wasserstein)
-        if p.wdpo_mode == "finite_difference":
+        if mode == "finite_difference":
             step = p.fd_epsilon or (1e-2 if self.args.bf16 else 3e-4)
             return FiniteDifference(**wasserstein, epsilon=step * embedding_norm(self.model))
         return Exact(**wasserstein)
+
+    def memory(self) -> Memory | None:
+        """What a step on the longest rows needs, counted on short ones; None where the model is
+        sharded over ranks."""
+        if self.train_dataset is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        if self.args.gradient_checkpointing:  # `train` does it again
+            self.model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+        pairs = "pairs" in self.objective.kinds and "chosen_ids" in self.train_dataset.column_names
+        self.model.to(self.args.device)
+        wasserstein, exact = isinstance(self.step, Wasserstein), isinstance(self.step, Exact)
+        return estimate(
+            self.model,
+            rows=self.args.per_device_train_batch_size * (2 if pairs else 1),
+            tokens=int(row_lengths(self.train_dataset).max()),
+            optimizer=str(getattr(self.args.optim, "value", self.args.optim)),
+            exact=exact,
+            compare_exact=wasserstein and not exact,
+            fused=self.step.fused,
+            autocast=self.args.bf16,
+        )
 
     def add_reference(
         self,

@@ -39,7 +39,7 @@ OBJECTIVES: dict[str, ObjectiveParameters] = {
     "wdpo finite_difference": ObjectiveParameters(
         "wdpo", rho=0.2, wdpo_mode="finite_difference", fd_epsilon=1e-5
     ),
-    "wdpo exact": ObjectiveParameters("wdpo", rho=0.2),
+    "wdpo exact": ObjectiveParameters("wdpo", rho=0.2, wdpo_mode="exact"),
     "wdpo released": ObjectiveParameters("wdpo", rho=0.2, released=True),
 }
 DOUBLE_BACKWARD = ("wdpo exact", "wdpo released")

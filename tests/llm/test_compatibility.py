@@ -79,7 +79,7 @@ def test_refused_arguments(settings: dict[str, Any], message: str, tmp_path: Pat
 
 
 # ------------------------------------------------------------------------------------- combinations
-EXACT = ObjectiveParameters("wdpo", rho=0.1)
+EXACT = ObjectiveParameters("wdpo", rho=0.1, wdpo_mode="exact")
 SHIFTED = ObjectiveParameters("wdpo", rho=0.1, wdpo_mode="adversarial")
 DPO = ObjectiveParameters()
 

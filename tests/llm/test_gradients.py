@@ -403,8 +403,8 @@ def wdpo_truth(
 
 
 WDPO: dict[str, tuple[dict[str, Any], dict[str, bool]]] = {
-    "exact": ({}, {}),
-    "squared": ({"squared": True}, {"squared": True}),
+    "exact": ({"wdpo_mode": "exact"}, {}),
+    "squared": ({"squared": True, "wdpo_mode": "exact"}, {"squared": True}),
     "released": ({"released": True}, {"squared": True}),
     "adversarial": ({"wdpo_mode": "adversarial"}, {"adversarial": True}),
     "finite_difference": ({"wdpo_mode": "finite_difference"}, {}),

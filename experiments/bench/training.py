@@ -24,7 +24,7 @@ Both trainers log once in each block.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -94,6 +94,11 @@ class Training:
     """Size of the benchmark: smoke (a minute), quick (minutes) or paper (more repeats)."""
     device: Literal["cpu", "cuda"] | None = None
     """cpu or cuda; where not given, what there is."""
+    model: str | None = None
+    """A model with weights instead of one of the profile's size: smollm2, a folder, a name on the
+    hub, or a .gguf file."""
+    groups: tuple[int, ...] = (1, 2, 3)
+    """Which groups of methods: 1 plain, 2 four micro-batches, 3 gradient checkpointing."""
 
 
 class Block(NamedTuple):
@@ -187,11 +192,16 @@ def groups(profile: str) -> Iterator[list["Method"]]:
 
 
 # ---------------------------------------------------------------------------------------- measuring
-def measure(methods: list["Method"], setting: "Setting") -> list[Measured]:
-    """The blocks of all methods, in turn on the CPU and one method after the other on CUDA."""
-    if setting.device == "cuda":
-        return [_take_turns([method], setting)[0] for method in methods]
-    return _take_turns(methods, setting)
+def measure(methods: list["Method"], setting: "Setting") -> Iterator[list[Measured]]:
+    """The blocks of all methods: in turn on the CPU, together; on CUDA one method after the other,
+    all so far each time."""
+    if setting.device != "cuda":
+        yield _take_turns(methods, setting)
+        return
+    found: list[Measured] = []
+    for method in methods:
+        found += _take_turns([method], setting)
+        yield found
 
 
 def _take_turns(methods: list["Method"], setting: "Setting") -> list[Measured]:
@@ -285,7 +295,8 @@ def row(
         "target_time": target_time,
         "target_memory": target_memory,
         "device": torch.cuda.get_device_name() if setting.device == "cuda" else "cpu",
-        "model": (
+        "model": setting.model
+        or (
             f"llama, {setting.layers} layers of width {setting.width}, vocabulary"
             f" {setting.vocabulary}"
         ),
@@ -357,16 +368,25 @@ def share_of_peak(tokens_per_second: float, parameters: int, device: str) -> flo
 # ------------------------------------------------------------------------------------------- report
 def run(config: Training) -> None:
     """Run the benchmark with these options."""
-    bench_training(config.out, config.profile, config.device)
+    bench_training(config.out, config.profile, config.device, config.model, config.groups)
 
 
-def bench_training(out: Path, profile: str, device: str | None = None) -> pd.DataFrame:
+def bench_training(
+    out: Path,
+    profile: str,
+    device: str | None = None,
+    model: str | None = None,
+    wanted: Sequence[int] = (1, 2, 3),
+) -> pd.DataFrame:
     """Run the benchmark, print the most of its table and write all of it to `out`/training.csv.
 
     profile: "smoke" (seconds), "quick" (minutes) or "paper" (more rounds, on CUDA a larger model).
-    device: "cpu" or "cuda"; where not given, CUDA if there is one. Raises ValueError for an unknown
-    profile, or for CUDA where there is none.
+    device: "cpu" or "cuda"; where not given, CUDA if there is one. model: one with weights. wanted:
+    numbers of the groups of methods. Raises ValueError for an unknown profile or group, or for CUDA
+    where there is none.
     """
+    if not wanted or not set(wanted) <= {1, 2, 3}:
+        raise ValueError(f"groups must be among 1, 2 and 3, got {tuple(wanted)}.")
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
@@ -375,19 +395,21 @@ def bench_training(out: Path, profile: str, device: str | None = None) -> pd.Dat
             " CUDA build, or use cpu."
         )
     setting = settings(profile, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    setting = replace(setting, model=model)
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(columns=COLUMNS)
     for number, group in enumerate(groups(profile)):
+        if number + 1 not in wanted:
+            continue
         how = f"accumulation {group[0].accumulation}" + (
             ", gradient checkpointing" if group[0].checkpointing else ""
         )
         print(f"group {number + 1}: {len(group)} methods, {how}")
-        table = pd.DataFrame(
-            [*table.to_dict("records"), *rows(measure(group, setting), setting)], columns=COLUMNS
-        )
-        table.to_csv(
-            out / "training.csv", index=False
-        )  # group by group: an interrupted run keeps what it has measured
+        before = table.to_dict("records")
+        for found in measure(group, setting):
+            table = pd.DataFrame([*before, *rows(found, setting)], columns=COLUMNS)
+            # as soon as something is there: an interrupted run keeps what it has measured
+            table.to_csv(out / "training.csv", index=False)
     _show(table)
     print(f"written to {out / 'training.csv'}")
     return table

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, disable_progress_bars
@@ -39,6 +39,7 @@ from transformers.utils import is_flash_attn_2_available, logging
 from llm.arguments import PreferenceArguments
 from llm.data.tokens import PreferenceCollator, tokenise
 from llm.logprobs import sequence_logprobs
+from llm.models import check_length, load_language_model
 from llm.objectives import ObjectiveParameters
 from llm.reference import reference_logps
 from llm.trainer import PreferenceTrainer
@@ -64,6 +65,7 @@ class Setting:
     warmup: int = 2
     block: int = 1
     blocks: int = 7
+    model: str | None = None  # with weights, in the place of one of this size
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def _touch(method: Method, setting: Setting) -> None:
         warmup=0,
         block=2,
         blocks=0,
+        model=None,
     )
     with TemporaryDirectory() as out:
         make_trainer(
@@ -206,7 +209,12 @@ class _Blocks(TrainerCallback):
 
 # ------------------------------------------------------------------ what all methods have in common
 def make_model(method: Method, setting: Setting) -> nn.Module:
-    """A Llama of random weights, the same for all methods; float32, whatever it computes in."""
+    """A Llama of random weights, or the given model: the same for all methods; float32, whatever it
+    computes in."""
+    if setting.model is not None:
+        given = load_language_model(setting.model, attention=attention(method, setting))
+        check_length(given.config, setting.length)
+        return cast(nn.Module, given.to(setting.device))
     config = LlamaConfig(
         vocab_size=setting.vocabulary,
         hidden_size=setting.width,

@@ -24,6 +24,7 @@ from llm.data.corpus import EMOTIONS
 from llm.generate import SETTINGS
 from llm.judges import emotion as rewards
 from llm.judges import evaluate
+from llm.weights import located
 
 
 class Places(NamedTuple):
@@ -80,7 +81,7 @@ def prepare_models(
     model, in the folder `root`."""
     common: dict[str, Any] = {"profile": profile, "seed": seed}
     source = corpus.GRAMMAR if profile.source == corpus.GRAMMAR else content(profile.source)
-    model = content(profile.model)
+    model = content(profile.model and located(profile.model))
     sources = _made_from(profile, seed, "texts", "vocabulary", source=source, model=model)
     (texts,) = together(
         [partial(stage, root, "texts", sources, partial(make_texts, **common))], workers

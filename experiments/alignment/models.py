@@ -20,6 +20,7 @@ from experiments.engine.stages import content
 from llm.judges.load import objectives_of
 from llm.models import load_language_model, pretrained_tokenizer
 from llm.special_ids import settle_special_ids
+from llm.weights import located
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
     """The models that the sizes name; those that are generated are made in `options.shared`, once
     for all experiments."""
     if sizes.model is not None and sizes.judge is not None:
-        made_from = {"model": content(sizes.model), "judge": content(sizes.judge)}
+        made_from = {
+            "model": content(sizes.model and located(sizes.model)),
+            "judge": content(sizes.judge),
+        }
         return Models(
             os.path.expanduser(sizes.model), os.path.expanduser(sizes.judge), made_from, None
         )

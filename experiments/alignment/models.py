@@ -42,7 +42,7 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
     for all experiments."""
     if sizes.model is not None and sizes.judge is not None:
         made_from = {
-            "model": content(sizes.model and located(sizes.model)),
+            "model": content(located(sizes.model)),
             "judge": content(sizes.judge),
         }
         return Models(

@@ -125,7 +125,9 @@ def test_estimators_agree_with_the_programs(ball: str, data: Data) -> None:
                 np.abs(identifiable(data, ball, radius, twin, theta - twin.theta)).max() <= 1e-5
             ), kind
         assert np.linalg.norm(theta) <= data.bound * (1 + 1e-12), kind
-        if radius != edge:  # at the edge itself the last digit of the collapse radius decides
+        # at the edge itself the last digit of the collapse radius decides; of a symmetric sample
+        # that is 0, or what rounding leaves of its mean
+        if abs(radius - edge) > 1e-13 * np.abs(data.u).max() or edge == np.inf:
             assert bool(ours.collapsed[r]) == (radius > edge), kind
         if ours.collapsed[r]:
             assert np.array_equal(

@@ -71,7 +71,7 @@ def __getattr__(name: str) -> Any:
         if name in EXPORTS:
             return EXPORTS[name]
     raise AttributeError(
-        f"module 'theory' has no attribute {name!r}; there are {', '.join(dir())}."
+        f"module 'theory' has no attribute {name!r}; there are {', '.join(__dir__())}."
     )
 
 

@@ -155,7 +155,7 @@ class FiniteWorld:
 
     def sample(self, n: int, seeds: list[np.random.SeedSequence]) -> PairBatch:
         """One sample of n pairs for each seed, as weights count/n on the atoms."""
-        n = _sample_size(n)
+        n, seeds = _sample_size(n), _seeds(seeds)
         counts = [
             np.random.default_rng(seed).multinomial(n, self.probability / self.probability.sum())
             for seed in seeds
@@ -579,7 +579,7 @@ class ContinuousWorld:
 
     def sample(self, n: int, seeds: list[np.random.SeedSequence]) -> PairBatch:
         """One sample of n pairs for each seed; features (R, n, d)."""
-        n = _sample_size(n)
+        n, seeds = _sample_size(n), _seeds(seeds)
         u = np.empty((len(seeds), n, self.dimension))
         for row, seed in zip(u, seeds, strict=True):
             rng = np.random.default_rng(seed)
@@ -620,6 +620,16 @@ class ContinuousWorld:
 
 
 World = FiniteWorld | ContinuousWorld
+
+
+def _seeds(seeds: object) -> list[np.random.SeedSequence]:
+    """A list of seeds, one for each sample."""
+    if not isinstance(seeds, (list, tuple)) or not seeds:
+        raise ValueError(
+            f"seeds must be a list, one seed for each sample, got {seeds!r}. For one sample give"
+            " [0], for R of them np.random.SeedSequence(0).spawn(R)."
+        )
+    return list(seeds)
 
 
 def _sample_size(n: int) -> int:

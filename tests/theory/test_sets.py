@@ -183,7 +183,7 @@ def test_everything_is_exported_under_both_names() -> None:
     assert {type(s).__name__ for s in SETS.values()} <= set(EXPORTS) <= set(dir(theory))
     for name in dir(theory):
         assert getattr(prefdro, name) is getattr(theory, name)
-    with pytest.raises(AttributeError, match="no attribute 'KLD'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'KLD'; there are .*KL, .*fit"):
         _ = theory.KLD
 
 
@@ -374,3 +374,14 @@ def test_what_stands_in_the_wrong_place_is_told() -> None:
     row = fit(u, theory.KL(0.1), beta=1.0, theta_ref=np.full((1, u.shape[1]), 0.01))
     flat = fit(u, theory.KL(0.1), beta=1.0, theta_ref=np.full(u.shape[1], 0.01))
     assert torch.equal(row.theta, flat.theta)
+
+
+def test_a_name_that_is_no_set_and_seeds_that_are_no_list() -> None:
+    with pytest.raises(KeyError, match=r"no ambiguity set is named 'KL'; there are kl, "):
+        _ = SETS["KL"]
+    assert SETS.get("KL") is None and "KL" not in SETS
+    shape = {"contexts": 2, "actions": 2, "dimension": 2, "beta": 1.0, "bound": 4.0}
+    world = theory.random_world(0, **shape)
+    for seeds in (1, [], np.random.SeedSequence(1)):
+        with pytest.raises(ValueError, match="seeds must be a list, one seed for each sample"):
+            world.sample(10, seeds)  # type: ignore[arg-type]

@@ -18,14 +18,22 @@ from typing import Any
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts
 
 
+class _Registry(dict[str, AmbiguitySet]):
+    """The sets by name; an unknown name is told with those that there are."""
+
+    def __missing__(self, name: object) -> AmbiguitySet:
+        raise KeyError(f"no ambiguity set is named {name!r}; there are {', '.join(self)}")
+
+
 def _modules() -> list[ModuleType]:
     names = sorted(module.name for module in iter_modules(__path__))
     return [import_module(f"{__name__}.{name}") for name in names if name != "base"]
 
 
-def _members(modules: list[ModuleType]) -> dict[str, AmbiguitySet]:
+def _members(modules: list[ModuleType]) -> _Registry:
     found = [set for module in modules for set in module.MEMBERS]
-    return {set.name: set for set in sorted(found, key=lambda s: (s.facts.order, s.name))}
+    ordered = sorted(found, key=lambda s: (s.facts.order, s.name))
+    return _Registry({set.name: set for set in ordered})
 
 
 def _exports(modules: list[ModuleType]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def reference_logps(
     ...     identity={},
     ...     score=sequence_logprobs,
     ... )
-    >>> scored["ref_chosen_logps"][0] < 0
+    >>> max(scored["ref_chosen_logps"]) < 0
     True
     """
     columns = _columns(dataset)

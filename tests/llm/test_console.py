@@ -113,7 +113,7 @@ def _of_the_machine(call: ast.AST) -> bool:
         return False
     opens = (
         call.func.attr == "open"
-        and ast.unparse(call.func.value) not in ("gzip", "Image")
+        and ast.unparse(call.func.value) not in ("gzip", "Image", "os")
         and not _binary(call)
     )
     return opens or call.func.attr in ("read_text", "write_text")

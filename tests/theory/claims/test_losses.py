@@ -44,9 +44,9 @@ def test_a_gradient_with_the_wrong_sign_is_refuted(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_objective_that_is_less_convex_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = problems.Problem.values
+    right = problems.RobustProblem.values
     monkeypatch.setattr(
-        problems.Problem,
+        problems.RobustProblem,
         "values",
         lambda self, theta, radius: right(self, theta, radius) - 1e-2 * (theta**2).sum(1),
     )

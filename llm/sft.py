@@ -19,7 +19,7 @@ IGNORED = -100  # label of a position that the cross-entropy leaves out
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained: Adam with decoupled weight decay, linear warm-up, then a constant
-    learning rate."""
+    learning rate. bf16: weights in float32, what is computed with them in bfloat16."""
 
     epochs: float
     learning_rate: float
@@ -27,6 +27,7 @@ class Recipe:
     warmup_steps: int = 12
     max_grad_norm: float = 10.0
     weight_decay: float = 0.0
+    bf16: bool = False
 
 
 def tokenize_texts(
@@ -93,6 +94,8 @@ def optimise(
             warmup_steps=recipe.warmup_steps,
             max_grad_norm=recipe.max_grad_norm,
             weight_decay=recipe.weight_decay,
+            bf16=recipe.bf16,
+            use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused there
             logging_steps=0.1,  # of all steps
             save_strategy="no",
             report_to="none",

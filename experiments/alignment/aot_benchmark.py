@@ -9,112 +9,57 @@ are folders in OUT/stages. By default all is generated here; `--profile paper` i
 UltraFeedback Binarized.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from experiments import screen
 from experiments.alignment.alpaca import COLUMN as ALPACA_EVAL
 from experiments.alignment.alpaca import instructions_stage, win_rates, write_answers
+from experiments.alignment.aot_profiles import (
+    AGAINST_FLIPS,
+    AOT_METHODS,
+    KNOWING,
+    METHODS,
+    PROFILES,
+    ROBUST,
+    H,
+    Profile,
+)
+from experiments.alignment.aot_tables import (
+    MAIN,
+    WIN_RATE,
+    Choices,
+    ablations,
+    benchmarks,
+    main_runs,
+    quantiles,
+)
 from experiments.alignment.benchmarks import (
     BENCHMARKS,
     BenchmarkOptions,
-    BenchmarkSizes,
     check_benchmarked,
     check_benchmarks,
     tasks_stage,
     write_benchmarks,
 )
-from experiments.alignment.pairs import (
-    annotators,
-    count_pairs,
-    take_pairs,
-    two_of_each,
-    write_pairs,
-)
-from experiments.alignment.policies import (
-    completions_stage,
-    judge_by_rewards,
-    policies,
-    scored,
-    scores_stage,
-)
-from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
+from experiments.alignment.held_out import SAME, compared, file_of, held_out, margins
+from experiments.alignment.pairs import count_pairs
+from experiments.alignment.policies import judge_by_rewards, policies
+from experiments.alignment.preferences import flipped_pairs, labelled_pairs, stored_pairs
+from experiments.alignment.prompts import FILES, prompts_stage
 from experiments.alignment.responses import write_response_logps
-from experiments.alignment.sizes import PAPER, QUICK, SMOKE, chosen
+from experiments.alignment.sizes import NONE, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.engine.ranks import rank
-from experiments.engine.stages import Stage, content, derived_seed, read_artefact, stage
-from llm.judges.evaluate import mean_of
+from experiments.engine.stages import Stage
 
-METHODS = ("dpo", "ipo", "kto", "aot", "aot_unpaired")
-AOT_METHODS = ("aot", "aot_unpaired")
-H = ("logistic", "squared_hinge", "least_squares")
-LEVELS = np.linspace(0.01, 0.99, 50)
-WIN_RATE = "win rate"
-
-
-@dataclass(frozen=True)
-class Profile(BenchmarkSizes):
-    """Sizes, and what is varied: `AotBenchmark` says what each is."""
-
-    betas: tuple[float, ...]
-    batch_sizes: tuple[int, ...]
-    h: tuple[str, ...]
-    softness: tuple[float, ...]
-
-
-_QUICK = Profile(
-    **asdict(QUICK),
-    score="joy",
-    benchmarks="local",
-    questions=100,
-    chat=False,
-    betas=(0.03, 0.1, 0.3),
-    batch_sizes=(8, 24, 96),
-    h=H,
-    softness=(0.3, 3.0),
-)
-PROFILES = {
-    "smoke": replace(
-        _QUICK,
-        **asdict(SMOKE),
-        questions=10,
-        betas=(0.1, 0.3),
-        batch_sizes=(8, 16),
-        h=("logistic", "squared_hinge"),
-        softness=(1.0,),
-    ),
-    "quick": _QUICK,
-    "paper": Profile(
-        **asdict(
-            replace(
-                PAPER,
-                model="ibm-research/merlinite-7b",
-                source="HuggingFaceH4/ultrafeedback_binarized",
-                split="train_prefs",
-                test_split="test_prefs",
-                new_tokens=512,
-                epochs=1,
-            )
-        ),
-        score="ArmoRM",
-        benchmarks="aot",
-        questions=100,
-        chat=False,
-        betas=(0.01, 0.05, 0.1),
-        batch_sizes=(32, 64, 128),
-        h=H,
-        softness=(0.1,),
-    ),
-}
+SHIFTED = "shifted"  # the name of the other population in the tables
 
 
 @dataclass
@@ -133,6 +78,29 @@ class AotBenchmark(BenchmarkOptions):
     """h of AOT in Fig. 2: logistic, squared_hinge, least_squares."""
     softness: tuple[float, ...] | None = None
     """Softness of soft sorting in Fig. 2, beside hard sorting."""
+    methods: tuple[str, ...] | None = None
+    """What is trained: dpo, ipo, kto, aot, aot_unpaired, kldpo, wdpo. DPO is always there."""
+    kldpo_radius: float | None = None
+    """tau of KLDPO."""
+    wdpo_radius: float | None = None
+    """rho of WDPO, in units of the embedding norm."""
+    dr_dpo_radius: float | None = None
+    """b of Dr. DPO."""
+    flips: tuple[float, ...] | None = None
+    """Shares of the training labels that are exchanged, beside none; every method is trained on
+    them too, and cDPO and rDPO, which are told the share, and Dr. DPO."""
+    shifted: str | None = None
+    """Preferences of another population, on which the policies are judged, too: a file, folder or
+    data set on the hub."""
+    shifted_split: str | None = None
+    """Split of them."""
+    shifted_pairs: int | None = None
+    """How many of them, at most."""
+    whole: bool | None = None
+    """Train only on pairs of which nothing is cut within prompt_tokens + new_tokens."""
+    strings: str | None = None
+    """How strings of stored preferences are read, as `prefdro train --strings`: chat puts them into
+    the chat template."""
     instructions: Path | None = None
     """alpaca_eval.json, whose instructions every compared policy answers for AlpacaEval; where not
     given, the test prompts."""
@@ -147,11 +115,29 @@ def plan(config: AotBenchmark) -> Profile:
     Raises:
         ValueError: an unknown or impossible value.
     """
-    profile: Profile = chosen(PROFILES, config)
-    check_benchmarks(profile, config.limit)
-    if config.wdpo is not None:
+    profile: Profile = chosen(PROFILES, config, judged=False)
+    if profile.benchmarks != NONE:
+        check_benchmarks(profile, config.limit)
+    if unknown := sorted(set(profile.methods) - {*METHODS, *ROBUST}):
         raise ValueError(
-            f"no WDPO is trained here, to which wdpo = {config.wdpo} could apply: leave it out."
+            f"unknown method {', '.join(unknown)}; choose from {', '.join((*METHODS, *ROBUST))}."
+        )
+    if config.wdpo is not None and "wdpo" not in profile.methods:
+        raise ValueError(
+            f"no WDPO is trained here, to which wdpo = {config.wdpo} could apply: leave it out, or"
+            " add wdpo to methods."
+        )
+    if not all(0 < flip < 0.5 for flip in profile.flips):
+        raise ValueError(f"flips must be in (0, 1/2), got {profile.flips}.")
+    if profile.model is None and profile.shifted is not None:
+        raise ValueError(
+            f"the generated model knows generated texts only, and not {profile.shifted}: give a"
+            " model and a source."
+        )
+    if profile.judge == NONE and (config.instructions or config.alpaca_results):
+        raise ValueError(
+            "without a reward model nothing is answered: give a judge, or leave instructions and"
+            " alpaca_results out."
         )
     if unknown := sorted(set(profile.h) - set(H)):
         raise ValueError(f"unknown h {', '.join(unknown)}; choose from {', '.join(H)}.")
@@ -177,75 +163,82 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
     """
     profile = plan(config)
     study = begin(config.out, profile, config, Path(__file__))
-    check_benchmarked(study, profile)
-    prompts = prompts_stage(study)
+    rewarded = profile.judge != NONE
+    if rewarded:
+        check_benchmarked(study, profile)
+    prompts = prompts_stage(study) if rewarded else None
     pairs = preferences(study, prompts)
+    tried = populations(study, pairs["test", 0])
     tasks = tasks_stage(study, profile.benchmarks, profile.questions)
-    instructions = instructions_stage(study, config.instructions, prompts)
     how: dict[str, Any] = {"name": profile.benchmarks, "limit": config.limit, "chat": profile.chat}
     judge = partial(
         _judge,
-        prompts=prompts.folder / FILES["test"],
-        pairs=pairs["test", 0].folder / "pairs.jsonl",
+        prompts=None if prompts is None else prompts.folder / FILES["test"],
+        populations={name: made.folder / "pairs.jsonl" for name, made in tried.items()},
         tasks=None if tasks is None else tasks.folder,
-        instructions=instructions.folder,
         how=how,
     )
     made_of = how | {
         "tasks": None if tasks is None else tasks.digest,
-        "prompts": prompts.digest,
+        "prompts": None if prompts is None else prompts.digest,
         "pairs": pairs["test", 0].digest,
     }
-    made_of |= {"instructions": instructions.digest}
+    if SHIFTED in tried:
+        made_of[SHIFTED] = tried[SHIFTED].digest
+    if prompts is not None:
+        instructions = instructions_stage(study, config.instructions, prompts)
+        judge = partial(judge, instructions=instructions.folder)
+        made_of |= {"instructions": instructions.digest}
     wanted = runs(profile)
     judged = policies(
-        study,
-        [
-            (one, None if one.method == "start" else pairs["train", one.replicate])
-            for _, one in wanted
-        ],
-        judge,
-        made_of,
+        study, [(one, _labels(study, pairs, one)) for _, one in wanted], judge, made_of
     )
     if config.part is not None or rank() != 0:
         return None
     found = [
         (choices, one, made.folder) for (choices, one), made in zip(wanted, judged, strict=True)
     ]
-    columns = [*BENCHMARKS[profile.benchmarks], WIN_RATE]
+    held = [(run, folder) for places, run, folder in found if MAIN in places or run.flip]
+    rows = margins(held, list(tried))
     tables = {
         "quantiles": quantiles(found),
-        "ablations": ablations(profile, found),
-        "benchmarks": benchmarks(profile, found),
+        "pairs": rows,
+        "held_out": held_out(rows),
+        "compared": compared(rows),
     }
+    columns = list(BENCHMARKS.get(profile.benchmarks, ()))
+    if rewarded:
+        columns.append(WIN_RATE)
+        tables |= {"ablations": ablations(profile, found)}
+    if columns:
+        tables["benchmarks"] = benchmarks(profile, found)
     if config.alpaca_results is not None:
-        more = win_rates(config.alpaca_results, [run for run, _ in _compared(found)])
+        more = win_rates(config.alpaca_results, [run for run, _ in main_runs(found)])
         tables["benchmarks"] = pd.concat([tables["benchmarks"], more], ignore_index=True)
         columns.append(ALPACA_EVAL)
     facts = {
         "columns": columns,
         "beta": profile.beta,
-        "score": profile.score,
+        "score": profile.score if rewarded else None,
         "limit": config.limit,
         "preference_pairs": {
             f"{part} {seed}": count_pairs(made.folder) for (part, seed), made in pairs.items()
         },
+        "held_out_pairs": {
+            name: int(rows[rows.population == name].pair.nunique()) for name in tried
+        },
     }
-    finish(config.out, "aot-benchmark", study, tables, facts)
+    finish(config.out, "aot-benchmark", study, tables, facts, parquet=("pairs",))
     return tables
 
 
 # -------------------------------------------------------------------------------------- what is run
-Choices = tuple[tuple[str, str], ...]  # the panels of Fig. 2 that a run is in: axis and value
-MAIN = ("main", "")
-
-
 def runs(profile: Profile) -> list[tuple[Choices, Run]]:
     """What is trained, each once, with the panels that it is in; and the start, once for each
     seed."""
     default = {"beta": profile.beta, "batch_size": profile.batch_size, "h": H[0], "softness": 0.0}
     panels: dict[tuple[str, tuple[Any, ...]], list[tuple[str, str]]] = {}
-    for name in METHODS:
+    for name in dict.fromkeys(("dpo", *profile.methods)):
         panels.setdefault((name, tuple(default.values())), []).append(MAIN)
     varied = {
         "beta": profile.betas,
@@ -254,15 +247,16 @@ def runs(profile: Profile) -> list[tuple[Choices, Run]]:
         "softness": (0.0, *profile.softness),
     }
     for axis, options in varied.items():
+        varied_here = (*AOT_METHODS, "dpo") if axis == "beta" else AOT_METHODS
         for method, value in product(
-            (*AOT_METHODS, "dpo") if axis == "beta" else AOT_METHODS, options
+            [name for name in varied_here if name == "dpo" or name in profile.methods], options
         ):
             place = _place(axis, value)
             panels.setdefault((method, tuple((default | {axis: value}).values())), []).append(place)
     found: list[tuple[Choices, Run]] = []
     for ((method, values), places), seed in product(panels.items(), range(profile.seeds)):
         choice = dict(zip(default, values, strict=True))
-        more: dict[str, Any] = {"batch_size": choice["batch_size"]}
+        more: dict[str, Any] = {"batch_size": choice["batch_size"]} | _strings(profile)
         more |= {name: choice[name] for name in ("h", "softness") if choice[name] != default[name]}
         name = "-".join(
             [
@@ -274,15 +268,66 @@ def runs(profile: Profile) -> list[tuple[Choices, Run]]:
         found.append(
             (
                 tuple(places),
-                Run(name, method, 0.0, choice["beta"], seed, more, compared=MAIN in places),
+                Run(
+                    name,
+                    method,
+                    _radius(profile, method, 0.0),
+                    choice["beta"],
+                    seed,
+                    more,
+                    compared=MAIN in places,
+                ),
             )
         )
+    found += _on_flipped_labels(profile)
     # its samples differ from seed to seed, what it knows does not
     starts = [
         Run(f"start-seed-{seed}", "start", 0.0, 0.0, seed, compared=seed == 0)
         for seed in range(profile.seeds)
     ]
     return found + [((MAIN,) if run.compared else (), run) for run in starts]
+
+
+def _on_flipped_labels(profile: Profile) -> list[tuple[Choices, Run]]:
+    """The methods of the comparison, and those that are made for it, on labels of which a share is
+    exchanged."""
+    methods = dict.fromkeys(("dpo", *profile.methods, *AGAINST_FLIPS))
+    return [
+        (
+            (("flip", str(flip)),),
+            Run(
+                f"{method}-flip={flip:g}-beta={profile.beta:g}-seed-{seed}",
+                method,
+                _radius(profile, method, flip),
+                profile.beta,
+                seed,
+                _strings(profile),
+                flip=flip,
+                compared=False,
+            ),
+        )
+        for flip, method, seed in product(profile.flips, methods, range(profile.seeds))
+    ]
+
+
+def _strings(profile: Profile) -> dict[str, Any]:
+    return {} if profile.strings is None else {"strings": profile.strings}
+
+
+def _radius(profile: Profile, method: str, flip: float) -> float:
+    """What sizes a method: its radius, the rate of flips that it is told, or 0 where it has
+    neither."""
+    if method in KNOWING:
+        return flip
+    return float(getattr(profile, f"{method}_radius", 0.0))
+
+
+def _labels(study: Study, pairs: dict[tuple[str, int], Stage], run: Run) -> Stage | None:
+    """The pairs that a run is trained on; None for the start."""
+    if run.method == "start":
+        return None
+    clean = pairs["train", run.replicate]
+    return flipped_pairs(study, clean, run.flip, run.replicate) if run.flip else clean
 
 
 def _place(axis: str, value: Any) -> tuple[str, str]:
@@ -292,7 +337,7 @@ def _place(axis: str, value: Any) -> tuple[str, str]:
     return axis, str(value)
 
 
-def preferences(study: Study, prompts: Stage) -> dict[tuple[str, int], Stage]:
+def preferences(study: Study, prompts: Stage | None) -> dict[tuple[str, int], Stage]:
     """The pairs of the training, for each replicate, and those of the test: folders with
     pairs.jsonl, by part and replicate."""
     profile = study.sizes
@@ -300,65 +345,48 @@ def preferences(study: Study, prompts: Stage) -> dict[tuple[str, int], Stage]:
     found: dict[tuple[str, int], Stage] = {}
     for part, seeds in (("train", profile.seeds), ("test", 1)):
         if study.models.texts is not None:
-            completions = completions_stage(study, prompts, part, profile.completions)
-            scores = scores_stage(study, prompts, completions, part)
+            assert prompts is not None  # checked: a generated model comes with its reward model
             for seed in range(seeds):
-                found[part, seed] = _labelled(study, prompts, completions, scores, part, seed)
-        else:
-            stored = _stored(
-                study, part
-            )  # the labels are there: replicates differ in the order of the training only
+                found[part, seed] = labelled_pairs(
+                    study,
+                    prompts,
+                    part,
+                    seed,
+                    score=profile.score,
+                    count=profile.completions,
+                )
+        else:  # the labels are there: replicates differ in the order of the training, and in flips
+            train = part == "train"
+            stored = stored_pairs(
+                study,
+                part,
+                profile.source,
+                profile.split if train else profile.test_split,
+                profile.prompts if train else profile.test_prompts,
+                whole=profile.whole and train,
+                strings=profile.strings,
+            )
             found |= {(part, seed): stored for seed in range(seeds)}
     return found
 
 
-def _labelled(
-    study: Study, prompts: Stage, completions: Stage, scores: Stage, part: str, seed: int
-) -> Stage:
-    """Generated completions, labelled by annotators who go by the score."""
+def populations(study: Study, test: Stage) -> dict[str, Stage]:
+    """The held-out pairs: those of the test, and of another population where one is named."""
     profile = study.sizes
     assert isinstance(profile, Profile)
-    made_from = {
-        "scores": scores.digest,
-        "score": profile.score,
-        "scale": profile.label_scale,
-        "replicate": seed,
-        "code": study.code,
-    }
-
-    def make(folder: Path) -> None:
-        if rank() != 0:
-            return
-        table = scored(completions, scores)
-        first, second = two_of_each(table)
-        rewards = [part[profile.score].to_numpy() for part in (first, second)]
-        wins = annotators(
-            rewards[0], rewards[1], profile.label_scale, derived_seed(study.options.seed, 26, seed)
+    found = {SAME: test}
+    if profile.shifted is not None:
+        found[SHIFTED] = stored_pairs(
+            study,
+            SHIFTED,
+            profile.shifted,
+            # a file has no splits
+            "train" if Path(profile.shifted).expanduser().is_file() else profile.shifted_split,
+            profile.shifted_pairs,
+            whole=False,
+            strings=profile.strings,
         )
-        write_pairs(folder, read_prompts(prompts.folder / FILES[part]), first, second, wins)
-
-    return stage(study.root, f"pairs-{part}-seed-{seed}", made_from, make)
-
-
-def _stored(study: Study, part: str) -> Stage:
-    """Pairs of a data set."""
-    sizes = study.sizes
-    split, count = (
-        (sizes.split, sizes.prompts) if part == "train" else (sizes.test_split, sizes.test_prompts)
-    )
-    made_from = {
-        "source": content(sizes.source),
-        "split": split,
-        "count": count,
-        "seed": study.options.seed,
-        "code": study.code,
-    }
-
-    def make(folder: Path) -> None:
-        if rank() == 0:
-            take_pairs(folder, sizes.source, split, count, derived_seed(study.options.seed, 27))
-
-    return stage(study.root, f"pairs-{part}", made_from, make)
+    return found
 
 
 def _judge(
@@ -367,118 +395,47 @@ def _judge(
     study: Study,
     run: Run,
     policy: str,
-    prompts: Path,
-    pairs: Path,
+    prompts: Path | None,
+    populations: dict[str, Path],
     tasks: Path | None,
-    instructions: Path,
     how: dict[str, Any],
+    instructions: Path | None = None,
 ) -> None:
-    """Completions of a policy with their scores, and log-probabilities of the test pairs;
-    benchmarks of those compared."""
-    judge_by_rewards(folder, study=study, run=run, policy=policy, prompts=prompts)
-    write_response_logps(folder, study=study, policy=policy, pairs=pairs)
-    if run.compared:
+    """Log-probabilities of the held-out pairs, and, with a reward model, completions of a policy
+    with their scores; benchmarks and answers of those compared."""
+    if prompts is not None:
+        judge_by_rewards(folder, study=study, run=run, policy=policy, prompts=prompts)
+    assert isinstance(study.sizes, Profile)
+    for name, pairs in populations.items():
+        write_response_logps(
+            folder,
+            study=study,
+            policy=policy,
+            pairs=pairs,
+            strings=study.sizes.strings,
+            name=file_of(name),
+        )
+    if run.compared and how["name"] != NONE:
         write_benchmarks(folder, study, policy, tasks=tasks, **how)
+    if run.compared and instructions is not None:
         write_answers(folder, study=study, run=run, policy=policy, instructions=instructions)
 
 
-# ------------------------------------------------------------------------------------------- tables
-Judged = Sequence[
-    tuple[Choices, Run, Path]
-]  # panels, run, and the folder of what the policy is worth
-
-
-def quantiles(judged: Judged) -> pd.DataFrame:
-    """Quantiles over test pairs of log pi/pi_start of the chosen and rejected responses, and of log
-    pi(chosen)/pi(rejected)."""
-    starts = {
-        run.replicate: read_artefact(folder / "logps.parquet")
-        for _, run, folder in judged
-        if run.method == "start"
-    }
-    parts = []
-    for run, folder in _compared(judged):
-        own, start = read_artefact(folder / "logps.parquet"), starts[run.replicate]
-        values = {"log_ratio": own.chosen - own.rejected}
-        if run.method != "start":
-            values |= {name: own[name] - start[name] for name in ("chosen", "rejected")}
-        for quantity, value in values.items():
-            table = {"quantity": quantity, "level": LEVELS, "value": np.quantile(value, LEVELS)}
-            parts.append(pd.DataFrame({"method": run.method, "seed": run.replicate, **table}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def ablations(profile: Profile, judged: Judged) -> pd.DataFrame:
-    """Win rate, reward and KL of the runs of Fig. 2: a row for each panel (`axis`), value, method
-    and seed."""
-    starts = _starts(profile, judged)
-    rows = []
-    for places, run, folder in judged:
-        if run.method == "start":
-            continue
-        wins, reward = _against(profile, folder, starts[run.replicate])
-        kl = float(read_artefact(folder / "completions.parquet").log_ratio.mean())
-        of_run = {
-            "method": run.method,
-            "seed": run.replicate,
-            "win_rate": float(wins.mean()),
-            "reward": float(reward.mean()),
-            "kl": kl,
-        }
-        rows += [
-            {"axis": axis, "value": value, **of_run}
-            for axis, value in places
-            if (axis, value) != MAIN
-        ]
-    return pd.DataFrame(rows)
-
-
-def benchmarks(profile: Profile, judged: Judged) -> pd.DataFrame:
-    """Benchmarks of the compared runs, a row for each task, and their win rate against the start by
-    the score."""
-    starts = _starts(profile, judged)
-    parts = []
-    for run, folder in _compared(judged):
-        wins = mean_of(_against(profile, folder, starts[run.replicate])[0])
-        row: dict[str, Any] = {
-            "task": WIN_RATE,
-            "column": WIN_RATE,
-            "metric": f"share of prompts with more {profile.score}",
-        }
-        row |= {"value": wins.value, "stderr": wins.error, "samples": len(starts[run.replicate])}
-        table = pd.concat(
-            [read_artefact(folder / "benchmarks.csv"), pd.DataFrame([row])], ignore_index=True
-        )
-        parts.append(table.assign(method=run.method, seed=run.replicate))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _compared(judged: Judged) -> Iterable[tuple[Run, Path]]:
-    return ((run, folder) for places, run, folder in judged if MAIN in places)
-
-
-def _starts(profile: Profile, judged: Judged) -> dict[int, np.ndarray]:
-    return {
-        run.replicate: _score(profile, folder) for _, run, folder in judged if run.method == "start"
-    }
-
-
-def _score(profile: Profile, folder: Path) -> np.ndarray:
-    return read_artefact(folder / "scores.parquet")[profile.score].to_numpy()
-
-
-def _against(profile: Profile, folder: Path, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wins against the start on each test prompt, ties counted half, and the rewards."""
-    reward = _score(profile, folder)
-    return (reward > start) + 0.5 * (reward == start), reward
-
-
 def summarise(config: AotBenchmark, tables: dict[str, pd.DataFrame]) -> None:
-    """Print the benchmarks of every method, and where the answers for AlpacaEval are."""
-    means = (
-        tables["benchmarks"]
-        .pivot_table(index="method", columns="column", values="value", sort=False)
-        .round(3)
+    """Print the benchmarks of every method, and how it orders held-out pairs; and where the answers
+    for AlpacaEval are."""
+    if "benchmarks" in tables:
+        means = (
+            tables["benchmarks"]
+            .pivot_table(index="method", columns="column", values="value", sort=False)
+            .round(3)
+        )
+        screen.show(means.reset_index().to_dict("records"), "mean over tasks and seeds")
+    accuracy = tables["compared"].query("measure == 'accuracy'")
+    shown = ["population", "flip", "method", "value", "over_dpo", "lost"]
+    screen.show(
+        accuracy[[name for name in shown if name in accuracy]].round(3).to_dict("records"),
+        "share of held-out pairs in the right order, mean over seeds",
     )
-    screen.show(means.reset_index().to_dict("records"), "mean over tasks and seeds")
-    print(f"answers for AlpacaEval: {config.out}/stages/judged-*/outputs.json")
+    if "ablations" in tables:
+        print(f"answers for AlpacaEval: {config.out}/stages/judged-*/outputs.json")

@@ -30,7 +30,7 @@ from experiments.alignment.policies import (
     scores_stage,
 )
 from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
-from experiments.alignment.sizes import PAPER, QUICK, SMOKE, Options, Sizes, chosen
+from experiments.alignment.sizes import PAPER, QUICK, SMALL, SMOKE, Options, Sizes, chosen
 from experiments.alignment.study import Study, begin, finish
 from experiments.alignment.training import Run
 from experiments.engine.ranks import rank
@@ -76,6 +76,14 @@ PROFILES = {
         kldpo_radii=(1.0,),
     ),
     "quick": _QUICK,
+    "small": replace(
+        _QUICK,
+        **asdict(SMALL),
+        radar=("anger+fear", "joy+sadness"),
+        curves=("anger+fear", "joy+sadness"),
+        wdpo_radii=(0.1,),
+        kldpo_radii=(1.0,),
+    ),
     "paper": Profile(
         **asdict(PAPER),
         radar=(

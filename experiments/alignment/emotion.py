@@ -41,13 +41,14 @@ class Emotion:
     out: Path = Path("results/emotion")
     """Folder of the results; a run that was stopped resumes from what it holds."""
     profile: str = "quick"
-    """Size of the study: smoke (seconds), quick (minutes on two cores) or paper (needs a GPU,
-    `gpt2` and `dair-ai/emotion`)."""
+    """Size of the study: smoke (seconds), quick (minutes on two cores), small (an hour on two
+    cores: `smollm2`, real texts) or paper (needs a GPU, `gpt2`); small and paper take
+    `dair-ai/emotion` from the hub where no source is given."""
     seed: int = 0
     """Seed of all random numbers; the same seed gives the same rows."""
     methods: tuple[str, ...] = ("dpo", "wdpo", "kldpo")
     """What is trained: dpo, wdpo, kldpo, dr_dpo, aot, ipo. DPO is always there, as the control."""
-    settings: tuple[str, ...] = SETTINGS
+    settings: tuple[str, ...] | None = None
     """Who labels: convex or geometric mixture of two rewards, or groups of annotators that the
     prompt tells apart."""
     cues: tuple[str, ...] = ()
@@ -97,6 +98,9 @@ class Emotion:
     """Pairs in a step of the preference training."""
     micro_batch_size: int | None = None
     """Pairs that are held in memory at once; the step is the same."""
+    bf16: bool | None = None
+    """Compute the trainings in bfloat16, with weights in float32; twice as fast on processors that
+    have it."""
     beta: float | None = None
     """beta of every objective."""
     control_betas: tuple[float, ...] | None = None
@@ -115,6 +119,8 @@ class Emotion:
     Other runs: at the end."""
     save_policies: bool = False
     """Keep every trained policy, in OUT/policies."""
+    shared: Path = Path("results/generated")
+    """Folder of the texts, the fine-tuned model and the reward model, which all experiments use."""
     workers: int | None = None
     """Processes that train at the same time; by default one for each core, or one where there is a
     GPU."""
@@ -139,7 +145,7 @@ def plan(config: Emotion) -> Profile:
         profile = replace(profile, model=None)
     for what, values, known in (
         ("method", config.methods, METHODS),
-        ("setting", config.settings, SETTINGS),
+        ("setting", profile.settings, SETTINGS),
         ("wdpo", (profile.wdpo,), WDPO),
     ):
         unknown = [value for value in values if value not in known]
@@ -164,7 +170,7 @@ def plan(config: Emotion) -> Profile:
         numbers = [
             x
             for x in (value if isinstance(value, tuple) else (value,))
-            if isinstance(x, (int, float))
+            if isinstance(x, (int, float)) and not isinstance(x, bool)
         ]
         if name != "alpha" and any(x <= 0 for x in numbers):
             raise ValueError(f"{name} must be positive, got {value}.")
@@ -207,10 +213,13 @@ def plan_cells(config: Emotion, profile: Profile, digests: list[str]) -> list[Ce
     """One cell for each setting, run and replicate. A cell is identified by all that its rows
     depend on."""
     settings = asdict(profile)
-    names = ("epochs", "learning_rate", "batch_size", "micro_batch_size", "alphas", "test_prompts")
+    names = (
+        *("epochs", "learning_rate", "batch_size", "micro_batch_size", "bf16"),
+        *("alphas", "test_prompts"),
+    )
     cells = []
     for method, radius, beta in runs(profile, config.methods):
-        for setting in config.settings:
+        for setting in profile.settings:
             for replicate, digest in enumerate(digests):
                 parameters = {
                     "setting": setting,
@@ -245,7 +254,12 @@ def run(config: Emotion) -> dict[str, pd.DataFrame]:
     workers = config.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
     with open_run(config.out) as out:
         places, digests = prepare(
-            profile, out, seed=config.seed, cues=cue_words(config, profile), workers=workers
+            profile,
+            out,
+            shared=config.shared,
+            seed=config.seed,
+            cues=cue_words(config, profile),
+            workers=workers,
         )
         rows = run_cells(
             plan_cells(config, profile, digests),
@@ -269,7 +283,7 @@ def run(config: Emotion) -> dict[str, pd.DataFrame]:
                 "experiment": "emotion",
                 "configuration": configuration(config),
                 "profile": asdict(profile),
-                "settings": list(config.settings),
+                "settings": list(profile.settings),
                 "policy": json.loads((places.policy / "metrics.json").read_text(encoding="utf-8")),
                 "reward_model": json.loads(
                     (places.judge / "metrics.json").read_text(encoding="utf-8")
@@ -279,7 +293,7 @@ def run(config: Emotion) -> dict[str, pd.DataFrame]:
                     len(labelled(table, SETTINGS[0])["index"]) for table in pairs
                 ],
                 "minority_share": float(np.mean([table.minority.mean() for table in pairs])),
-                "runs": len(digests) * len(config.settings) * len(runs(profile, config.methods)),
+                "runs": len(digests) * len(profile.settings) * len(runs(profile, config.methods)),
                 **provenance("transformers", "tokenizers", "datasets"),
                 "wall_time_s": round(time.perf_counter() - began, 1),
             },

@@ -4,6 +4,7 @@ arXiv:2502.01930."""
 from dataclasses import dataclass, replace
 
 from llm.data.corpus import GRAMMAR
+from llm.generate import SETTINGS
 
 REWARDS = ("anger", "fear")  # r1, r2
 
@@ -14,9 +15,10 @@ class Profile:
     what each is.
 
     prompt_tokens: tokens of a text that are its prompt. alphas: points of the grid of alpha in the
-    test, from 0 to 1.
+    test, from 0 to 1. bf16: what is computed in the trainings; everything is judged in float32.
     """
 
+    settings: tuple[str, ...]
     source: str
     model: str | None
     texts: tuple[int, ...]
@@ -38,6 +40,7 @@ class Profile:
     learning_rate: float
     batch_size: int
     micro_batch_size: int
+    bf16: bool
     beta: float
     control_betas: tuple[float, ...]
     wdpo: str
@@ -49,6 +52,7 @@ class Profile:
 
 
 _QUICK = Profile(
+    settings=SETTINGS,
     source=GRAMMAR,
     model=None,
     texts=(4000, 400, 2000),
@@ -70,6 +74,7 @@ _QUICK = Profile(
     learning_rate=3e-4,
     batch_size=24,
     micro_batch_size=24,
+    bf16=False,
     beta=0.1,
     control_betas=(0.3, 1.0),
     wdpo="adversarial",
@@ -101,7 +106,41 @@ PROFILES = {
         alphas=3,
     ),
     "quick": _QUICK,
+    "small": Profile(  # a pretrained model and real texts, at a size that two cores can do
+        settings=("convex", "geometric"),
+        source="dair-ai/emotion",
+        model="smollm2",
+        texts=(2000, 200, 800),
+        seeds=3,
+        width=576,
+        layers=30,
+        vocabulary=49152,
+        prompt_tokens=4,
+        new_tokens=20,
+        sft_epochs=1,
+        sft_learning_rate=1e-4,
+        reward_epochs=2,
+        reward_learning_rate=1e-4,
+        prompts=256,
+        test_prompts=192,
+        label_scale=4.0,
+        alpha=0.1,
+        epochs=1,
+        learning_rate=5e-5,
+        batch_size=16,
+        micro_batch_size=8,
+        bf16=True,
+        beta=0.1,
+        control_betas=(0.3, 1.0),
+        wdpo="adversarial",
+        wdpo_radii=(0.05, 0.2),
+        kldpo_radii=(0.5, 1.0),
+        dr_dpo_radii=(0.5, 1.0),
+        checkpoints=2,
+        alphas=11,
+    ),
     "paper": Profile(
+        settings=SETTINGS,
         source="dair-ai/emotion",
         model="gpt2",
         texts=(),
@@ -123,6 +162,7 @@ PROFILES = {
         learning_rate=5e-7,
         batch_size=64,
         micro_batch_size=64,
+        bf16=False,
         beta=0.1,
         control_betas=(0.3, 1.0, 3.0),
         wdpo="released",

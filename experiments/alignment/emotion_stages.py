@@ -1,8 +1,8 @@
 """The stages of the emotion study before the preference training: texts, fine-tuned model, reward
 model, labelled pairs.
 
-Each leaves a folder in OUT/stages with all that it was made from; it is made again when any of that
-has changed.
+Each leaves a folder with all that it was made from; it is made again when any of that has changed.
+Texts and models are in a folder that all experiments share, labelled pairs in OUT/stages.
 """
 
 from dataclasses import asdict
@@ -16,7 +16,14 @@ import torch
 
 from experiments.alignment.emotion_profiles import REWARDS, Profile
 from experiments.engine.provenance import STAGES, code_fingerprint, files_of
-from experiments.engine.stages import Stage, content, derived_seed, stage, together
+from experiments.engine.stages import (
+    Stage,
+    content,
+    derived_seed,
+    digest_of,
+    stage,
+    together,
+)
 from experiments.engine.store import write_json, write_table
 from llm import generate, models, sft
 from llm.data import corpus
@@ -25,6 +32,9 @@ from llm.generate import SETTINGS
 from llm.judges import emotion as rewards
 from llm.judges import evaluate
 from llm.weights import located
+
+SIZES = ("width", "layers", "prompt_tokens", "new_tokens")
+KINDS = ("sft", "reward")  # of training before the preferences
 
 
 class Places(NamedTuple):
@@ -37,11 +47,11 @@ class Places(NamedTuple):
 
 
 def prepare(
-    profile: Profile, out: Path, *, seed: int, cues: tuple[str, ...], workers: int
+    profile: Profile, out: Path, *, shared: Path, seed: int, cues: tuple[str, ...], workers: int
 ) -> tuple[Places, list[str]]:
     """Make what is not there yet, with as many processes as workers; also the digests of the
     replicates' labels."""
-    texts, policy, judge = prepare_models(profile, out / "stages", seed=seed, workers=workers)
+    texts, policy, judge = prepare_models(profile, shared, seed=seed, workers=workers)
     labels = _made_from(
         profile,
         seed,
@@ -75,30 +85,40 @@ def prepare(
 
 
 def prepare_models(
-    profile: Profile, root: Path, *, seed: int, workers: int
+    profile: Profile, shared: Path, *, seed: int, workers: int
 ) -> tuple[Stage, Stage, Stage]:
     """The stages of the texts with their tokenizer, of the fine-tuned model and of the reward
-    model, in the folder `root`."""
+    model, in a folder of `shared` that is named after what they are made from, but for the code:
+    other code makes them again, other sizes beside them."""
     common: dict[str, Any] = {"profile": profile, "seed": seed}
     source = corpus.GRAMMAR if profile.source == corpus.GRAMMAR else content(profile.source)
     model = content(profile.model and located(profile.model))
+    sizes: dict[str, Any] = {name: getattr(profile, name) for name in SIZES} | {"model": model}
+    recipes = {name: getattr(profile, name) for kind in KINDS for name in _recipe(kind)}
+    of_texts = {name: getattr(profile, name) for name in ("texts", "vocabulary")}
+    root = shared.resolve() / digest_of(
+        sizes | recipes | of_texts | {"source": source, "seed": seed}
+    )
     sources = _made_from(profile, seed, "texts", "vocabulary", source=source, model=model)
     (texts,) = together(
         [partial(stage, root, "texts", sources, partial(make_texts, **common))], workers
     )
-    sizes = {
-        name: getattr(profile, name) for name in ("width", "layers", "prompt_tokens", "new_tokens")
-    } | {"model": model}
     tasks = []
-    for name, kind, make in (("policy", "sft", make_policy), ("judge", "reward", make_judge)):
-        recipe = _made_from(
-            profile, seed, f"{kind}_epochs", f"{kind}_learning_rate", texts=texts.digest, **sizes
-        )
+    for name, kind, make in (
+        ("policy", KINDS[0], make_policy),
+        ("judge", KINDS[1], make_judge),
+    ):
+        recipe = _made_from(profile, seed, *_recipe(kind), texts=texts.digest, **sizes)
         tasks.append(
             partial(stage, root, name, recipe, partial(make, texts=texts.folder, **common))
         )
     policy, judge = together(tasks, workers)
     return texts, policy, judge
+
+
+def _recipe(kind: str) -> tuple[str, ...]:
+    """The settings that say how the fine-tuned model (sft) or the reward model is trained."""
+    return f"{kind}_epochs", f"{kind}_learning_rate", "bf16"
 
 
 def _made_from(profile: Profile, seed: int, *names: str, **more: Any) -> dict[str, Any]:
@@ -121,6 +141,7 @@ def make_texts(folder: Path, profile: Profile, seed: int) -> None:
         tokenizer = models.word_tokenizer(list(texts["train"].text), profile.vocabulary)
     else:
         tokenizer = models.pretrained_tokenizer(profile.model)
+        tokenizer.chat_template = None  # texts are continued, not answered
     tokenizer.save_pretrained(folder / "tokenizer")
 
 
@@ -135,7 +156,7 @@ def make_policy(folder: Path, texts: Path, profile: Profile, seed: int) -> None:
         length=length,
         seed=derived_seed(seed, 1),
     )
-    recipe = sft.Recipe(profile.sft_epochs, profile.sft_learning_rate)
+    recipe = sft.Recipe(profile.sft_epochs, profile.sft_learning_rate, bf16=profile.bf16)
     train, validation = (
         list(pd.read_parquet(texts / f"{split}.parquet").text) for split in ("train", "validation")
     )
@@ -164,7 +185,12 @@ def make_judge(folder: Path, texts: Path, profile: Profile, seed: int) -> None:
         length=length,
         seed=derived_seed(seed, 2),
     )
-    recipe = sft.Recipe(profile.reward_epochs, profile.reward_learning_rate, weight_decay=0.01)
+    recipe = sft.Recipe(
+        profile.reward_epochs,
+        profile.reward_learning_rate,
+        weight_decay=0.01,
+        bf16=profile.bf16,
+    )
     loss = rewards.fit_reward_model(
         model,
         tokenizer,

@@ -142,6 +142,7 @@ def _train(
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=min(12, steps // 2),
         max_grad_norm=10.0,
+        bf16=profile.bf16,
         logging_steps=max(1, steps // 20),
         save_strategy="no",
         report_to="none",

@@ -1,5 +1,5 @@
-"""`python -m experiments.alignment.make_models KIND ROOT SEED WORKERS`: the generated models, made
-in a process of its own.
+"""`python -m experiments.alignment.make_models KIND SOURCE SHARED SEED WORKERS`: the generated
+models, made in a process of its own.
 
 A launch of several processes would otherwise train them together, and not the same.
 """
@@ -7,9 +7,9 @@ A launch of several processes would otherwise train them together, and not the s
 import sys
 from pathlib import Path
 
-from experiments.alignment.emotion_profiles import PROFILES
 from experiments.alignment.emotion_stages import prepare_models
+from experiments.alignment.models import generated
 
 if __name__ == "__main__":
-    kind, root, seed, workers = sys.argv[1:]
-    prepare_models(PROFILES[kind], Path(root), seed=int(seed), workers=int(workers))
+    kind, source, shared, seed, workers = sys.argv[1:]
+    prepare_models(generated(kind, source), Path(shared), seed=int(seed), workers=int(workers))

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from experiments.alignment.emotion_profiles import PROFILES as GENERATED
+from experiments.alignment.emotion_profiles import Profile as Generated
 from experiments.alignment.emotion_stages import prepare_models
 from experiments.alignment.sizes import Options, Sizes
 from experiments.engine.ranks import device, rank, ranks, wait_for_all
@@ -28,13 +29,14 @@ class Models:
     """The model that policies start from and the reward model: folders, or names on the hub.
 
     made_from: what they are, for the record of a stage that uses them. texts: folder of the texts,
-    if they are generated.
+    if they are made here. start: the pretrained model that they are made of, if any.
     """
 
     policy: str
     judge: str
     made_from: dict[str, Any]
     texts: Path | None
+    start: str | None = None
 
 
 def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
@@ -48,22 +50,30 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
         return Models(
             os.path.expanduser(sizes.model), os.path.expanduser(sizes.judge), made_from, None
         )
-    kind = "smoke" if options.profile == "smoke" else "quick"
-    root = options.shared.resolve() / kind
+    kind = options.profile if options.profile in ("smoke", "small") else "quick"
     if ranks() > 1:
         if rank() == 0:
-            _make_alone(kind, root, options.seed, workers)
+            _make_alone(kind, sizes.source, options, workers)
         wait_for_all()
-    texts, policy, judge = prepare_models(GENERATED[kind], root, seed=options.seed, workers=workers)
+    profile = generated(kind, sizes.source)
+    texts, policy, judge = prepare_models(
+        profile, options.shared, seed=options.seed, workers=workers
+    )
     return Models(
         str(policy.folder),
         str(judge.folder),
         {"model": policy.digest, "judge": judge.digest},
         texts.folder,
+        profile.model,
     )
 
 
-def _make_alone(kind: str, root: Path, seed: int, workers: int) -> None:
+def generated(kind: str, source: str) -> Generated:
+    """How the emotion study makes its models in that profile, from texts of a source."""
+    return replace(GENERATED[kind], source=source)
+
+
+def _make_alone(kind: str, source: str, options: Options, workers: int) -> None:
     """Make the generated models outside of the launch, as a single process does."""
     launched = (
         "RANK",
@@ -77,11 +87,8 @@ def _make_alone(kind: str, root: Path, seed: int, workers: int) -> None:
     )
     alone = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
     module = "experiments.alignment.make_models"
-    subprocess.run(
-        [sys.executable, "-m", module, kind, str(root), str(seed), str(workers)],
-        env=alone,
-        check=True,
-    )
+    words = [kind, source, str(options.shared), str(options.seed), str(workers)]
+    subprocess.run([sys.executable, "-m", module, *words], env=alone, check=True)
 
 
 def check_objectives(models: Models, names: Iterable[str]) -> None:

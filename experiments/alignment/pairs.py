@@ -2,6 +2,7 @@
 against the worst."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,38 @@ def best_and_worst(completions: pd.DataFrame, reward: str) -> tuple[pd.DataFrame
     return best, worst
 
 
-def take_pairs(folder: Path, source: str, split: str, count: int, seed: int) -> None:
-    """At most `count` pairs of a data set, drawn at random, as pairs.jsonl and count.json."""
+def take_pairs(
+    folder: Path,
+    source: str,
+    split: str,
+    count: int,
+    seed: int,
+    keep: Callable[[list[dict[str, Any]]], list[int]] | None = None,
+) -> None:
+    """At most `count` pairs of a data set, drawn at random, as pairs.jsonl and count.json: how many
+    they are, and of how many.
+
+    Args:
+        keep: the positions of those that may be taken, of rows; None: all.
+
+    Raises:
+        ValueError: none may be taken.
+    """
     from llm.data.tokens import load_rows
 
     rows = load_rows(source, split)
     columns = ("prompt", "chosen", "rejected")
-    order = np.random.default_rng(seed).permutation(len(rows))[:count]
-    rows = [{name: rows[i][name] for name in columns if name in rows[i]} for i in order]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if keep is not None:
+        order = order[np.isin(order, keep(rows))]
+    if len(order) == 0:
+        raise ValueError(
+            f"of {len(rows)} pairs of {source} (split {split}) none is short enough: raise"
+            " prompt_tokens or new_tokens."
+        )
+    of = len(rows)
+    rows = [{name: rows[i][name] for name in columns if name in rows[i]} for i in order[:count]]
     write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder / "pairs.jsonl"
     )
-    write_json({"pairs": len(rows), "of": len(rows)}, folder / "count.json")
+    write_json({"pairs": len(rows), "of": of}, folder / "count.json")

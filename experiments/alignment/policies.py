@@ -1,10 +1,8 @@
 """The stages of each policy, `policy-NAME` and `judged-NAME`: its training, and what it is
 worth."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,14 @@ from experiments.alignment.scores import write_scores
 from experiments.alignment.sizes import part_of
 from experiments.alignment.study import Study
 from experiments.alignment.training import Run, more_options, options_of, train_policy
-from experiments.engine.stages import Stage, derived_seed, read_artefact, stage, together
+from experiments.engine.stages import (
+    Stage,
+    derived_seed,
+    digest_of,
+    read_artefact,
+    stage,
+    together,
+)
 
 Judge = Callable[
     ..., object
@@ -144,11 +149,10 @@ def _trained(study: Study, run: Run, pairs: Stage, more: dict[str, Any]) -> tupl
         | {name: options[name] for name in ("max_length", "bf16")}
         | {"more": more, "kto": run.method == "kto"}
     )
-    key = sha256(json.dumps(of_reference, sort_keys=True, default=str).encode()).hexdigest()[:16]
     files = {
         "model": study.models.policy,
         "data": str(pairs.folder / "pairs.jsonl"),
-        "reference_cache": str(study.root / f"reference-{key}.safetensors"),
+        "reference_cache": str(study.root / f"reference-{digest_of(of_reference)}.safetensors"),
     }
     made = stage(
         study.root,

@@ -27,7 +27,8 @@ def write_scores(
     objective of the reward model."""
     table, asked = pd.read_parquet(completions), read_prompts(prompts)
     loaded: list[Any] = []
-    dtype = "bfloat16" if sizes.bf16 else "float32"
+    given = sizes.judge is not None
+    dtype = "bfloat16" if sizes.bf16 and given else "float32"
 
     def make(part: slice, _: int) -> pd.DataFrame:
         if not loaded:

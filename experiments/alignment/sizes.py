@@ -7,7 +7,7 @@ from typing import Any
 
 from llm.data.corpus import GRAMMAR
 
-PROFILES = ("smoke", "quick", "paper")
+NONE = "none"  # instead of a reward model
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Sizes:
     micro_batch_size: int
     beta: float
     bf16: bool  # in the training, and of a given reward model
+    lora: int  # rank of the adapter that is trained; 0: all weights are
     wdpo: str
 
 
@@ -43,8 +44,9 @@ class Options:
     """What all of these experiments can be told. What is not given is taken from the profile."""
 
     profile: str = "quick"
-    """Size: smoke (seconds), quick (minutes on two cores, on generated texts) or paper (needs GPUs,
-    models and data)."""
+    """Size: smoke (seconds), quick (minutes on two cores, on generated texts), small (where there
+    is one: an hour or two on two cores, `smollm2` and real texts) or paper (needs GPUs, models and
+    data)."""
     seed: int = 0
     """Seed of all random numbers; the same seed gives the same rows."""
     seeds: int | None = None
@@ -88,6 +90,11 @@ class Options:
     """Pairs that a process holds in memory at once; the step is the same."""
     beta: float | None = None
     """beta of every objective."""
+    bf16: bool | None = None
+    """Train in bfloat16, with weights in float32, and hold a given reward model in it; policies are
+    judged in float32."""
+    lora: int | None = None
+    """Rank of the adapter that is trained instead of all weights; 0: all weights."""
     wdpo: str | None = None
     """How WDPO is computed: adversarial, finite_difference, exact, or released (the squared penalty
     of the authors' code)."""
@@ -128,10 +135,24 @@ QUICK = Sizes(
     micro_batch_size=24,
     beta=0.1,
     bf16=False,
+    lora=0,
     wdpo="adversarial",
 )
 SMOKE = replace(
     QUICK, seeds=2, prompts=64, test_prompts=40, epochs=1, batch_size=8, micro_batch_size=8
+)
+SMALL = replace(  # a pretrained model on real texts, at a size that two cores can do
+    QUICK,
+    source="dair-ai/emotion",
+    seeds=2,
+    prompts=192,
+    test_prompts=128,
+    new_tokens=20,
+    epochs=1,
+    batch_size=16,
+    micro_batch_size=8,
+    bf16=True,
+    lora=16,
 )
 PAPER = Sizes(  # of Section 6 and Appendix F, arXiv:2502.01930
     model="meta-llama/Llama-3.2-1B-Instruct",
@@ -155,12 +176,13 @@ PAPER = Sizes(  # of Section 6 and Appendix F, arXiv:2502.01930
     micro_batch_size=2,
     beta=0.01,
     bf16=True,
+    lora=0,
     wdpo="released",
 )
 
 
-def chosen(profiles: dict[str, Any], options: Options) -> Any:
-    """The profile with what the options replace.
+def chosen(profiles: dict[str, Any], options: Options, *, judged: bool = True) -> Any:
+    """The profile with what the options replace. judged: a reward model is needed.
 
     Raises:
         ValueError: an unknown or impossible value.
@@ -186,9 +208,19 @@ def chosen(profiles: dict[str, Any], options: Options) -> Any:
             for x in (value if isinstance(value, (tuple, list)) else (value,))
             if isinstance(x, (int, float)) and not isinstance(x, bool)
         ]
-        if name not in ("alpha", "warmup") and any(x <= 0 for x in numbers):
+        if name not in ("alpha", "warmup", "lora") and any(x <= 0 for x in numbers):
             raise ValueError(f"{name} must be positive, got {value}.")
-    if len({sizes.model is None, sizes.judge is None, sizes.source == GRAMMAR}) > 1:
+    if judged and sizes.judge == NONE:
+        raise ValueError(
+            "judge is none, but policies are judged by a reward model here: name one, or leave"
+            " judge out."
+        )
+    if sizes.lora < 0:
+        raise ValueError(f"lora must be a rank, or 0 for all weights, got {sizes.lora}.")
+    generated = sizes.model is None
+    # of the profile small the models that are made here are of real texts
+    texts_for_it = sizes.source == GRAMMAR or (generated and options.profile == "small")
+    if generated != (sizes.judge is None) or generated != texts_for_it:
         raise ValueError(
             f"model, judge and source do not go together: {sizes.model or 'generated'},"
             f" {sizes.judge or 'generated'}, {sizes.source}. The generated model and judge know"

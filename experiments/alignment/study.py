@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from experiments.alignment.models import Models, prepare
-from experiments.alignment.sizes import Options, Sizes
+from experiments.alignment.sizes import NONE, Options, Sizes
 from experiments.alignment.training import Run, check_options, more_options, options_of
 from experiments.engine.provenance import (
     STAGES,
@@ -79,7 +79,10 @@ def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
         )
     )
     workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
-    others = ("armorm.py", "leaderboard.py", "aot_benchmark.py", "emotion.py", "emotion_tables.py")
+    others = (
+        *("armorm.py", "leaderboard.py", "aot_benchmark.py", "emotion.py"),
+        *("emotion_tables.py", "held_out.py", "aot_tables.py", "aot_profiles.py"),
+    )
     files = [*files_of("experiments/alignment", but=others), *files_of("llm"), STAGES]
     models = prepare(sizes, options, workers)
     return Study(
@@ -127,8 +130,18 @@ def scale(study: Study) -> str:
     """On what the study ran, in words: data, model, seeds."""
     sizes = study.sizes
     if sizes.model is not None:
-        return f"{sizes.source}, {sizes.model}, rewards of {sizes.judge}, {sizes.seeds} seeds"
+        rewards = "" if sizes.judge == NONE else f", rewards of {sizes.judge}"
+        return f"{named(sizes.source)}, {named(sizes.model)}{rewards}, {sizes.seeds} seeds"
+    if study.models.start is not None:
+        start = named(study.models.start)
+        return f"texts of {named(sizes.source)}, {start} fine-tuned on them, {sizes.seeds} seeds"
     from transformers import AutoModelForCausalLM
 
     parameters = AutoModelForCausalLM.from_pretrained(study.models.policy).num_parameters()
     return f"generated corpus, GPT-2 of {parameters / 1e6:.2f} M parameters, {sizes.seeds} seeds"
+
+
+def named(source: str) -> str:
+    """A source or a model as it is called in a figure: a folder by its own name."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() else source

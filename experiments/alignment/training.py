@@ -18,7 +18,9 @@ KNOBS = {
     "kldpo": "tau",
     "wdpo": "rho",
     "dr_dpo": "b",
-}  # methods with a radius -> the option that sets it
+    "cdpo": "flip",
+    "rdpo": "flip",
+}  # methods with a radius, or a rate of flips -> the option that sets it
 WDPO: dict[
     str, dict[str, Any]
 ] = {  # ways to compute the gradient penalty -> options of the objective
@@ -66,6 +68,7 @@ class Run:
     beta: float
     replicate: int
     more: dict[str, Any] = field(default_factory=dict)  # other options, such as num_train_epochs
+    flip: float = 0.0  # share of the training labels that are exchanged
     compared: bool = True  # whether benchmarks are run on it, where the experiment has some
 
 
@@ -104,6 +107,7 @@ def options_of(run: Run, sizes: Sizes, *, seed: int, more: dict[str, Any]) -> di
         "logging_steps": 0.05,
         "save_strategy": "no" if sizes.model is None else "steps",
         "bf16": sizes.bf16,
+        **({"lora": True, "lora_rank": sizes.lora} if sizes.lora else {}),
         "report_to": "none",
         "disable_tqdm": True,
         "seed": seed,

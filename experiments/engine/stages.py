@@ -55,7 +55,7 @@ def stage(
     what is complete.
     """
     record = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
-    made = Stage(root / name, sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16])
+    made = Stage(root / name, digest_of(record))
     unfinished = root / f".{name}{TEMPORARY}"
     if from_first(_is_of(made.folder, record)):
         return made
@@ -76,6 +76,11 @@ def stage(
                 os.replace(unfinished, made.folder)
         wait_for_all()
     return made
+
+
+def digest_of(record: dict[str, Any]) -> str:
+    """A digest of what something is made from."""
+    return sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _is_of(folder: Path, record: dict[str, Any]) -> bool:

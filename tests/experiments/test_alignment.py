@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from experiments.alignment import aot_benchmark, armorm, leaderboard, policies
+from experiments.alignment import aot_benchmark, aot_tables, armorm, leaderboard, policies
 from experiments.alignment.aot_benchmark import AotBenchmark
 from experiments.alignment.armorm import ArmoRM
 from experiments.alignment.leaderboard import Leaderboard
@@ -20,6 +20,7 @@ from experiments.alignment.pairs import (
     annotators,
     best_and_worst,
     count_pairs,
+    take_pairs,
     two_of_each,
     write_pairs,
 )
@@ -36,7 +37,7 @@ from llm.data.tokens import load_rows
 from llm.train import parse
 from paper_figures.paper.published import setup
 from tests import launches
-from tests.llm.models import tiny_llama, word_tokenizer
+from tests.llm.models import WORDS, tiny_llama, word_tokenizer
 from tests.llm.test_armorm import random_weights, write_snapshot
 from tests.llm.test_prompts import helpsteer, ultrafeedback
 
@@ -188,6 +189,21 @@ def test_a_file_of_more_options_replaces_what_is_not_the_experiments_own(tmp_pat
         (Leaderboard(completions=1), "at least 2 completions"),
         (AotBenchmark(h=("cubic",)), "unknown h cubic"),
         (AotBenchmark(instructions=Path("nowhere.json")), "no file nowhere.json"),
+        (AotBenchmark(methods=("dpo", "ppo")), "unknown method ppo"),
+        (AotBenchmark(flips=(0.5,)), r"flips must be in \(0, 1/2\), got \(0.5,\)"),
+        (AotBenchmark(wdpo="exact"), "no WDPO is trained here"),
+        (
+            AotBenchmark(shifted="Anthropic/hh-rlhf"),
+            "knows generated texts only, and not Anthropic",
+        ),
+        (AotBenchmark(profile="small", source="grammar"), "do not go together"),
+        (
+            AotBenchmark(profile="small", instructions=Path(__file__)),
+            "without a reward model nothing is answered",
+        ),
+        (ArmoRM(profile="paper", judge="none"), "policies are judged by a reward model here"),
+        (ArmoRM(profile="small", model="smollm2"), "do not go together"),
+        (ArmoRM(lora=-1), "lora must be a rank"),
         (Leaderboard(profile="paper", benchmarks="local"), "made of the generated texts"),
     ],
 )
@@ -304,12 +320,12 @@ def test_tables_of_the_aot_benchmark_against_numbers_by_hand(tmp_path: Path) -> 
         ).to_csv(folder / "benchmarks.csv", index=False)
         found.append(
             (
-                (aot_benchmark.MAIN, ("beta", "0.1")),
+                (aot_tables.MAIN, ("beta", "0.1")),
                 Run(name, name, 0.0, 0.1, 0, {"batch_size": 24}),
                 folder,
             )
         )
-    quantiles = aot_benchmark.quantiles(found)
+    quantiles = aot_tables.quantiles(found)
     ends = quantiles[quantiles.method == "aot"].groupby("quantity").value.agg(["min", "max"])
     assert np.isclose(
         ends.loc["chosen"], [1 + 0.01, 2 - 0.01]
@@ -317,14 +333,14 @@ def test_tables_of_the_aot_benchmark_against_numbers_by_hand(tmp_path: Path) -> 
     assert np.isclose(ends.loc["rejected"], [-3 + 0.01, -2 - 0.01]).all()
     assert np.isclose(ends.loc["log_ratio"], [3, 3]).all()
     assert set(quantiles[quantiles.method == "start"].quantity) == {"log_ratio"}
-    (row,) = aot_benchmark.ablations(profile, found).itertuples()
+    (row,) = aot_tables.ablations(profile, found).itertuples()
     assert (row.axis, row.value, row.win_rate, row.kl) == (
         "beta",
         "0.1",
         0.5,
         1.0,
     )  # a tie, a win, a loss
-    table = aot_benchmark.benchmarks(profile, found).set_index(["method", "column"]).value
+    table = aot_tables.benchmarks(profile, found).set_index(["method", "column"]).value
     assert (
         table["aot", "win rate"] == table["start", "win rate"] == 0.5 and table["aot", "c"] == 0.5
     )
@@ -335,7 +351,7 @@ def test_runs_of_the_aot_benchmark_are_trained_once_for_all_panels() -> None:
     runs = aot_benchmark.runs(profile)
     assert len({run.name for _, run in runs}) == len(runs)
     default = next(
-        places for places, run in runs if run.method == "aot" and places[0] == aot_benchmark.MAIN
+        places for places, run in runs if run.method == "aot" and places[0] == aot_tables.MAIN
     )
     assert {axis for axis, _ in default} == {"main", "beta", "batch_size", "h", "sorting"}
     for axis, values in (("beta", 3), ("batch_size", 3), ("h", 3), ("sorting", 3)):
@@ -601,6 +617,86 @@ def test_stored_preferences_go_the_same_way_as_ultrafeedback(
     assert set(steps) == set(aot_benchmark.METHODS) and len(set(steps.values())) == 1
     assert np.isfinite(tables["ablations"].reward).all()
     shutil.rmtree(tmp_path / "out")
+
+
+def test_policies_are_tried_on_other_pairs_after_clean_and_exchanged_labels(
+    tmp_path: Path,
+) -> None:
+    """The profile small: no reward model, adapters, stored pairs of which nothing is cut, and
+    another population in a file of its own."""
+    model, source, shifted = (tmp_path / name for name in ("model", "source", "shifted.jsonl"))
+    tiny_llama().save_pretrained(model)
+    word_tokenizer(chat_template=True).save_pretrained(model)
+    source.mkdir()
+    ultrafeedback(source)
+    rows = [
+        {
+            "chosen": f"\n\nHuman: the {word}\n\nAssistant: is {word} very",
+            "rejected": f"\n\nHuman: the {word}\n\nAssistant: sees",
+        }
+        for word in WORDS[3:7]
+    ]
+    shifted.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = AotBenchmark(
+        out=tmp_path / "out",
+        profile="small",
+        model=str(model),
+        source=str(source),
+        split="train_prefs",
+        test_split="test_prefs",
+        shifted=str(shifted),
+        methods=("aot", "kto", "wdpo"),
+        prompt_tokens=24,
+        new_tokens=8,
+        batch_size=2,
+        micro_batch_size=1,
+        lora=2,
+        bf16=False,
+        workers=1,
+    )
+    tables = aot_benchmark.run(config)
+    assert tables is not None and "ablations" not in tables and "benchmarks" not in tables
+    clean, exchanged = {"dpo", "aot", "kto", "wdpo"}, {"cdpo", "rdpo", "dr_dpo"}
+    held = tables["held_out"]
+    assert set(held[held.flip == 0].method) == clean
+    assert set(held[held.flip == 0.2].method) == clean | exchanged
+    assert held.groupby("population").pairs.first().to_dict() == {"test": 2, "shifted": 4}
+    assert len(held) == 2 * 2 * (len(clean) + len(clean | exchanged))
+    stages = tmp_path / "out" / "stages"
+    counted = json.loads((stages / "pairs-train-flip-0.2-seed-1" / "count.json").read_text())
+    kept = load_rows(stages / "pairs-train" / "pairs.jsonl")
+    assert counted == {"pairs": len(kept), "of": len(kept), "flipped": round(0.2 * len(kept))}
+    flipped = load_rows(stages / "pairs-train-flip-0.2-seed-1" / "pairs.jsonl")
+    swapped = [
+        (a["chosen"], a["rejected"]) == (b["rejected"], b["chosen"])
+        for a, b in zip(kept, flipped, strict=True)
+    ]
+    assert sum(swapped) == counted["flipped"] and all(
+        a == b or yes for a, b, yes in zip(kept, flipped, swapped, strict=True)
+    )
+    assert (next(stages.glob("policy-wdpo-*")) / "adapter_config.json").is_file()
+    command = (next(stages.glob("policy-rdpo-flip=0.2-*")) / "command.txt").read_text()
+    assert "--flip 0.2" in command and "--strings chat" in command
+    quantiles = tables["quantiles"]
+    assert set(quantiles.method) == clean | {"start"}
+
+
+def test_pairs_that_would_be_cut_are_not_trained_on(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "the", "chosen": " ".join([word] * n), "rejected": word}
+        for n, word in enumerate(WORDS[3:9], 1)
+    ]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def keep(given: list[dict[str, Any]]) -> list[int]:
+        return [i for i, row in enumerate(given) if len(row["chosen"].split()) <= 3]
+
+    (out := tmp_path / "out").mkdir()
+    take_pairs(out, str(source), "train", 100, 0, keep)
+    assert count_pairs(out) == 3
+    with pytest.raises(ValueError, match=r"of 6 pairs .* none is short enough: raise prompt_tok"):
+        take_pairs(out, str(source), "train", 100, 0, lambda _: [])
 
 
 @pytest.mark.slow

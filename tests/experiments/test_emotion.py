@@ -24,7 +24,8 @@ TINY = {"profile": "smoke", "workers": 1}
 
 
 def config(out: Path, **changes: object) -> Emotion:
-    return Emotion(out=out, **(TINY | changes))  # type: ignore[arg-type]
+    given = TINY | {"shared": out / "generated"} | changes
+    return Emotion(out=out, **given)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,8 @@ def test_a_hub_snapshot_and_a_model_folder_go_the_same_way(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for part, folder in ((AutoModelForCausalLM, "policy"), (AutoTokenizer, "texts/tokenizer")):
-        part.from_pretrained(out / "stages" / folder).save_pretrained(tmp_path / "model")
+        (made,) = (out / "generated").glob(f"*/{folder}")
+        part.from_pretrained(made).save_pretrained(tmp_path / "model")
     changes = {"source": str(tmp_path), "model": str(tmp_path / "model"), "cues": ("night",)}
     settings = {
         "settings": ("convex",),
@@ -243,7 +245,7 @@ def test_the_summary_has_intervals_over_seeds_at_every_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"profile": "huge"}, "unknown profile 'huge'; choose one of smoke, quick, paper"),
+        ({"profile": "huge"}, "unknown profile 'huge'; choose one of smoke, quick, small, paper"),
         ({"methods": ("dpo", "magic")}, "unknown method 'magic'; choose from dpo, wdpo"),
         ({"settings": ()}, r"unknown setting \(none given\)"),
         ({"wdpo": "fast"}, "unknown wdpo 'fast'"),

@@ -1,0 +1,138 @@
+"""Stages of preference pairs: labelled by annotators here, or stored in a data set; with a share of
+the labels exchanged, or of another population."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.alignment.pairs import (
+    annotators,
+    count_pairs,
+    take_pairs,
+    two_of_each,
+    write_pairs,
+)
+from experiments.alignment.policies import completions_stage, scored, scores_stage
+from experiments.alignment.prompts import FILES, read_prompts
+from experiments.alignment.study import Study
+from experiments.engine.ranks import rank
+from experiments.engine.stages import Stage, content, derived_seed, stage
+from experiments.engine.store import write_json, write_text
+
+
+def labelled_pairs(
+    study: Study, prompts: Stage, part: str, seed: int, *, score: str, count: int
+) -> Stage:
+    """Completions of the prompts of `part` by the start, labelled by annotators who go by the
+    score; `seed` numbers the replicate."""
+    profile = study.sizes
+    completions = completions_stage(study, prompts, part, count)
+    scores = scores_stage(study, prompts, completions, part)
+    made_from = {
+        "scores": scores.digest,
+        "score": score,
+        "scale": profile.label_scale,
+        "replicate": seed,
+        "code": study.code,
+    }
+
+    def make(folder: Path) -> None:
+        if rank() != 0:
+            return
+        first, second = two_of_each(scored(completions, scores))
+        rewards = [part[score].to_numpy() for part in (first, second)]
+        wins = annotators(
+            rewards[0], rewards[1], profile.label_scale, derived_seed(study.options.seed, 26, seed)
+        )
+        write_pairs(folder, read_prompts(prompts.folder / FILES[part]), first, second, wins)
+
+    return stage(study.root, f"pairs-{part}-seed-{seed}", made_from, make)
+
+
+def stored_pairs(
+    study: Study,
+    part: str,
+    source: str,
+    split: str,
+    count: int,
+    *,
+    whole: bool,
+    strings: str | None,
+) -> Stage:
+    """At most `count` pairs of a data set, as they are; the labels are there.
+
+    Args:
+        part: names the stage.
+        whole: only pairs of which nothing is cut within the study's greatest length.
+        strings: how strings are read, of `llm.data.tokens.tokenise`.
+    """
+    made_from: dict[str, Any] = {
+        "source": content(source),
+        "split": split,
+        "count": count,
+        "seed": study.options.seed,
+        "code": study.code,
+    }
+    most = study.sizes.prompt_tokens + study.sizes.new_tokens
+    if whole:
+        made_from |= {"whole": most, "strings": strings, "model": study.models.made_from["model"]}
+
+    def keep(rows: list[dict[str, Any]]) -> list[int]:
+        from llm.data.tokens import tokenise
+        from llm.models import pretrained_tokenizer
+
+        with warnings.catch_warnings():  # said where they are trained on
+            warnings.simplefilter("ignore", UserWarning)
+            tokenizer = pretrained_tokenizer(
+                study.models.policy, trust_remote_code=study.options.trust_remote_code
+            )
+            data = tokenise(rows, tokenizer, strings=strings)
+        longest = [
+            len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+            for row in data
+        ]
+        return [i for i, length in zip(data["index"], longest, strict=True) if length <= most]
+
+    def make(folder: Path) -> None:
+        if rank() == 0:
+            take_pairs(
+                folder,
+                source,
+                split,
+                count,
+                derived_seed(study.options.seed, 27),
+                keep if whole else None,
+            )
+
+    return stage(study.root, f"pairs-{part}", made_from, make)
+
+
+def flipped_pairs(study: Study, pairs: Stage, share: float, seed: int) -> Stage:
+    """The same pairs, of which a random share (rounded to a number of pairs) has chosen and
+    rejected exchanged; `seed` numbers the replicate."""
+    made_from = {"pairs": pairs.digest, "share": share, "replicate": seed, "code": study.code}
+
+    def make(folder: Path) -> None:
+        if rank() != 0:
+            return
+        lines = (pairs.folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+        rng = np.random.default_rng(derived_seed(study.options.seed, 30, seed))
+        wrong = set(rng.permutation(len(lines))[: round(share * len(lines))].tolist())
+        rows = [exchanged(json.loads(line), i in wrong) for i, line in enumerate(lines)]
+        write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+            folder / "pairs.jsonl",
+        )
+        counted = {"pairs": len(rows), "of": count_pairs(pairs.folder), "flipped": len(wrong)}
+        write_json(counted, folder / "count.json")
+
+    name = pairs.folder.name.removesuffix(f"-seed-{seed}")
+    return stage(study.root, f"{name}-flip-{share:g}-seed-{seed}", made_from, make)
+
+
+def exchanged(row: dict[str, Any], yes: bool) -> dict[str, Any]:
+    """The pair with chosen and rejected exchanged, if so."""
+    return row | {"chosen": row["rejected"], "rejected": row["chosen"]} if yes else row

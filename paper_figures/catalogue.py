@@ -134,6 +134,13 @@ ENTRIES = (
         "paper.aot_benchmarks",
     ),
     Entry(
+        "held_out",
+        "Held-out pairs: accuracy after exchanged labels",
+        OURS,
+        "aot-benchmark",
+        "studies.held_out",
+    ),
+    Entry(
         "estimation_error",
         "Rates: estimation error, with the bounds",
         OURS,

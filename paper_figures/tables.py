@@ -54,6 +54,13 @@ def read_tables(
     return tables, json.loads((source / "run.json").read_text(encoding="utf-8"))
 
 
+def says(folder: Path, **facts: Any) -> bool:
+    """Whether the run.json of a folder is there and says all of that."""
+    record = folder / "run.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return all(name in known and known[name] == value for name, value in facts.items())
+
+
 def remedy_of(source: Path, command: str) -> str:
     return f"Make the tables with `{command} --out {source}`."
 

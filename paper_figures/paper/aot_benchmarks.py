@@ -11,7 +11,7 @@ from paper_figures.paper.leaderboard_tables import by_column, difference_panels,
 from paper_figures.paper.published import AOT, setup
 from paper_figures.studies import policies
 from paper_figures.studies.policies import METHODS
-from paper_figures.tables import read_tables, study_folder
+from paper_figures.tables import read_tables, says, study_folder
 
 COLUMNS = {"benchmarks.csv": ("method", "seed", "column", "task", "value", "samples")}
 
@@ -43,7 +43,7 @@ def caption(run: dict[str, Any], seeds: int) -> str:
 
 def draw(source: Path, out: Path) -> list[Path]:
     """Write aot_benchmarks as .md, .tex and .csv and draw the differences to DPO; the paths
-    written.
+    written, none where no benchmarks were run.
 
     Args:
         source: the folder that holds the studies' folders, or the study's own.
@@ -54,6 +54,8 @@ def draw(source: Path, out: Path) -> list[Path]:
             seed.
     """
     folder = study_folder(source, "aot-benchmark")
+    if says(folder, columns=[]):
+        return []
     tables, run = read_tables(folder, COLUMNS, "prefdro run aot-benchmark")
     rows = once(
         tables["benchmarks"], ["method", "seed", "column", "task"], folder / "benchmarks.csv"

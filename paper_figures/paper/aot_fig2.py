@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from paper_figures import style
 from paper_figures.studies import policies
 from paper_figures.studies.policies import METHODS
-from paper_figures.tables import read_tables, study_folder
+from paper_figures.tables import read_tables, says, study_folder
 
 COLUMNS = {"ablations.csv": ("axis", "value", "method", "seed", "win_rate", "kl")}
 AXES = {"beta": r"$\beta$", "batch_size": "batch size", "h": "loss $h$", "sorting": "sorting"}
@@ -132,7 +132,8 @@ def _order(value: str) -> tuple[float, float]:
 
 
 def draw(source: Path, out: Path) -> list[Path]:
-    """Draw aot_fig2 from the rows of `prefdro run aot-benchmark`; the paths written.
+    """Draw aot_fig2 from the rows of `prefdro run aot-benchmark`; the paths written, none where
+    nothing was varied for want of a reward model.
 
     Args:
         source: the folder that holds the studies' folders, or the study's own.
@@ -142,6 +143,8 @@ def draw(source: Path, out: Path) -> list[Path]:
         ValueError: a table or a column is missing.
     """
     folder = study_folder(source, "aot-benchmark")
+    if says(folder, score=None):  # no reward model, so no win rates
+        return []
     tables, run = read_tables(folder, COLUMNS, "prefdro run aot-benchmark", text=("value",))
     with style.paper():
         drawn = figure(tables["ablations"], run)

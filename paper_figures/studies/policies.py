@@ -28,8 +28,11 @@ METHODS = {
     "wdpo": Look("WDPO", VERMILLION, "^"),
     "aot": Look("AOT paired", PURPLE, "D"),
     "aot_unpaired": Look("AOT unpaired", SKY, "<", _DASHED),
+    "cdpo": Look("cDPO", GREY, "h"),
+    "rdpo": Look("rDPO", GREY, "p"),
+    "dr_dpo": Look("Dr. DPO", GREEN, "*"),
 }
-KNOBS = {"wdpo": r"$\rho$", "kldpo": r"$\tau$"}
+KNOBS = {"wdpo": r"$\rho$", "kldpo": r"$\tau$", "dr_dpo": "$b$"}
 RADII = ("-", _DASHED, _DOTTED)  # dashes of a method's radii, from the smallest
 RADII_MARKERS = ("o", "s", "^")
 Curve = tuple[

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.alignment.held_out import compared
 from paper_figures.paper.published import table3
+from tests.experiments.test_held_out import simulated
 
 EMOTIONS = ("sadness", "joy", "love", "anger", "fear")
 PAIRS = ("anger + fear", "joy + sadness", "love + fear")
@@ -250,6 +252,7 @@ def write_aot_benchmark(results: Path, seed: int = 0) -> Path:
         quantiles=quantiles,
         ablations=ablations,
         benchmarks=benchmarks,
+        compared=compared(simulated(seed)).to_dict("records"),
     )
 
 

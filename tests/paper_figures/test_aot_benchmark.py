@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.alignment.held_out import compared
 from paper_figures import style
 from paper_figures.paper import aot_benchmarks, aot_fig1a, aot_fig1b, aot_fig2
+from paper_figures.studies import held_out
+from tests.experiments.test_held_out import simulated
 from tests.paper_figures.language_tables import SCALE, write_aot_benchmark
 from tests.paper_figures.test_wdpo_figures import line, panel, small_print
 
@@ -98,3 +101,26 @@ def test_benchmarks(study: Path, tmp_path: Path) -> None:
         f"{rows.value.mean():.2f} ±"
         in next(row for row in text.splitlines() if row.startswith("| AOT paired")).split("|")[-2]
     )
+
+
+# ----------------------------------------------------------------------------------- held-out pairs
+def test_held_out_accuracy_and_what_it_has_over_dpo(tmp_path: Path) -> None:
+    table = compared(pd.concat([simulated(), simulated(1).assign(population="shifted")]))
+    source = tmp_path / "aot-benchmark"
+    source.mkdir()
+    table.to_csv(source / "compared.csv", index=False)
+    run = {"scale": SCALE, "beta": 0.1, "score": None, "columns": []}
+    (source / "run.json").write_text(json.dumps(run | {"experiment": "aot-benchmark"}))
+    with style.paper():
+        figure = held_out.figure(pd.read_csv(source / "compared.csv"), run)
+    assert len(figure.axes) == 4 and SCALE in small_print(figure)
+    for title, population in (("held-out pairs: ", "test"), ("another population: ", "shifted")):
+        mine = table[(table.population == population) & (table.measure == "accuracy")]
+        for row in mine.itertuples():
+            (x,) = line(panel(figure, f"{title}accuracy"), f"{row.method}|{row.flip:g}")[:, 0]
+            assert x == pytest.approx(row.value, rel=1e-12)
+    drawn = held_out.draw(source, tmp_path / "figures")
+    assert {path.name for path in drawn} == {"held_out.pdf", "held_out.png"}
+    # without a reward model there are no win rates and no benchmarks
+    for module in (aot_fig2, aot_benchmarks):
+        assert module.draw(tmp_path, tmp_path / "figures") == []

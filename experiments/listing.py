@@ -24,7 +24,7 @@ def list_all(
     screen.show(_figures(results), "prefdro figures --all: figures and tables")
     screen.show(
         [{"experiment": name, "what it does": about} for name, (_, about) in EXPERIMENTS.items()],
-        "prefdro run EXPERIMENT --profile smoke, quick or paper",
+        "prefdro run EXPERIMENT --profile smoke, quick or paper (some: small, a real model)",
     )
     screen.show(
         [{"benchmark": name, "what it does": about} for name, (_, about) in BENCHMARKS.items()],

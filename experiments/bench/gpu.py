@@ -7,7 +7,8 @@ is ended when its time is over:
 2. tests.csv: `pytest -m gpu`, every estimator, functional and objective against the CPU;
 3. solvers/solvers.csv: fits by the ten thousand, against the same samples on the CPU;
 4. training/..., training-large/...: steps of every objective, real weights and random ones, against
-   TRL where it is installed.
+   TRL where it is installed;
+5. studies/...: the profile `small` of three experiments, five seeds, with the time that is left.
 
 gpu.csv says of each stage what became of it. Nothing is downloaded: where weights are missing, the
 stage that needs them says so. With `--rehearse` the same stages run on the CPU in tiny sizes.
@@ -32,7 +33,13 @@ from experiments.engine.store import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT, TESTS = "environment", "tests"
-STAGES = (ENVIRONMENT, TESTS, "solvers", "training", "training-large")
+STUDIES = {  # experiment -> the table that it writes at its end
+    "emotion": "summary.csv",
+    "aot-benchmark": "held_out.csv",
+    "armorm": "axes.csv",
+}
+STAGES = (ENVIRONMENT, TESTS, "solvers", "training", "training-large", *STUDIES)
+SEEDS = 5
 _PACKAGES = ("transformers", "trl", "accelerate", "peft", "datasets", "flash_attn", "cvxpy", "gguf")
 
 
@@ -45,9 +52,16 @@ class Gpu:
     minutes: float = 12.0
     """Time for all stages together."""
     stages: tuple[str, ...] = STAGES
-    """Which of environment, tests, solvers, training and training-large."""
+    """Which of environment, tests, solvers, training, training-large, and the studies emotion,
+    aot-benchmark and armorm."""
     model: str = "smollm2"
     """Real weights for the stage training: smollm2, a folder, a hub name, or a .gguf file."""
+    emotion_texts: str | None = None
+    """Source of the studies emotion and armorm; by default the one on the hub."""
+    preferences: str | None = None
+    """Source of the study aot-benchmark; by default the one on the hub."""
+    shifted: str | None = None
+    """Its other population; by default the one on the hub."""
     rehearse: bool = False
     """On the CPU, in tiny sizes, to see that every stage runs."""
 
@@ -131,7 +145,25 @@ def stages(config: Gpu) -> list[Stage]:
             "training-large/training.csv",
         ),
     }
+    every |= {name: _study(config, name) for name in STUDIES}
     return [every[name] for name in STAGES if name in config.stages and name in every]
+
+
+def _study(config: Gpu, name: str) -> Stage:
+    """One of the experiments, which may take all the time that is left: a run that is ended goes on
+    where it was."""
+    out = config.out.resolve()
+    words = [sys.executable, "-m", "experiments", "run", name, "--out", str(out / "studies" / name)]
+    words += ["--shared", str(out / "studies" / "generated")]
+    if config.rehearse:
+        words += ["--profile", "smoke"]
+    else:
+        words += ["--profile", "small", "--seeds", str(SEEDS)]
+        source = config.preferences if name == "aot-benchmark" else config.emotion_texts
+        words += [] if source is None else ["--source", source]
+        if name == "aot-benchmark" and config.shifted is not None:
+            words += ["--shifted", config.shifted]
+    return Stage(name, words, 1.0, f"studies/{name}/{STUDIES[name]}")
 
 
 def run(config: Gpu) -> int:

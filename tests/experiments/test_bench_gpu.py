@@ -32,7 +32,7 @@ def outcomes(out: Path) -> pd.DataFrame:
 
 
 def test_every_stage_runs_and_leaves_its_table(tmp_path: Path) -> None:
-    wanted = ("environment", "tests", "solvers", "training")
+    wanted = ("environment", "tests", "solvers", "training", "armorm")
     assert run(config(tmp_path, stages=wanted, minutes=30)) == 0
     found = outcomes(tmp_path)
     assert tuple(found.index) == wanted and (found.state == "done").all() and (found.rows > 0).all()
@@ -40,6 +40,24 @@ def test_every_stage_runs_and_leaves_its_table(tmp_path: Path) -> None:
     assert "torch" in (tmp_path / "environment.json").read_text()
     training = pd.read_csv(tmp_path / "training" / "training.csv")
     assert {"dpo", "kldpo", "wdpo"} <= set(training.objective) and set(training.accumulation) == {1}
+
+
+def test_studies_of_the_small_profile_take_sources_that_are_files(tmp_path: Path) -> None:
+    given = Gpu(
+        out=tmp_path,
+        stages=("emotion", "aot-benchmark"),
+        emotion_texts="texts",
+        preferences="uf",
+        shifted="hh.jsonl",
+    )
+    one, other = stages(given)
+    assert one.words[3:] == [
+        *("run", "emotion", "--out", str(tmp_path / "studies" / "emotion")),
+        *("--shared", str(tmp_path / "studies" / "generated"), "--profile", "small"),
+        *("--seeds", "5", "--source", "texts"),
+    ]
+    assert other.words[-4:] == ["--source", "uf", "--shifted", "hh.jsonl"]
+    assert "--source" not in stages(Gpu(out=tmp_path, stages=("armorm",)))[0].words
 
 
 def test_a_stage_that_has_its_table_is_not_run_again(

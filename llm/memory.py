@@ -7,6 +7,7 @@ plain attention, which keeps a square of them: two lengths give both coefficient
 backward (`exact` of WDPO) keeps the graph of the first one, too.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -126,6 +127,19 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available) if device.type == "cpu" else None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak so far: of tensors on a CUDA device, or of this whole process, libraries
+    included; None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(most if sys.platform == "darwin" else 1024 * most)
 
 
 def _saved(model: nn.Module, tokens: int, fused: bool, autocast: bool, double: bool) -> int:

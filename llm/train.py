@@ -37,7 +37,7 @@ from llm.data.tokens import (
     padding_token,
     tokenise,
 )
-from llm.memory import GIB
+from llm.memory import GIB, peak_memory
 from llm.models import check_length
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.options import parse_options
@@ -162,6 +162,13 @@ def train(
                 stacklevel=1,
             )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    peak = peak_memory(args.device)
+    if needed is not None and peak is not None and trainer.is_world_process_zero():
+        whose = "of this process" if args.device.type == "cpu" else "of the device"
+        print(
+            f"memory: the peak {whose} was {peak / GIB:.1f} GiB, estimated {needed.peak / GIB:.1f}",
+            file=sys.stderr,
+        )
     trainer.save_model()
     trainer.save_state()
     evaluation = trainer.evaluate() if eval_data is not None else {}

@@ -49,8 +49,18 @@ from experiments.alignment.benchmarks import (
 )
 from experiments.alignment.held_out import SAME, compared, file_of, held_out, margins
 from experiments.alignment.pairs import count_pairs
-from experiments.alignment.policies import judge_by_rewards, policies
-from experiments.alignment.preferences import flipped_pairs, labelled_pairs, stored_pairs
+from experiments.alignment.policies import (
+    completions_stage,
+    judge_by_rewards,
+    policies,
+    scores_stage,
+)
+from experiments.alignment.preferences import (
+    Annotators,
+    flipped_pairs,
+    labelled_pairs,
+    stored_pairs,
+)
 from experiments.alignment.prompts import FILES, prompts_stage
 from experiments.alignment.responses import write_response_logps
 from experiments.alignment.sizes import NONE, chosen
@@ -346,14 +356,12 @@ def preferences(study: Study, prompts: Stage | None) -> dict[tuple[str, int], St
     for part, seeds in (("train", profile.seeds), ("test", 1)):
         if study.models.texts is not None:
             assert prompts is not None  # checked: a generated model comes with its reward model
+            completions = completions_stage(study, prompts, part, profile.completions)
+            scores = scores_stage(study, prompts, completions, part)
+            who = who_prefers(part, profile.score)
             for seed in range(seeds):
                 found[part, seed] = labelled_pairs(
-                    study,
-                    prompts,
-                    part,
-                    seed,
-                    score=profile.score,
-                    count=profile.completions,
+                    study, prompts, completions, scores, part, who, seed
                 )
         else:  # the labels are there: replicates differ in the order of the training, and in flips
             train = part == "train"
@@ -368,6 +376,11 @@ def preferences(study: Study, prompts: Stage | None) -> dict[tuple[str, int], St
             )
             found |= {(part, seed): stored for seed in range(seeds)}
     return found
+
+
+def who_prefers(part: str, score: str) -> Annotators:
+    """Annotators who go by a score of the reward model."""
+    return Annotators(part, lambda table: table[score].to_numpy(), {"score": score}, purpose=26)
 
 
 def populations(study: Study, test: Stage) -> dict[str, Stage]:

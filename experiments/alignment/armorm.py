@@ -20,21 +20,21 @@ import pandas as pd
 from experiments import screen
 from experiments.alignment.equal_kl import KEYS, matched_table
 from experiments.alignment.models import check_objectives
-from experiments.alignment.pairs import annotators, count_pairs, two_of_each, write_pairs
+from experiments.alignment.pairs import count_pairs
 from experiments.alignment.policies import (
     completions_stage,
     judge_by_rewards,
     keys,
     policies,
-    scored,
     scores_stage,
 )
-from experiments.alignment.prompts import FILES, prompts_stage, read_prompts
+from experiments.alignment.preferences import Annotators, labelled_pairs
+from experiments.alignment.prompts import FILES, prompts_stage
 from experiments.alignment.sizes import PAPER, QUICK, SMALL, SMOKE, Options, Sizes, chosen
-from experiments.alignment.study import Study, begin, finish
+from experiments.alignment.study import begin, finish
 from experiments.alignment.training import Run
 from experiments.engine.ranks import rank
-from experiments.engine.stages import Stage, derived_seed, read_artefact, stage
+from experiments.engine.stages import read_artefact
 from llm.data.corpus import EMOTIONS
 from llm.judges.evaluate import mean_of
 from theory.shift import mean_interval
@@ -191,8 +191,9 @@ def run(config: ArmoRM) -> dict[str, pd.DataFrame] | None:
     completions = completions_stage(study, prompts, "train", profile.completions)
     scores = scores_stage(study, prompts, completions, "train")
     pairs = {
-        (pair, seed): pairs_stage(study, prompts, completions, scores, pair, seed)
-        for pair, seed in product(both, range(profile.seeds))
+        (pair, seed): labelled_pairs(study, prompts, completions, scores, "train", who, seed)
+        for pair, who in {pair: who_prefers(pair, profile.alpha) for pair in both}.items()
+        for seed in range(profile.seeds)
     }
     wanted = [(run, pairs.get((pair, run.replicate))) for pair, run in runs(profile, both)]
     judge = partial(judge_by_rewards, prompts=prompts.folder / FILES["test"])
@@ -244,32 +245,13 @@ def runs(profile: Profile, both: Sequence[str]) -> list[tuple[str, Run]]:
     ]
 
 
-def pairs_stage(
-    study: Study, prompts: Stage, completions: Stage, scores: Stage, pair: str, seed: int
-) -> Stage:
-    """The labelled pairs of one pair of objectives and replicate: pairs.jsonl."""
-    profile = study.sizes
-    assert isinstance(profile, Profile)
-    made_from = {
-        "pair": pair,
-        "scores": scores.digest,
-        "alpha": profile.alpha,
-        "scale": profile.label_scale,
-        "replicate": seed,
-        "code": study.code,
-    }
+def who_prefers(pair: str, alpha: float) -> Annotators:
+    """Annotators who go by the mixture of a pair of objectives."""
 
-    def make(folder: Path) -> None:
-        if rank() != 0:
-            return
-        first, second = two_of_each(scored(completions, scores))
-        one, other = (mixture(table, parted(pair), profile.alpha) for table in (first, second))
-        wins = annotators(
-            one, other, profile.label_scale, derived_seed(study.options.seed, 25, seed)
-        )
-        write_pairs(folder, read_prompts(prompts.folder / FILES["train"]), first, second, wins)
+    def reward(table: pd.DataFrame) -> np.ndarray:
+        return mixture(table, parted(pair), alpha)
 
-    return stage(study.root, f"pairs-{pair}-seed-{seed}", made_from, make)
+    return Annotators(pair, reward, {"pair": pair, "alpha": alpha}, purpose=25)
 
 
 def mixture(table: pd.DataFrame, pair: Pair, alpha: float) -> np.ndarray:

@@ -3,19 +3,23 @@ the labels exchanged, or of another population."""
 
 import json
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.alignment.pairs import (
+    Array,
     annotators,
     count_pairs,
     take_pairs,
     two_of_each,
     write_pairs,
 )
-from experiments.alignment.policies import completions_stage, scored, scores_stage
+from experiments.alignment.policies import scored
 from experiments.alignment.prompts import FILES, read_prompts
 from experiments.alignment.study import Study
 from experiments.engine.ranks import rank
@@ -23,19 +27,33 @@ from experiments.engine.stages import Stage, content, derived_seed, stage
 from experiments.engine.store import write_json, write_text
 
 
+@dataclass(frozen=True)
+class Annotators:
+    """Who compares completions. name: of the stage. reward: a table of scored completions -> what
+    they go by, (n,). knows: what the reward depends on, for the record. purpose: tells their random
+    numbers apart, with the number of the replicate."""
+
+    name: str
+    reward: Callable[[pd.DataFrame], Array]
+    knows: dict[str, Any]
+    purpose: int
+
+
 def labelled_pairs(
-    study: Study, prompts: Stage, part: str, seed: int, *, score: str, count: int
+    study: Study,
+    prompts: Stage,
+    completions: Stage,
+    scores: Stage,
+    part: str,
+    who: Annotators,
+    replicate: int,
 ) -> Stage:
-    """Completions of the prompts of `part` by the start, labelled by annotators who go by the
-    score; `seed` numbers the replicate."""
-    profile = study.sizes
-    completions = completions_stage(study, prompts, part, count)
-    scores = scores_stage(study, prompts, completions, part)
-    made_from = {
+    """Two completions of each prompt of `part`, labelled by annotators: pairs.jsonl."""
+    scale = study.sizes.label_scale
+    made_from = who.knows | {
         "scores": scores.digest,
-        "score": score,
-        "scale": profile.label_scale,
-        "replicate": seed,
+        "scale": scale,
+        "replicate": replicate,
         "code": study.code,
     }
 
@@ -43,13 +61,11 @@ def labelled_pairs(
         if rank() != 0:
             return
         first, second = two_of_each(scored(completions, scores))
-        rewards = [part[score].to_numpy() for part in (first, second)]
-        wins = annotators(
-            rewards[0], rewards[1], profile.label_scale, derived_seed(study.options.seed, 26, seed)
-        )
+        seed = derived_seed(study.options.seed, who.purpose, replicate)
+        wins = annotators(who.reward(first), who.reward(second), scale, seed)
         write_pairs(folder, read_prompts(prompts.folder / FILES[part]), first, second, wins)
 
-    return stage(study.root, f"pairs-{part}-seed-{seed}", made_from, make)
+    return stage(study.root, f"pairs-{who.name}-seed-{replicate}", made_from, make)
 
 
 def stored_pairs(

@@ -161,10 +161,12 @@ def train(
                 " or a smaller --max_length need less as well.",
                 stacklevel=1,
             )
+    if args.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(args.device)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     peak = peak_memory(args.device)
     if needed is not None and peak is not None and trainer.is_world_process_zero():
-        whose = "of this process" if args.device.type == "cpu" else "of the device"
+        whose = "of the device" if args.device.type == "cuda" else "of this process"
         print(
             f"memory: the peak {whose} was {peak / GIB:.1f} GiB, estimated {needed.peak / GIB:.1f}",
             file=sys.stderr,

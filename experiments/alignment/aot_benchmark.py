@@ -9,7 +9,7 @@ are folders in OUT/stages. By default all is generated here; `--profile paper` i
 UltraFeedback Binarized.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -42,13 +42,14 @@ from experiments.alignment.aot_tables import (
 from experiments.alignment.benchmarks import (
     BENCHMARKS,
     BenchmarkOptions,
-    check_benchmarked,
     check_benchmarks,
+    check_chat,
     tasks_stage,
     write_benchmarks,
 )
 from experiments.alignment.held_out import SAME, compared, file_of, held_out, margins
-from experiments.alignment.pairs import count_pairs
+from experiments.alignment.models import check_objectives
+from experiments.alignment.pairs import count_pairs, of_pairs, shared_prompts
 from experiments.alignment.policies import (
     completions_stage,
     judge_by_rewards,
@@ -58,6 +59,7 @@ from experiments.alignment.policies import (
 from experiments.alignment.preferences import (
     Annotators,
     flipped_pairs,
+    is_file,
     labelled_pairs,
     stored_pairs,
 )
@@ -101,13 +103,13 @@ class AotBenchmark(BenchmarkOptions):
     them too, and cDPO and rDPO, which are told the share, and Dr. DPO."""
     shifted: str | None = None
     """Preferences of another population, on which the policies are judged, too: a file, folder or
-    data set on the hub."""
+    data set on the hub; `none` for none."""
     shifted_split: str | None = None
     """Split of them."""
     shifted_pairs: int | None = None
     """How many of them, at most."""
     whole: bool | None = None
-    """Train only on pairs of which nothing is cut within prompt_tokens + new_tokens."""
+    """Take only pairs of which nothing is cut within prompt_tokens + new_tokens."""
     strings: str | None = None
     """How strings of stored preferences are read, as `prefdro train --strings`: chat puts them into
     the chat template."""
@@ -126,28 +128,24 @@ def plan(config: AotBenchmark) -> Profile:
         ValueError: an unknown or impossible value.
     """
     profile: Profile = chosen(PROFILES, config, judged=False)
+    if profile.shifted == NONE:
+        profile = replace(profile, shifted=None)
+    if profile.judge == NONE:
+        profile = replace(profile, betas=(), batch_sizes=(), h=(), softness=())
+    _refuse_ignored(config, profile)
     if profile.benchmarks != NONE:
         check_benchmarks(profile, config.limit)
     if unknown := sorted(set(profile.methods) - {*METHODS, *ROBUST}):
         raise ValueError(
             f"unknown method {', '.join(unknown)}; choose from {', '.join((*METHODS, *ROBUST))}."
         )
-    if config.wdpo is not None and "wdpo" not in profile.methods:
-        raise ValueError(
-            f"no WDPO is trained here, to which wdpo = {config.wdpo} could apply: leave it out, or"
-            " add wdpo to methods."
-        )
-    if not all(0 < flip < 0.5 for flip in profile.flips):
-        raise ValueError(f"flips must be in (0, 1/2), got {profile.flips}.")
+    flips = [f"{flip:g}" for flip in profile.flips]
+    if not all(0 < flip < 0.5 for flip in profile.flips) or len(set(flips)) < len(flips):
+        raise ValueError(f"flips must be different and in (0, 1/2), got {profile.flips}.")
     if profile.model is None and profile.shifted is not None:
         raise ValueError(
             f"the generated model knows generated texts only, and not {profile.shifted}: give a"
             " model and a source."
-        )
-    if profile.judge == NONE and (config.instructions or config.alpaca_results):
-        raise ValueError(
-            "without a reward model nothing is answered: give a judge, or leave instructions and"
-            " alpaca_results out."
         )
     if unknown := sorted(set(profile.h) - set(H)):
         raise ValueError(f"unknown h {', '.join(unknown)}; choose from {', '.join(H)}.")
@@ -160,6 +158,28 @@ def plan(config: AotBenchmark) -> Profile:
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}.")
     return profile
+
+
+def _refuse_ignored(config: AotBenchmark, profile: Profile) -> None:
+    """Raise ValueError for an option that was given and would change nothing."""
+    rewarded = profile.judge != NONE, "a reward model"
+    stored = profile.model is not None, "stored preferences (a model and a source)"
+    other = profile.shifted is not None, "another population (shifted)"
+    needs = {
+        "kldpo_radius": ("kldpo" in profile.methods, "kldpo among the methods"),
+        "wdpo_radius": ("wdpo" in profile.methods, "wdpo among the methods"),
+        "wdpo": ("wdpo" in profile.methods, "wdpo among the methods"),
+        "dr_dpo_radius": (bool(profile.flips), "flips"),
+        **dict.fromkeys(("whole", "strings"), stored),
+        **dict.fromkeys(("shifted_split", "shifted_pairs"), other),
+        **dict.fromkeys(("betas", "batch_sizes", "h", "softness"), rewarded),
+        **dict.fromkeys(("instructions", "alpaca_results"), rewarded),
+    }
+    for name, (there, what) in needs.items():
+        if (value := getattr(config, name)) is not None and not there:
+            raise ValueError(
+                f"{name} = {value} would change nothing without {what}: leave it out, or add that."
+            )
 
 
 def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
@@ -175,7 +195,8 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
     study = begin(config.out, profile, config, Path(__file__))
     rewarded = profile.judge != NONE
     if rewarded:
-        check_benchmarked(study, profile)
+        check_objectives(study.models, [profile.score])
+    check_chat(study, profile)
     prompts = prompts_stage(study) if rewarded else None
     pairs = preferences(study, prompts)
     tried = populations(study, pairs["test", 0])
@@ -192,6 +213,7 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
         "tasks": None if tasks is None else tasks.digest,
         "prompts": None if prompts is None else prompts.digest,
         "pairs": pairs["test", 0].digest,
+        "strings": profile.strings,
     }
     if SHIFTED in tried:
         made_of[SHIFTED] = tried[SHIFTED].digest
@@ -237,6 +259,11 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
         "held_out_pairs": {
             name: int(rows[rows.population == name].pair.nunique()) for name in tried
         },
+        "held_out_of": {name: of_pairs(made.folder) for name, made in tried.items()},
+        "prompts_of_the_training": {
+            name: shared_prompts(made.folder, pairs["train", 0].folder)
+            for name, made in tried.items()
+        },
     }
     finish(config.out, "aot-benchmark", study, tables, facts, parquet=("pairs",))
     return tables
@@ -254,7 +281,7 @@ def runs(profile: Profile) -> list[tuple[Choices, Run]]:
         "beta": profile.betas,
         "batch_size": profile.batch_sizes,
         "h": profile.h,
-        "softness": (0.0, *profile.softness),
+        "softness": (0.0, *profile.softness) if profile.softness else (),
     }
     for axis, options in varied.items():
         varied_here = (*AOT_METHODS, "dpo") if axis == "beta" else AOT_METHODS
@@ -365,13 +392,16 @@ def preferences(study: Study, prompts: Stage | None) -> dict[tuple[str, int], St
                 )
         else:  # the labels are there: replicates differ in the order of the training, and in flips
             train = part == "train"
+            same = is_file(profile.source) or profile.split == profile.test_split
             stored = stored_pairs(
                 study,
                 part,
                 profile.source,
                 profile.split if train else profile.test_split,
                 profile.prompts if train else profile.test_prompts,
-                whole=profile.whole and train,
+                # of one split the test has the first pairs, the training those after them
+                after=profile.test_prompts if train and same else 0,
+                whole=profile.whole,
                 strings=profile.strings,
             )
             found |= {(part, seed): stored for seed in range(seeds)}
@@ -393,10 +423,9 @@ def populations(study: Study, test: Stage) -> dict[str, Stage]:
             study,
             SHIFTED,
             profile.shifted,
-            # a file has no splits
-            "train" if Path(profile.shifted).expanduser().is_file() else profile.shifted_split,
+            profile.shifted_split,
             profile.shifted_pairs,
-            whole=False,
+            whole=profile.whole,
             strings=profile.strings,
         )
     return found

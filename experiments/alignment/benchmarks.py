@@ -82,6 +82,11 @@ def check_benchmarked(study: Study, sizes: BenchmarkSizes) -> None:
     """Raise ValueError where the reward model has no such score, or the model no chat template that
     is wanted."""
     check_objectives(study.models, [sizes.score])
+    check_chat(study, sizes)
+
+
+def check_chat(study: Study, sizes: BenchmarkSizes) -> None:
+    """Raise ValueError where the model has no chat template and one is wanted."""
     tokenizer = pretrained_tokenizer(
         study.models.policy, trust_remote_code=study.options.trust_remote_code
     )

@@ -88,17 +88,16 @@ def prepare_models(
     profile: Profile, shared: Path, *, seed: int, workers: int
 ) -> tuple[Stage, Stage, Stage]:
     """The stages of the texts with their tokenizer, of the fine-tuned model and of the reward
-    model, in a folder of `shared` that is named after what they are made from, but for the code:
-    other code makes them again, other sizes beside them."""
+    model, in a folder of `shared` that is named after what they are made from: other sizes, sources
+    or code are beside them, so that no running study loses what it reads."""
     common: dict[str, Any] = {"profile": profile, "seed": seed}
     source = corpus.GRAMMAR if profile.source == corpus.GRAMMAR else content(profile.source)
     model = content(profile.model and located(profile.model))
     sizes: dict[str, Any] = {name: getattr(profile, name) for name in SIZES} | {"model": model}
     recipes = {name: getattr(profile, name) for kind in KINDS for name in _recipe(kind)}
     of_texts = {name: getattr(profile, name) for name in ("texts", "vocabulary")}
-    root = shared.resolve() / digest_of(
-        sizes | recipes | of_texts | {"source": source, "seed": seed}
-    )
+    made_of = sizes | recipes | of_texts | {"source": source, "seed": seed, "code": code()}
+    root = shared.resolve() / digest_of(made_of)
     sources = _made_from(profile, seed, "texts", "vocabulary", source=source, model=model)
     (texts,) = together(
         [partial(stage, root, "texts", sources, partial(make_texts, **common))], workers

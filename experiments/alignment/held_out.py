@@ -33,9 +33,13 @@ def margins(judged: Sequence[tuple[Run, Path]], populations: Sequence[str]) -> p
     Args:
         judged: policies with the folders of what they are worth; the start is among them.
 
+    Raises:
+        ValueError: a table is of other pairs than that of the start, or damaged.
+
     Returns:
         The policy's columns; population, pair (its position), chosen, rejected, margin (chosen
-        minus rejected), accuracy (whether the margin is positive; 1/2 where it is 0),
+        minus rejected), accuracy (1 where the margin is positive, 1/2 where it is 0, NaN where it
+        is),
         chosen_tokens, rejected_tokens.
     """
     (start, *_) = (folder for run, folder in judged if run.method == "start")
@@ -47,6 +51,11 @@ def margins(judged: Sequence[tuple[Run, Path]], populations: Sequence[str]) -> p
             if run.method == "start":
                 continue
             after = read_artefact(folder / name)
+            if list(after.pair) != list(before.pair):
+                raise ValueError(
+                    f"{folder / name} and {start / name} are not of the same pairs: move both"
+                    " folders away and give the same command again."
+                )
             chosen, rejected = (after[side] - before[side] for side in ("chosen", "rejected"))
             margin = chosen - rejected
             parts.append(
@@ -55,7 +64,7 @@ def margins(judged: Sequence[tuple[Run, Path]], populations: Sequence[str]) -> p
                     chosen=chosen,
                     rejected=rejected,
                     margin=margin,
-                    accuracy=np.where(margin == 0, 0.5, margin > 0),
+                    accuracy=np.sign(margin) / 2 + 0.5,
                     method=run.method,
                     radius=run.radius,
                     beta=run.beta,

@@ -53,9 +53,9 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
     kind = options.profile if options.profile in ("smoke", "small") else "quick"
     if ranks() > 1:
         if rank() == 0:
-            _make_alone(kind, sizes.source, options, workers)
+            _make_alone(kind, sizes, options, workers)
         wait_for_all()
-    profile = generated(kind, sizes.source)
+    profile = generated(kind, sizes.source, sizes.bf16)
     texts, policy, judge = prepare_models(
         profile, options.shared, seed=options.seed, workers=workers
     )
@@ -68,12 +68,14 @@ def prepare(sizes: Sizes, options: Options, workers: int) -> Models:
     )
 
 
-def generated(kind: str, source: str) -> Generated:
-    """How the emotion study makes its models in that profile, from texts of a source."""
-    return replace(GENERATED[kind], source=source)
+def generated(kind: str, source: str, bf16: bool) -> Generated:
+    """How the emotion study makes its models in that profile, from texts of a source; bf16 is for
+    pretrained ones."""
+    profile = replace(GENERATED[kind], source=source)
+    return replace(profile, bf16=bf16) if profile.model is not None else profile
 
 
-def _make_alone(kind: str, source: str, options: Options, workers: int) -> None:
+def _make_alone(kind: str, sizes: Sizes, options: Options, workers: int) -> None:
     """Make the generated models outside of the launch, as a single process does."""
     launched = (
         "RANK",
@@ -87,7 +89,8 @@ def _make_alone(kind: str, source: str, options: Options, workers: int) -> None:
     )
     alone = {name: value for name, value in os.environ.items() if not name.startswith(launched)}
     module = "experiments.alignment.make_models"
-    words = [kind, source, str(options.shared), str(options.seed), str(workers)]
+    words = [kind, sizes.source, str(int(sizes.bf16)), str(options.shared)]
+    words += [str(options.seed), str(workers)]
     subprocess.run([sys.executable, "-m", module, *words], env=alone, check=True)
 
 

@@ -57,6 +57,24 @@ def count_pairs(folder: Path) -> int:
     return int(json.loads((folder / "count.json").read_text(encoding="utf-8"))["pairs"])
 
 
+def of_pairs(folder: Path) -> int:
+    """How many pairs there were, of which a folder holds those that could be taken."""
+    return int(json.loads((folder / "count.json").read_text(encoding="utf-8"))["of"])
+
+
+def shared_prompts(folder: Path, other: Path) -> int:
+    """How many pairs of a folder have a prompt that is one of the other folder's."""
+    asked = [
+        [
+            json.dumps(json.loads(line).get("prompt"), sort_keys=True)
+            for line in (place / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        for place in (folder, other)
+    ]
+    known = set(asked[1]) - {"null"}  # pairs without a prompt of their own
+    return sum(prompt in known for prompt in asked[0])
+
+
 def _row(prompt: Any, chosen: str, rejected: str) -> dict[str, Any]:
     if isinstance(prompt, str):
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -99,12 +117,14 @@ def take_pairs(
     count: int,
     seed: int,
     keep: Callable[[list[dict[str, Any]]], list[int]] | None = None,
+    after: int = 0,
 ) -> None:
     """At most `count` pairs of a data set, drawn at random, as pairs.jsonl and count.json: how many
     they are, and of how many.
 
     Args:
         keep: the positions of those that may be taken, of rows; None: all.
+        after: so many of them, in the random order, are passed over first.
 
     Raises:
         ValueError: none may be taken.
@@ -116,13 +136,15 @@ def take_pairs(
     order = np.random.default_rng(seed).permutation(len(rows))
     if keep is not None:
         order = order[np.isin(order, keep(rows))]
-    if len(order) == 0:
+    if len(order) <= after:
         raise ValueError(
-            f"of {len(rows)} pairs of {source} (split {split}) none is short enough: raise"
-            " prompt_tokens or new_tokens."
+            f"of {len(rows)} pairs of {source} (split {split}) {len(order)} can be taken, and"
+            f" {after} of them are those of the test: raise prompt_tokens or new_tokens, or take"
+            " more data."
         )
     of = len(rows)
-    rows = [{name: rows[i][name] for name in columns if name in rows[i]} for i in order[:count]]
+    order = order[after : after + count]
+    rows = [{name: rows[i][name] for name in columns if name in rows[i]} for i in order]
     write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), folder / "pairs.jsonl"
     )

@@ -141,7 +141,8 @@ def _trained(study: Study, run: Run, pairs: Stage, more: dict[str, Any]) -> tupl
             f"{count} preference pairs make no batch of {options['batch_size']}: take more prompts"
             " or a smaller batch_size. Pairs of equal or empty completions are left out."
         )
-    data = {"pairs": pairs.digest, "code": study.code, **study.models.made_from}
+    # a judge that has labelled the pairs is in their digest
+    data = {"pairs": pairs.digest, "code": study.code, "model": study.models.made_from["model"]}
     # the reference depends on neither the objective nor the order, but on how rows are cut and
     # computed; KTO has rows of its own
     of_reference = (

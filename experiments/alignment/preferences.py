@@ -77,18 +77,23 @@ def stored_pairs(
     *,
     whole: bool,
     strings: str | None,
+    after: int = 0,
 ) -> Stage:
     """At most `count` pairs of a data set, as they are; the labels are there.
 
     Args:
         part: names the stage.
         whole: only pairs of which nothing is cut within the study's greatest length.
+        split: of the data set; a file has none.
         strings: how strings are read, of `llm.data.tokens.tokenise`.
+        after: so many are passed over first.
     """
+    split = "train" if is_file(source) else split
     made_from: dict[str, Any] = {
         "source": content(source),
         "split": split,
         "count": count,
+        "after": after,
         "seed": study.options.seed,
         "code": study.code,
     }
@@ -121,9 +126,15 @@ def stored_pairs(
                 count,
                 derived_seed(study.options.seed, 27),
                 keep if whole else None,
+                after,
             )
 
     return stage(study.root, f"pairs-{part}", made_from, make)
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a single file."""
+    return Path(source).expanduser().is_file()
 
 
 def flipped_pairs(study: Study, pairs: Stage, share: float, seed: int) -> Stage:

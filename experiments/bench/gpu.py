@@ -10,8 +10,9 @@ is ended when its time is over:
    TRL where it is installed;
 5. studies/...: the profile `small` of three experiments, five seeds, with the time that is left.
 
-gpu.csv says of each stage what became of it. Nothing is downloaded: where weights are missing, the
-stage that needs them says so. With `--rehearse` the same stages run on the CPU in tiny sizes.
+gpu.csv says of each stage what became of it. Nothing is downloaded but the texts of the studies,
+where no files of them are named; what cannot be had, the stage that needs it says. With
+`--rehearse` the same stages run on the CPU in tiny sizes.
 """
 
 import os
@@ -39,6 +40,7 @@ STUDIES = {  # experiment -> the table that it writes at its end
     "armorm": "axes.csv",
 }
 STAGES = (ENVIRONMENT, TESTS, "solvers", "training", "training-large", *STUDIES)
+SHARES = {"emotion": 0.5, "aot-benchmark": 0.7, "armorm": 1.0}
 SEEDS = 5
 _PACKAGES = ("transformers", "trl", "accelerate", "peft", "datasets", "flash_attn", "cvxpy", "gguf")
 
@@ -160,10 +162,16 @@ def _study(config: Gpu, name: str) -> Stage:
     else:
         words += ["--profile", "small", "--seeds", str(SEEDS)]
         source = config.preferences if name == "aot-benchmark" else config.emotion_texts
-        words += [] if source is None else ["--source", source]
+        words += [] if source is None else ["--source", _absolute(source)]
         if name == "aot-benchmark" and config.shifted is not None:
-            words += ["--shifted", config.shifted]
-    return Stage(name, words, 1.0, f"studies/{name}/{STUDIES[name]}")
+            words += ["--shifted", _absolute(config.shifted)]
+    return Stage(name, words, SHARES[name], f"studies/{name}/{STUDIES[name]}")
+
+
+def _absolute(source: str) -> str:
+    """The stage runs in another folder."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 def run(config: Gpu) -> int:

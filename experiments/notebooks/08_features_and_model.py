@@ -28,6 +28,7 @@ import os
 import tempfile
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 
@@ -35,15 +36,17 @@ import numpy as np
 import pandas as pd
 from datasets import disable_progress_bars
 from matplotlib.ticker import FixedLocator, NullLocator
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 from transformers.utils import logging
 
 from experiments.cli import main
+from experiments.engine.stages import content
 from llm import PreferenceCollator, language_model, load_language_model, load_rows, load_tokenizer
 from llm import reference_logps, sequence_logprobs, tokenise, word_tokenizer
 from llm.data.corpus import generate_texts
 from llm.data.tokens import padding_token
 from llm.sft import Recipe, fine_tune
+from llm.weights import located
 from paper_figures.notebook import show
 from paper_figures.style import BLACK, BLUE, GREY, PAGE, grid, paper
 from theory import KL, dpo, read_table, worst_case
@@ -90,7 +93,14 @@ data, start = (named, os.environ.get("PREFDRO_MODEL", "smollm2")) if named else 
 tokenizer = load_tokenizer(start)
 strings = "chat" if tokenizer.chat_template else None
 reading = {"strings": strings} if strings else {}
-rows = tokenise(load_rows(data)[:PAIRS], tokenizer, max_length=LENGTH, **reading)
+given = load_rows(data)[:PAIRS]
+# what is kept is of these pairs, this model and this length, and is found under them only
+key = [given, content(located(start)), LENGTH, strings, BETA]
+folder = folder / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+folder.mkdir(exist_ok=True)
+first_pairs = folder / "pairs.jsonl"
+first_pairs.write_text("".join(json.dumps(row) + "\n" for row in given))
+rows = tokenise(given, tokenizer, max_length=LENGTH, **reading)
 print(f"{len(rows)} pairs, cut to {LENGTH} tokens, of {data if named else 'a grammar'}; the reference is {start if named else 'a small GPT-2'}")
 
 # %% [markdown]
@@ -102,15 +112,16 @@ print(f"{len(rows)} pairs, cut to {LENGTH} tokens, of {data if named else 'a gra
 
 # %%
 def prefdro(*words):
-    """Run a command quietly."""
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        main([str(word) for word in words])
+    """Run a command quietly; what it says is shown if it fails."""
+    said = StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            main([str(word) for word in words])
+    except SystemExit:
+        print(said.getvalue()[-2000:])
+        raise
 
 
-first_pairs = folder / "first.jsonl"
-if not first_pairs.is_file():
-    given = load_rows(data)[:PAIRS]
-    first_pairs.write_text("".join(json.dumps(row) + "\n" for row in given))
 as_chat = ["--strings", strings] if strings else []
 common = ["--data", first_pairs, "--model", start, *as_chat, "--max-length", LENGTH]
 table = folder / "features.parquet"
@@ -179,28 +190,30 @@ def worst_weights(margin):
 weights = {"features": worst_weights(of_features), "model": worst_weights(of_model)}
 
 
-def agreement(a, b, draws=2000, seed=0):
-    """Spearman's rank correlation with a 95 % percentile interval over resampled pairs."""
+def rank_correlation(a, b, given=None):
+    """Spearman's; with `given` the partial one: of what is left of both ranks once those of `given` are regressed out."""
+    ranks = [rankdata(values) for values in (a, b)]
+    if given is not None:
+        design = np.stack([np.ones(len(given)), rankdata(given)], 1)
+        ranks = [r - design @ np.linalg.lstsq(design, r, rcond=None)[0] for r in ranks]
+    return np.corrcoef(*ranks)[0, 1]
+
+
+def agreement(a, b, given=None, draws=2000, seed=0):
+    """The rank correlation with a 95 % percentile interval over resampled pairs."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(draws):
         k = rng.integers(len(a), size=len(a))
-        found.append(np.corrcoef(rankdata(a[k]), rankdata(b[k]))[0, 1])
-    return float(spearmanr(a, b).statistic), *np.quantile(found, [0.025, 0.975])
-
-
-def without_length(values):
-    """What is left of ranks when the difference of lengths is regressed out of them."""
-    design = np.stack([np.ones(len(length)), rankdata(length)], 1)
-    ranks = rankdata(values)
-    return ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
+        found.append(rank_correlation(a[k], b[k], None if given is None else given[k]))
+    return rank_correlation(a, b, given), *np.quantile(found, [0.025, 0.975])
 
 
 share = len(u) // 10
 top = {name: set(np.argsort(-w)[:share]) for name, w in weights.items()}
 lines = {
     "weights: features and model": agreement(weights["features"], weights["model"]),
-    "the same, lengths regressed out": agreement(without_length(weights["features"]), without_length(weights["model"])),
+    "the same, partial, given length": agreement(weights["features"], weights["model"], length),
     "weights of features and length": agreement(weights["features"], length),
     "weights of the model and length": agreement(weights["model"], length),
 }

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from paper_figures import style
 from paper_figures.studies import policies
@@ -26,7 +25,6 @@ COLUMNS = {
 }
 POPULATIONS = {"test": "held-out pairs", "shifted": "another population"}
 _ROW = 0.175  # inches for a method
-CLEAN = 0.0
 
 
 def figure(compared: pd.DataFrame, run: dict[str, Any]) -> Figure:
@@ -43,8 +41,8 @@ def figure(compared: pd.DataFrame, run: dict[str, Any]) -> Figure:
         f"{policies.scale(run)}. {counts} pairs. A pair is ordered rightly if log π/π_ref of the"
         " chosen response is the larger. Filled: trained on clean labels"
         + (f"; open: {exchanged} of the training labels exchanged. " if exchanged else ". ")
-        + "Lines: 95 % over pairs, at these seeds; ticks: 95 % over seeds, at these pairs, where"
-        " they are within the panel."
+        + "Lines: 95 % over pairs, at these seeds; ticks: 95 % over seeds, at these pairs, beyond"
+        " the panel where an arrow stands."
         + (" cDPO and rDPO are told the share." if {"cdpo", "rdpo"} & set(methods) else "")
     ]
     below = 0.4 + policies.room_for(notes, style.PAGE)
@@ -63,10 +61,10 @@ def figure(compared: pd.DataFrame, run: dict[str, Any]) -> Figure:
         left, right = axes[line]
         left.axvline(0.5, color=style.PALE, linewidth=2, zorder=0)
         right.axvline(0, color=style.GREY, linewidth=0.7, zorder=0)
-        for flip in flips:
+        for k, flip in enumerate(flips):
             rows = mine[mine.flip == flip].set_index("method")
-            _values(left, rows, methods, flip)
-            _differences(right, rows, methods, flip, len(flips))
+            _values(left, rows, methods, flip, k)
+            _differences(right, rows, methods, k, len(flips))
         left.set_title(f"{POPULATIONS[population]}: accuracy")
         right.set_title("minus DPO on the same labels")
         for panel in (left, right):
@@ -74,28 +72,42 @@ def figure(compared: pd.DataFrame, run: dict[str, Any]) -> Figure:
             panel.set_yticks(range(len(methods)), [METHODS[name].label for name in methods])
             panel.tick_params(axis="y", length=0, labelleft=panel is left)
             panel.xaxis.set_major_locator(MaxNLocator(5))
-    _limit(axes[:, 1], table)
+    for panel in axes[:, 1]:
+        _limit(panel, table)
     for panel, words in zip(axes[-1], ("share of pairs", "difference of shares"), strict=True):
         panel.set_xlabel(words, labelpad=1)
     policies.small_print(drawn, notes)
     return drawn
 
 
-def _limit(panels: NDArray[Any], table: pd.DataFrame) -> None:
-    """Hold every interval over pairs whole; those over a few seeds may be wider than what is
-    seen."""
+def _limit(panel: Axes, table: pd.DataFrame) -> None:
+    """Hold every interval over pairs whole; those over a few seeds may be wider than what is seen,
+    and an arrow at the edge says so."""
     ends = table[["over_dpo_low_pairs", "over_dpo_high_pairs"]].to_numpy()
-    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
-    pad = 0.25 * max(high - low, 1e-6)
-    for panel in panels:
-        panel.set_xlim(low - pad, high + pad)
+    ends = ends[np.isfinite(ends)]
+    if not len(ends):
+        return
+    pad = 0.25 * max(float(np.ptp(ends)), 1e-6)
+    low, high = float(ends.min()) - pad, float(ends.max()) + pad
+    panel.set_xlim(low, high)
+    for line in panel.lines:
+        if line.get_marker() == "|":
+            x, y = (np.asarray(values, dtype=float) for values in line.get_data())
+            for beyond, place, marker in (
+                (x.min() < low, low, "<"),
+                (x.max() > high, high, ">"),
+            ):
+                if beyond:
+                    color = line.get_color()
+                    panel.plot(place, y[0], marker, color=color, markersize=2.5, clip_on=False)
 
 
-def _face(flip: float, color: str) -> str:
-    return color if flip == CLEAN else "white"
+def _filled(number: int) -> str:
+    """Clean labels are filled, those with more and more flips open and half filled."""
+    return ("full", "none", "left", "top")[min(number, 3)]
 
 
-def _values(axes: Axes, rows: pd.DataFrame, methods: list[str], flip: float) -> None:
+def _values(axes: Axes, rows: pd.DataFrame, methods: list[str], flip: float, number: int) -> None:
     for k, method in enumerate(methods):
         if method in rows.index:
             look = METHODS[method]
@@ -104,43 +116,34 @@ def _values(axes: Axes, rows: pd.DataFrame, methods: list[str], flip: float) -> 
                 k,
                 look.marker,
                 color=look.color,
-                markerfacecolor=_face(flip, look.color),
+                fillstyle=_filled(number),
                 markersize=4,
                 gid=f"{method}|{flip:g}",
             )
 
 
 def _differences(
-    axes: Axes, rows: pd.DataFrame, methods: list[str], flip: float, count: int
+    axes: Axes, rows: pd.DataFrame, methods: list[str], number: int, count: int
 ) -> None:
     """Intervals of the flips of a method one below the other."""
     for k, method in enumerate(methods):
         if method not in rows.index or method == "dpo":
             continue
         look, row = METHODS[method], rows.loc[method]
-        y = k if count == 1 else k - 0.17 + 0.34 * (flip > CLEAN)
+        y = k if count == 1 else k + 0.4 * (number / (count - 1) - 0.5)
         axes.hlines(
             y, row.over_dpo_low_pairs, row.over_dpo_high_pairs, color=look.color, linewidth=0.9
         )
         ends = np.array([row.over_dpo_low_seeds, row.over_dpo_high_seeds])
         if np.isfinite(ends).all():
-            axes.add_line(
-                Line2D(
-                    ends,
-                    [y, y],
-                    marker="|",
-                    markersize=4,
-                    linestyle="",
-                    color=look.color,
-                    clip_on=True,
-                )
-            )
+            line = Line2D(ends, [y, y], marker="|", markersize=4, linestyle="", color=look.color)
+            axes.add_line(line)
         axes.plot(
             row.over_dpo,
             y,
             look.marker,
             color=look.color,
-            markerfacecolor=_face(flip, look.color),
+            fillstyle=_filled(number),
             markersize=3.4,
         )
 

@@ -190,8 +190,13 @@ def test_a_file_of_more_options_replaces_what_is_not_the_experiments_own(tmp_pat
         (AotBenchmark(h=("cubic",)), "unknown h cubic"),
         (AotBenchmark(instructions=Path("nowhere.json")), "no file nowhere.json"),
         (AotBenchmark(methods=("dpo", "ppo")), "unknown method ppo"),
-        (AotBenchmark(flips=(0.5,)), r"flips must be in \(0, 1/2\), got \(0.5,\)"),
-        (AotBenchmark(wdpo="exact"), "no WDPO is trained here"),
+        (AotBenchmark(flips=(0.5,)), r"flips must be different and in \(0, 1/2\), got \(0.5,\)"),
+        (AotBenchmark(flips=(0.2, 0.2)), "flips must be different"),
+        (AotBenchmark(wdpo="exact"), "wdpo = exact would change nothing without wdpo among"),
+        (AotBenchmark(dr_dpo_radius=1.0), "dr_dpo_radius = 1.0 would change nothing without flips"),
+        (AotBenchmark(shifted_pairs=3), "would change nothing without another population"),
+        (AotBenchmark(whole=True), "would change nothing without stored preferences"),
+        (AotBenchmark(profile="small", betas=(0.1,)), "change nothing without a reward model"),
         (
             AotBenchmark(shifted="Anthropic/hh-rlhf"),
             "knows generated texts only, and not Anthropic",
@@ -199,7 +204,7 @@ def test_a_file_of_more_options_replaces_what_is_not_the_experiments_own(tmp_pat
         (AotBenchmark(profile="small", source="grammar"), "do not go together"),
         (
             AotBenchmark(profile="small", instructions=Path(__file__)),
-            "without a reward model nothing is answered",
+            "would change nothing without a reward model",
         ),
         (ArmoRM(profile="paper", judge="none"), "policies are judged by a reward model here"),
         (ArmoRM(profile="small", model="smollm2"), "do not go together"),
@@ -695,7 +700,14 @@ def test_pairs_that_would_be_cut_are_not_trained_on(tmp_path: Path) -> None:
     (out := tmp_path / "out").mkdir()
     take_pairs(out, str(source), "train", 100, 0, keep)
     assert count_pairs(out) == 3
-    with pytest.raises(ValueError, match=r"of 6 pairs .* none is short enough: raise prompt_tok"):
+    first = load_rows(out / "pairs.jsonl")
+    (rest := tmp_path / "rest").mkdir()
+    take_pairs(out, str(source), "train", 1, 0, keep)
+    take_pairs(rest, str(source), "train", 100, 0, keep, after=1)
+    assert [*load_rows(out / "pairs.jsonl"), *load_rows(rest / "pairs.jsonl")] == first
+    with pytest.raises(
+        ValueError, match=r"of 6 pairs .* 0 can be taken, and 0 of them .*raise pro"
+    ):
         take_pairs(out, str(source), "train", 100, 0, lambda _: [])
 
 

@@ -43,7 +43,7 @@ class Method:
     @property
     def grows(self) -> bool:
         """Whether its size is in proportion to the fraction of collapse."""
-        return self.set is not None and self.set.facts.grows
+        return self.set is not None and self.set.facts.grows and self.set.smallest == 0
 
     def scaled(self, knob: float, factor: float) -> float:
         """The size of the set whose radius is `factor` times that of this one."""

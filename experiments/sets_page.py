@@ -1,14 +1,17 @@
-"""The table of ambiguity sets in the documentation, from the registry `theory.sets.SETS`.
+"""The tables of ambiguity sets and of objectives in the documentation, from the registries
+`theory.sets.SETS` and `llm.objectives.SPECS`.
 
-python -m experiments.sets_page      # writes it into docs/api/sets.md
+python -m experiments.sets_page      # writes them into docs/api/sets.md and docs/training.md
 """
 
 from dataclasses import fields
 from pathlib import Path
 
+from llm.objectives import objectives_table
 from theory.sets import SETS, AmbiguitySet
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "api" / "sets.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, OBJECTIVES = DOCS / "api" / "sets.md", DOCS / "training.md"
 BEGIN, END = "<!-- made by python -m experiments.sets_page -->", "<!-- end -->"
 COLUMNS = (
     *("name", "class", "method", "sized by", "source", "distances between atoms"),
@@ -49,11 +52,15 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def renewed(page: str) -> str:
-    """The page with the table of today between its two marks."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
+TABLES = {PAGE: table, OBJECTIVES: objectives_table}
+
+
+def renewed(path: Path) -> str:
+    """A page with the table of today between its two marks."""
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    return f"{before}{BEGIN}\n\n{TABLES[path]()}\n\n{END}{rest.split(END, 1)[1]}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in TABLES:
+        path.write_text(renewed(path), encoding="utf-8")

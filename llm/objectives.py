@@ -148,6 +148,7 @@ class ObjectiveParameters:
         " rho_unit",
     )
     alpha: float | None = option(None, "cvar: share of the worst pairs, in (0, 1]")
+    size: float | None = option(None, "number that sizes a set of weights without another letter")
     b: float | None = option(None, "dr_dpo: temperature of the opposite tilt, in units of the loss")
     released: bool = option(
         False,
@@ -492,6 +493,14 @@ for _name, _help in (
     ("pair_loss", f"loss of a pair under {_STANDS_ON}: {', '.join(PAIR_LOSSES)}"),
 ):
     ObjectiveParameters.__dataclass_fields__[_name].metadata = MappingProxyType({"help": _help})
+_LETTERS = {field.name for field in fields(ObjectiveParameters)}
+for _set in SETS.values():
+    if _set.facts.objective is not None and _set.facts.option not in _LETTERS:
+        raise ValueError(
+            f"the set {_set.name} names the option {_set.facts.option!r}, which `prefdro train`"
+            ' does not have: give its facts option="size", or another of'
+            f" {', '.join(sorted(_LETTERS))}."
+        )
 _OF_PAIR_LOSS = tuple(name for name, spec in SPECS.items() if spec.of_pair_loss)
 
 
@@ -567,6 +576,9 @@ def _check(p: ObjectiveParameters) -> None:
         raise ValueError(
             f"--alpha is the share of worst pairs, in (0, 1], got {p.alpha}; 1 is plain DPO."
         )
+    if p.size is not None:
+        for kind in given:
+            kind.sized(p.size).check_size(1, torch.zeros(1))
     if p.flip is not None and not 0 <= p.flip < 0.5:
         raise ValueError(
             f"--flip must be in [0, 1/2), got {p.flip}: at 1/2 the labels say nothing."
@@ -596,7 +608,3 @@ def _check_wdpo(p: ObjectiveParameters) -> None:
             "--fd_epsilon is for --wdpo_mode finite_difference and lies in (0, 1), got"
             f" {p.fd_epsilon} with {mode}."
         )
-
-
-if __name__ == "__main__":
-    print(objectives_table())

@@ -46,6 +46,19 @@ BALLS = {
         "its step", GREEN, "", _DOTTED
     ),  # what the step achieves, next to what the algorithm minimises
 }
+
+
+def look_of(ball: str) -> Look:
+    """The look of a set; one that is not named here has a spare one."""
+    return BALLS.get(ball) or style.look(ball)
+
+
+def balls_of(rows: pd.DataFrame) -> list[str]:
+    """The sets of a table, in the order of `BALLS`, then those that are not named there."""
+    there = list(dict.fromkeys(rows.ball))
+    return [*(ball for ball in BALLS if ball in there), *(b for b in there if b not in BALLS)]
+
+
 # effective share of the sample at which weights are drawn, or the middle one if that is not there
 SHARE = 0.5
 # panels of the values figure: title, label of the radius, curves
@@ -96,9 +109,9 @@ def weights(study: Study) -> Figure:
     panel: Axes = axes[0, 0]
     panel.axhline(1, color=GREY, linewidth=0.5)
     ends = []
-    for ball in [ball for ball in BALLS if ball in set(rows.ball)]:
+    for ball in balls_of(rows):
         curve = rows[rows.ball == ball].sort_values("loss")
-        look = BALLS[ball]
+        look = look_of(ball)
         ratio = curve.q / curve.p
         panel.plot(
             curve.loss, ratio, **look.line, markersize=2.6, linewidth=0.8, gid=ball, clip_on=False
@@ -270,7 +283,9 @@ def values(study: Study) -> Figure:
         (title, label, [c for c in curves if c in set(rows.ball)])
         for title, label, curves in PANELS
     ]
+    named = {curve for _, _, curves in PANELS for curve in curves}
     panels = [panel for panel in panels if panel[2]]
+    panels += [(ball, "size", [ball]) for ball in balls_of(rows) if ball not in named]
     lines = -(-len(panels) // 2)
     figure, axes = style.grid(
         style.COLUMN,
@@ -291,7 +306,7 @@ def values(study: Study) -> Figure:
             curve = rows[rows.ball == ball].sort_values(
                 "radius", ascending=ball != "cvar"
             )  # a smaller share is a larger ball
-            look = replace(BALLS[ball], marker="")
+            look = replace(look_of(ball), marker="")
             panel.plot(curve.radius, curve.value, **look.line, gid=ball)
             ends.append(
                 (float(curve.radius.iloc[-1]), float(curve.value.iloc[-1]), look.label, look)

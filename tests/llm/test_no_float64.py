@@ -26,9 +26,16 @@ from llm.trainer import PreferenceTrainer
 from tests.llm.models import tiny_gpt2, word_tokenizer
 from tests.llm.no_float64 import NoFloat64
 from tests.llm.training import arguments, random_pairs, random_singles
+from tests.theory.instances import example_size
 from theory.precision import widest
+from theory.sets import SETS
 
 NEEDED: dict[str, list[dict[str, Any]]] = {
+    **{  # sets added later
+        kind.facts.objective: [{kind.facts.option or "": example_size(kind, 0.3)}]
+        for kind in SETS.values()
+        if kind.facts.reweights and kind.facts.objective is not None
+    },
     "cdpo": [{"flip": 0.1}],
     "rdpo": [{"flip": 0.1}],
     "dr_dpo": [{"b": 0.5}],

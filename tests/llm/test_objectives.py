@@ -2,9 +2,9 @@
 worst case."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ from llm.objectives import (
     Singles,
     group_value,
     make_objective,
-    objectives_table,
     widened,
     worst_case_weights,
 )
 from llm.steps import worst_case_metrics
+from tests.launches import run
+from tests.theory.instances import example_size
 from theory import functionals
 from theory import losses as pair_losses
 from theory.sets import SETS
@@ -147,7 +148,15 @@ def dpo(s: Pairs) -> Tensor:
     return pair_losses.dpo_loss(margin(s))
 
 
-THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {
+OF_SETS: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {  # sets added later
+    kind.facts.objective: (
+        {kind.facts.option or "": example_size(kind, 0.4)},
+        lambda s, kind=kind: kind.worst_value(dpo(s), example_size(kind, 0.4), s.weights),
+    )
+    for kind in SETS.values()
+    if kind.facts.reweights and kind.facts.objective is not None
+}
+THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | {
     "dpo": ({}, lambda s: functionals.mean(dpo(s), s.weights)),
     "ipo": (
         {},
@@ -209,6 +218,26 @@ def test_objectives_are_those_of_the_theory(name: str, weights: bool) -> None:
     )
     torch.testing.assert_close(made.value(s), truth(s), rtol=1e-12, atol=1e-12)
     assert "pairs" in made.kinds and made.name == name
+
+
+def test_a_set_without_a_letter_of_its_own_is_sized_by_size() -> None:
+    """As the guide says; and a letter that is none is told at the import."""
+    code = """
+import theory.sets as sets
+from dataclasses import replace
+from theory import CVaR
+CVaR.facts = replace(CVaR.facts, option={option!r})
+from llm.objectives import ObjectiveParameters, make_objective, objectives_table
+print(make_objective(ObjectiveParameters("cvar", size=0.5)).name, "--size" in objectives_table())
+try:
+    make_objective(ObjectiveParameters("cvar", size=2.0))
+except ValueError as error:
+    print(error)
+"""
+    named = run([sys.executable, "-c", code.format(option="size")])
+    assert named.stdout.startswith("cvar True\nshare must be"), named.stderr
+    unknown = run([sys.executable, "-c", code.format(option="delta")])
+    assert "the set cvar names the option 'delta', which `prefdro train` does not" in unknown.stderr
 
 
 def test_every_objective_is_tested() -> None:
@@ -427,13 +456,6 @@ def test_reward_metrics_by_hand() -> None:
     assert "rewards/margins" not in alone and alone["rewards/chosen"] == pytest.approx(14 / 3)
 
 
-def test_the_table_of_the_guide_is_that_of_the_registry() -> None:
-    """If this fails: put what `python -m llm.objectives` prints between the marks."""
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-    table = page.split("<!-- objectives: python -m llm.objectives -->")[1].split("<!-- end -->")[0]
-    assert table.strip() == objectives_table()
-
-
 def test_every_set_with_an_option_is_an_objective_of_the_trainer() -> None:
     """Its value is the worst case of the same set, its dual the multiplier of the same ball."""
     losses = torch.linspace(0.1, 2, 7, dtype=torch.float64)
@@ -441,8 +463,9 @@ def test_every_set_with_an_option_is_an_objective_of_the_trainer() -> None:
         facts = kind.facts
         if not facts.reweights or facts.objective is None or facts.option is None:
             continue
-        made = make_objective(ObjectiveParameters(facts.objective, **{facts.option: 0.4}))
+        size = example_size(kind, 0.4)
+        made = make_objective(ObjectiveParameters(facts.objective, **{facts.option: size}))
         assert made.functional is not None, name
-        assert made.functional(losses, None).item() == kind.worst_value(losses, 0.4).item()
+        assert made.functional(losses, None).item() == kind.worst_value(losses, size).item()
         assert SPECS[facts.objective].step == "coupled"
         assert (made.dual is None) == (facts.dual is None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.jitter import order
 from theory.collapse import collapse_radius
 from theory.duals import chi2_ball_dual, cvar_dual, kl_ball_dual, total_variation_dual
-from theory.sets import SETS
+from theory.sets import SETS, AmbiguitySet
 from theory.solvers.adversary import WorstCase, reweighted
 from theory.twins import certified, collapse_radii, programs
 from theory.twins.certified import Array
@@ -60,6 +60,11 @@ REWEIGHTING = {
 def reweighting(name: str, losses: Array, p: Array, size: float) -> WorstCase:
     """The worst weights in a set of `REWEIGHTING`, at any losses."""
     return reweighted(name, REWEIGHTING[name], losses, p, size)
+
+
+def example_size(set: AmbiguitySet, excess: float) -> float:
+    """A size beyond the smallest, for sets that are sized from 1 on as well; a share is itself."""
+    return excess + (set.smallest if set.facts.grows else 0.0)
 
 
 def collapse_of(

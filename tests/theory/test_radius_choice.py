@@ -37,8 +37,9 @@ Array = NDArray[np.float64]
 def sample(n: int = 300, d: int = 3, seed: int = 0, signal: float = 2.0) -> Array:
     """Bradley–Terry pairs with Gaussian features and the true theta along the first axis."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n, d))[order(n)]
-    return np.where(rng.random(n) < expit(signal * x[:, 0]), 1.0, -1.0)[:, None] * x
+    x = rng.standard_normal((n, d))
+    u = np.where(rng.random(n) < expit(signal * x[:, 0]), 1.0, -1.0)[:, None] * x
+    return u[order(n)]  # with their labels: another order is the same sample
 
 
 def a_world(d: int = 2) -> FiniteWorld:

@@ -13,6 +13,7 @@ import theory
 from tests.theory.instances import DATA, Data, example_size
 from theory import collapse_radius, fit, worst_case
 from theory.fitting import dpo
+from theory.losses import dpo_loss
 from theory.sets import EXPORTS, SETS, AmbiguitySet
 from theory.twins import knowledge, twins
 
@@ -136,6 +137,21 @@ def test_the_functional_of_the_trainer_is_the_worst_case_with_its_gradient(name:
         twin = TWINS[name].worst
         assert twin is not None
         assert value.item() == pytest.approx(twin(losses.detach().numpy(), p, size), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in SETS.items() if kind.facts.reweights])
+def test_the_value_of_a_fit_is_the_functional_of_the_trainer(name: str) -> None:
+    """Solvers have a loss and a dual of their own, for speed: at their theta the functional that
+    the trainer minimises has the value that they say."""
+    for k, data in enumerate(DATA):
+        wanted = sizes(name, data)
+        size = wanted[k % len(wanted)]
+        kind = SETS[name].sized(size)
+        found = fit(data.u, kind, data.p, beta=data.beta, bound=data.bound)
+        margins = data.beta * torch.as_tensor(data.u) @ found.theta
+        value = kind.worst_value(dpo_loss(margins), size, torch.as_tensor(data.p))
+        # the certificate, and rounding of a mean of losses
+        assert abs(value - found.value) <= max(found.gap.item(), 0) + 1e-12 * (1 + value)
 
 
 # ----------------------------------------------------------------------------------- the front door

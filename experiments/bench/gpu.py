@@ -58,7 +58,7 @@ class Gpu:
     aot-benchmark and armorm."""
     model: str = "smollm2"
     """Real weights for the stage training: smollm2, a folder, a hub name, or a .gguf file."""
-    emotion_texts: str | None = None
+    texts: str | None = None
     """Source of the studies emotion and armorm; by default the one on the hub."""
     preferences: str | None = None
     """Source of the study aot-benchmark; by default the one on the hub."""
@@ -161,7 +161,7 @@ def _study(config: Gpu, name: str) -> Stage:
         words += ["--profile", "smoke"]
     else:
         words += ["--profile", "small", "--seeds", str(SEEDS)]
-        source = config.preferences if name == "aot-benchmark" else config.emotion_texts
+        source = config.preferences if name == "aot-benchmark" else config.texts
         words += [] if source is None else ["--source", _absolute(source)]
         if name == "aot-benchmark" and config.shifted is not None:
             words += ["--shifted", _absolute(config.shifted)]

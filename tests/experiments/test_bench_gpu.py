@@ -46,7 +46,7 @@ def test_studies_of_the_small_profile_take_sources_that_are_files(tmp_path: Path
     given = Gpu(
         out=tmp_path,
         stages=("emotion", "aot-benchmark"),
-        emotion_texts="texts",
+        texts="texts",
         preferences="uf",
         shifted="hh.jsonl",
     )

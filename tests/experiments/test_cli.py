@@ -132,7 +132,7 @@ def test_run_writes_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ),
             "cannot write",
         ),
-        (("run", "aot-benchmark", "--wdpo", "exact"), "no WDPO is trained here"),
+        (("run", "aot-benchmark", "--wdpo", "exact"), "would change nothing without wdpo"),
         (("figures", "--all", "--from", "results/aot"), "leave out --from results/aot"),
         (("figures", "--from", "results/aot", "--workers", "2"), "go with --all"),
         (("run", "armorm", "--part", "3/2"), "part must be K/N"),

@@ -271,7 +271,7 @@ def state(entry: Entry, results: Path, out: Path, drawn: dict[str, Any] | None =
     same = known.get("rows") == rows_digest(entry, results) and known.get("code") == code_digest()
     if same and known["files"] and all((out / name).is_file() for name in known["files"]):
         return "drawn"
-    return "rows there, which have nothing for it" if same and not known["files"] else "rows there"
+    return "nothing for it" if same and not known["files"] else "rows there"
 
 
 def record(out: Path) -> dict[str, Any]:

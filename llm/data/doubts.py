@@ -161,7 +161,9 @@ def of_tokens(
                 " templated."
             )
     padding = {tokenizer.pad_token_id} - {tokenizer.eos_token_id}
-    ends = {int(token) for token in tokenizer.all_special_ids if token not in padding}
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}  # a word, unless it is both
+    others = padding | unknown
+    ends = {int(token) for token in tokenizer.all_special_ids if token not in others}
     for name in completions:
         lasts = [_elements(table[f"{name}_ids"], -k) for k in range(1, ENDS + 1)]
         twice = np.array(

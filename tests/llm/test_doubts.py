@@ -341,3 +341,12 @@ def test_an_end_before_the_line_break_of_a_template():
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} <eos> \n{% endfor %}"
     talk = [pair(USER, [{"role": "assistant", "content": "red <eos>"}], BAD)]  # type: ignore[arg-type]
     assert "whose `chosen` ends twice" in warned(talk, tokenizer)
+
+
+def test_an_unknown_last_word_is_no_end() -> None:
+    tokenizer = word_tokenizer()
+    rows = [{"prompt": "the", "chosen": " very zzz", "rejected": " sees"}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = tokenise(rows, tokenizer)
+    assert data[0]["chosen_ids"][-2] == tokenizer.unk_token_id

@@ -42,13 +42,13 @@ from experiments.alignment.aot_tables import (
 from experiments.alignment.benchmarks import (
     BENCHMARKS,
     BenchmarkOptions,
+    check_benchmarked,
     check_benchmarks,
     check_chat,
     tasks_stage,
     write_benchmarks,
 )
 from experiments.alignment.held_out import SAME, compared, file_of, held_out, margins
-from experiments.alignment.models import check_objectives
 from experiments.alignment.pairs import count_pairs, of_pairs, shared_prompts
 from experiments.alignment.policies import (
     completions_stage,
@@ -194,9 +194,7 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
     profile = plan(config)
     study = begin(config.out, profile, config, Path(__file__))
     rewarded = profile.judge != NONE
-    if rewarded:
-        check_objectives(study.models, [profile.score])
-    check_chat(study, profile)
+    (check_benchmarked if rewarded else check_chat)(study, profile)
     prompts = prompts_stage(study) if rewarded else None
     pairs = preferences(study, prompts)
     tried = populations(study, pairs["test", 0])

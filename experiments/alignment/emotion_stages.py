@@ -34,7 +34,7 @@ from llm.judges import evaluate
 from llm.weights import located
 
 SIZES = ("width", "layers", "prompt_tokens", "new_tokens")
-KINDS = ("sft", "reward")  # of training before the preferences
+TEXTS = ("texts", "vocabulary")
 
 
 class Places(NamedTuple):
@@ -94,19 +94,14 @@ def prepare_models(
     source = corpus.GRAMMAR if profile.source == corpus.GRAMMAR else content(profile.source)
     model = content(profile.model and located(profile.model))
     sizes: dict[str, Any] = {name: getattr(profile, name) for name in SIZES} | {"model": model}
-    recipes = {name: getattr(profile, name) for kind in KINDS for name in _recipe(kind)}
-    of_texts = {name: getattr(profile, name) for name in ("texts", "vocabulary")}
-    made_of = sizes | recipes | of_texts | {"source": source, "seed": seed, "code": code()}
-    root = shared.resolve() / digest_of(made_of)
-    sources = _made_from(profile, seed, "texts", "vocabulary", source=source, model=model)
+    sources = _made_from(profile, seed, *TEXTS, source=source, model=model)
+    recipes = _made_from(profile, seed, *_recipe("sft"), *_recipe("reward"), **sizes)
+    root = shared.resolve() / digest_of(sources | recipes)
     (texts,) = together(
         [partial(stage, root, "texts", sources, partial(make_texts, **common))], workers
     )
     tasks = []
-    for name, kind, make in (
-        ("policy", KINDS[0], make_policy),
-        ("judge", KINDS[1], make_judge),
-    ):
+    for name, kind, make in (("policy", "sft", make_policy), ("judge", "reward", make_judge)):
         recipe = _made_from(profile, seed, *_recipe(kind), texts=texts.digest, **sizes)
         tasks.append(
             partial(stage, root, name, recipe, partial(make, texts=texts.folder, **common))

@@ -34,13 +34,12 @@ from experiments.engine.store import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT, TESTS = "environment", "tests"
-STUDIES = {  # experiment -> the table that it writes at its end
-    "emotion": "summary.csv",
-    "aot-benchmark": "held_out.csv",
-    "armorm": "axes.csv",
+STUDIES = {  # experiment -> the table that it writes at its end, and its share of the time
+    "emotion": ("summary.csv", 0.5),
+    "aot-benchmark": ("held_out.csv", 0.7),
+    "armorm": ("axes.csv", 1.0),
 }
 STAGES = (ENVIRONMENT, TESTS, "solvers", "training", "training-large", *STUDIES)
-SHARES = {"emotion": 0.5, "aot-benchmark": 0.7, "armorm": 1.0}
 SEEDS = 5
 _PACKAGES = ("transformers", "trl", "accelerate", "peft", "datasets", "flash_attn", "cvxpy", "gguf")
 
@@ -165,7 +164,8 @@ def _study(config: Gpu, name: str) -> Stage:
         words += [] if source is None else ["--source", _absolute(source)]
         if name == "aot-benchmark" and config.shifted is not None:
             words += ["--shifted", _absolute(config.shifted)]
-    return Stage(name, words, SHARES[name], f"studies/{name}/{STUDIES[name]}")
+    table, share = STUDIES[name]
+    return Stage(name, words, share, f"studies/{name}/{table}")
 
 
 def _absolute(source: str) -> str:

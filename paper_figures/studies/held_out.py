@@ -35,10 +35,10 @@ def figure(compared: pd.DataFrame, run: dict[str, Any]) -> Figure:
     methods = [name for name in METHODS if name in set(table.method)]
     flips = sorted(set(table.flip))
     pairs = {name: int(table.pairs[table.population == name].iloc[0]) for name in populations}
-    counts = " and ".join(f"{pairs[name]} ({POPULATIONS[name]})" for name in populations)
+    counts = " and ".join(f"{pairs[name]} pairs ({POPULATIONS[name]})" for name in populations)
     exchanged = ", ".join(f"{flip:.0%}" for flip in flips if flip)
     notes = [
-        f"{policies.scale(run)}. {counts} pairs. A pair is ordered rightly if log π/π_ref of the"
+        f"{policies.scale(run)}. {counts}. A pair is ordered rightly if log π/π_ref of the"
         " chosen response is the larger. Filled: trained on clean labels"
         + (f"; open: {exchanged} of the training labels exchanged. " if exchanged else ". ")
         + "Lines: 95 % over pairs, at these seeds; ticks: 95 % over seeds, at these pairs, beyond"

@@ -68,26 +68,23 @@ def ablations(profile: Profile, judged: Judged) -> pd.DataFrame:
 
 
 def benchmarks(profile: Profile, judged: Judged) -> pd.DataFrame:
-    """Benchmarks of the compared runs, a row for each task, and their win rate against the start by
-    the score."""
-    rewarded = profile.judge != NONE
-    starts = _starts(profile, judged) if rewarded else {}
+    """Benchmarks of the compared runs, a row for each task, and, with a reward model, their win
+    rate against the start by the score."""
+    starts = {} if profile.judge == NONE else _starts(profile, judged)
     parts = []
     for run, folder in main_runs(judged):
-        if not rewarded:
-            table = read_artefact(folder / "benchmarks.csv")
-            parts.append(table.assign(method=run.method, seed=run.replicate))
-            continue
-        wins = mean_of(_against(profile, folder, starts[run.replicate])[0])
-        row: dict[str, Any] = {
-            "task": WIN_RATE,
-            "column": WIN_RATE,
-            "metric": f"share of prompts with more {profile.score}",
-        }
-        row |= {"value": wins.value, "stderr": wins.error, "samples": len(starts[run.replicate])}
-        there = [] if profile.benchmarks == NONE else [read_artefact(folder / "benchmarks.csv")]
-        table = pd.concat([*there, pd.DataFrame([row])], ignore_index=True)
-        parts.append(table.assign(method=run.method, seed=run.replicate))
+        own = [] if profile.benchmarks == NONE else [read_artefact(folder / "benchmarks.csv")]
+        if starts:
+            wins = mean_of(_against(profile, folder, starts[run.replicate])[0])
+            row: dict[str, Any] = {
+                "task": WIN_RATE,
+                "column": WIN_RATE,
+                "metric": f"share of prompts with more {profile.score}",
+            }
+            samples = len(starts[run.replicate])
+            row |= {"value": wins.value, "stderr": wins.error, "samples": samples}
+            own.append(pd.DataFrame([row]))
+        parts += [table.assign(method=run.method, seed=run.replicate) for table in own]
     return pd.concat(parts, ignore_index=True)
 
 

@@ -4,6 +4,7 @@ and on given models."""
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +350,13 @@ def test_tables_of_the_aot_benchmark_against_numbers_by_hand(tmp_path: Path) -> 
     assert (
         table["aot", "win rate"] == table["start", "win rate"] == 0.5 and table["aot", "c"] == 0.5
     )
+    for changed, columns in (({"judge": "none"}, {"c"}), ({"benchmarks": "none"}, {"win rate"})):
+        part = aot_tables.benchmarks(replace(profile, **changed), found)
+        assert set(part.column) == columns and set(part.method) == {"start", "aot"}
+
+
+def test_another_population_can_be_left_out() -> None:
+    assert aot_benchmark.plan(AotBenchmark(profile="small", shifted="none")).shifted is None
 
 
 def test_runs_of_the_aot_benchmark_are_trained_once_for_all_panels() -> None:

@@ -76,7 +76,7 @@ class Look:
 
 
 _DASHED, _DOTTED = (0, (4, 1.5)), (0, (1.2, 1.2))
-_SPARE = ("*", "h", "p", "8", "1", "2", "3", "4", "+", "x", "H")
+_SPARE = ("8", "H", "*", "p", "h")  # they have an inside: filled or not can be seen
 METHODS = {
     "dpo": Look("DPO", BLACK, "o"),
     "kldpo": Look("KLDPO", BLUE, "s"),
@@ -88,6 +88,9 @@ METHODS = {
     "wdpo-w2-free": Look("WDPO $W_2$ free", PURPLE, "d", _DASHED),
     "wdpo-norm": Look("WDPO, norm", GREEN, "P"),
     "wdpo-squared": Look("WDPO, squared", GREEN, "X", _DASHED),
+    "chi2-dpo": Look(r"DPO, $\chi^2$", _SPARE_COLORS[0], "h"),
+    "cvar-dpo": Look("DPO, CVaR", _SPARE_COLORS[1], "*", _DASHED),
+    "tv-dpo": Look("DPO, TV", _SPARE_COLORS[2], "p", _DOTTED),
 }
 
 

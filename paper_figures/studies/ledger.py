@@ -9,6 +9,7 @@ all rows, `x_label`, `y_label`, `log` ("x", "y" or "xy"), `kind` ("line", "point
 """
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,24 @@ def _dark(look: Look) -> bool:
 
 
 # ------------------------------------------------------------------------------- one claim's tables
+_ENDS = {"": "", "*": "^*", "_ref": r"_{\mathrm{ref}}", "_rho": r"_\rho", "_n": "_n"}
+
+
+def letters(label: str) -> str:
+    """A label of the tables with the paper's letters set as such: `||theta_n - theta_rho||`.
+
+    >>> letters("lambda* (nats) of ||theta_n||")
+    '$\\\\lambda^*$ (nats) of $\\\\|\\\\theta_n\\\\|$'
+    """
+    text = label.replace("$", r"\$").replace("||", r"$\|$")
+    text = re.sub(
+        r"\b(theta|rho|lambda|tau|beta)(_ref|_rho|_n|\*)?(?![\w*])",
+        lambda found: f"$\\{found[1]}{_ENDS[found[2] or '']}$",
+        text,
+    )
+    return re.sub(r"\bn$", "$n$", text).replace("$$", "").replace("$ - $", " - ")
+
+
 def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
     """A panel for each table that has x and y; None where none has. Series of the same name look
     the same in all panels."""
@@ -275,8 +294,8 @@ def _draw(
     level = _constant(rows, "guide", "").removeprefix("y = ")
     series = _series(rows)
     axes.set_title(title, parse_math=False)
-    axes.set_xlabel(_constant(rows, "x_label", ""), labelpad=1, parse_math=False)
-    axes.set_ylabel(_constant(rows, "y_label", ""), labelpad=2, parse_math=False)
+    axes.set_xlabel(letters(_constant(rows, "x_label", "")), labelpad=1)
+    axes.set_ylabel(letters(_constant(rows, "y_label", "")), labelpad=2)
     if kind == "bars":
         _bars(axes, series, looks)
     else:

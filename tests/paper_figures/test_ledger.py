@@ -114,7 +114,7 @@ def test_a_table_becomes_a_panel() -> None:
     (axes,) = figure.axes
     assert (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel()) == (
         "error",
-        "pairs n",
+        "pairs $n$",
         "error",
     )
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")

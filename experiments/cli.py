@@ -2,11 +2,13 @@
 imported when their command is asked for."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from subprocess import CalledProcessError
-from typing import Annotated, Any, get_type_hints
+from threading import current_thread, main_thread
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import tyro
 
@@ -35,6 +37,9 @@ _DESCRIPTION = (
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; unusable input ends with a message on stderr and exit status 1."""
     words = sys.argv[1:] if arguments is None else arguments
+    ours = current_thread() is main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         refuse_shadowed()
         _obey(words)
@@ -53,12 +58,24 @@ def main(arguments: list[str] | None = None) -> None:
     ) as error:
         print("prefdro:", error, *getattr(error, "__notes__", ()), file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(
             "prefdro: stopped; what is finished is kept, and the same command resumes.",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(143 if isinstance(stopped, _Terminated) else 130)  # 128 + the signal
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as control-C does. Unhandled it would end this process alone, and
+    leave its workers to go on."""
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise _Terminated
 
 
 def _obey(words: list[str]) -> None:

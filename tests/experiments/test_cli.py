@@ -1,6 +1,7 @@
 """The command: its words reach the right function, and what is wrong ends with a message and a
 non-zero status."""
 
+import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pandas as pd
+import psutil
 import pytest
 
 from experiments import BENCHMARKS, EXPERIMENTS, Entry, cli
 from experiments.cli import main
 from experiments.methods import METHODS
-from tests.launches import run
+from tests.launches import PATIENCE, ROOT, run, wait_until
 
 COUNTING = """
 from dataclasses import dataclass
@@ -171,3 +173,23 @@ def test_the_installed_command_exits_with_a_status() -> None:
     assert ended.returncode == 1
     assert "magic" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a process is ended without a signal")
+def test_a_terminated_command_takes_its_workers_with_it(tmp_path: Path) -> None:
+    command = ["-m", "experiments", "run", "estimation-error", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, *command, "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    parent = psutil.Process(process.pid)
+    wait_until(lambda: len(parent.children(recursive=True)) >= 3)  # two workers and a tracker
+    workers = parent.children(recursive=True)
+    process.terminate()
+    _, messages = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, messages
+    assert "the same command resumes" in messages
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]

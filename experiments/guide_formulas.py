@@ -30,7 +30,5 @@ def mathjax() -> Path:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Called by mkdocs with the files of the site."""
-    files.append(
-        File.generated(config, SCRIPT, abs_src_path=str(mathjax() / "es5" / "tex-svg.js"))
-    )
+    files.append(File.generated(config, SCRIPT, abs_src_path=str(mathjax() / "es5" / "tex-svg.js")))
     return files

@@ -25,7 +25,9 @@ def divergence(l: np.ndarray, p: np.ndarray, t: float) -> float:
     st.floats(0.1, 4),
     st.floats(0.02, 0.98),
 )
-def test_density_variance_and_temperature(seed: int, atoms: int, spread: float, part: float) -> None:
+def test_density_variance_and_temperature(
+    seed: int, atoms: int, spread: float, part: float
+) -> None:
     rng = np.random.default_rng(seed)
     l, p = spread * rng.random(atoms), rng.dirichlet(np.ones(atoms))
     R = float(np.ptp(l))

@@ -22,11 +22,11 @@ cap is returned and `conflict` says so.
 
 What a radius cannot do. In a well-specified population KLDPO at tau is DPO at beta (1 + 1/tau),
 exactly (docs/theorems/larger-beta.md, Prop. E), and at equal KL to the reference the robust methods
-hardly beat that DPO anywhere in the ledger. So compare with DPO at `equivalent_beta` before you believe in a
-radius. Wasserstein radii are in the unit of the features u: they are not the `--rho` of
-`prefdro train --objective wdpo`, which is in the unit of the token embeddings. The KL radius is in
-nats and tau in units of the loss in both, but a trainer meets them on each effective batch, where n
-is the batch.
+hardly beat that DPO anywhere in the ledger. So compare with DPO at `equivalent_beta` before you
+believe in a radius. Wasserstein radii are in the unit of the features u: they are not the `--rho`
+of `prefdro train --objective wdpo`, which is in the unit of the token embeddings. The KL radius is
+in nats and tau in units of the loss in both, but a trainer meets them on each effective batch,
+where n is the batch.
 """
 
 import math

@@ -15,6 +15,7 @@ fenced block is one of these:
 """
 
 import contextlib
+import html
 import inspect
 import io
 import os
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.test_formulas import THEOREMS, formulas
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = sorted(
@@ -268,7 +271,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
     if not edits(page):
         run_page(page)
         return
-    for package in (*CODE, "tests/__init__.py", "tests/test_guide.py"):
+    for package in (*CODE, "tests/__init__.py", "tests/test_formulas.py", "tests/test_guide.py"):
         copy = shutil.copytree if (ROOT / package).is_dir() else shutil.copy
         (folder / package).parent.mkdir(exist_ok=True)
         copy(ROOT / package, folder / package)
@@ -389,7 +392,22 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
         r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?(?:https?:)?//|<link(?![^>]*canonical)[^>]*\shref=\"?(?:https?:)?//"
     )
     for page in pages:
-        assert not fetched.search(page.read_text(encoding="utf-8")), page.name
+        text = page.read_text(encoding="utf-8")
+        assert not fetched.search(text), page.name
+        assert not re.search("cdn|jsdelivr|unpkg", text), page.name
+    assert (tmp_path / "site" / "javascripts" / "tex-svg.js").stat().st_size > 1_000_000
+    for page in THEOREMS:  # what MathJax will read is what was written
+        built = (tmp_path / "site" / "theorems" / f"{page.stem}.html").read_text(encoding="utf-8")
+        assert 'src="../javascripts/formulas.js"' in built
+        inline, displayed = (
+            [html.unescape(found).strip() for found in re.findall(pattern, built, re.DOTALL)]
+            for pattern in (
+                r'<span class="arithmatex">\\\((.*?)\\\)</span>',
+                r'<div class="arithmatex">\\\[(.*?)\\\]</div>',
+            )
+        )
+        written = formulas(page.read_text(encoding="utf-8"))
+        assert (inline, displayed) == tuple([f.strip() for f in group] for group in written)
 
 
 if __name__ == "__main__":

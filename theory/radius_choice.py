@@ -21,12 +21,12 @@ the KL ball, at most the radius that leaves the wanted share of the sample. Wher
 cap is returned and `conflict` says so.
 
 What a radius cannot do. In a well-specified population KLDPO at tau is DPO at beta (1 + 1/tau),
-exactly (docs/theorems.md, Prop. E), and at equal KL to the reference the robust methods hardly beat
-that DPO anywhere in the ledger. So compare with DPO at `equivalent_beta` before you believe in a
-radius. Wasserstein radii are in the unit of the features u: they are not the `--rho` of
-`prefdro train --objective wdpo`, which is in the unit of the token embeddings. The KL radius is in
-nats and tau in units of the loss in both, but a trainer meets them on each effective batch, where n
-is the batch.
+exactly (docs/theorems/larger-beta.md, Prop. E), and at equal KL to the reference the robust methods
+hardly beat that DPO anywhere in the ledger. So compare with DPO at `equivalent_beta` before you
+believe in a radius. Wasserstein radii are in the unit of the features u: they are not the `--rho`
+of `prefdro train --objective wdpo`, which is in the unit of the token embeddings. The KL radius is
+in nats and tau in units of the loss in both, but a trainer meets them on each effective batch,
+where n is the batch.
 """
 
 import math
@@ -91,7 +91,8 @@ class Suggestion:
 class RadiusChoice:
     """Suggestions for the three balls, and for the temperature.
 
-    Derived; what they rest on is in `theory.radius_choice` and docs/theorems.md, Prop. E.
+    Derived; what they rest on is in `theory.radius_choice` and docs/theorems/larger-beta.md, Prop.
+    E.
 
     Attributes:
         kl, w1, w2: a `theory.radius_choice.Suggestion` for the KL ball, in nats, and for W1 and W2
@@ -456,7 +457,7 @@ def _kl_for_value(losses: Array, target: float) -> float:
 def describe(choice: RadiusChoice) -> str:
     """The choice as a small table in plain text, with what conflicts and what to compare with.
 
-    The comparison is that of docs/theorems.md, Prop. E.
+    The comparison is that of docs/theorems/larger-beta.md, Prop. E.
 
     Args:
         choice: a `RadiusChoice`, as `suggest_radii` returns it.

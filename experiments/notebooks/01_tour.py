@@ -142,7 +142,7 @@ larger = fit(world.u, weights=world.probability, beta=world.beta * (1 + 1 / tau)
 print(f"DPO with beta (1 + 1/tau) differs from it by {np.linalg.norm(larger - w):.1e}")
 
 # %% [markdown]
-# Where the Bradley–Terry model is right, KLDPO *is* DPO with a larger $\beta$ (docs/theorems.md, Proposition E). What
+# Where the Bradley–Terry model is right, KLDPO *is* DPO with a larger $\beta$ (docs/theorems/larger-beta.md, Proposition E). What
 # robustness can add must come from finite samples or from a model that is wrong. Notebook 04 looks for it.
 #
 # **Try:** `n = 20` (what happens to the collapse radii?), `signal=0.5`, or `"chi2"`, `"cvar"`, `"tv"` and `"w1-label"` among the balls: every set of `SETS` has a fit and a worst

@@ -71,7 +71,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # Every interval holds $-1/2$ and none holds $-1/4$. The bound holds, but the rate in it is not the rate. DRO-REBEL
-# (arXiv:2509.19104v1, v2) and Duchi and Namkoong (2021) had $n^{-1/2}$ before; docs/theorems.md adds explicit constants.
+# (arXiv:2509.19104v1, v2) and Duchi and Namkoong (2021) had $n^{-1/2}$ before; docs/theorems/ adds explicit constants.
 #
 # ## The picture
 

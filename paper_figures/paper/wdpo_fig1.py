@@ -6,7 +6,7 @@ alpha r1 + (1 - alpha) r2. The share of people who like each completion best is 
 a point of the simplex; labels are drawn at alpha_o and the policy is used at another alpha. DPO on
 labels from r*(alpha_o) finds the policy proportional to exp(r*(alpha_o) / beta) (uniform
 reference); KLDPO with temperature tau finds the same with beta (1 + 1/tau) in place of beta
-(Proposition E of docs/theorems.md).
+(Proposition E of docs/theorems/larger-beta.md).
 """
 
 from pathlib import Path

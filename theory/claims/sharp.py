@@ -1,5 +1,5 @@
 """Claims of our own: the estimation error falls as n^-1/2, with explicit constants. Theorems A and
-B of docs/theorems.md."""
+B of docs/theorems/."""
 
 from collections.abc import Callable
 
@@ -164,7 +164,7 @@ _FLIPS = (
 CLAIMS = (
     Claim(
         "gradient-route-kl",
-        "derived; docs/theorems.md, Theorem A",
+        "derived; docs/theorems/kl.md, Theorem A",
         "KLDPO: ||theta_n - theta_rho|| <= C n^-1/2 with explicit C",
         "With probability at least 1 - delta the error of KLDPO at a fixed radius is at most the"
         " value of kl_bound, which falls as n^-1/2 and needs only the curvature under the worst"
@@ -177,7 +177,7 @@ CLAIMS = (
     ),
     Claim(
         "gradient-route-wasserstein",
-        "derived; docs/theorems.md, Theorem B",
+        "derived; docs/theorems/transport.md, Theorem B",
         "WDPO on finitely many atoms: ||theta_n - theta_rho|| <= C n^-1/2 with explicit C",
         "With probability at least 1 - delta the error of WDPO, p = 1 or 2, any metric, is at most"
         " the value of transport_bound, which falls as n^-1/2, also at kinks where the worst case"

@@ -318,7 +318,7 @@ _BY_HAND = (
 CLAIMS = (
     Claim(
         "slowest-instance",
-        "arXiv:2502.01930, Remark 3; docs/theorems.md, corollary",
+        "arXiv:2502.01930, Remark 3; docs/theorems/transport.md, corollary",
         "no regular world is slower than n^-1/2",
         "At a fixed radius the exact robust estimators have the rate n^-1/2 in every finite world"
         " that is regular; the slower n^-1/4 of Theorems 1 and 2 is not attained. The paper leaves"

@@ -202,6 +202,14 @@ def test_the_clustered_band_by_quadrature(delta: float) -> None:
     assert ksone.sf(e, n) < ksone.sf(band_width(n, delta), n) <= delta
 
 
+def test_few_rewards_without_bounds_have_no_certificate() -> None:
+    """Seven rewards have bands of width 0.51: no level is away from both ends."""
+    found = dominance(np.arange(7), np.arange(7) - 1)
+    assert found.first.certificate is None and found.levels[0] == found.levels[1]
+    assert found.first.violation == 0
+    assert dominance(np.arange(8), np.arange(8) - 1).first.certificate is not None
+
+
 def test_dominance_and_its_opposite() -> None:
     u = np.linspace(0.5, 1, 3000)
     found = dominance(u, u - 0.4, low=0.0, high=1.0)
@@ -227,7 +235,6 @@ def test_dominance_and_its_opposite() -> None:
         ({"paired": True, "rejected": [1.0, 2.0]}, "3 chosen and 2 rejected"),
         ({"clusters": [1, 1, 1]}, "two clusters"),
         ({"clusters": [1, 2]}, "label for each of the 3"),
-        ({}, "leave no levels"),
     ],
 )
 def test_what_is_refused(how: dict[str, Any], message: str) -> None:

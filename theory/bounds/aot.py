@@ -92,7 +92,7 @@ def aot_deviation(
     ...     Side(10**4, 1.0), Side(10**4, 1.0), dimension=2, bound=2.0, lipschitz=1.0, delta=0.05
     ... )
     >>> round(bound.value, 3), round(bound.excess, 3)
-    (0.202, 0.285)
+    (0.222, 0.301)
     """
     check_constants(bound=bound, delta=delta)
     L = check_positive("lipschitz", lipschitz, "It is the largest slope of h.")

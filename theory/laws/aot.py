@@ -82,12 +82,12 @@ def aot_law(
 
     >>> import numpy as np
     >>> from theory import least_squares
-    >>> a, b, theta = np.array([[2.0], [1.0]]), np.array([[0.0]]), np.array([0.8])
+    >>> a, b = np.array([[2.0], [1.0]]), np.array([[0.0]])  # regression: theta = E a / E a²
     >>> law = aot_law(
-    ...     a, b, [0.4, 0.6], [1.0], theta, h=least_squares, beta=1.28 / 1.12, bound=2.0
+    ...     a, b, [0.4, 0.6], [1.0], np.array([1.4 / 2.2]), h=least_squares, beta=1.0, bound=2.0
     ... )
-    >>> bool(law.covariance[0, 0] > 0), law.multiplier
-    (True, 0.0)
+    >>> law.covariance.round(5).tolist(), law.multiplier
+    ([[0.04098]], 0.0)
     """
     a, b, at = (
         as_array(x, name)

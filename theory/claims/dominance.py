@@ -87,7 +87,7 @@ def dominance_certificate(
     lines += _clusters(rng, pick(profile, 1500, 4000, 20000), band, clustered)
     tables: dict[str, list[Row]] = {}
     sizes = pick(profile, (100,), (50, 400, 2000), (50, 400, 2000, 10000))
-    replicates = pick(profile, 100, 120, 1000)
+    replicates = pick(profile, 100, 100, 1000)
     quantile = float(norm.isf(DELTA / 2))
     widths = []
     for laws in _laws():
@@ -180,7 +180,7 @@ def _interval_errors(
     """Standardised errors of the two ratios, on the scale of log-odds, against the normal law:
     pairs, and clusters of equal pairs."""
     lines = []
-    replicates = pick(profile, 250, 400, 4000)
+    replicates = pick(profile, 250, 350, 4000)
     for cluster in (1, _CLUSTER):
         n = pick(profile, 1000, 2000, 10000) * cluster
         label = np.arange(n) // cluster

@@ -51,14 +51,16 @@ class Dominance:
     """Of the chosen rewards over the rejected ones.
 
     first, second: by order. levels: of the first order's certificate; (0, 1) where the rewards are
-    bounded. band: widths of the bands of the two distribution functions. level: of certificate and
-    intervals, each.
+    bounded. band: widths of the bands of the two distribution functions. from_pairs: another
+    certificate of the first order, from pairs and bounds, None without them; smaller where the two
+    rewards of a pair are near each other. level: of certificates and intervals, each.
     """
 
     first: Violation
     second: Violation
     levels: tuple[float, float]
     band: tuple[float, float]
+    from_pairs: float | None
     level: float
 
 
@@ -154,7 +156,10 @@ def dominance(
             sums = np.bincount(label, phi + psi)
             error = float(np.linalg.norm(sums)) * math.sqrt(len(sums) / (len(sums) - 1))
         found.append(Violation(violation, certificate, ratio, _interval(ratio, error, z)))
-    return Dominance(found[0], found[1], levels, band, level)
+    from_pairs = None
+    if label is not None and low is not None and high is not None:
+        from_pairs = found[0].violation + _pairs_width(u - v, label, high - low, 1 - level)
+    return Dominance(found[0], found[1], levels, band, from_pairs, level)
 
 
 def band_width(n: int, delta: float, *, clustered: bool = False) -> float:
@@ -201,6 +206,17 @@ def _certificates(
     first = float(np.diff(knots) @ np.maximum(-gap, 0))
     whole = low is not None and high is not None
     return first, _negative_part(knots, _integrated(knots, gap), 1) if whole else None, (start, end)
+
+
+def _pairs_width(gap: Array, label: NDArray[np.intp], span: float, delta: float) -> float:
+    """Theorem H2': what the violation can be above that of the sample, for gaps u - v of pairs in
+    [-span, span]. Empirical Bernstein, Maurer and Pontil (2009), Theorem 4, of the clusters'
+    means."""
+    sizes = np.bincount(label)
+    largest = np.bincount(label, np.abs(gap)) / sizes  # at least |f(v) - f(u)|, f 1-Lipschitz
+    n, share = len(sizes), math.log(2 / delta)
+    variance = float(largest @ largest) / (n - 1)
+    return math.sqrt(2 * variance * share / n) + 14 * span * share / (3 * (n - 1))
 
 
 # ------------------------------------------------------------------------- almost dominance, limit

@@ -179,4 +179,8 @@ def dominates(
             f"{prefix}ratio_low": ends[0],
             f"{prefix}ratio_high": ends[1],
         }
-    return row | {"from_level": found.levels[0], "to_level": found.levels[1]}
+    return row | {
+        "from_level": found.levels[0],
+        "to_level": found.levels[1],
+        "from_pairs": found.from_pairs,
+    }

@@ -203,6 +203,30 @@ def test_the_clustered_band_by_quadrature(delta: float) -> None:
     assert ksone.sf(e, n) < ksone.sf(band_width(n, delta), n) <= delta
 
 
+def test_the_certificate_from_pairs_by_hand() -> None:
+    """Every gap is 0.1 or -0.1; 401 pairs, level 0.9; clusters of two pairs, one gap each way."""
+    u = np.full(401, 0.5)
+    v = np.where(np.arange(401) % 2, 0.6, 0.4)
+    found = dominance(u, v, low=0.0, high=1.0, level=0.9, paired=True)
+    share = math.log(20)
+    width = math.sqrt(2 * 0.01 * 401 / 400 * share / 401) + 14 * share / 1200
+    assert found.from_pairs == pytest.approx(200 / 401 * 0.1 + width)
+    label = np.arange(401) // 2
+    found = dominance(u, v, low=0.0, high=1.0, level=0.9, clusters=label)
+    width = math.sqrt(2 * 0.01 * 201 / 200 * share / 201) + 14 * share / 600
+    assert found.from_pairs == pytest.approx(100 / 201 * 0.1 + width)
+    assert dominance(u, v, low=0.0, high=1.0).from_pairs is None
+    assert dominance(u, v, low=0.0, paired=True).from_pairs is None
+
+
+def test_pairs_that_hardly_differ_are_certified_better() -> None:
+    rng = np.random.default_rng(0)
+    u = rng.random(20_000)
+    v = np.clip(u + rng.normal(0, 0.02, 20_000), 0, 1)
+    found = dominance(u, v, low=0.0, high=1.0, paired=True)
+    assert found.from_pairs < found.first.certificate / 5
+
+
 def test_few_rewards_without_bounds_have_no_certificate() -> None:
     """Seven rewards have bands of width 0.51: no level is away from both ends."""
     found = dominance(np.arange(7), np.arange(7) - 1)

@@ -203,6 +203,36 @@ def test_the_clustered_band_by_quadrature(delta: float) -> None:
     assert ksone.sf(e, n) < ksone.sf(band_width(n, delta), n) <= delta
 
 
+def test_where_the_bands_hold_the_certificate_holds() -> None:
+    """No probability: 400 random laws on a few points, samples, and bands so narrow that they often
+    fail. Truth by the functionals of theory.transport."""
+    rng = np.random.default_rng(5)
+    held, closest = 0, math.inf
+    for _ in range(400):
+        points = np.unique(rng.integers(0, 9, 5)) / 8
+        p, q = (rng.dirichlet(np.ones(len(points))) for _ in range(2))
+        counts = rng.multinomial(int(rng.integers(2, 30)), p), rng.multinomial(25, q)
+        u, v = (np.repeat(points, count) for count in counts)
+        found = dominance(u, v, level=0.05, low=0.0, high=1.0)
+        laws = (x.cumsum() for x in (p, q))
+        samples = (count.cumsum() / count.sum() for count in counts)
+        (over, _), (_, under) = (
+            ((F - Fn).max(), (Fn - F).max()) for F, Fn in zip(laws, samples, strict=True)
+        )
+        if over > found.band[0] or under > found.band[1]:
+            continue
+        held += 1
+        atoms = torch.from_numpy(points)
+        for at, functional in (
+            (found.first, first_order_violation),
+            (found.second, second_order_violation),
+        ):
+            truth = functional(atoms, atoms, torch.from_numpy(p), torch.from_numpy(q)).item()
+            assert at.certificate >= truth - 1e-12
+            closest = min(closest, at.certificate - truth)
+    assert 50 < held < 350 and closest < 0.02
+
+
 def test_the_certificate_from_pairs_by_hand() -> None:
     """Every gap is 0.1 or -0.1; 401 pairs, level 0.9; clusters of two pairs, one gap each way."""
     u = np.full(401, 0.5)

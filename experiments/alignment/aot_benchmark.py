@@ -36,6 +36,7 @@ from experiments.alignment.aot_tables import (
     Choices,
     ablations,
     benchmarks,
+    dominance_table,
     main_runs,
     quantiles,
 )
@@ -232,6 +233,7 @@ def run(config: AotBenchmark) -> dict[str, pd.DataFrame] | None:
     rows = margins(held, list(tried))
     tables = {
         "quantiles": quantiles(found),
+        "dominance": dominance_table(profile, found),
         "pairs": rows,
         "held_out": held_out(rows),
         "compared": compared(rows),

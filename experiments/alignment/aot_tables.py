@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.alignment.aot_profiles import Profile
+from experiments.alignment.held_out import dominates
 from experiments.alignment.sizes import NONE
 from experiments.alignment.training import Run
 from experiments.engine.stages import read_artefact
+from llm.data.corpus import EMOTIONS
 from llm.judges.evaluate import mean_of
 
 LEVELS = np.linspace(0.01, 0.99, 50)
@@ -86,6 +88,44 @@ def benchmarks(profile: Profile, judged: Judged) -> pd.DataFrame:
             own.append(pd.DataFrame([row]))
         parts += [table.assign(method=run.method, seed=run.replicate) for table in own]
     return pd.concat(parts, ignore_index=True)
+
+
+def dominance_table(profile: Profile, judged: Judged) -> pd.DataFrame:
+    """Stochastic dominance of held-out rewards, a row for each compared policy and comparison
+    (`better` over `worse`), columns of `held_out.dominates`.
+
+    chosen over rejected: log pi/pi_start of the test pairs, nats, what AOT is trained to achieve.
+    With a reward model, policy over start and over dpo: rewards of the completions of the same
+    prompts, with bounds where they are chances.
+    """
+    runs = list(main_runs(judged))
+    bounds = {"low": 0.0, "high": 1.0} if profile.score in EMOTIONS else {}
+    others = {(run.method, run.replicate): folder for run, folder in runs}
+    others |= {
+        (run.method, run.replicate): folder for _, run, folder in judged if run.method == "start"
+    }
+    rows = []
+    for run, folder in runs:
+        if run.method == "start":
+            continue
+        of_run = {"method": run.method, "seed": run.replicate}
+        own, start = (
+            read_artefact(where / "logps.parquet")
+            for where in (folder, others["start", run.replicate])
+        )
+        ratios = (own[side].to_numpy() - start[side].to_numpy() for side in ("chosen", "rejected"))
+        rows.append(of_run | {"better": "chosen", "worse": "rejected"} | dominates(*ratios))
+        if profile.judge == NONE:
+            continue
+        for other in ("start", "dpo"):
+            if other != run.method:
+                against = _score(profile, others[other, run.replicate])
+                rows.append(
+                    of_run
+                    | {"better": "policy", "worse": other}
+                    | dominates(_score(profile, folder), against, **bounds)
+                )
+    return pd.DataFrame(rows)
 
 
 def main_runs(judged: Judged) -> Iterable[tuple[Run, Path]]:

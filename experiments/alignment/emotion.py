@@ -22,7 +22,7 @@ import torch
 from experiments import screen
 from experiments.alignment.emotion_profiles import PROFILES, Profile
 from experiments.alignment.emotion_stages import code, prepare
-from experiments.alignment.emotion_tables import summary_table
+from experiments.alignment.emotion_tables import dominance_table, summary_table
 from experiments.alignment.emotion_training import METHODS, labelled, run_name, train_cell
 from experiments.alignment.equal_kl import matched_table
 from experiments.alignment.training import WDPO
@@ -274,6 +274,7 @@ def run(config: Emotion) -> dict[str, pd.DataFrame]:
         tables |= {
             "summary": summary_table(tables["rewards"]),
             "matched": matched_table(tables["rewards"]),
+            "dominance": dominance_table(_part(rows, "samples"), (profile.alpha, 0.0, 1.0)),
         }
         for name, table in tables.items():
             write_table(table, out / f"{name}.{'parquet' if name == 'rewards' else 'csv'}")

@@ -34,8 +34,8 @@ def train_cell(
     profile: Profile,
     out: Path,
 ) -> pd.DataFrame:
-    """Rows of one policy: `rewards` at each checkpoint and alpha, and the `training` log; the
-    column `table` tells them apart.
+    """Rows of one policy: `rewards` at each checkpoint and alpha, `samples`, the two rewards of
+    each prompt, and the `training` log; the column `table` tells them apart.
 
     The method `sft` is the model that all start from, at step 0.
     """
@@ -46,20 +46,19 @@ def train_cell(
     judge = _judge_policy(parameters, places, profile)
     model = stored_model(places.policy)
     if parameters["method"] == "sft":
-        return judge(model, 0).assign(table="rewards", **keys)
+        return judge(model, 0).assign(**keys)
     evaluations: list[pd.DataFrame] = []
     log = _train(
         model, parameters, places, profile, out, lambda step: evaluations.append(judge(model, step))
     )
-    tables = [pd.concat(evaluations).assign(table="rewards"), log.assign(table="training")]
-    return pd.concat(tables, ignore_index=True).assign(**keys)
+    return pd.concat([*evaluations, log.assign(table="training")], ignore_index=True).assign(**keys)
 
 
 def _judge_policy(
     parameters: dict[str, Any], places: Places, profile: Profile
 ) -> Callable[[Any, int], pd.DataFrame]:
-    """A function of a policy and a step: its expected reward at each alpha, and its KL to the model
-    it started from."""
+    """A function of a policy and a step: its expected reward at each alpha with its KL to the model
+    it started from, and the two rewards of each prompt."""
     tokenizer, start, model = (
         stored_tokenizer(places.texts),
         stored_model(places.policy),
@@ -93,7 +92,12 @@ def _judge_policy(
             samples.emotions[:, chosen], setting, np.linspace(0, 1, profile.alphas), minority
         )
         kl = evaluate.mean_of(samples.log_ratio)
-        return table.assign(step=step, kl=kl.value, kl_error=kl.error)
+        table = table.assign(table="rewards", kl=kl.value, kl_error=kl.error)
+        each = pd.DataFrame(samples.emotions[:, chosen], columns=list(REWARDS))
+        each = each.assign(
+            table="samples", prompt=range(len(each)), minority=minority.astype(float)
+        )
+        return pd.concat([table, each], ignore_index=True).assign(step=step)
 
     return judge
 

@@ -11,6 +11,7 @@ from scipy.stats import t as student
 
 from experiments.alignment.training import Run
 from experiments.engine.stages import read_artefact
+from theory.dominance import dominance
 from theory.shift import mean_interval
 
 POLICY = ["method", "radius", "beta", "flip", "seed"]
@@ -159,4 +160,27 @@ def _difference(name: str, table: pd.DataFrame) -> dict[str, float]:
         f"{name}_high_pairs": mean + half,
         f"{name}_low_seeds": low,
         f"{name}_high_seeds": high,
+    }
+
+
+def dominates(
+    better: Array, worse: Array, *, low: float | None = None, high: float | None = None
+) -> dict[str, float | None]:
+    """How far paired rewards (n,) are from dominating others, as columns of a table: of
+    `theory.dominance`, with second_ for the second order."""
+    found = dominance(better, worse, low=low, high=high, paired=True)
+    row: dict[str, float | None] = {"pairs": len(better)}
+    for prefix, order in (("", found.first), ("second_", found.second)):
+        ends = order.interval or (None, None)
+        row |= {
+            f"{prefix}violation": order.violation,
+            f"{prefix}certificate": order.certificate,
+            f"{prefix}ratio": order.ratio,
+            f"{prefix}ratio_low": ends[0],
+            f"{prefix}ratio_high": ends[1],
+        }
+    return row | {
+        "from_level": found.levels[0],
+        "to_level": found.levels[1],
+        "from_pairs": found.from_pairs,
     }

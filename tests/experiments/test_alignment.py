@@ -41,6 +41,7 @@ from tests import launches
 from tests.llm.models import WORDS, tiny_llama, word_tokenizer
 from tests.llm.test_armorm import random_weights, write_snapshot
 from tests.llm.test_prompts import helpsteer, ultrafeedback
+from theory.transport import first_order_violation, second_order_violation
 
 
 # ------------------------------------------------------------------------------------------- pieces
@@ -353,6 +354,46 @@ def test_tables_of_the_aot_benchmark_against_numbers_by_hand(tmp_path: Path) -> 
     for changed, columns in (({"judge": "none"}, {"c"}), ({"benchmarks": "none"}, {"win rate"})):
         part = aot_tables.benchmarks(replace(profile, **changed), found)
         assert set(part.column) == columns and set(part.method) == {"start", "aot"}
+
+
+def test_the_table_of_dominance_against_the_functionals(tmp_path: Path) -> None:
+    profile = aot_benchmark.plan(AotBenchmark())
+    rng = np.random.default_rng(0)
+    found, scores, logps = [], {}, {}
+    for name in ("start", "dpo", "aot"):
+        scores[name] = rng.random(40)
+        logps[name] = pd.DataFrame(rng.normal(-9, 2, (30, 2)), columns=["chosen", "rejected"])
+        folder = judged(tmp_path / name, {"joy": list(scores[name])}, [0.0] * 40)
+        logps[name].to_parquet(folder / "logps.parquet")
+        found.append(((aot_tables.MAIN,), Run(name, name, 0.0, 0.1, 0), folder))
+    table = aot_tables.dominance_table(profile, found).set_index(["method", "better", "worse"])
+    assert list(table.index) == [
+        ("dpo", "chosen", "rejected"),
+        ("dpo", "policy", "start"),
+        ("aot", "chosen", "rejected"),
+        ("aot", "policy", "start"),
+        ("aot", "policy", "dpo"),
+    ]
+    ratios = logps["aot"] - logps["start"]
+    for key, better, worse in (
+        (("aot", "chosen", "rejected"), ratios.chosen, ratios.rejected),
+        (("aot", "policy", "dpo"), scores["aot"], scores["dpo"]),
+    ):
+        row = table.loc[key]
+        for column, functional in (
+            ("violation", first_order_violation),
+            ("second_violation", second_order_violation),
+        ):
+            assert row[column] == pytest.approx(functional(better, worse).item())
+        assert row.pairs == len(better) and row.violation <= row.certificate
+        assert row.ratio_low < row.ratio < row.ratio_high
+    # chances are bounded, log-ratios are not
+    assert tuple(table.loc["aot", "policy", "dpo"][["from_level", "to_level"]]) == (0, 1)
+    assert table.loc["aot", "chosen", "rejected"].from_level == pytest.approx(
+        np.sqrt(np.log(40) / 60)
+    )
+    alone = aot_tables.dominance_table(replace(profile, judge="none"), found)
+    assert set(alone.better) == {"chosen"}
 
 
 def test_another_population_can_be_left_out() -> None:

@@ -14,7 +14,7 @@ from experiments.alignment import emotion as study
 from experiments.alignment import emotion_stages, emotion_training
 from experiments.alignment.emotion import Emotion, plan, run
 from experiments.alignment.emotion_profiles import PROFILES
-from experiments.alignment.emotion_tables import summary_table
+from experiments.alignment.emotion_tables import dominance_table, summary_table
 from experiments.alignment.emotion_training import METHODS, labelled
 from experiments.alignment.equal_kl import at_kl, matched_table
 from experiments.alignment.training import WDPO, objective
@@ -42,7 +42,7 @@ def test_tables_are_written_as_they_are_returned(
     tables: dict[str, pd.DataFrame], out: Path
 ) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(out / "rewards.parquet"), tables["rewards"])
-    for name in ("training", "summary", "matched"):
+    for name in ("training", "summary", "matched", "dominance"):
         assert len(pd.read_csv(out / f"{name}.csv")) == len(tables[name]) > 0
     rows = tables["rewards"]
     assert set(rows.setting) == {"groups"}
@@ -239,6 +239,30 @@ def test_the_summary_has_intervals_over_seeds_at_every_checkpoint() -> None:
     dpo = table.query("method == 'dpo' and beta == 0.1 and alpha == 'mean'")
     assert dpo.step.tolist() == [5, 10] and dpo.final.tolist() == [False, True]
     np.testing.assert_allclose(dpo.reward, [0.4, 0.5])
+
+
+def test_dominance_of_the_rewards_by_hand() -> None:
+    """Eight prompts; the last step of each policy. Anger: DPO 1/4, KLDPO 3/4 on half of them."""
+    anger = {"sft": [0.5] * 8, "dpo": [0.25] * 8, "kldpo": [0.75] * 4 + [0.0] * 4}
+    parts = []
+    for method, values in anger.items():
+        for step, at in ((5, [0.9] * 8), (10, values)):
+            part = pd.DataFrame({"anger": at, "fear": 1 - np.array(at), "minority": 0.0})
+            radius, beta = {"sft": (0.0, 0.0), "dpo": (0.0, 0.1), "kldpo": (1.0, 0.1)}[method]
+            parts.append(
+                part.assign(prompt=range(8), step=step, method=method, radius=radius, beta=beta)
+            )
+    rows = pd.concat(parts, ignore_index=True).assign(setting="convex", seed=0)
+    table = dominance_table(rows, (1.0, 0.0)).set_index(["method", "worse", "alpha"])
+    assert set(table.index) == {
+        (method, worse, alpha)
+        for method, worse in (("dpo", "sft"), ("kldpo", "sft"), ("kldpo", "dpo"))
+        for alpha in (0.0, 1.0)
+    }
+    assert table.violation["dpo", "sft", 1.0] == 0.25 and table.violation["dpo", "sft", 0.0] == 0
+    assert table.violation["kldpo", "dpo", 1.0] == 0.5 * 0.25
+    assert table.ratio["kldpo", "dpo", 1.0] == 0.25**2 / (0.25**2 + 0.5**2)
+    assert (table.certificate >= table.violation).all() and (table.certificate <= 1).all()
 
 
 # -------------------------------------------------------------------------------------------- input

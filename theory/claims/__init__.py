@@ -22,6 +22,8 @@ _SUBJECTS = (
     "shift",
     "transport",
     "aot",
+    "aot_laws",
+    "dominance",
 )
 
 CLAIMS: dict[str, Claim] = {

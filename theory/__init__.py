@@ -39,6 +39,7 @@ _ROOMS = {
         *("ContinuousWorld", "FiniteWorld", "from_labels", "from_policy", "from_rewards"),
         *("random_world", "read_table"),
     ),
+    "theory.stochastic_dominance": ("dominance",),
     "theory.losses": (
         "cdpo_loss",
         "dpo_loss",

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 
 from experiments.alignment.training import Run
 from experiments.engine.stages import read_artefact
-from theory.dominance import dominance
+from theory.stochastic_dominance import dominance
 from theory.shift import mean_interval
 
 POLICY = ["method", "radius", "beta", "flip", "seed"]
@@ -167,7 +167,7 @@ def dominates(
     better: Array, worse: Array, *, low: float | None = None, high: float | None = None
 ) -> dict[str, float | None]:
     """How far paired rewards (n,) are from dominating others, as columns of a table: of
-    `theory.dominance`, with second_ for the second order."""
+    `theory.stochastic_dominance`, with second_ for the second order."""
     found = dominance(better, worse, low=low, high=high, paired=True)
     row: dict[str, float | None] = {"pairs": len(better)}
     for prefix, order in (("", found.first), ("second_", found.second)):

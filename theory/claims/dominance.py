@@ -22,7 +22,7 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
-from theory.dominance import band_width, dominance
+from theory.stochastic_dominance import band_width, dominance
 from theory.policy import Array
 
 LEVEL = 0.95

@@ -104,7 +104,7 @@ def dominance(
             counts the same, and the law is that of a random pair of a random cluster.
 
     Returns:
-        A `theory.dominance.Dominance`.
+        A `theory.stochastic_dominance.Dominance`.
 
     Raises:
         ValueError: rewards that are not finite or not between low and high, samples of different

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import ksone
 
-from theory.dominance import Dominance, band_width, dominance
+from theory.stochastic_dominance import Dominance, band_width, dominance
 from theory.transport import first_order_violation, second_order_violation
 
 REWARDS = st.lists(st.integers(-20, 20), min_size=2, max_size=9)

@@ -15,6 +15,7 @@ from theory.aot import minimise_aot, random_starts
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -465,6 +466,7 @@ CLAIMS = (
         " simulation.",
         "An expectation above the bound.",
         aot_objective_deviation,
+        Kind.DERIVED,
     ),
     Claim(
         "aot-violation-rate",
@@ -494,6 +496,7 @@ CLAIMS = (
         " differentiation; a tie computed by hand.",
         "A gradient that differs by more than 1e-6.",
         aot_envelope,
+        Kind.IDENTITY,
     ),
     Claim(
         "aot-minibatch-bias",
@@ -507,6 +510,7 @@ CLAIMS = (
         " the logistic loss in numpy.",
         "A size whose mean is below that of a larger one, or a batch of one that differs from DPO.",
         aot_minibatch_bias,
+        Kind.DERIVED,
     ),
     Claim(
         "aot-below-dpo",
@@ -519,6 +523,7 @@ CLAIMS = (
         "Random samples and three convex h.",
         "A sample whose AOT is above DPO.",
         aot_below_dpo,
+        Kind.IDENTITY,
     ),
     Claim(
         "aot-not-convex",
@@ -531,5 +536,6 @@ CLAIMS = (
         " segments whose midpoint is above the average of the ends.",
         "A midpoint that is not above the average of the ends in the sample made by hand.",
         aot_not_convex,
+        Kind.DERIVED,
     ),
 )

@@ -8,6 +8,7 @@ from theory.bounds.papers import proposition_1
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     conclude,
@@ -335,6 +336,7 @@ CLAIMS = (
         "lambda* that stays above a positive number: so it does when a neighbourhood of theta_ref"
         " is left out.",
         dual_lower_bound,
+        Kind.ASSUMPTION,
     ),
     Claim(
         "rate-quarter",

@@ -9,6 +9,7 @@ from theory.bounds.papers import curvature
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Row,
     conclude,
     curve,
@@ -253,6 +254,7 @@ CLAIMS = (
         "A Hessian that differs by more than 1e-10, a margin above 4 beta B, or a curvature below"
         " the floor.",
         score_and_hessian,
+        Kind.IDENTITY,
     ),
     Claim(
         "strong-convexity-data-norm",

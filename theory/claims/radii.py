@@ -12,6 +12,7 @@ from scipy.stats import chi2
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -312,6 +313,7 @@ CLAIMS = (
         _POPULATION + " The exponent, and the leading term by its closed form.",
         "An exponent away from 1/2, or a leading term away from the closed form.",
         bias_kl,
+        Kind.DERIVED,
     ),
     Claim(
         "bias-wasserstein",
@@ -324,6 +326,7 @@ CLAIMS = (
         _POPULATION + " The exponents, and for free features the leading term by its closed form.",
         "An exponent away from the claimed one, or a leading term away from the closed form.",
         bias_wasserstein,
+        Kind.DERIVED,
     ),
     Claim(
         "radius-coverage",
@@ -339,5 +342,6 @@ CLAIMS = (
         f" to 1e10, intervals at {_LEVEL:.1%}.",
         "A failure rate away from 5 %, or a slope whose interval leaves out the claimed one.",
         radius_coverage,
+        Kind.DERIVED,
     ),
 )

@@ -9,6 +9,7 @@ from theory.bounds.sharp import SharpBound, Size, deterministic_bound, kl_bound,
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     conclude,
@@ -174,6 +175,7 @@ CLAIMS = (
         _METHOD,
         _FLIPS,
         gradient_route_kl,
+        Kind.DERIVED,
     ),
     Claim(
         "gradient-route-wasserstein",
@@ -187,5 +189,6 @@ CLAIMS = (
         _METHOD,
         _FLIPS,
         gradient_route_wasserstein,
+        Kind.DERIVED,
     ),
 )

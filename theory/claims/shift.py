@@ -12,6 +12,7 @@ from theory.claims.ledger import (
     LEVEL,
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -408,6 +409,7 @@ CLAIMS = (
         " worlds, and on a sphere.",
         "A distance above 1e-7.",
         kldpo_is_larger_beta,
+        Kind.DERIVED,
     ),
     Claim(
         "robustness-beyond-kl",
@@ -423,6 +425,7 @@ CLAIMS = (
         "A line holds if its interval lies below 0, and is refuted if it excludes an advantage of"
         " 0.01; the claim is about all.",
         robustness_beyond_kl,
+        Kind.DERIVED,
     ),
     Claim(
         "robust-flat-curves",
@@ -438,5 +441,6 @@ CLAIMS = (
         "A spread above the bound, or an interval in which the KL explains less than 85 % of the"
         " flattening.",
         robust_flat_curves,
+        Kind.DERIVED,
     ),
 )

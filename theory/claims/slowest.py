@@ -11,6 +11,7 @@ from scipy.special import expit, softmax
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     conclude,
@@ -332,6 +333,7 @@ CLAIMS = (
         " steeper. Intervals are at 95 % for all worlds together (Bonferroni).",
         "A world whose slope at large n stays away from -1/2.",
         slowest_instance,
+        Kind.DERIVED,
     ),
     Claim(
         "gradient-norm-rate",
@@ -345,5 +347,6 @@ CLAIMS = (
         " exact W2 ball.",
         "A slope of -1/2 for Algorithm 1 here; at another label probability it is there.",
         gradient_norm_rate,
+        Kind.DERIVED,
     ),
 )

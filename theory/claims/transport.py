@@ -12,6 +12,7 @@ from torch import Tensor
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Row,
     conclude,
     curve,
@@ -355,6 +356,7 @@ CLAIMS = (
         " equal and unequal sizes and weights.",
         "A coupling that is cheaper than the sorted one by more than 1e-8.",
         sorting_solves_transport,
+        Kind.IDENTITY,
     ),
     Claim(
         "dominance-violation",
@@ -369,6 +371,7 @@ CLAIMS = (
         "A sample that the violation and the distribution functions judge differently, or an OT_h"
         " below the violation.",
         dominance_violation,
+        Kind.IDENTITY,
     ),
     Claim(
         "soft-sorting-limit",
@@ -381,6 +384,7 @@ CLAIMS = (
         "Soft and hard objective on a circle of theta, from a thousand times that softness down.",
         "A difference, or a different optimum, at or below that softness.",
         soft_sorting_limit,
+        Kind.DERIVED,
     ),
     Claim(
         "second-order-dominance",
@@ -396,5 +400,6 @@ CLAIMS = (
         "A sample that is judged differently, or a surrogate that stays above zero where U"
         " dominates.",
         second_order_dominance,
+        Kind.DERIVED,
     ),
 )

@@ -16,6 +16,7 @@ from theory.bounds.uniform import (
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     conclude,
@@ -251,5 +252,6 @@ CLAIMS = (
         " the bound.",
         "A sample whose deviation exceeds the bound, in surely more than 5 % of the samples.",
         uniform_deviation,
+        Kind.DERIVED,
     ),
 )

@@ -5,10 +5,12 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from theory import functionals
 from theory.claims import worst_cases
 from theory.claims.ledger import Verdict
+from theory.claims.toy_model import ToyModel
 from theory.claims.worst_cases import CLAIMS
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
@@ -33,7 +35,7 @@ FLIPS: list[tuple[str, dict[str, Any], Verdict, str]] = [
     ("gradient-norm-approximates-w2", {"denominator": 9.0}, Verdict.REFUTED, "rho²/9"),
     ("gradient-norm-approximates-w2", {"order": 1.9}, Verdict.REFUTED, "order in rho"),
     ("gradient-norm-approximates-w2", {"order": 2.1}, Verdict.REFUTED, "order in rho"),
-    ("dropped-square-root", {"betas": (100.0,)}, Verdict.HOLDS, ""),
+    ("dropped-square-root", {"betas": (10.0,), "steps": 0}, Verdict.HOLDS, ""),
     ("temperature-radius", {"direction": 1.0}, Verdict.REFUTED, "does not go up"),
     ("temperature-radius", {"end": 0.9}, Verdict.REFUTED, "the radius of the largest loss"),
     ("temperature-radius", {"end": 1.1}, Verdict.REFUTED, "the radius of the largest loss"),
@@ -109,3 +111,33 @@ def test_a_worst_case_that_is_not_quite_the_tilt_is_found_out(
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_same_seed_gives_the_same_finding(name: str) -> None:
     assert BY_NAME[name].check("smoke", 4) == BY_NAME[name].check("smoke", 4)
+
+
+def test_the_square_root_may_go_above_a_beta_and_not_below_it() -> None:
+    """At the reference model all slopes are 1/2, so that the norm is in proportion to beta."""
+    check = BY_NAME["dropped-square-root"].check
+    row, *_ = check("smoke", 0).tables["at the reference model"]
+    edge = row["x"] / row["y"]
+    for factor, verdict in ((1.05, Verdict.HOLDS), (1 / 1.05, Verdict.REFUTED)):
+        change = {"betas": (factor * edge,), "embeddings": (0.02,), "steps": 0}
+        assert check("smoke", 0, **change).verdict == verdict
+
+
+def test_embedding_gradients_against_finite_differences() -> None:
+    torch.manual_seed(0)
+    model = ToyModel(0.1, 6).double()
+    tokens = torch.randint(40, (3, 6))
+    z = model.token(tokens).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model.log_probability(z, tokens).sum(), z)
+    step = 1e-6 * torch.randn_like(z)
+    ends = [model.log_probability(z + s * step, tokens).sum().item() for s in (1, -1)]
+    assert (ends[0] - ends[1]) / 2 == pytest.approx((slope * step).sum().item(), rel=1e-6)
+    assert (slope[:, -1] == 0).all()  # the last token predicts nothing
+
+
+def test_the_toy_model_does_not_look_ahead_and_its_probabilities_sum_to_one() -> None:
+    model = ToyModel(0.1, 3).double()
+    texts = torch.cartesian_prod(*[torch.arange(40)] * 2)
+    texts = torch.cat([torch.zeros(len(texts), 1, dtype=torch.long), texts], 1)
+    mass = model.log_probability(model.token(texts), texts).exp().sum().item()
+    assert mass == pytest.approx(1, abs=1e-9)

@@ -14,7 +14,7 @@ def test_the_bounds_cover_and_are_loose(check, seed: int) -> None:
     assert finding.verdict == Verdict.LOOSE
     step = next(line for line in finding.measurements if line.step)
     assert (
-        step.verdict == Verdict.HOLDS and step.ratio is not None and step.ratio >= 2 * (1 - 1e-6)
+        step.verdict == Verdict.HOLDS and step.ratio is not None and step.ratio >= 2 * (1 - 1e-4)
     )  # half of the convexity is given away
 
 

@@ -24,7 +24,9 @@ from theory.policy import Array
 from theory.worlds import FiniteWorld
 
 
-def score_and_hessian(profile: str, seed: int, *, power: float = 2.0, reach: float = 4.0) -> Finding:
+def score_and_hessian(
+    profile: str, seed: int, *, power: float = 2.0, reach: float = 4.0
+) -> Finding:
     """Claim 1: Hess l = beta^power sigma(m) sigma(-m) x x', and |m| <= reach beta B."""
     count = pick(profile, 50, 500, 5000)
     rng = np.random.default_rng(seed)

@@ -306,7 +306,7 @@ def dropped_square_root(
     """
     betas = betas or pick(profile, (0.1, 1.0), BETAS, (*BETAS, 10.0))
     embeddings = embeddings or pick(profile, (0.02, 1.0), (0.02, 0.2, 1.0), (0.02, 0.2, 1.0))
-    steps = pick(profile, 12, 20, 100) if steps is None else steps
+    steps = pick(profile, 8, 16, 100) if steps is None else steps
     first, later, lowest, hand = list[Row](), dict[str, list[Row]](), math.inf, ""
     below = 0
     for embedding in embeddings:

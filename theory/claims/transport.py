@@ -375,7 +375,7 @@ CLAIMS = (
     ),
     Claim(
         "soft-sorting-limit",
-        "arXiv:2406.05882 and arXiv:2002.08871; threshold derived",
+        "derived, for arXiv:2406.05882 and arXiv:2002.08871",
         "soft sorting has the optimum of hard sorting as softness goes to 0",
         "With the quadratic regulariser the soft objective is the hard one as soon as softness"
         " times the largest gap between neighbours is at most one, and so has the same optimum on"
@@ -388,7 +388,7 @@ CLAIMS = (
     ),
     Claim(
         "second-order-dominance",
-        "named as future work in arXiv:2406.05882; derived",
+        "derived; named as future work in arXiv:2406.05882; cf. Nitsure et al. (ICML 2024)",
         "second-order dominance by integrated quantiles, and its surrogate",
         "With D(t) the integral of Q_U - Q_V up to t: the violation (-D)_+ vanishes iff U dominates"
         " V in the second order, which first-order dominance implies and does not need; the"

@@ -256,7 +256,9 @@ def _grid(world: FiniteWorld, directions: int) -> tuple[Array, Array]:
     points = world.theta_ref + world.bound * (steps[:, None, None] * around).reshape(
         -1, around.shape[1]
     )
-    inside = np.linalg.norm(points, axis=1) <= world.bound * (1 + 1e-12)
+    norms = np.linalg.norm(points, axis=1)
+    inside = norms <= world.bound * (1 + 1e-6)  # theta_ref may be a little inside of a corner
+    points *= np.minimum(world.bound / np.maximum(norms, 1e-300), 1)[:, None]
     return points[inside], np.repeat(steps, len(around))[inside]
 
 
@@ -306,7 +308,7 @@ CLAIMS = (
         " one pair whose losses differ by almost K, for the KL ball with a label of probability"
         " 1/n. Bounds above K, which nothing can exceed, are counted and not judged.",
         "A sample whose deviation exceeds the bound, in surely more than 5 % of the samples. A"
-        " sixth of the bound is exceeded.",
+        " fifth of the bound is exceeded.",
         uniform_deviation,
         Kind.DERIVED,
     ),

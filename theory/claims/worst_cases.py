@@ -664,7 +664,7 @@ CLAIMS = (
     ),
     Claim(
         "temperature-radius",
-        "arXiv:2502.01930, Algorithm 2; correspondence derived",
+        "derived, for arXiv:2502.01930, Algorithm 2",
         "temperature and radius correspond one to one through the dual optimum",
         "At fixed losses rho -> lam*(rho) falls strictly until rho = -log p(largest loss) and is 0"
         " from there on; the tilt at lam* has KL rho. At the robust estimator's own lam* the tilted"

@@ -25,11 +25,13 @@ def test_the_repaired_bound_covers(seed: int) -> None:
 
 
 def test_a_smaller_repaired_bound_is_refuted() -> None:
-    assert uniform_deviation("smoke", 0, constant=0.15).verdict == Verdict.REFUTED
+    assert uniform_deviation("smoke", 0, constant=0.2).verdict == Verdict.REFUTED
 
 
 def test_the_grid_has_theta_ref_and_stays_inside() -> None:
-    world = one_pair(bound=2.0, away=0.5)
-    points, reach = _grid(world, 8)
-    assert np.allclose(np.abs(points - world.theta_ref)[:, 0], 2.0 * reach)
-    assert (np.abs(points) <= 2.0).all() and reach.min() == 0 and reach.max() == 1.5
+    for away, farthest in ((0.5, 1.5), (1.0, 2.0)):
+        world = one_pair(bound=2.0, away=away)
+        points, reach = _grid(world, 8)
+        assert np.allclose(np.abs(points - world.theta_ref)[:, 0], 2.0 * reach)
+        assert (np.abs(points) <= 2.0).all() and points.max() == pytest.approx(2.0)
+        assert reach.min() == 0 and reach.max() == farthest

@@ -6,16 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from theory.claims.ledger import Claim, Finding, Measurement, Verdict
+from theory.claims.ledger import MEANING, Claim, Finding, Measurement
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~$#])")
-_MEANING = {
-    Verdict.HOLDS: "the statement survives every check",
-    Verdict.LOOSE: "it survives, and is never near to failing",
-    Verdict.GAP: "a step of its proof fails; the statement itself was not refuted",
-    Verdict.REFUTED: "there is a counterexample",
-    Verdict.INCONCLUSIVE: "the measurement cannot tell",
-}
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,11 @@ class Entry:
         """The module of the check: `worst cases` for theory/claims/worst_cases.py."""
         return self.claim.check.__module__.rpartition(".")[2].replace("_", " ")
 
+    @property
+    def verdict(self) -> str:
+        """As it is printed: what was found, in words that say whose statement it is."""
+        return self.claim.printed(self.finding.verdict)
+
 
 def page(
     entries: Sequence[Entry],
@@ -44,9 +42,7 @@ def page(
     figures: claim -> image, tables: claim -> files, both relative to the page. run: what was run,
     in words.
     """
-    counts = "; ".join(
-        f"{count} × {verdict.value}" for verdict, count in verdict_counts(entries).items()
-    )
+    counts = "; ".join(f"{count} × {verdict}" for verdict, count in verdict_counts(entries).items())
     lines = ["# The claims ledger", "", f"{len(entries)} claims: {counts}. {run}", ""]
     lines += ["| claim | source | verdict | key figure | seconds |", "|---|---|---|---|--:|"]
     for entry in entries:
@@ -54,13 +50,13 @@ def page(
         cells = (
             f"[{claim.name}](#{claim.name})",
             escape(claim.source),
-            f"**{finding.verdict}**",
+            f"**{entry.verdict}**",
             escape(finding.figure),
         )
         lines.append(f"| {' | '.join(cells)} | {entry.seconds:.1f} |")
     lines += [
         "",
-        *(f"* **{verdict.value}**: {meaning}." for verdict, meaning in _MEANING.items()),
+        *(f"* **{verdict}**: {MEANING[verdict]}." for verdict in verdict_counts(entries)),
         "",
     ]
     for entry in entries:
@@ -83,8 +79,8 @@ def section(entry: Entry, figure: PurePosixPath | None = None, tables: Sequence[
     )
     for name, text in facts:
         lines += [f"{name}. {escape(text)}", ""]
-    lines += [f"Verdict: **{finding.verdict}**. {escape(finding.figure)}", ""]
-    lines += [_evidence(line) for line in finding.measurements]
+    lines += [f"Verdict: **{entry.verdict}**. {escape(finding.figure)}", ""]
+    lines += [_evidence(claim, line) for line in finding.measurements]
     lines.append("")
     if figure is not None:
         lines += [f"![{claim.name}]({figure})", ""]
@@ -99,9 +95,10 @@ def section(entry: Entry, figure: PurePosixPath | None = None, tables: Sequence[
     return "\n".join(lines)
 
 
-def _evidence(line: Measurement) -> str:
+def _evidence(claim: Claim, line: Measurement) -> str:
     role = "step of the proof: " if line.step else ""
-    text = f"* **{line.verdict}**: {role}{escape(line.what)}: {escape(line.figure)}"
+    verdict = claim.printed_line(line.verdict)
+    text = f"* **{verdict}**: {role}{escape(line.what)}: {escape(line.figure)}"
     if line.counterexample:
         text += f"  \n  counterexample: {escape(line.counterexample)}"
     if line.decides:
@@ -109,10 +106,10 @@ def _evidence(line: Measurement) -> str:
     return text
 
 
-def verdict_counts(entries: Sequence[Entry]) -> dict[Verdict, int]:
-    """How many claims have each verdict, without those that none has."""
-    found = [entry.finding.verdict for entry in entries]
-    return {verdict: found.count(verdict) for verdict in Verdict if verdict in found}
+def verdict_counts(entries: Sequence[Entry]) -> dict[str, int]:
+    """How many claims have each printed verdict, without those that none has."""
+    found = [entry.verdict for entry in entries]
+    return {verdict: found.count(verdict) for verdict in MEANING if verdict in found}
 
 
 def escape(text: str) -> str:

@@ -52,6 +52,7 @@ _DRAWING = (
     "kind",
     "guide",
 )  # columns of a table that only say how to draw it
+# of a printed verdict, by what was measured
 _COLORS = {
     Verdict.HOLDS: "green",
     Verdict.LOOSE: "cyan",
@@ -218,7 +219,7 @@ def record(entries: Sequence[Entry], profile: str, path: Path | None = None) -> 
     path = path or BASELINE
     verdicts = _recorded(path)
     kept = {name: verdict for name, verdict in verdicts.get(profile, {}).items() if name in CLAIMS}
-    found = kept | {entry.claim.name: str(entry.finding.verdict) for entry in entries}
+    found = kept | {entry.claim.name: entry.verdict for entry in entries}
     verdicts[profile] = {name: found[name] for name in CLAIMS if name in found}
     write_json(verdicts, path)
 
@@ -231,7 +232,7 @@ def differences(
     known = _recorded(path or BASELINE).get(profile, {})
     lines = []
     for entry in entries:
-        name, verdict = entry.claim.name, str(entry.finding.verdict)
+        name, verdict = entry.claim.name, entry.verdict
         if name not in known:
             lines.append(
                 f"{name}: not recorded for the profile {profile}, now {verdict}; run with --record."
@@ -263,7 +264,8 @@ def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[st
             "subject": entry.subject,
             "source": entry.claim.source,
             "title": entry.claim.title,
-            "verdict": str(entry.finding.verdict),
+            "kind": str(entry.claim.kind),
+            "verdict": entry.verdict,
             "figure": entry.finding.figure,
             "seconds": entry.seconds,
             "tables": list(entry.finding.tables),
@@ -271,7 +273,11 @@ def write_ledger(out: Path, entries: Sequence[Entry], config: Verify) -> dict[st
         for entry in entries
     ]
     lines = [
-        {"claim": entry.claim.name, **asdict(line), "verdict": str(line.verdict)}
+        {
+            "claim": entry.claim.name,
+            **asdict(line),
+            "verdict": entry.claim.printed_line(line.verdict),
+        }
         for entry in entries
         for line in entry.finding.measurements
     ]
@@ -333,15 +339,17 @@ def _as_json(entry: Entry) -> dict[str, Any]:
     claim = entry.claim
     about = {
         name: getattr(claim, name)
-        for name in ("source", "title", "statement", "assumptions", "method", "flips")
+        for name in ("source", "title", "statement", "assumptions", "method", "flips", "kind")
     }
     finding = asdict(entry.finding)
     found = {
-        "verdict": str(entry.finding.verdict),
+        "verdict": entry.verdict,
         "figure": entry.finding.figure,
         "seconds": round(entry.seconds, 3),
     }
-    measurements = [{**line, "verdict": str(line["verdict"])} for line in finding["measurements"]]
+    measurements = [
+        {**line, "verdict": claim.printed_line(line["verdict"])} for line in finding["measurements"]
+    ]
     return _finite(
         {
             "claim": claim.name,
@@ -366,8 +374,7 @@ def _table(entries: Sequence[Entry]) -> Table:
     table = Table("claim", "source", "verdict", "key figure", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("seconds", justify="right")
     for entry in entries:
-        verdict = entry.finding.verdict
-        word = f"[{_COLORS[verdict]}]{verdict}[/]"
+        word = f"[{_COLORS[entry.finding.verdict]}]{entry.verdict}[/]"
         name, source, figure = (
             plain(text) for text in (entry.claim.name, entry.claim.source, entry.finding.figure)
         )
@@ -376,9 +383,7 @@ def _table(entries: Sequence[Entry]) -> Table:
 
 
 def _summary(talk: Console, entries: Sequence[Entry], config: Verify) -> None:
-    counts = "; ".join(
-        f"{count} × {verdict.value}" for verdict, count in verdict_counts(entries).items()
-    )
+    counts = "; ".join(f"{count} × {verdict}" for verdict, count in verdict_counts(entries).items())
     slowest = sorted(entries, key=lambda entry: -entry.seconds)[:_SLOWEST]
     slow = ", ".join(f"{entry.claim.name} {entry.seconds:.1f} s" for entry in slowest)
     talk.print(

@@ -41,6 +41,14 @@ VERDICTS = {
     "holds, loose": Look("holds, loose", SKY, "s"),
     "proof gap": Look("proof gap", ORANGE, "D"),
     "refuted": Look("refuted", VERMILLION, "X"),
+    "assumption holds": Look("assumption holds", GREEN, "v"),
+    "assumption can fail": Look("assumption can fail", PURPLE, "v"),
+    "derived, holds": Look("derived, holds", BLUE, "^"),
+    "derived, loose": Look("derived, loose", SKY, "^"),
+    "derived, proof gap": Look("derived, proof gap", ORANGE, "^"),
+    "derived, fails": Look("derived, fails", VERMILLION, "^"),
+    "identity": Look("identity", GREY, "o"),
+    "identity, fails": Look("identity, fails", VERMILLION, "o"),
     "inconclusive": Look("inconclusive", GREY, "$?$"),
 }
 KINDS = ("line", "points", "bars")
@@ -66,7 +74,7 @@ _TURN = 30  # degrees, of words below bars that have no room side by side
 # -------------------------------------------------------------------------------------- at a glance
 def glance(claims: pd.DataFrame) -> Figure:
     """Claims as rows, grouped by subject: verdict by colour, shape and word, and the key figure."""
-    left, word, figure_at = 1.72, 1.86, 2.62  # inches: end of the names, verdict, key figure
+    left, word, figure_at = 1.72, 1.86, 2.98  # inches: end of the names, verdict, key figure
     room = int((style.PAGE - figure_at - 0.05) / (0.84 * _LETTER))  # in smaller print
     line, top = 0.135, 0.12
     rows: list[tuple[float, Any, list[str]]] = []  # height, claim, wrapped key figure
@@ -121,7 +129,7 @@ def glance(claims: pd.DataFrame) -> Figure:
 
 def _dark(look: Look) -> bool:
     """Whether a word in this colour can be read on white."""
-    return look.color in (GREEN, VERMILLION, GREY)
+    return look.color in (GREEN, VERMILLION, GREY, BLUE)
 
 
 # ------------------------------------------------------------------------------- one claim's tables

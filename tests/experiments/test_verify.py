@@ -14,7 +14,7 @@ from experiments.engine.provenance import code_fingerprint
 from experiments.ledger_page import Entry, escape, page, section
 from experiments.verify import Verify, check_cell, differences, record, run
 from theory.claims import CLAIMS
-from theory.claims.ledger import Claim, Finding, Measurement, Verdict, conclude
+from theory.claims.ledger import Claim, Finding, Kind, Measurement, Verdict, conclude
 
 CALLS: list[str] = []
 
@@ -41,7 +41,7 @@ def raises(profile: str, seed: int) -> Finding:
     raise RuntimeError("no such world")
 
 
-def claim(name: str, check: object = holds) -> Claim:
+def claim(name: str, check: object = holds, kind: Kind = Kind.PUBLISHED) -> Claim:
     return Claim(
         name,
         "Lemma 1",
@@ -51,6 +51,7 @@ def claim(name: str, check: object = holds) -> Claim:
         "by hand",
         "anything else",
         check,
+        kind,
     )  # type: ignore[arg-type]
 
 
@@ -81,6 +82,47 @@ def test_what_is_not_on_record_is_said_until_it_is(
     shown = capsys.readouterr().out
     assert "sound: not recorded for the profile quick" in shown
     assert re.search(r"1 × holds; 1 × refuted. Slowest: \w+ \d", shown)
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_holds", "of_fails", "line"),
+    [
+        (Kind.PUBLISHED, "holds", "refuted", "refuted"),
+        (Kind.ASSUMPTION, "assumption holds", "assumption can fail", "fails"),
+        (Kind.DERIVED, "derived, holds", "derived, fails", "fails"),
+        (Kind.IDENTITY, "identity", "identity, fails", "fails"),
+    ],
+)
+def test_only_what_a_source_says_is_refuted(
+    kind: Kind,
+    of_holds: str,
+    of_fails: str,
+    line: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The word on the screen, in JSON, in the tables, on the page and on record is the same."""
+    kinds = {"sound": claim("sound", kind=kind), "broken": claim("broken", fails, kind)}
+    monkeypatch.setattr(verify, "CLAIMS", kinds)
+    assert run(config(tmp_path, record=True)) == 0
+    shown = capsys.readouterr().out
+    assert of_holds in shown and of_fails in shown
+    assert json.loads((tmp_path / "baseline.json").read_text()) == {
+        "smoke": {"sound": of_holds, "broken": of_fails}
+    }
+    assert run(config(tmp_path, json=True)) == 0  # a recorded failure is no difference
+    found = json.loads(capsys.readouterr().out)
+    assert [(entry["verdict"], entry["kind"]) for entry in found] == [
+        (of_holds, kind),
+        (of_fails, kind),
+    ]
+    assert found[1]["measurements"][0]["verdict"] == line
+    out = tmp_path / "out"
+    assert pd.read_parquet(out / "ledger.parquet").verdict.tolist() == [of_holds, of_fails]
+    assert pd.read_parquet(out / "evidence.parquet").verdict.tolist()[1] == line
+    text = (out / "ledger.md").read_text()
+    assert f"Verdict: **{of_fails}**" in text and f"* **{line}**: a" in text
 
 
 def test_a_verdict_that_changes_is_a_difference(

@@ -19,6 +19,7 @@ from paper_figures.studies.ledger import (
     glance,
     read,
 )
+from theory.claims.ledger import MEANING
 
 TABLES = {"claim-1": ["error / bound", "bias"], "claim-2": ["others", "gone"]}
 
@@ -34,7 +35,7 @@ def claims(count: int = 5) -> pd.DataFrame:
         {
             "claim": f"claim-{i}",
             "subject": f"subject {i // 3}",
-            "verdict": list(VERDICTS)[i % 5],
+            "verdict": list(VERDICTS)[i % len(VERDICTS)],
             "figure": f"ratio {i} " * 20,
         }
         for i in range(count)
@@ -72,21 +73,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_claim_has_its_row_and_its_verdict_in_colour_shape_and_word() -> None:
-    figure = glance(claims())
+    figure = glance(claims(len(VERDICTS)))
     marks = {line.get_gid(): line for line in figure.axes[0].lines if line.get_gid()}
     words = [text.get_text() for text in figure.axes[0].texts]
-    for row in claims().itertuples():
+    for row in claims(len(VERDICTS)).itertuples():
         look = VERDICTS[row.verdict]
         assert (marks[row.claim].get_color(), marks[row.claim].get_marker()) == (
             look.color,
             look.marker,
         )
         assert row.claim in words and row.verdict in words
-    assert (
-        len({look.color for look in VERDICTS.values()})
-        == len({look.marker for look in VERDICTS.values()})
-        == 5
-    )
+    assert len({(look.color, look.marker) for look in VERDICTS.values()}) == len(VERDICTS)
+    assert list(VERDICTS) == list(MEANING)
 
 
 def test_nothing_overlaps_or_leaves_the_page() -> None:

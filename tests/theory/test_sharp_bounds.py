@@ -3,6 +3,7 @@ programs as the other solver."""
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -15,6 +16,7 @@ from theory.bounds.sharp import (
     _chernoff,
     _not_stationary,
     _pinelis,
+    _root,
     _seen_from,
     _stationary_plan,
     _step,
@@ -118,6 +120,32 @@ def test_the_step_solves_its_inequality_with_equality(
         r = beta * 1.5 * found
         assert (math.exp(-r) + r - 1) / r**2 * h * found**2 == pytest.approx(
             gradient * found + slack, rel=1e-6, abs=1e-12
+        )
+
+
+@pytest.mark.parametrize("c", [0.0, 1e-305, 1e-100, 1e-30, 1e-13, 1e-3, 1.0, 1e5, 1e200])
+def test_the_step_is_exact_however_small_or_large(c: float) -> None:
+    """Against bisection with enough digits for the smallest r², over all y that can occur."""
+    ys = [0.0, *(10.0**-k for k in (300, 200, 100, 50, 20, 14, 13, 12, 9, 6, 3, 1))]
+    for y in (*ys, 0.3, 0.4, 0.45, 0.5, 0.9, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12):
+        if y == c == 0:
+            assert _root(y, c) == 0
+            continue
+        found = _root(y, c)
+        with mpmath.workdps(650):
+
+            def excess(factor: float, r: float = found, y: float = y) -> mpmath.mpf:
+                point = mpmath.mpf(r) * factor
+                return mpmath.exp(-point) + point - 1 - y * point - c
+
+            assert excess(1 - 4e-15) < 0 < excess(1 + 4e-15), (y, c, found)
+
+
+def test_a_tiny_gradient_gives_twice_its_newton_step() -> None:
+    """2 g/h, the first order: what the bound tends to, here at g = 1e-13 and below."""
+    for gradient in (1e-12, 1e-13, 1e-100, 1e-290):
+        assert _step(gradient, 0.0, 1.0, 1.0, np.eye(2)).value == pytest.approx(
+            2 * gradient, rel=1e-11
         )
 
 

@@ -320,11 +320,29 @@ def _step(gradient: float, slack: float, curvature: float, beta: float, u: Array
     reach = beta * float(np.linalg.norm(u, axis=1).max())
     if curvature <= 0 or reach * gradient >= curvature:
         return SharpBound(math.inf, gradient, curvature)
-    y, c = reach * gradient / curvature, reach**2 * slack / curvature
-    # the root lies between the minimum of the convex function and a point where r - 1 alone
-    # outgrows the line
-    low, high = -math.log1p(-y), (1 + c) / (1 - y) * (1 + 1e-9) + 1e-9
+    r = _root(reach * gradient / curvature, reach**2 * slack / curvature)
+    return SharpBound(r / reach, gradient, curvature)
+
+
+def _root(y: float, c: float) -> float:
+    """The largest r with e^-r + r - 1 = y r + c, 0 <= y < 1 and c >= 0, to rounding.
+
+    Newton's method from above: e^-r + r - 1 >= r²/(2 + r) gives a first point above the root, and
+    for a convex function the points then fall to it. The excess over the line is divided by r, so
+    that neither r² of a tiny r underflows nor 1 - y is lost next to a large one.
+    """
     if y == 0 and c == 0:
-        return SharpBound(0.0, gradient, curvature)
-    r = brentq(lambda r: (math.expm1(-r) + r) - y * r - c, low, high, xtol=1e-300, rtol=1e-12)
-    return SharpBound(float(r) / reach, gradient, curvature)
+        return 0.0
+    line = 2 * y + c
+    r = (line + math.hypot(line, math.sqrt(8 * c * (1 - y)))) / (2 * (1 - y))
+    for _ in range(100):
+        if r < 0.5:  # e^-r + r - 1 = r² (1/2 - r/6 + r²/24 - ..)
+            series = math.fsum((-r) ** k / math.factorial(k + 2) for k in range(16))
+            excess = r * series - y - c / r
+        else:
+            excess = (1 - y) + math.expm1(-r) / r - c / r
+        below = r - r * excess / (-math.expm1(-r) - y if r < 0.5 else (1 - y) - math.exp(-r))
+        if not below < r * (1 - 1e-15):  # rounding is all that is left
+            break
+        r = below
+    return r

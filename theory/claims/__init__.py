@@ -7,7 +7,7 @@ by name, in the ledger's order.
 
 from importlib import import_module
 
-from theory.claims.ledger import Claim, Finding, Measurement, Verdict
+from theory.claims.ledger import Claim, Finding, Kind, Measurement, Verdict
 
 _SUBJECTS = (
     "losses",
@@ -32,4 +32,4 @@ CLAIMS: dict[str, Claim] = {
     for claim in import_module(f"theory.claims.{subject}").CLAIMS
 }
 
-__all__ = ["CLAIMS", "Claim", "Finding", "Measurement", "Verdict"]
+__all__ = ["CLAIMS", "Claim", "Finding", "Kind", "Measurement", "Verdict"]

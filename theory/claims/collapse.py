@@ -10,6 +10,7 @@ import torch
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Row,
     conclude,
     curve,
@@ -261,6 +262,7 @@ CLAIMS = (
         "A fit below the radius that gains nothing, or a program that gains above it. A radius 10 %"
         " off is refuted.",
         collapse_kl,
+        Kind.DERIVED,
     ),
     Claim(
         "collapse-wasserstein",
@@ -274,6 +276,7 @@ CLAIMS = (
         "A fit below the radius that gains nothing, or a program that gains above it. A radius 10 %"
         " off is refuted.",
         collapse_wasserstein,
+        Kind.DERIVED,
     ),
     Claim(
         "practical-forms-do-not-collapse",
@@ -291,5 +294,6 @@ CLAIMS = (
         "A fit that gains nothing (as with E u = 0), or slopes that change sign at another"
         " strength.",
         practical_forms,
+        Kind.DERIVED,
     ),
 )

@@ -1,9 +1,10 @@
 """What a claim is, what it finds, and how measurements become a verdict.
 
-A claim is a statement of a paper with a function that measures it. The function takes a profile
-(how much to compute) and a seed and returns a `Finding`. Verdicts are computed: the judges below
-turn a measurement and its statistical error into the verdict of one line, and `conclude` turns the
-lines into the verdict of the claim.
+A claim is a statement with a function that measures it. The function takes a profile (how much to
+compute) and a seed and returns a `Finding`. Verdicts are computed: the judges below turn a
+measurement and its statistical error into the verdict of one line, and `conclude` turns the lines
+into the verdict of the claim. What is printed depends on whose statement it is, its `Kind`: only
+what a source says can be refuted, an assumption can fail, and what we derived holds or fails.
 """
 
 import math
@@ -30,6 +31,51 @@ class Verdict(StrEnum):
     GAP = "proof gap"
     REFUTED = "refuted"
     INCONCLUSIVE = "inconclusive"
+
+
+class Kind(StrEnum):
+    """Whose statement it is, and of which kind."""
+
+    PUBLISHED = "published"  # the source says so
+    ASSUMPTION = "assumption"  # a theorem of the source assumes it
+    DERIVED = "derived"  # ours: the source says nothing of the sort, or less
+    IDENTITY = "identity"  # known to be true: a test of the code, not a finding
+
+
+# the printed verdict -> what it means, kind by kind; in the order of the ledger
+MEANING = {
+    "holds": "the source's statement survives every check",
+    "holds, loose": "it survives, and is never near to failing",
+    "proof gap": "a step of its proof fails; the statement itself was not refuted",
+    "refuted": "there is a counterexample to what the source says",
+    "assumption holds": "what a theorem assumes is true in every case tried",
+    "assumption can fail": "there is a case where what a theorem assumes is not true",
+    "derived, holds": "our own statement survives every check",
+    "derived, loose": "our own bound survives, and is never near to failing",
+    "derived, proof gap": "a step of our proof fails; our statement itself was not refuted",
+    "derived, fails": "there is a counterexample to our own statement",
+    "identity": "known to be true, and computed so: a test, not a finding",
+    "identity, fails": "known to be true, and computed otherwise: the code is wrong",
+    "inconclusive": "the measurement cannot tell",
+}
+_PRINTED = {
+    Kind.ASSUMPTION: {
+        Verdict.HOLDS: "assumption holds",
+        Verdict.LOOSE: "assumption holds",
+        Verdict.REFUTED: "assumption can fail",
+    },
+    Kind.DERIVED: {
+        Verdict.HOLDS: "derived, holds",
+        Verdict.LOOSE: "derived, loose",
+        Verdict.GAP: "derived, proof gap",
+        Verdict.REFUTED: "derived, fails",
+    },
+    Kind.IDENTITY: {
+        Verdict.HOLDS: "identity",
+        Verdict.LOOSE: "identity",
+        Verdict.REFUTED: "identity, fails",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -73,12 +119,13 @@ class Finding:
 class Claim:
     """A statement and how it is checked.
 
-    name: its key on the command line. source: paper, theorem and equation. title: the statement in
-    one line. statement,
+    name: its key on the command line. source: paper, theorem and equation; "derived" first where
+    it is ours. title: the statement in one line. statement,
     assumptions, method, flips: sentences for `prefdro verify --explain`; `flips` says what result
     would turn the verdict.
     check: (profile, seed) -> Finding; its keyword arguments, if any, are the constants of the
-    statement, for tests that make it false.
+    statement, for tests that make it false. kind: whose statement it is, on which the printed
+    verdict depends.
     """
 
     name: str
@@ -89,6 +136,17 @@ class Claim:
     method: str
     flips: str
     check: Callable[..., Finding]
+    kind: Kind = Kind.PUBLISHED
+
+    def printed(self, verdict: Verdict) -> str:
+        """The verdict of the claim in words, a key of `MEANING`."""
+        return _PRINTED.get(self.kind, {}).get(verdict, verdict.value)
+
+    def printed_line(self, verdict: Verdict) -> str:
+        """The verdict of one line of its evidence: of a statement that no source makes, a line is
+        not refuted, it fails."""
+        fails = verdict == Verdict.REFUTED and self.kind != Kind.PUBLISHED
+        return "fails" if fails else verdict.value
 
 
 def pick(profile: str, smoke: T, quick: T, paper: T) -> T:
@@ -101,7 +159,7 @@ def pick(profile: str, smoke: T, quick: T, paper: T) -> T:
 def conclude(
     figure: str, measurements: Sequence[Measurement], tables: dict[str, list[Row]] | None = None
 ) -> Finding:
-    """The verdict of a claim from those of its lines.
+    """The measured verdict of a claim from those of its lines.
 
     Refuted if a line of the statement is; else a proof gap if a step of the proof is refuted; else
     inconclusive, or loose, if a line of the statement is.

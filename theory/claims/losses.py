@@ -9,6 +9,7 @@ from theory.bounds.papers import curvature
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Row,
     conclude,
     curve,
@@ -23,7 +24,9 @@ from theory.policy import Array
 from theory.worlds import FiniteWorld
 
 
-def score_and_hessian(profile: str, seed: int, *, power: int = 2, reach: float = 4.0) -> Finding:
+def score_and_hessian(
+    profile: str, seed: int, *, power: float = 2.0, reach: float = 4.0
+) -> Finding:
     """Claim 1: Hess l = beta^power sigma(m) sigma(-m) x x', and |m| <= reach beta B."""
     count = pick(profile, 50, 500, 5000)
     rng = np.random.default_rng(seed)
@@ -253,6 +256,7 @@ CLAIMS = (
         "A Hessian that differs by more than 1e-10, a margin above 4 beta B, or a curvature below"
         " the floor.",
         score_and_hessian,
+        Kind.IDENTITY,
     ),
     Claim(
         "strong-convexity-data-norm",

@@ -118,6 +118,21 @@ class RobustProblem:
         return regularity_free(x, p, radius, self.power)
 
 
+def one_pair(
+    probability: float = 0.6, *, beta: float = 1.0, bound: float = 0.25, away: float = 0.0
+) -> FiniteWorld:
+    """One pair of antipodal features, whose first response wins with `probability`; theta_ref is at
+    -away B. The constants of the papers are met here, or nearly so: all curvature is in one
+    direction, and with away = 1 margins reach 4 beta B."""
+    one = np.ones((2, 1))
+    chance, ref = (
+        np.array([probability, 1 - probability]),
+        np.array([-away * bound * (1 - 1e-9)]),
+    )  # inside
+    star = ref + np.log(probability / (1 - probability)) / (2 * beta)
+    return FiniteWorld(one, -one, np.array([1, 0]), chance, beta, bound, ref, star)
+
+
 SETTINGS = ((3, 1.0, 1.0, 0.0), (2, 0.5, 2.0, 0.3), (4, 2.0, 1.0, 0.0), (2, 3.0, 1.0, 0.0))
 
 

@@ -5,7 +5,17 @@ from itertools import combinations
 
 import numpy as np
 
-from theory.claims.ledger import Claim, Finding, Row, conclude, equality, inequality, panel, pick
+from theory.claims.ledger import (
+    Claim,
+    Finding,
+    Kind,
+    Row,
+    conclude,
+    equality,
+    inequality,
+    panel,
+    pick,
+)
 from theory.claims.problems import NAMES, RobustProblem
 from theory.policy import Array
 from theory.worlds import FiniteWorld, from_policy
@@ -187,5 +197,6 @@ CLAIMS = (
         "lambda = 0 at a radius below the collapse radius refutes; with isotropic features and a"
         " weak signal there is none.",
         regularity,
+        Kind.ASSUMPTION,
     ),
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Row,
     conclude,
     curve,
@@ -355,6 +356,7 @@ CLAIMS = (
         " equal and unequal sizes and weights.",
         "A coupling that is cheaper than the sorted one by more than 1e-8.",
         sorting_solves_transport,
+        Kind.IDENTITY,
     ),
     Claim(
         "dominance-violation",
@@ -369,10 +371,11 @@ CLAIMS = (
         "A sample that the violation and the distribution functions judge differently, or an OT_h"
         " below the violation.",
         dominance_violation,
+        Kind.IDENTITY,
     ),
     Claim(
         "soft-sorting-limit",
-        "arXiv:2406.05882 and arXiv:2002.08871; threshold derived",
+        "derived, for arXiv:2406.05882 and arXiv:2002.08871",
         "soft sorting has the optimum of hard sorting as softness goes to 0",
         "With the quadratic regulariser the soft objective is the hard one as soon as softness"
         " times the largest gap between neighbours is at most one, and so has the same optimum on"
@@ -381,10 +384,11 @@ CLAIMS = (
         "Soft and hard objective on a circle of theta, from a thousand times that softness down.",
         "A difference, or a different optimum, at or below that softness.",
         soft_sorting_limit,
+        Kind.DERIVED,
     ),
     Claim(
         "second-order-dominance",
-        "named as future work in arXiv:2406.05882; derived",
+        "derived; named as future work in arXiv:2406.05882; cf. Nitsure et al. (ICML 2024)",
         "second-order dominance by integrated quantiles, and its surrogate",
         "With D(t) the integral of Q_U - Q_V up to t: the violation (-D)_+ vanishes iff U dominates"
         " V in the second order, which first-order dominance implies and does not need; the"
@@ -396,5 +400,6 @@ CLAIMS = (
         "A sample that is judged differently, or a surrogate that stays above zero where U"
         " dominates.",
         second_order_dominance,
+        Kind.DERIVED,
     ),
 )

@@ -1,11 +1,15 @@
 """How measurements become verdicts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from theory.claims import CLAIMS
 from theory.claims.ledger import (
+    MEANING,
+    Kind,
     Measurement,
     Verdict,
     binomial_interval,
@@ -112,3 +116,21 @@ def test_every_claim_says_what_it_is() -> None:
         ):
             assert text.strip(), name
         assert np.all([len(claim.title) < 100])
+
+
+def test_every_kind_has_words_for_every_verdict() -> None:
+    (claim, *_) = CLAIMS.values()
+    for kind in Kind:
+        words = {verdict: replace(claim, kind=kind).printed(verdict) for verdict in Verdict}
+        assert words[Verdict.INCONCLUSIVE] == "inconclusive"
+        assert kind == Kind.PUBLISHED or words[Verdict.REFUTED] != "refuted"
+        assert words[Verdict.REFUTED] != words[Verdict.HOLDS]
+    used = {claim.printed(verdict) for claim in CLAIMS.values() for verdict in Verdict}
+    assert used == set(MEANING)
+
+
+def test_what_is_ours_is_not_called_published_nor_the_other_way_round() -> None:
+    for claim in CLAIMS.values():
+        ours = claim.source.startswith("derived")
+        assert claim.kind in ((Kind.DERIVED, Kind.IDENTITY) if ours else Kind), claim.name
+        assert ours or claim.kind != Kind.DERIVED, claim.name

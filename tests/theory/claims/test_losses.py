@@ -23,7 +23,8 @@ def test_every_claim_holds_and_is_tight(name: str, seed: int) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("score-and-hessian", {"power": 1}, "beta="),
+        ("score-and-hessian", {"power": 1.9}, "beta="),
+        ("score-and-hessian", {"power": 2.1}, "beta="),
         ("score-and-hessian", {"reach": 3.9}, "x=(2, 0, 0)"),
         ("strong-convexity-data-norm", {"factor": 1.1}, "theta_ref="),
         ("strong-convexity-robust", {"factor": 1.1}, "radius"),

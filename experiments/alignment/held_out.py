@@ -11,8 +11,8 @@ from scipy.stats import t as student
 
 from experiments.alignment.training import Run
 from experiments.engine.stages import read_artefact
-from theory.stochastic_dominance import dominance
 from theory.shift import mean_interval
+from theory.stochastic_dominance import dominance
 
 POLICY = ["method", "radius", "beta", "flip", "seed"]
 MEASURES = ("accuracy", "margin")

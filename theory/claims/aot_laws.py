@@ -13,6 +13,7 @@ from theory.bounds.aot import AotDeviation, Side, aot_deviation
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -388,6 +389,7 @@ CLAIMS = (
         "A 99 % interval of a ratio outside 1 ± 5 % at n = 1e6, or ± 10 % at 1e4. A variance 1.5"
         " times as large, an exponent off by 0.1, or pairs taken to be independent do that.",
         aot_limit_law,
+        Kind.DERIVED,
     ),
     Claim(
         "aot-deviation",
@@ -406,5 +408,6 @@ CLAIMS = (
         " slope whose interval leaves out -1/2. The predicted law times 1.5 and the exponent -0.6"
         " do that.",
         aot_uniform_deviation,
+        Kind.DERIVED,
     ),
 )

@@ -13,6 +13,7 @@ from theory.claims.aot_laws import predicted_quantile
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     conclude,
@@ -22,8 +23,8 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
-from theory.stochastic_dominance import band_width, dominance
 from theory.policy import Array
+from theory.stochastic_dominance import band_width, dominance
 
 LEVEL = 0.95
 DELTA = 1 - LEVEL
@@ -239,5 +240,6 @@ CLAIMS = (
         " interval is more than 10 % off. Bands divided by 1.5, standard errors divided by 1.5, or"
         " clusters taken for single pairs do that.",
         dominance_certificate,
+        Kind.DERIVED,
     ),
 )

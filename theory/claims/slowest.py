@@ -457,7 +457,7 @@ CLAIMS = (
     ),
     Claim(
         "gradient-norm-rate",
-        "derived, for arXiv:2502.01930, Algorithm 1; docs/theorems.md, Proposition D",
+        "derived, for arXiv:2502.01930, Algorithm 1; docs/theorems/algorithm-1.md, Proposition D",
         "Algorithm 1 (gradient norm) falls as n^-1/4 at one strength, the exact W2 ball as n^-1/2",
         "The gradient-norm penalty stands for a W2 ball. In one world, at the strength where that"
         " ball collapses, its error falls as n^-1/4; the ball's own falls as n^-1/2. The paper says"

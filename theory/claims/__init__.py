@@ -18,6 +18,7 @@ _SUBJECTS = (
     "uniformity",
     "radii",
     "collapse",
+    "edges",
     "worst_cases",
     "shift",
     "transport",

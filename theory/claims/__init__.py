@@ -19,6 +19,7 @@ _SUBJECTS = (
     "radii",
     "collapse",
     "edges",
+    "efficiency",
     "worst_cases",
     "shift",
     "transport",

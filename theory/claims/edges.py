@@ -252,8 +252,8 @@ CLAIMS = (
         "At the strength ||E u|| the minimiser of Algorithm 1 near theta_ref is at b e/beta, where"
         " 3 c b² + q b/4 = (||E_n u|| - ||E u||)/2, q = Var(e.u) - ||E u||², c = ||E u||"
         " Var(e.u)/16: rate n^-1/2 where q > 0, n^-1/4 where q = 0; where q < 0 it is away from"
-        " theta_ref already in the population. Not uniformly in the strength: 1 % below it the rate is n^-1/2"
-        " at q = 0, too.",
+        " theta_ref already in the population. Not uniformly in the strength: 1 % below it the rate"
+        " is n^-1/2 at q = 0, too.",
         "Bounded features, theta_ref inside the ball of radius B; theta_ref is the only global"
         " minimiser in the population.",
         "The world x = 1 at the knife edge and beside it, and random worlds: fits against the"

@@ -20,6 +20,8 @@ _SUBJECTS = (
     "collapse",
     "edges",
     "efficiency",
+    "lower",
+    "price",
     "worst_cases",
     "shift",
     "transport",

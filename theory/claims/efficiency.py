@@ -182,7 +182,8 @@ def _ordering(seed: int, count: int) -> list[Measurement]:
     for _ in range(count):
         d = int(rng.integers(1, 5))
         x = rng.standard_normal((d + int(rng.integers(0, 12)), d))
-        star = rng.standard_normal(d) * rng.uniform(0.1, 4)
+        star = rng.standard_normal(d)
+        star *= rng.uniform(0.5, 8) / np.abs(x @ star).max()  # the largest log-odds
         mass = rng.dirichlet(np.ones(len(x)))
         tau = float(np.exp(rng.uniform(-2, 2)))
         found = efficiency(x, mass, star, tau=tau, beta=1.0)

@@ -43,6 +43,7 @@ def kldpo_inefficient(
             name = f"world {index + 1}, tau = {tau:g}"
             predicted = _predicted(world, tau, power)
             target, sandwich, fisher = _sandwich(world, tau)
+            assert world.theta_star is not None
             found = efficiency(
                 world.x,
                 world.probability,
@@ -67,8 +68,13 @@ def kldpo_inefficient(
                 seeds = np.random.SeedSequence([seed, index, n]).spawn(replicates)
                 p = world.sample(n, seeds).p
                 robust = kldpo_tilt(world.u, p, temperature=tau, **world.problem).theta.numpy()
-                common = {"bound": world.bound, "theta_ref": world.theta_ref}
-                larger = dpo(world.u, p, beta=world.beta * (1 + 1 / tau), **common).theta.numpy()
+                larger = dpo(
+                    world.u,
+                    p,
+                    beta=world.beta * (1 + 1 / tau),
+                    bound=world.bound,
+                    theta_ref=world.theta_ref,
+                ).theta.numpy()
                 errors = [((theta - target) ** 2).sum(1) for theta in (robust, larger)]
                 ratio = float(errors[0].mean() / errors[1].mean())
                 tables.setdefault("mean squared error of KLDPO over that of DPO", []).extend(

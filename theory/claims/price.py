@@ -37,13 +37,13 @@ def price_of_coverage(
     constant: float = 1.0,
     exponents: tuple[float, float] = (-0.25, -0.5),
 ) -> Finding:
-    """Theorem R: the radius multiplies the mean squared error by 1 + constant strength² ||b||²/tr V;
-    exponents: of the error of W2 with free features under radii that cover P and theta*."""
+    """Theorem R: the radius multiplies the mean squared error by 1 + constant strength² ||b||²/tr
+    V; exponents: of the error of W2 with free features under radii that cover P and theta*."""
     lines, tables = list[Measurement](), dict[str, list[Row]]()
     factors = list[tuple[float, float]]()
     sizes = pick(profile, (10**8,), (10**4, 10**6, 10**8), (10**4, 10**5, 10**6, 10**7, 10**8))
     replicates = pick(profile, 1000, 2000, 20_000)
-    for index, world in enumerate(worlds(seed, pick(profile, 1, 3, 4), contexts=3)):
+    for index, world in enumerate(worlds(seed, pick(profile, 1, 3, 4))):
         assert world.theta_star is not None
         distinct = np.unique(np.round(np.c_[world.psi1, world.psi2, world.label], 12), axis=0)
         degrees = {"P": len(distinct) - 1, "theta*": world.dimension}
@@ -118,7 +118,7 @@ def _schedules(
 ) -> list[Measurement]:
     """W2 with free features: a radius of the order n^-1/4, as covering P on the atoms takes, and of
     the order n^-1/2, as covering theta* takes."""
-    (world,) = worlds(seed, 1, contexts=3)
+    (world,) = worlds(seed, 1)
     problem, sizes = RobustProblem("w2-free", world), (10**8, 10**9, 10**10)
     replicates = pick(profile, 200, 400, 2000)
     assert world.theta_star is not None

@@ -47,7 +47,7 @@ class Price:
         return (squared + float(np.trace(self.variance))) / n
 
     def factor(self, n: float, radius: float) -> float:
-        """What the radius multiplies the mean squared error of DPO by: 1 + strength² ||b||²/tr V."""
+        """What the radius multiplies DPO's mean squared error by: 1 + strength² ||b||²/tr V."""
         return self.mean_square(n, radius) * n / float(np.trace(self.variance))
 
     def coverage_factor(self, degrees: int, level: float = 0.95) -> float:
@@ -90,8 +90,10 @@ def price_of_radius(
             theta* at which the mean gradient does not vanish.
 
     >>> found = price_of_radius([[1.0], [-1.0]], [0.75, 0.25], [math.log(3)], "kl", beta=1.0)
-    >>> round(found.bias[0] * math.sqrt(3 / 16), 6), round(found.variance[0, 0] * 3 / 16, 6)
-    (1.0, 1.0)
+    >>> (found.bias * math.sqrt(3 / 16)).round(6).tolist()
+    [1.0]
+    >>> (found.variance * 3 / 16).round(6).tolist()
+    [[1.0]]
     """
     atoms, star = as_array(u, "u"), as_array(theta_star, "theta_star")
     mass = check_probability("p", p, len(atoms))
@@ -147,7 +149,7 @@ def _slope(
     return beta * (w / size * root + size * inner)
 
 
-# -------------------------------------------------------------------------- one pair, in closed form
+# ------------------------------------------------------------------------- one pair, in closed form
 def coin_error(n: int, chance: float, radius: float, bound: float = 12.0) -> float:
     """E (theta_n - theta*)² of KLDPO for x = 1, P(y = 1) = chance > 1/2, beta = 1: an exact sum.
 
@@ -177,7 +179,7 @@ def coin_gain(chance: float) -> tuple[float, float]:
     DPO - error at rho).
 
     The radius enters the error as 2 rho b² + sqrt(2 rho) gamma/n, b² = 1/(chance (1 - chance)),
-    with gamma = -2 (2 chance - 1) b³: shrinking corrects the bias of the logit, which is of order 1/n.
+    with gamma = -2 (2 chance - 1) b³: shrinking corrects the bias of the logit, of order 1/n.
     So rho = (2 chance - 1)² b²/(2 n²), and it gains (2 chance - 1)² b⁴/n² of an error b²/n:
     nothing to first order. Theorem R, docs/theorems/price.md.
 

@@ -1,5 +1,5 @@
 """Claims of our own on the edge of collapse: the law of the estimators where their population's
-answer is just the reference policy. Theorems F4 and F5 of docs/theorems/collapse-edge.md."""
+answer is just the reference policy. Theorems F4 and F4b of docs/theorems/collapse-edge.md."""
 
 from collections.abc import Sequence
 
@@ -151,7 +151,7 @@ def collapse_edge_law(
 def algorithm_1_edge_law(
     profile: str, seed: int, *, constant: float = 1.0, exponent: float = -0.25
 ) -> Finding:
-    """Theorem F5: constant times the law of Algorithm 1 at its edge, at the rate n^exponent where
+    """Theorem F4b: constant times the law of Algorithm 1 at its edge, at the rate n^exponent where
     Var(e.u) = ||E u||²."""
     sizes = pick(
         profile, (10**8, 10**10), (10**6, 10**8, 10**10), tuple(10**k for k in range(5, 13))
@@ -247,7 +247,7 @@ CLAIMS = (
     ),
     Claim(
         "algorithm-1-edge-law",
-        "derived; docs/theorems/collapse-edge.md, Theorem F5; cf. arXiv:2502.01930, Algorithm 1",
+        "derived; docs/theorems/collapse-edge.md, Theorem F4b; cf. arXiv:2502.01930, Algorithm 1",
         "Algorithm 1 at the strength ||E u||: n^(1/4) iff Var(e.u) = ||E u||², with its law",
         "At the strength ||E u|| the minimiser of Algorithm 1 near theta_ref is at b e/beta, where"
         " 3 c b² + q b/4 = (||E_n u|| - ||E u||)/2, q = Var(e.u) - ||E u||², c = ||E u||"

@@ -141,7 +141,7 @@ def norm_penalty_edge(u: ArrayLike, p: ArrayLike | None = None, *, beta: float) 
     e and i as for `free_edge`; q = Var(e.u) - ||E u||² and c = ||E u|| Var(e.u)/16. At q = 0 the
     rate is n^-1/4; near it the law passes from the one to the other, as `EdgeLaw.distance` does.
     It is the law of the minimiser near theta_ref: the objective is not convex and may have another.
-    Theorem F5, docs/theorems/collapse-edge.md; derived. Arguments as `free_edge`.
+    Theorem F4b, docs/theorems/collapse-edge.md; derived. Arguments as `free_edge`.
 
     Raises:
         ValueError: features with mean 0, or q < 0: then the strength ||E u|| leaves theta_ref a

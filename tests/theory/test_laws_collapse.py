@@ -117,6 +117,18 @@ def test_scaling_and_rotating_the_features(seed: int, scale: float, turn: int, k
     assert moved.exponent == -0.5 and plain.quantile(1e6, 0.5) == 0
 
 
+def test_the_bend_of_the_ray_at_a_knife_edge_in_the_plane() -> None:
+    """The least value of Algorithm 1's objective over directions at distance b is log 2 + c b³."""
+    u = np.array([[0.0, -0.24], [1.2, 0.24]])
+    u, p = np.concatenate([u + [0, 0.3], u - [0, 0.3]]), np.full(4, 0.25)
+    law = norm_penalty_edge(u, p, beta=1.0)
+    b, angles = 3e-3, np.linspace(-0.05, 0.05, 200_001)
+    down = 1 / (1 + np.exp(b * np.stack([np.cos(angles), np.sin(angles)], 1) @ u.T))
+    value = -np.log1p(-down) @ p + law.radius * b * np.sqrt(np.square(down) @ p)
+    assert (value.min() - math.log(2)) / b**3 == pytest.approx(law.cubic, rel=0.02)
+    assert law.cubic == pytest.approx((0.6**3 - 0.24**2 * 0.6) / 16)  # Cov = 0.6 * 0.24
+
+
 def test_beyond_the_edge_the_answer_is_the_reference() -> None:
     u, p = _atoms(5)
     law = free_edge(u, p, beta=1.0)

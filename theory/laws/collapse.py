@@ -12,8 +12,8 @@ is off by -delta_n = -E_n i, a mean of n centred terms. So theta_n stays at thet
 
     3 c b² + q b/4 = delta_n/2.
 
-The exact sets have c = 0 to this order and q > 0: n^-1/2. The norm penalty of Algorithm 1 has
-c = rho Var(e.u)/16 and, where Var(e.u) = rho², q = 0: n^-1/4. Theorem F4 of
+The exact sets have q > 0, and c does not matter: n^-1/2. The norm penalty of Algorithm 1 can have
+q = 0, where Var(e.u) = rho²: n^-1/4. Theorem F4 of
 docs/theorems/collapse-edge.md.
 """
 
@@ -138,14 +138,15 @@ def norm_penalty_edge(u: ArrayLike, p: ArrayLike | None = None, *, beta: float) 
     """Algorithm 1 (penalty: the norm of the gradient) at the strength ||E u||, from where on
     theta_ref is a local minimum.
 
-    e and i as for `free_edge`; q = Var(e.u) - ||E u||² and c = ||E u|| Var(e.u)/16. At q = 0 the
-    rate is n^-1/4; near it the law passes from the one to the other, as `EdgeLaw.distance` does.
-    It is the law of the minimiser near theta_ref: the objective is not convex and may have another.
-    Theorem F4b, docs/theorems/collapse-edge.md; derived. Arguments as `free_edge`.
+    e and i as for `free_edge`; q = Var(e.u) - ||E u||² and, with v = u - (e.u) e, 16 c = ||E u||
+    Var(e.u) - ||Cov(e.u, v)||²/||E u||, what turning away from e gains. At q = 0 the rate is
+    n^-1/4; near it the law passes from the one to the other, as `EdgeLaw.distance` does. It is the
+    law of the minimiser near theta_ref: the objective is not convex and may have another. Theorem
+    F4b, docs/theorems/collapse-edge.md; derived. Arguments as `free_edge`.
 
     Raises:
-        ValueError: features with mean 0, or q < 0: then the strength ||E u|| leaves theta_ref a
-            local maximum along e, and the minimiser is away from it.
+        ValueError: features with mean 0, or q < 0, or q = 0 and c <= 0: then the objective falls
+            away from theta_ref at the strength ||E u||, and the minimiser is elsewhere.
 
     >>> import math
     >>> half = (1 + math.sqrt(0.5)) / 2
@@ -160,13 +161,15 @@ def norm_penalty_edge(u: ArrayLike, p: ArrayLike | None = None, *, beta: float) 
     q = variance - size**2
     if abs(q) <= 1e-12 * size**2:
         q = 0.0
-    if q < 0:
+    across = (mass * (along - size)) @ (atoms - np.outer(along, e))
+    cubic = (size * variance - float(across @ across) / size) / 16
+    if q < 0 or (q == 0 and cubic <= 0):
         raise ValueError(
-            f"Var(e.u) = {variance:.6g} is below ||E u||² = {size**2:.6g}: at the strength ||E u||"
-            " the objective of Algorithm 1 falls away from theta_ref, so that its minimiser is not"
-            " near theta_ref and has no law here. Use a larger strength, or the exact W2 ball."
+            f"at the strength ||E u|| = {size:.6g} the objective of Algorithm 1 falls away from"
+            f" theta_ref (q = {q:.3g}, c = {cubic:.3g}), so that its minimiser is not near it and"
+            " has no law here. Use a larger strength, or the exact W2 ball."
         )
-    return EdgeLaw(size, e, along - size, mass, q, size * variance / 16, beta)
+    return EdgeLaw(size, e, along - size, mass, q, max(cubic, 0.0), beta)
 
 
 def kl_edge(u: ArrayLike, p: ArrayLike | None = None, *, beta: float) -> EdgeLaw:

@@ -15,6 +15,7 @@ from theory.sets.wasserstein_free import WassersteinFree
 from theory.worlds import random_world
 
 WORLD = random_world(2, contexts=6, actions=2, dimension=3, beta=1.5, bound=6.0, signal=1.0)
+STAR = np.asarray(WORLD.theta_star)
 SETS = {
     "kl": KL(),
     "w1-free": WassersteinFree(power=1),
@@ -25,7 +26,7 @@ SETS = {
 @pytest.mark.parametrize("ball", SETS)
 def test_the_bias_is_the_slope_of_the_population_s_answer(ball: str) -> None:
     """theta_rho - theta* over sqrt(2 rho) or rho, at two small radii, extrapolated to 0."""
-    found = price_of_radius(WORLD.u, WORLD.probability, WORLD.theta_star, ball, beta=WORLD.beta)
+    found = price_of_radius(WORLD.u, WORLD.probability, STAR, ball, beta=WORLD.beta)
     strength = np.array([2e-4, 1e-4])
     sizes = strength**2 / 2 if found.root else strength
     assert found.strength(1.0, float(sizes[0])) == pytest.approx(strength[0])
@@ -33,7 +34,7 @@ def test_the_bias_is_the_slope_of_the_population_s_answer(ball: str) -> None:
         fit(
             WORLD.u, SETS[ball].sized(float(size)), WORLD.probability, **WORLD.problem
         ).theta.numpy()
-        - WORLD.theta_star
+        - STAR
         for size in sizes
     ]
     slopes = np.array(moved) / strength[:, None]
@@ -41,8 +42,8 @@ def test_the_bias_is_the_slope_of_the_population_s_answer(ball: str) -> None:
 
 
 def test_the_variance_is_the_inverse_information_where_the_model_is_right() -> None:
-    found = price_of_radius(WORLD.u, WORLD.probability, WORLD.theta_star, "kl", beta=WORLD.beta)
-    m = WORLD.beta * WORLD.u @ WORLD.theta_star
+    found = price_of_radius(WORLD.u, WORLD.probability, STAR, "kl", beta=WORLD.beta)
+    m = WORLD.beta * WORLD.u @ STAR
     f = 1 / (np.exp(m) + 2 + np.exp(-m))
     fisher = WORLD.beta**2 * (WORLD.u.T * (WORLD.probability * f)) @ WORLD.u
     assert np.allclose(found.variance, np.linalg.inv(fisher), rtol=1e-9)

@@ -2,9 +2,10 @@
 
 import math
 
-import mpmath
+import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from theory.bounds.lower import (
     deviation_ceiling,
@@ -41,8 +42,6 @@ def test_no_estimator_of_a_coin_beats_it() -> None:
     n, c, p = 400, 5.0, np.array([0.5, 0.5])
     found = local_minimax(_mean(np.array([[1.0], [0.0]])), p, np.array([[0.5], [-0.5]]), n, c)
     wins = np.arange(n + 1)
-    from scipy.stats import binom
-
     for prior in (0.0, 1.0, 5.0, 20.0, 100.0):
         rule = (wins + prior) / (n + 2 * prior)
         risk = max(float(binom.pmf(wins, n, q[0]) @ (rule - q[0]) ** 2) for q in found.weights)

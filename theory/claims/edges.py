@@ -265,13 +265,13 @@ CLAIMS = (
         "At the strength ||E u|| the minimiser of Algorithm 1 near theta_ref is at b e/beta, where"
         " 3 c b² + q b/4 = (||E_n u|| - ||E u||)/2, q = Var(e.u) - ||E u||², 16 c = ||E"
         " u|| Var(e.u) - ||Cov(e.u, u across e)||²/||E u||: rate n^-1/2 where q > 0, n^-1/4 where q"
-        " = 0; where q < 0 it is away from theta_ref already in the population. Not uniformly in the strength: 1 % below it the rate"
-        " is n^-1/2 at q = 0, too.",
+        " = 0; where q < 0 it is away from theta_ref already in the population. Not uniformly in"
+        " the strength: 1 % below it the rate is n^-1/2 at q = 0, too.",
         "Bounded features, theta_ref inside the ball of radius B; theta_ref is the only global"
         " minimiser in the population.",
         "The world x = 1 at the knife edge and beside it, a plane one, and random worlds: fits"
-        " against the samples' predictions and the law, as for collapse-edge-law; the slope at 0.99 of the"
-        " strength; a world with q < 0.",
+        " against the samples' predictions and the law, as for collapse-edge-law; the slope at 0.99"
+        " of the strength; a world with q < 0.",
         "A root mean square off by more than what the next order explains, or another slope. A"
         " constant 10 % off, or an exponent 0.1 off, is refuted.",
         algorithm_1_edge_law,

@@ -102,6 +102,6 @@ def uniform_kl(
 def _best(width: Callable[[float], float], scale: float) -> float:
     """Smallest width over the approximation error of the cover."""
     found = minimize_scalar(
-        lambda s: width(scale * math.exp(s)), bounds=(-40.0, 2.0), method="bounded"
+        lambda s: width(scale * math.exp(s)), bounds=(-600.0, 2.0), method="bounded"
     )
     return float(found.fun)

@@ -8,6 +8,7 @@ import numpy as np
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     conclude,
@@ -257,6 +258,7 @@ CLAIMS = (
         "A root mean square more than 1 % + 40 n^-1/2 off. A constant 10 % off, or an exponent 0.1"
         " off, is refuted.",
         collapse_edge_law,
+        Kind.DERIVED,
     ),
     Claim(
         "algorithm-1-edge-law",
@@ -275,5 +277,6 @@ CLAIMS = (
         "A root mean square off by more than what the next order explains, or another slope. A"
         " constant 10 % off, or an exponent 0.1 off, is refuted.",
         algorithm_1_edge_law,
+        Kind.DERIVED,
     ),
 )

@@ -8,6 +8,7 @@ from scipy.special import expit
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -237,5 +238,6 @@ CLAIMS = (
         "A ratio more than four standard errors and 1 % off. A constant 10 % off, or weights"
         " (k/f)^0.7, is refuted.",
         kldpo_inefficient,
+        Kind.DERIVED,
     ),
 )

@@ -20,6 +20,7 @@ from theory.bounds.papers import largest_loss, regularity_kl
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -285,6 +286,7 @@ CLAIMS = (
         "A largest mean squared error below the bound by more than three standard errors. A bound"
         " 1.5 times as large, or one that falls as n^-0.95, is refuted.",
         lower_bound_local,
+        Kind.DERIVED,
     ),
     Claim(
         "rate-not-uniform",
@@ -301,6 +303,7 @@ CLAIMS = (
         "A distance away from c_0/log² n, or a rule that errs less. A constant 10 % off, the power"
         " 1.9, or a probability 1.5 times as large is refuted.",
         rate_not_uniform,
+        Kind.DERIVED,
     ),
     Claim(
         "deviation-logarithmic",
@@ -315,5 +318,6 @@ CLAIMS = (
         "A share of samples below 1/e, or a limit off. A constant 1.1, or the power 0.9 of log n,"
         " is refuted.",
         deviation_logarithmic,
+        Kind.DERIVED,
     ),
 )

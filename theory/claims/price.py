@@ -10,6 +10,7 @@ from scipy.stats import chi2
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -223,5 +224,6 @@ CLAIMS = (
         "A factor off by four standard errors and 2 %, or another slope. A constant 1.2, or"
         " exponents 0.1 off, is refuted.",
         price_of_coverage,
+        Kind.DERIVED,
     ),
 )

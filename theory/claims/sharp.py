@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from theory.bounds.sharp import SharpBound, Size, deterministic_bound, kl_bound, transport_bound
+from theory.bounds.population import Size
+from theory.bounds.sharp import SharpBound, deterministic_bound, kl_bound, transport_bound
 from theory.claims.ledger import (
     Claim,
     Finding,

@@ -1,0 +1,76 @@
+"""How far averages of a sample are from their expectations: the inequalities that our bounds use.
+
+Each takes the law of what is averaged, as values with probabilities, a sample size n and a `share`:
+it fails with probability e^-share, or twice that where it has two sides. Proofs are in the sources;
+docs/theorems/tilt.md proves the two that are less common.
+"""
+
+import math
+
+import numpy as np
+
+from theory.policy import Array
+
+
+def bernstein(p: Array, values: Array, n: float, share: float) -> float:
+    """|E_n f - E f| except with probability 2 e^-share, for f with these values; Bernstein's
+    inequality."""
+    centred = values - p @ values
+    V, b = float(p @ centred**2), float(np.abs(centred).max())
+    linear = b * share / (3 * n)
+    return linear + math.sqrt(linear**2 + 2 * V * share / n)
+
+
+def shortfall(p: Array, values: Array, n: float, share: float) -> float:
+    """E f - E_n f except with probability e^-share, for f >= 0: the lower tail needs only E f².
+
+    From e^-x <= 1 - x + x²/2 for x >= 0; Maurer (2003), Thm. 2.1.
+    """
+    return math.sqrt(2 * float(p @ values**2) * share / n)
+
+
+def pinelis(p: Array, norms: Array, n: float, share: float) -> float:
+    """||E_n f|| for centred vectors of these norms, except with probability 2 e^-share; Smale and
+    Zhou (2007), Lemma 2."""
+    return 2 * float(norms.max()) * share / n + math.sqrt(2 * float(p @ norms**2) * share / n)
+
+
+def bousquet(spread: float, widest: float, largest: float, n: float, share: float) -> float:
+    """||E_n f|| for centred vectors, except with probability e^-share; Bousquet (2002), Thm. 2.3.
+
+    Args:
+        spread: E ||f||², which bounds the expectation of the norm.
+        widest: the largest variance of f in one direction, at most `spread`.
+        largest: the largest ||f||.
+    """
+    mean = math.sqrt(spread / n)
+    tail = math.sqrt(2 * share * (widest + 2 * largest * mean) / n)
+    return mean + tail + largest * share / (3 * n)
+
+
+def vector_mean(p: Array, vectors: Array, n: float, share: float) -> float:
+    """`bousquet` for centred vectors (K, d) with probabilities p (K,)."""
+    second = np.einsum("k,ki,kj->ij", p, vectors, vectors)
+    largest = float(np.linalg.norm(vectors, axis=1).max())
+    widest = float(np.linalg.eigvalsh(second)[-1])
+    return bousquet(float(np.trace(second)), widest, largest, n, share)
+
+
+def chernoff(matrix: Array, largest: float, n: float, delta: float) -> tuple[float, float]:
+    """Least eigenvalue of E H, and the part of it that E_n H may lose with probability delta; Tropp
+    (2012), Theorem 1.1."""
+    h = float(np.linalg.eigvalsh(matrix)[0])
+    if h <= 0:
+        return 0.0, 1.0
+    return h, math.sqrt(2 * largest * math.log(len(matrix) / delta) / (n * h))
+
+
+def matrix_shortfall(p: Array, matrices: Array, n: float, share: float) -> float:
+    """Largest eigenvalue of E A - E_n A except with probability d e^-share, for positive
+    semidefinite A (K, d, d).
+
+    The matrix version of `shortfall`: it needs only the norm of E A²; Tropp (2012), Cor. 3.7 with
+    E e^-sA <= exp(-s E A + s² E A²/2).
+    """
+    square = np.einsum("k,kij,kjl->il", p, matrices, matrices)
+    return math.sqrt(2 * float(np.linalg.eigvalsh(square)[-1]) * share / n)

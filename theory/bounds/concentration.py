@@ -12,11 +12,16 @@ import numpy as np
 from theory.policy import Array
 
 
-def bernstein(p: Array, values: Array, n: float, share: float) -> float:
+def bernstein(
+    p: Array, values: Array, n: float, share: float, largest: float | None = None
+) -> float:
     """|E_n f - E f| except with probability 2 e^-share, for f with these values; Bernstein's
-    inequality."""
+    inequality.
+
+    largest: of |f - E f|, where the values are nodes of a quadrature and may not reach it.
+    """
     centred = values - p @ values
-    V, b = float(p @ centred**2), float(np.abs(centred).max())
+    V, b = float(p @ centred**2), float(np.abs(centred).max()) if largest is None else largest
     linear = b * share / (3 * n)
     return linear + math.sqrt(linear**2 + 2 * V * share / n)
 
@@ -48,10 +53,14 @@ def bousquet(spread: float, widest: float, largest: float, n: float, share: floa
     return mean + tail + largest * share / (3 * n)
 
 
-def vector_mean(p: Array, vectors: Array, n: float, share: float) -> float:
-    """`bousquet` for centred vectors (K, d) with probabilities p (K,)."""
+def vector_mean(
+    p: Array, vectors: Array, n: float, share: float, largest: float | None = None
+) -> float:
+    """`bousquet` for centred vectors (K, d) with probabilities p (K,); largest as for
+    `bernstein`."""
     second = np.einsum("k,ki,kj->ij", p, vectors, vectors)
-    largest = float(np.linalg.norm(vectors, axis=1).max())
+    if largest is None:
+        largest = float(np.linalg.norm(vectors, axis=1).max())
     widest = float(np.linalg.eigvalsh(second)[-1])
     return bousquet(float(np.trace(second)), widest, largest, n, share)
 

@@ -149,7 +149,7 @@ def largest_distance(
         return 0.0
     step = target / _CELLS
     R = integral = exponent = 0.0
-    while R <= furthest:
+    while R + step <= furthest:
         rate = third(R + step)
         left = (target - integral) * math.exp(exponent)  # in units of the curvature that remains
         if rate * left < 1:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from theory.bounds.concentration import shortfall
+from theory.bounds.concentration import Deviations
 from theory.policy import Array
 
 _ROUNDING = 1e-12  # relative, of losses and costs that count as equal
@@ -61,7 +61,7 @@ def price_of_budget(
     *,
     spend: bool,
     need: float,
-    n: float,
+    noise: Deviations,
     share: float,
 ) -> Price:
     """The price of spending up to `need` more (or less) than `plan` does, in every sample whose
@@ -89,7 +89,7 @@ def price_of_budget(
         room[move.atom] += move.room
         price |= move.price
         last = place + 1 == len(moves) or moves[place + 1].gain != move.gain or move.gain == eta
-        if last and float(p @ room) - shortfall(p, room, n, share) >= need:
+        if last and float(p @ room) - noise.shortfall(p, room, share) >= need:
             break
     return price
 

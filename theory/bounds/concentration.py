@@ -6,8 +6,10 @@ docs/theorems/tilt.md proves the two that are less common.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from theory.policy import Array
 
@@ -83,3 +85,66 @@ def matrix_shortfall(p: Array, matrices: Array, n: float, share: float) -> float
     """
     square = np.einsum("k,kij,kjl->il", p, matrices, matrices)
     return math.sqrt(2 * float(np.linalg.eigvalsh(square)[-1]) * share / n)
+
+
+def matrix_excess(p: Array, matrices: Array, n: float, share: float) -> float:
+    """Largest eigenvalue of E_n A - E A except with probability d e^-share, for positive
+    semidefinite A (K, d, d); matrix Bernstein, Tropp (2012), Thm. 1.4."""
+    square = np.einsum("k,kij,kjl->il", p, matrices, matrices)
+    V = float(np.linalg.eigvalsh(square)[-1])
+    linear = float(np.linalg.eigvalsh(matrices)[:, -1].max()) * share / (3 * n)
+    return linear + math.sqrt(linear**2 + 2 * V * share / n)
+
+
+@dataclass(frozen=True)
+class Tails:
+    """The deviations of any sample of n pairs, each with its share of the failure probability."""
+
+    n: float
+
+    def mean(self, p: Array, values: Array, share: float, largest: float | None = None) -> float:
+        return bernstein(p, values, self.n, share, largest)
+
+    def shortfall(self, p: Array, values: Array, share: float) -> float:
+        return shortfall(p, values, self.n, share)
+
+    def vector(self, p: Array, vectors: Array, share: float, largest: float | None = None) -> float:
+        return vector_mean(p, vectors, self.n, share, largest)
+
+    def matrix_shortfall(self, p: Array, matrices: Array, share: float) -> float:
+        return matrix_shortfall(p, matrices, self.n, share)
+
+    def matrix_excess(self, p: Array, matrices: Array, share: float) -> float:
+        return matrix_excess(p, matrices, self.n, share)
+
+
+@dataclass(frozen=True)
+class Realised:
+    """The deviations of one sample with these shares (K,) of the atoms: what is proved with them
+    holds for it without any chance."""
+
+    sample: Array
+
+    def mean(self, p: Array, values: Array, share: float, largest: float | None = None) -> float:
+        return abs(float((self.sample - p) @ values))
+
+    def shortfall(self, p: Array, values: Array, share: float) -> float:
+        return float((p - self.sample) @ values)
+
+    def vector(self, p: Array, vectors: Array, share: float, largest: float | None = None) -> float:
+        return float(np.linalg.norm((self.sample - p) @ vectors))
+
+    def matrix_shortfall(self, p: Array, matrices: Array, share: float) -> float:
+        mean = np.einsum("k,kij->ij", p - self.sample, matrices)
+        return float(np.linalg.eigvalsh(mean)[-1])
+
+    def matrix_excess(self, p: Array, matrices: Array, share: float) -> float:
+        return -float(np.linalg.eigvalsh(np.einsum("k,kij->ij", p - self.sample, matrices))[0])
+
+
+Deviations = Tails | Realised
+
+
+def deviations(n: float, sample: Array | None, live: NDArray[np.bool_]) -> Deviations:
+    """Of any sample of n pairs, or of one: sample (K,) shares, of which the atoms `live` count."""
+    return Tails(n) if sample is None else Realised(sample[live])

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import expit
 
-from theory.bounds.concentration import bernstein, matrix_shortfall, vector_mean
+from theory.bounds.concentration import Deviations, deviations
 from theory.bounds.population import Size, not_stationary, seen_from
 from theory.bounds.sharp import SharpBound, _step
-from theory.bounds.tilted import NO_BOUND, REST, SLOPE, SmoothBound, largest_distance
+from theory.bounds.tilted import NO_BOUND, SLOPE, SmoothBound, largest_distance
 from theory.policy import Array
 
 _NONE = SharpBound(math.inf, math.inf, 0.0)
@@ -25,7 +25,14 @@ _PARTS = {"gradient": 0.5, "cost": 0.3, "curvature": 0.1, "moved": 0.05, "bent":
 
 
 def w1_free_bound(
-    u: Array, p: Array, theta: Array, size: Size, *, radius: float, reach: float | None = None
+    u: Array,
+    p: Array,
+    theta: Array,
+    size: Size,
+    *,
+    radius: float,
+    reach: float | None = None,
+    sample: Array | None = None,
 ) -> SmoothBound:
     """Theorem D2 for p = 1, also where the policy has collapsed to the reference.
 
@@ -36,16 +43,19 @@ def w1_free_bound(
         size: n, delta, beta, B and theta_ref.
         radius: of the ball, in the unit of the features.
         reach: largest ||u|| of the law; None: of the atoms.
+        sample: (K,) shares of the atoms in one sample: with its own deviations in the place of
+            tail inequalities the bound holds for it with certainty.
     """
     w = theta if size.theta_ref is None else theta - size.theta_ref
     length, d = float(np.linalg.norm(w)), len(w)
+    noise = deviations(size.n, sample, p > 0)
     u, p = u[p > 0], p[p > 0]
-    plain = _w1(u, p, theta, w, size, radius, reach, np.zeros((d, d)))
+    plain = _w1(u, p, theta, w, size, radius, reach, np.zeros((d, d)), noise)
     if length == 0:
         return plain
     # the penalty's own curvature, across w: it helps once the error is small against ||w||
     across = radius * size.beta / length * (np.eye(d) - np.outer(w, w) / length**2)
-    bent = _w1(u, p, theta, w, size, radius, reach, across)
+    bent = _w1(u, p, theta, w, size, radius, reach, across, noise)
     return min(plain, bent, key=lambda found: found.value)
 
 
@@ -58,6 +68,7 @@ def _w1(
     radius: float,
     reach: float | None,
     penalty: Array,
+    noise: Deviations,
 ) -> SmoothBound:
     """The bound that uses this much (d, d) of the penalty's curvature: all or nothing."""
     local, length, beta = seen_from(theta, u, size), float(np.linalg.norm(w)), size.beta
@@ -74,16 +85,13 @@ def _w1(
 
     rest = math.log(1 / ((1 - SLOPE) * size.delta))
     largest = beta * X / math.sqrt(h) + float(np.linalg.norm(g @ white))
-    slope = off + vector_mean(
+    slope = off + noise.vector(
         p,
         (local.gradients - g) @ white,
-        size.n,
         math.log(1 / (SLOPE * size.delta)),
         None if reach is None else largest,
     )
-    lost = matrix_shortfall(
-        p, white.T @ local.hessians @ white, size.n, rest + math.log(len(white))
-    )
+    lost = noise.matrix_shortfall(p, white.T @ local.hessians @ white, rest + math.log(len(white)))
     if lost >= 1:
         return NO_BOUND
     far = np.linalg.norm(u @ white, axis=1).max() if reach is None else X / math.sqrt(h)
@@ -100,7 +108,7 @@ def _w1(
 
 @dataclass(frozen=True)
 class _Moved:
-    """Every pair at one value of eta: T (K,) and y = b T - m (K,), so that sigma(y) is its slope."""
+    """Every pair at one value of eta: T (K,) and y = b T - m (K,), where its slope is sigma(y)."""
 
     T: Array
     y: Array
@@ -115,17 +123,19 @@ def w2_free_bound(
     radius: float,
     dual: float,
     reach: float | None = None,
+    sample: Array | None = None,
 ) -> SharpBound:
     """Theorem D2 for p = 2, where eta > b²/8: every pair has one best move.
 
     Args:
-        u, p, theta, size, radius, reach: as `w1_free_bound`.
+        u, p, theta, size, radius, reach, sample: as `w1_free_bound`.
         dual: eta at theta, as the fit has it.
 
     Returns:
         A `SharpBound` whose gradient and curvature are in the norm of the worst case's Hessian. It
         is infinite at the reference policy and where eta <= b²/8.
     """
+    noise = deviations(size.n, sample, p > 0)
     u, p = u[p > 0], p[p > 0]
     w = theta if size.theta_ref is None else theta - size.theta_ref
     length, beta = float(np.linalg.norm(w)), size.beta
@@ -144,11 +154,11 @@ def w2_free_bound(
     gradients = -beta * slope[:, None] * there
     g = p @ gradients
 
-    n, share = size.n, {name: math.log(1 / (part * size.delta)) for name, part in _PARTS.items()}
+    share = {name: math.log(1 / (part * size.delta)) for name, part in _PARTS.items()}
     exact = reach is None  # the atoms are all that there is
     furthest = float(_move(np.array([-b * X]), b, dual).T[0])  # T is largest at the least margin
-    cost = abs(float(p @ at.T**2) - radius**2) + bernstein(
-        p, at.T**2, n, share["cost"] + math.log(2), None if exact else furthest**2
+    cost = abs(float(p @ at.T**2) - radius**2) + noise.mean(
+        p, at.T**2, share["cost"] + math.log(2), None if exact else furthest**2
     )
     if cost >= radius**2:
         return _NONE
@@ -164,29 +174,30 @@ def w2_free_bound(
     )
     step = max(dual - low, high - dual)
     gradient = (
-        vector_mean(
+        noise.vector(
             p,
             (gradients - g) @ white,
-            n,
             share["gradient"],
-            None if exact else beta * (X + furthest) / math.sqrt(h) + float(np.linalg.norm(g @ white)),
+            None
+            if exact
+            else beta * (X + furthest) / math.sqrt(h) + float(np.linalg.norm(g @ white)),
         )
         + step
         * (
             float(p @ moved)
-            + bernstein(p, moved, n, share["moved"] + math.log(2), None if exact else worst[0][0])
+            + noise.mean(p, moved, share["moved"] + math.log(2), None if exact else worst[0][0])
         )
         + not_stationary(g, theta, size.bound) / math.sqrt(h)
     )
     curvature = (
         1
-        - matrix_shortfall(
-            p, white.T @ hessians @ white, n, share["curvature"] + math.log(len(white))
+        - noise.matrix_shortfall(
+            p, white.T @ hessians @ white, share["curvature"] + math.log(len(white))
         )
         - step
         * (
             float(p @ bent)
-            + bernstein(p, bent, n, share["bent"] + math.log(2), None if exact else worst[1][0])
+            + noise.mean(p, bent, share["bent"] + math.log(2), None if exact else worst[1][0])
         )
     )
     furthest = float(_move(edge, b, low).T[0])
@@ -220,7 +231,14 @@ def _move(margin: Array, b: float, eta: float) -> _Moved:
 
 
 def _change(
-    u: Array, margin: Array, what: Array, white: Array, b: float, beta: float, low: float, high: float
+    u: Array,
+    margin: Array,
+    what: Array,
+    white: Array,
+    b: float,
+    beta: float,
+    low: float,
+    high: float,
 ) -> tuple[Array, Array]:
     """(K,) at most how fast gradient and Hessian of a pair change with eta between low and high."""
     most, least = _move(margin, b, low), _move(margin, b, high)

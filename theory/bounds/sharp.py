@@ -23,13 +23,7 @@ import torch
 from scipy.optimize import brentq, linprog
 
 from theory.bounds.budget import Price, price_of_budget
-from theory.bounds.concentration import (
-    bernstein,
-    chernoff,
-    matrix_shortfall,
-    pinelis,
-    vector_mean,
-)
+from theory.bounds.concentration import bernstein, chernoff, deviations, pinelis
 from theory.bounds.population import Size, not_stationary, seen_from
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array
@@ -130,10 +124,18 @@ def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> 
 
 
 def transport_bound(
-    u: Array, p: Array, theta: Array, size: Size, *, distance: Array, power: int, radius: float
+    u: Array,
+    p: Array,
+    theta: Array,
+    size: Size,
+    *,
+    distance: Array,
+    power: int,
+    radius: float,
+    sample: Array | None = None,
 ) -> SharpBound:
-    """Theorem B': WDPO with a Wasserstein ball of order `power` on K atoms and any metric; at kinks,
-    where the worst case is not unique, and at every budget.
+    """Theorem B': WDPO with a Wasserstein ball of order `power` on K atoms and any metric; also at
+    kinks, where the worst case is not unique, and at every budget.
 
     Args:
         u, p: (K, d) atoms of the population and (K,) their probabilities.
@@ -142,12 +144,15 @@ def transport_bound(
         distance: (K, K) metric, as `WassersteinAtoms` takes it.
         power: 1 or 2, order of the distance.
         radius: of the ball, in the unit of the distance.
+        sample: (K,) shares of the atoms in one sample: with its own deviations in the place of
+            tail inequalities the bound holds for it with certainty.
 
     Returns:
         A `SharpBound` whose gradient and curvature are in the norm of the Hessian under the
         population's stationary worst case, so that curvature is at most 1.
     """
     live = p > 0
+    noise = deviations(size.n, sample, live)
     local = seen_from(theta, u, size)
     cost, budget = distance[live] ** power, radius**power
     losses, budgets = (
@@ -172,13 +177,13 @@ def transport_bound(
     g_each, cost_each = plan @ local.gradients, (plan * cost).sum(1)
     g = p @ g_each
 
-    n, share = size.n, {name: math.log(1 / (part * size.delta)) for name, part in _PARTS.items()}
-    vector = vector_mean(p, (g_each - g) @ white, n, share["gradient"])
-    matrix = matrix_shortfall(
-        p, white.T @ hessians @ white, n, share["curvature"] + math.log(len(white))
+    share = {name: math.log(1 / (part * size.delta)) for name, part in _PARTS.items()}
+    vector = noise.vector(p, (g_each - g) @ white, share["gradient"])
+    matrix = noise.matrix_shortfall(
+        p, white.T @ hessians @ white, share["curvature"] + math.log(len(white))
     )
     spent = float(p @ cost_each)
-    overspent = bernstein(p, cost_each, n, share["cost"] + math.log(2)) + (
+    overspent = noise.mean(p, cost_each, share["cost"] + math.log(2)) + (
         abs(spent - budget) if eta > 0 else max(spent - budget, 0.0)
     )
     # targets that count as equally good, though the solver left a little between them, are lifted
@@ -196,7 +201,7 @@ def transport_bound(
             white.T @ local.hessians @ white,
             spend=spend,
             need=overspent,
-            n=n,
+            noise=noise,
             share=share["room"],
         )
     off = not_stationary(g, theta, size.bound) / math.sqrt(h)

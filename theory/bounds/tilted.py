@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from theory.bounds.concentration import bernstein, matrix_shortfall, vector_mean
+from theory.bounds.concentration import deviations
 from theory.bounds.population import Size, not_stationary, seen_from
 from theory.checks import check_positive
 from theory.policy import Array
@@ -48,13 +48,17 @@ class SmoothBound:
 NO_BOUND = SmoothBound(math.inf, math.inf, math.inf, 0.0)
 
 
-def dpo_bound(u: Array, p: Array, theta: Array, size: Size) -> SmoothBound:
+def dpo_bound(
+    u: Array, p: Array, theta: Array, size: Size, *, sample: Array | None = None
+) -> SmoothBound:
     """Theorem A-tilt without a tilt: DPO.
 
     Args:
         u, p: (K, d) atoms of the population and (K,) their probabilities.
         theta: (d,) its minimiser, inside the ball or on its boundary.
         size: n, delta, beta, B and theta_ref.
+        sample: (K,) shares of the atoms in one sample: with its own deviations in the place of
+            tail inequalities the bound holds for it with certainty.
 
     >>> import numpy as np
     >>> from theory import dpo
@@ -64,24 +68,36 @@ def dpo_bound(u: Array, p: Array, theta: Array, size: Size) -> SmoothBound:
     >>> round(found.value, 3)  # 0.043 is the 95 % quantile
     0.081
     """
-    return _bound(u, p, theta, size, 0.0)
+    return _bound(u, p, theta, size, 0.0, sample)
 
 
-def tilt_bound(u: Array, p: Array, theta: Array, size: Size, *, temperature: float) -> SmoothBound:
+def tilt_bound(
+    u: Array,
+    p: Array,
+    theta: Array,
+    size: Size,
+    *,
+    temperature: float,
+    sample: Array | None = None,
+) -> SmoothBound:
     """Theorem A-tilt: the minimiser of tau log E e^{l/tau}, Algorithm 2 of arXiv:2502.01930v4.
 
     Args:
-        u, p, theta, size: as `dpo_bound`, theta the minimiser of the population's tilted risk.
+        u, p, size, sample: as `dpo_bound`.
+        theta: (d,) the minimiser of the population's tilted risk.
         temperature: tau > 0 in the unit of the loss.
 
     Raises:
         ValueError: a temperature that is not positive and finite.
     """
     tau = check_positive("temperature", temperature, "For the plain mean use dpo_bound.")
-    return _bound(u, p, theta, size, 1 / tau)
+    return _bound(u, p, theta, size, 1 / tau, sample)
 
 
-def _bound(u: Array, p: Array, theta: Array, size: Size, t: float) -> SmoothBound:
+def _bound(
+    u: Array, p: Array, theta: Array, size: Size, t: float, sample: Array | None
+) -> SmoothBound:
+    noise = deviations(size.n, sample, p > 0)
     u, p = u[p > 0], p[p > 0]
     local = seen_from(theta, u, size)
     tilted = np.exp(t * (local.losses - local.losses.max()))
@@ -95,12 +111,12 @@ def _bound(u: Array, p: Array, theta: Array, size: Size, t: float) -> SmoothBoun
         return NO_BOUND
     white = vectors / np.sqrt(eigenvalues)
 
-    n, rest = size.n, math.log(1 / (REST * size.delta))
-    slope = vector_mean(p, r[:, None] * centred @ white, n, math.log(1 / (SLOPE * size.delta)))
+    rest = math.log(1 / (REST * size.delta))
+    slope = noise.vector(p, r[:, None] * centred @ white, math.log(1 / (SLOPE * size.delta)))
     slope += float(r.max()) * not_stationary(g, theta, size.bound) / math.sqrt(eigenvalues[0])
-    mass = bernstein(p, r, n, rest + math.log(2))
-    lost = matrix_shortfall(
-        p, r[:, None, None] * (white.T @ curved @ white), n, rest + math.log(len(J))
+    mass = noise.mean(p, r, rest + math.log(2))
+    lost = noise.matrix_shortfall(
+        p, r[:, None, None] * (white.T @ curved @ white), rest + math.log(len(J))
     )
     if mass >= 1:
         return NO_BOUND
@@ -151,6 +167,8 @@ def largest_distance(
     R = integral = exponent = 0.0
     while R + step <= furthest:
         rate = third(R + step)
+        if math.isinf(rate):
+            return math.inf
         left = (target - integral) * math.exp(exponent)  # in units of the curvature that remains
         if rate * left < 1:
             within = -math.log1p(-rate * left) / rate if rate > 0 else left

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from theory.bounds.concentration import Deviations
 from theory.policy import Array
@@ -140,8 +141,8 @@ def _move(
     atom: int,
     gain: float,
     room: float,
-    source: Array,
-    target: Array,
+    source: NDArray[np.bool_],
+    target: NDArray[np.bool_],
     cost: Array,
     gradients: Array,
     hessians: Array,

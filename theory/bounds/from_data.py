@@ -10,6 +10,7 @@ about the fixed theta_rho is enough: no cover of Theta, and no union over distan
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from theory.policy import Array
 # of the failure probability: the gradient's noise, its two variances, and the second moments of the
 # features from below and from above
 _PARTS = {"noise": 0.7, "spread": 0.05, "widest": 0.05, "below": 0.1, "above": 0.1}
-_RATIO = 1.02  # of neighbouring distances that are tried
+_RATIO, _SPAN = 1.04, 1e6  # of neighbouring distances that are tried, and of the outermost
 
 
 @dataclass(frozen=True)
@@ -169,18 +170,23 @@ def _variance(sample: float, largest: float, share: float) -> float:
     return (a / 2 + math.sqrt(a**2 / 4 + sample)) ** 2
 
 
-def _largest_left(noise, third, t: float, last: float) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+def _largest_left(
+    noise: Callable[[float], float],
+    third: Callable[[float], float],
+    t: float,
+    last: float,
+) -> tuple[float, float]:
     """The largest distance, up to `last`, that the noise there does not exclude, and that noise."""
-    count = math.ceil(math.log(1e6) / math.log(_RATIO))
+    count = math.ceil(math.log(_SPAN) / math.log(_RATIO))
     r = last * _RATIO ** np.arange(-count, 1.0)
     width = np.diff(r, prepend=0.0)
-    rates = np.array([third(x) for x in r])  # in the cell that ends at r, at most this
-    loud = [noise(float(x)) for x in r]
+    rates = np.array([third(float(x)) for x in r])  # in the cell that ends at r, at most this
     for place in range(len(r) - 1, -1, -1):
         # is a distance in (r[place - 1], r[place]] possible? The curvature up to r[place - 1]:
-        rate = rates[:place] + 3 * t * loud[place]
-        exponent = np.concatenate([[0.0], np.cumsum(rate * width[:place])])[:place]
+        loud = noise(float(r[place]))
+        rate = (rates + 3 * t * loud)[:place]
+        exponent = np.cumsum(rate * width[:place]) - rate * width[:place]
         grown = float((np.exp(-exponent) * -np.expm1(-rate * width[:place]) / rate).sum())
-        if grown <= loud[place]:
-            return (float(r[place]), loud[place]) if place + 1 < len(r) else (math.inf, math.inf)
-    return float(r[0]), loud[0]
+        if grown <= loud:
+            return (float(r[place]), loud) if place + 1 < len(r) else (math.inf, math.inf)
+    return float(r[0]), loud

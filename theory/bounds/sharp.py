@@ -183,9 +183,9 @@ def transport_bound(
         p, white.T @ hessians @ white, share["curvature"] + math.log(len(white))
     )
     spent = float(p @ cost_each)
-    overspent = noise.mean(p, cost_each, share["cost"] + math.log(2)) + (
-        abs(spent - budget) if eta > 0 else max(spent - budget, 0.0)
-    )
+    overspent = noise.mean(p, cost_each, share["cost"] + math.log(2))
+    # money may be left where it buys nothing
+    overspent = overspent + abs(spent - budget) if eta > 0 else max(overspent + spent - budget, 0.0)
     # targets that count as equally good, though the solver left a little between them, are lifted
     # until they are; what that costs is the slack
     lifted = np.where(ties, best + eta * cost, local.losses)
@@ -242,7 +242,8 @@ def _stationary_plan(
         equal, right = rows, np.ones(len(p))
         below, level = np.concatenate([below, spent]), np.append(level, 1.0)
     ranges = [(0, None)] * len(i) + [(0, None if on_boundary else 0), (0, None)]
-    objective = np.append(np.zeros(len(i) + 1), 1.0)
+    # where money may be left, as much of it as there is
+    objective = np.concatenate([np.zeros(len(i)) if spend else 1e-9 * spent[0, :-2], [0.0, 1.0]])
     solved = linprog(
         objective, A_ub=below, b_ub=level, A_eq=equal, b_eq=right, bounds=ranges, method="highs"
     )

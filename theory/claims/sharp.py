@@ -147,8 +147,8 @@ def gradient_route_kl(
 def gradient_route_wasserstein(
     profile: str, seed: int, *, exponent: float = -0.5, constant: float = 1.0
 ) -> Finding:
-    """Theorem B': the bound of `transport_bound` for W1 and W2; `exponent` and `constant` change it,
-    for a false variant."""
+    """Theorem B': the bound of `transport_bound` for W1 and W2; `exponent` and `constant` change
+    it, for a false variant."""
     return _finding(profile, seed, ("w1-finite", "w2-finite"), exponent, constant)
 
 

@@ -328,7 +328,7 @@ def _on_the_sphere(profile: str, seed: int, constant: float) -> Iterator[Measure
         set = WassersteinFree(radius, power)
         found = fit(u, set, p, beta=world.beta, bound=world.bound)
         bound = _free_bound(f"w{power}-free", u, p, found, radius, 2.0)
-        for n in pick(profile, (2000,), (3000, 30000), (10**3, 10**4, 10**5, 10**6)):
+        for n in pick(profile, (2000,), (3000, 30000), (10**3, 10**4, 10**5)):
             error = np.concatenate(
                 [
                     np.linalg.norm(

@@ -167,10 +167,10 @@ def w2_free_bound(
     if low <= b**2 / 8:
         return _NONE
     moved, bent = _change(u, margin, what, white, b, beta, low, high)
-    edge = np.array([-b * X])  # a pair that every pair of the law is within
-    corner = X / math.sqrt(h)
+    corner = _move(np.array([-b * X]), b, low)  # no pair of the law moves further
+    longest = (X + float(corner.T[0])) / math.sqrt(h)
     worst = _change_at(
-        _move(edge, b, low), np.array([0.25]), np.array([corner]), 1 / math.sqrt(h), b, beta, low
+        corner, np.array([0.25]), np.array([longest]), 1 / math.sqrt(h), b, beta, low
     )
     step = max(dual - low, high - dual)
     gradient = (
@@ -200,9 +200,7 @@ def w2_free_bound(
             + noise.mean(p, bent, share["bent"] + math.log(2), None if exact else worst[1][0])
         )
     )
-    furthest = float(_move(edge, b, low).T[0])
-    largest = np.array([[(X + furthest) / math.sqrt(h)]])
-    found = _step(gradient, 0.0, curvature, beta, largest)
+    found = _step(gradient, 0.0, curvature, beta, np.array([[longest]]))
     return replace(found, value=found.value / math.sqrt(h))
 
 

@@ -1,5 +1,5 @@
-"""Bounds of our own on the estimation error at the rate n^-1/2, with explicit constants; proofs in
-docs/theorems.md.
+"""Bounds of our own on the estimation error at the rate n^-1/2, with explicit constants: Theorem A
+(proofs in docs/theorems.md) and Theorem B' (docs/theorems/transport-without-room.md).
 
 The route: let Q_n be a worst case of the sample at theta_rho (the population minimiser), g_n =
 E_{Q_n} grad l(theta_rho) and h_n the least eigenvalue of E_{Q_n} Hess l(theta_rho). Optimality of

@@ -228,33 +228,23 @@ def _tilt_case(name: str, world: FiniteWorld, tau: float | None) -> _Case:
         )
         return value / math.sqrt(least)
 
-    others = {"Proposition 1 of the paper": proposition} if tau is None else {}
-    return _of(f"{name}, {'DPO' if tau is None else f'tau = {tau:g}'}", world, theta, estimate)(
-        bound, others
-    )
+    others: dict[str, Callable[[Size, Array], float]] = {}
+    if tau is None:
+        others["Proposition 1 of the paper"] = proposition
+    title = f"{name}, {'DPO' if tau is None else f'tau = {tau:g}'}"
+    return _in_world(title, world, theta, estimate, bound, others)
 
 
-def _of(
-    name: str, world: FiniteWorld, theta: Array, estimate: Callable[[Array], Fit]
-) -> Callable[..., _Case]:
-    def made(
-        bound: Callable[[Size, Array | None], float],
-        others: dict[str, Callable[[Size, Array], float]],
-    ) -> _Case:
-        return _Case(
-            name,
-            world.u,
-            world.probability,
-            theta,
-            world.beta,
-            world.bound,
-            world.theta_ref,
-            estimate,
-            bound,
-            others,
-        )
-
-    return made
+def _in_world(
+    name: str,
+    world: FiniteWorld,
+    theta: Array,
+    estimate: Callable[[Array], Fit],
+    bound: Callable[[Size, Array | None], float],
+    others: dict[str, Callable[[Size, Array], float]],
+) -> _Case:
+    problem = (world.u, world.probability, theta, world.beta, world.bound, world.theta_ref)
+    return _Case(name, *problem, estimate, bound, others)
 
 
 def bound_kl_ball(
@@ -283,7 +273,11 @@ def bound_free(
         for problem, radius, name in _robust(ball, profile, seed):
             world, found = problem.world, problem.fit(problem.world.probability, radius)
             cases.append(
-                _of(name, world, found.theta.numpy(), _estimator(problem, radius))(
+                _in_world(
+                    name,
+                    world,
+                    found.theta.numpy(),
+                    _estimator(problem, radius),
                     _free_bound(ball, world.u, world.probability, found, radius, None),
                     {"the paper's bound": _paper(problem, radius)},
                 )
@@ -383,54 +377,49 @@ def _kl_case(name: str, problem: RobustProblem, radius: float) -> _Case:
     others: dict[str, Callable[[Size, Array], float]] = {"Theorem A": before}
     if radius < problem.edge:
         others["the paper's bound"] = _paper(problem, radius)
-    return _of(name, world, theta, _estimator(problem, radius))(bound, others)
+    return _in_world(name, world, theta, _estimator(problem, radius), bound, others)
 
 
-def _degenerate_transport() -> _Case:
-    """Five atoms and a budget that is exactly what it costs to send every atom to one target."""
+def _degenerate_budget() -> tuple[Array, Array, Array, Array, float]:
+    """u, p, distance, theta_rho and a budget that is exactly what it costs to send every atom to
+    one target: Theorem B has no room there."""
     u = np.array([[0.54], [1.85], [-0.57], [1.85], [-0.06]])
     p = np.array([0.22, 0.27, 0.16, 0.19, 0.16])
     places = np.array([[0.4, -0.5], [0.0, -0.8], [-0.3, 1.6], [0.3, -0.3], [-1.2, 1.1]])
     distance = np.linalg.norm(places[:, None] - places[None], axis=-1)
-    beta, B = 1.0, 3.0
 
-    def at(budget: float) -> tuple[Array, float]:
-        """theta_rho, and the cost of the dearest worst case."""
+    def target(budget: float) -> Array:
         ball = WassersteinAtoms(radius=budget, power=1, distance=distance)
-        theta = fit(u, ball, p, beta=beta, bound=B).theta.numpy()
-        losses = seen_from(theta, u, Size(1, DELTA, beta, B)).losses
-        eta = transport_dual(
-            torch.from_numpy(losses)[None],
-            torch.from_numpy(p)[None],
-            torch.from_numpy(distance),
-            torch.tensor([budget], dtype=torch.float64),
-        ).dual.item()
-        score = losses - eta * distance
-        ties = score >= score.max(1, keepdims=True) - 1e-7
-        return theta, float(p @ np.where(ties, distance, -np.inf).max(1))
+        return fit(u, ball, p, beta=1.0, bound=3.0).theta.numpy()
 
-    start = WassersteinAtoms(power=1, distance=distance)
-    budget = at(0.3 * collapse_radius(u, start, p).item())[1]
-    theta = at(budget)[0]
+    start = 0.3 * collapse_radius(u, WassersteinAtoms(power=1, distance=distance), p).item()
+    losses = torch.from_numpy(seen_from(target(start), u, Size(1, DELTA, 1.0, 3.0)).losses)
+    eta = transport_dual(
+        losses[None],
+        torch.from_numpy(p)[None],
+        torch.from_numpy(distance),
+        torch.tensor([start], dtype=torch.float64),
+    ).dual.item()
+    score = losses.numpy() - eta * distance
+    ties = score >= score.max(1, keepdims=True) - 1e-7
+    budget = float(p @ np.where(ties, distance, -np.inf).max(1))
+    return u, p, distance, target(budget), budget
+
+
+def _degenerate_transport() -> _Case:
+    u, p, distance, theta, budget = _degenerate_budget()
+    ball = WassersteinAtoms(radius=budget, power=1, distance=distance)
 
     def bound(size: Size, sample: Array | None) -> float:
         return transport_bound(
             u, p, theta, size, distance=distance, power=1, radius=budget, sample=sample
         ).value
 
-    ball = WassersteinAtoms(radius=budget, power=1, distance=distance)
-    return _Case(
-        "W1 on atoms, degenerate budget",
-        u,
-        p,
-        theta,
-        beta,
-        B,
-        np.zeros(1),
-        lambda shares: fit(u, ball, shares, beta=beta, bound=B),
-        bound,
-        {},
-    )
+    def estimate(shares: Array) -> Fit:
+        return fit(u, ball, shares, beta=1.0, bound=3.0)
+
+    name = "W1 on atoms, degenerate budget"
+    return _Case(name, u, p, theta, 1.0, 3.0, np.zeros(1), estimate, bound, {})
 
 
 def _knife_edge() -> _Case:
@@ -452,9 +441,7 @@ def _knife_edge() -> _Case:
     )
 
 
-def bound_from_data(
-    profile: str, seed: int, *, constant: float = 1.0, exponent: float = -0.5
-) -> Finding:
+def bound_from_data(profile: str, seed: int, *, constant: float = 1.0) -> Finding:
     """Theorem A-data: `certificate`, for DPO and for Algorithm 2."""
     lines, tables = list[Measurement](), dict[str, list[Row]]()
     closest, example = math.inf, ""
@@ -480,7 +467,6 @@ def bound_from_data(
                 bounds = np.array(
                     [
                         constant
-                        * (n / 1e5) ** (exponent + 0.5)
                         * certificate(case.u, share, theta, size, reach=2.0, temperature=tau).value
                         for share, theta in zip(shares, thetas, strict=True)
                     ]

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
-from theory.bounds.population import Size, seen_from
+from theory.bounds.population import Size
 from theory.claims.bounds import (
+    _degenerate_budget,
     _degenerate_transport,
     _knife_edge,
     bound_every_radius,
@@ -12,6 +14,7 @@ from theory.claims.bounds import (
     bound_tilt,
 )
 from theory.claims.ledger import Verdict
+from theory.duals import transport_dual
 
 CHECKS = (bound_tilt, bound_kl_ball, bound_free, bound_from_data, bound_every_radius)
 
@@ -38,13 +41,23 @@ def test_another_rate_is_refuted(check, exponent: float) -> None:
 
 
 def test_the_budget_is_degenerate() -> None:
-    """Just above it, a worst case of the population moves mass that none moves below: there every
-    atom has one target."""
-    case = _degenerate_transport()
-    losses = seen_from(case.theta, case.u, Size(1, 0.05, case.beta, case.B)).losses
-    assert np.isfinite(losses).all()
-    assert 0.1 < case.theta[0] < 2.9
-    assert case.bound(case.size(10**6), None) < 0.1
+    """At theta_rho a budget that is a little less, or more, costs a different target each."""
+    u, p, distance, theta, budget = _degenerate_budget()
+    losses = torch.from_numpy(np.logaddexp(0, -u @ theta))[None]
+
+    def worst(budget: float) -> tuple[np.ndarray, float]:
+        found = transport_dual(
+            losses,
+            torch.from_numpy(p)[None],
+            torch.from_numpy(distance),
+            torch.tensor([budget], dtype=torch.float64),
+        )
+        return found.weights[0].numpy(), found.dual.item()
+
+    below, above = worst(budget * 0.999), worst(budget * 1.001)
+    assert below[1] > 1.05 * above[1]  # the multiplier jumps: no target is as good as another
+    assert 0.1 < theta[0] < 2.9
+    assert _degenerate_transport().bound(Size(10**6, 0.05, 1.0, 3.0), None) < 0.1
 
 
 def test_the_knife_edge_is_one_and_its_bound_holds_for_samples() -> None:

@@ -2,7 +2,7 @@
 
 Each takes the law of what is averaged, as values with probabilities, a sample size n and a `share`:
 it fails with probability e^-share, or twice that where it has two sides. Proofs are in the sources;
-docs/theorems/tilt.md proves the two that are less common.
+docs/theorems/tilt.md proves the lower tail of matrices.
 """
 
 import math
@@ -80,8 +80,8 @@ def matrix_shortfall(p: Array, matrices: Array, n: float, share: float) -> float
     """Largest eigenvalue of E A - E_n A except with probability d e^-share, for positive
     semidefinite A (K, d, d).
 
-    The matrix version of `shortfall`: it needs only the norm of E A²; Tropp (2012), Cor. 3.7 with
-    E e^-sA <= exp(-s E A + s² E A²/2).
+    The matrix version of `shortfall`: it needs only the norm of E A². By Lieb's theorem, Tropp
+    (2012), Cor. 3.3, and log E e^-sA <= -s E A + s² E A²/2; docs/theorems/tilt.md.
     """
     square = np.einsum("k,kij,kjl->il", p, matrices, matrices)
     return math.sqrt(2 * float(np.linalg.eigvalsh(square)[-1]) * share / n)

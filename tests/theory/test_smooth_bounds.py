@@ -1,6 +1,7 @@
 """The steps of Theorems A-tilt, A-ball, A-data, B' and D2 one by one: automatic differentiation,
 convex programs and root finding as the other solver."""
 
+import doctest
 import math
 
 import cvxpy as cp
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.special import expit
 
+import theory.bounds.from_data
+import theory.bounds.tilted
 from theory import KL, Tilt, WassersteinAtoms, WassersteinFree, dpo, fit, random_world
 from theory.bounds.budget import price_of_budget
 from theory.bounds.concentration import (
@@ -406,3 +409,10 @@ def test_the_reach_of_the_population_is_the_largest_fixed_point(
     y = largest * 1.01 * share
     assert (1 + y / 3 + math.sqrt(y**2 / 9 + 2 * y)) * sample < largest * 1.01
     assert above**2 / (2 + 2 * above / 3) == pytest.approx(largest * share, rel=1e-4)
+
+
+@pytest.mark.parametrize("module", [theory.bounds.tilted, theory.bounds.from_data])
+def test_the_examples_run(module) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -71,7 +71,7 @@ def certificate(
     >>> theta = dpo(u, p, beta=1.0, bound=4.0).theta.numpy()
     >>> found = certificate(u, p, theta, Size(10_000, 0.05, beta=1.0, bound=4.0), reach=1.0)
     >>> bool(abs(theta[0] - np.log(0.7 / 0.3)) < found.value), round(found.value, 2)
-    (True, 0.1)
+    (True, 0.09)
     """
     u, p = u[p > 0], p[p > 0]
     t = 0.0

@@ -10,14 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from theory.bounds.concentration import bernstein, chernoff, pinelis
+from theory.bounds.population import Size, not_stationary, seen_from
 from theory.bounds.sharp import (
-    Size,
-    _bernstein,
-    _chernoff,
-    _not_stationary,
-    _pinelis,
     _root,
-    _seen_from,
     _stationary_plan,
     _step,
     _temperature_shift,
@@ -55,7 +51,7 @@ def theta() -> dict:
 @pytest.mark.parametrize("share", [1.0, 3.0, 8.0])
 def test_the_tail_inequalities_hold_for_a_coin(n: int, chance: float, share: float) -> None:
     p, values = np.array([1 - chance, chance]), np.array([0.0, 1.0])
-    for width in (_bernstein(p, values, n, share), _pinelis(p, np.abs(values - chance), n, share)):
+    for width in (bernstein(p, values, n, share), pinelis(p, np.abs(values - chance), n, share)):
         tail = binom.cdf(math.ceil(n * (chance - width)) - 1, n, chance) + binom.sf(
             math.floor(n * (chance + width)), n, chance
         )
@@ -66,16 +62,16 @@ def test_bernstein_is_within_a_factor_of_the_exact_tail() -> None:
     """Not only a bound: 2.5 times the exact quantile at most, for a fair coin."""
     p, n, share = np.array([0.5, 0.5]), 10_000, math.log(2 / 0.05)
     exact = binom.ppf(0.975, n, 0.5) / n - 0.5
-    assert exact < _bernstein(p, np.array([0.0, 1.0]), n, share) < 2.5 * exact
+    assert exact < bernstein(p, np.array([0.0, 1.0]), n, share) < 2.5 * exact
 
 
 def test_the_matrix_bound_holds_for_a_random_basis_vector() -> None:
     d, n, delta = 4, 200, 0.2
-    h, lost = _chernoff(np.eye(d) / d, 1.0, n, delta)
+    h, lost = chernoff(np.eye(d) / d, 1.0, n, delta)
     counts = np.random.default_rng(0).multinomial(n, np.full(d, 1 / d), size=20_000).min(1) / n
     assert h == pytest.approx(1 / d)
     assert (counts < (1 - lost) * h).mean() < delta
-    assert _chernoff(np.diag([1.0, 0.0]), 1.0, n, delta) == (0.0, 1.0)
+    assert chernoff(np.diag([1.0, 0.0]), 1.0, n, delta) == (0.0, 1.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -151,11 +147,11 @@ def test_a_tiny_gradient_gives_twice_its_newton_step() -> None:
 
 def test_the_normal_cone() -> None:
     g = np.array([-2.0, 1.0])
-    assert _not_stationary(g, np.array([0.5, 0.0]), 1.0) == pytest.approx(math.sqrt(5))
-    assert _not_stationary(g, np.array([1.0, 0.0]), 1.0) == pytest.approx(
+    assert not_stationary(g, np.array([0.5, 0.0]), 1.0) == pytest.approx(math.sqrt(5))
+    assert not_stationary(g, np.array([1.0, 0.0]), 1.0) == pytest.approx(
         1.0
     )  # the pull outwards is held by the ball
-    assert _not_stationary(-g, np.array([1.0, 0.0]), 1.0) == pytest.approx(math.sqrt(5))
+    assert not_stationary(-g, np.array([1.0, 0.0]), 1.0) == pytest.approx(math.sqrt(5))
 
 
 @settings(max_examples=25, deadline=None)
@@ -179,7 +175,7 @@ def test_the_deterministic_inequality_holds_for_every_sample_and_every_point(
 @pytest.mark.parametrize("power", [1, 2])
 def test_the_stationary_plan_is_a_worst_case_with_zero_gradient(power: int, theta: dict) -> None:
     cost, budget = D**power, RADIUS[power] ** power
-    local = _seen_from(theta[power], U, Size(1, 0.05, 1.0, 1.0))
+    local = seen_from(theta[power], U, Size(1, 0.05, 1.0, 1.0))
     eta = adversary.finite_dual(local.losses, P, cost, budget)
     score = local.losses - eta * cost
     ties = score >= score.max(1, keepdims=True) - 1e-6
@@ -189,7 +185,7 @@ def test_the_stationary_plan_is_a_worst_case_with_zero_gradient(power: int, thet
     assert P @ (plan * cost).sum(1) == pytest.approx(budget, rel=1e-6)
     _, worst = worst_cases.wasserstein_worst_case(local.losses, P, D, power, RADIUS[power])
     assert P @ plan @ local.losses == pytest.approx(worst, rel=1e-6)
-    assert _not_stationary(P @ plan @ local.gradients, theta[power], 1.0) < 1e-5
+    assert not_stationary(P @ plan @ local.gradients, theta[power], 1.0) < 1e-5
 
 
 @pytest.mark.parametrize("ball", ["kl", 1, 2])

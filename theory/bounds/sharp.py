@@ -1,5 +1,5 @@
-"""Bounds of our own on the estimation error at the rate n^-1/2, with explicit constants; proofs in
-docs/theorems/kl.md and docs/theorems/transport.md.
+"""Bounds of our own on the estimation error at the rate n^-1/2, with explicit constants: Theorem A
+(proof in docs/theorems/kl.md) and Theorem B' (docs/theorems/transport.md).
 
 The route: let Q_n be a worst case of the sample at theta_rho (the population minimiser), g_n =
 E_{Q_n} grad l(theta_rho) and h_n the least eigenvalue of E_{Q_n} Hess l(theta_rho). Optimality of
@@ -16,39 +16,24 @@ Zhou 2007, Lemma 2) and the matrix Chernoff bound (Tropp 2012, Theorem 1.1).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.optimize import brentq, linprog
-from scipy.special import expit
 
-from theory.bounds.papers import check_constants
+from theory.bounds.budget import Price, price_of_budget
+from theory.bounds.concentration import bernstein, chernoff, deviations, pinelis
+from theory.bounds.population import Size, not_stationary, seen_from
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array
 
-_EVENTS = {
-    "kl": 8,
-    "transport": 7,
-}  # averages of the sample that have to behave; each fails with probability delta / events
+_EVENTS = {"kl": 8}  # averages that have to behave; each fails with probability delta / events
+# of transport balls they share delta like this; `room` counts twice
+_PARTS = {"gradient": 0.5, "cost": 0.3, "curvature": 0.1, "room": 0.05}
 # two scores this close (relative) count as equally good for the adversary; what it costs is
 # accounted for
 _TIE = 1e-6
-
-
-@dataclass(frozen=True)
-class Size:
-    """What every bound needs: sample size n, failure probability delta, beta, B and theta_ref (d,),
-    None for 0."""
-
-    n: float
-    delta: float
-    beta: float
-    bound: float
-    theta_ref: Array | None = None
-
-    def __post_init__(self) -> None:
-        check_constants(self.n, beta=self.beta, bound=self.bound, delta=self.delta)
 
 
 @dataclass(frozen=True)
@@ -67,15 +52,6 @@ class SharpBound:
 _NONE = SharpBound(math.inf, math.inf, 0.0)
 
 
-@dataclass(frozen=True)
-class _Local:
-    """The atoms seen from theta_rho: losses (K,), gradients (K, d), Hessians (K, d, d)."""
-
-    losses: Array
-    gradients: Array
-    hessians: Array
-
-
 def deterministic_bound(u: Array, q: Array, theta: Array, size: Size) -> SharpBound:
     """The inequality of the route itself: bound on ||theta_n - theta|| for the sample whose worst
     case at theta is q.
@@ -83,9 +59,9 @@ def deterministic_bound(u: Array, q: Array, theta: Array, size: Size) -> SharpBo
     u (K, d): atoms. q (K,): worst-case probabilities of them at theta (d,), a population minimiser
     or any other point.
     """
-    local = _seen_from(theta, u, size)
+    local = seen_from(theta, u, size)
     h = float(np.linalg.eigvalsh(np.einsum("k,kij->ij", q, local.hessians))[0])
-    return _step(_not_stationary(q @ local.gradients, theta, size.bound), 0.0, h, size.beta, u)
+    return _step(not_stationary(q @ local.gradients, theta, size.bound), 0.0, h, size.beta, u)
 
 
 def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> SharpBound:
@@ -95,7 +71,7 @@ def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> 
     u (K, d), p (K,): atoms of the population. theta (d,): its robust minimiser theta_rho.
     """
     u, p = u[p > 0], p[p > 0]
-    local = _seen_from(theta, u, size)
+    local = seen_from(theta, u, size)
     l = local.losses
     worst = kl_ball_dual(
         torch.from_numpy(l)[None],
@@ -113,16 +89,16 @@ def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> 
     deviation, log_deviation = l - mean_loss, np.log(r) - radius
     cross = r[:, None] * (local.gradients - g) * deviation[:, None]
     covariance = p @ cross
-    mass = _bernstein(p, r, n, share)  # E r = 1
-    divergence = _bernstein(p, r * log_deviation, n, share)  # E r log r = radius
-    together = _bernstein(p, r * log_deviation - (r - 1), n, share)
-    variance = _bernstein(p, r * deviation**2, n, share)
-    scatter = _bernstein(p, r * from_g**2, n, share)
-    vector = _pinelis(p, r * from_g, n, share)
-    mixed = _pinelis(p, np.linalg.norm(cross - covariance, axis=1), n, share)
+    mass = bernstein(p, r, n, share)  # E r = 1
+    divergence = bernstein(p, r * log_deviation, n, share)  # E r log r = radius
+    together = bernstein(p, r * log_deviation - (r - 1), n, share)
+    variance = bernstein(p, r * deviation**2, n, share)
+    scatter = bernstein(p, r * from_g**2, n, share)
+    vector = pinelis(p, r * from_g, n, share)
+    mixed = pinelis(p, np.linalg.norm(cross - covariance, axis=1), n, share)
     hessian = np.einsum("k,kij->ij", q, local.hessians)
     largest = float((r * np.linalg.eigvalsh(local.hessians)[:, -1]).max())
-    h, matrix = _chernoff(hessian, largest, n, size.delta / _EVENTS["kl"])
+    h, matrix = chernoff(hessian, largest, n, size.delta / _EVENTS["kl"])
     if mass >= 1 or matrix >= 1:
         return _NONE
 
@@ -141,23 +117,43 @@ def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> 
     ) * mean_off
     third = spread * math.sqrt((v + variance) * (float(q @ from_g**2) + scatter)) / (1 - mass)
     moved = shift * (slope + shift * math.exp(spread * shift) * third)
-    gradient = vector / (1 - mass) + moved + _not_stationary(g, theta, size.bound)
+    gradient = vector / (1 - mass) + moved + not_stationary(g, theta, size.bound)
     return _step(
         gradient, 0.0, math.exp(-spread * shift) * (1 - matrix) * h / (1 + mass), size.beta, u
     )
 
 
 def transport_bound(
-    u: Array, p: Array, theta: Array, size: Size, *, distance: Array, power: int, radius: float
+    u: Array,
+    p: Array,
+    theta: Array,
+    size: Size,
+    *,
+    distance: Array,
+    power: int,
+    radius: float,
+    sample: Array | None = None,
 ) -> SharpBound:
-    """Theorem B: WDPO with a Wasserstein ball of order `power` on K atoms and any metric; several
-    worst cases are allowed.
+    """Theorem B': WDPO with a Wasserstein ball of order `power` on K atoms and any metric; also at
+    kinks, where the worst case is not unique, and at every budget.
 
-    u (K, d), p (K,), distance (K, K): atoms of the population and their metric. theta (d,): its
-    robust minimiser. bound: B.
+    Args:
+        u, p: (K, d) atoms of the population and (K,) their probabilities.
+        theta: (d,) its robust minimiser.
+        size: n, delta, beta, B and theta_ref.
+        distance: (K, K) metric, as `WassersteinAtoms` takes it.
+        power: 1 or 2, order of the distance.
+        radius: of the ball, in the unit of the distance.
+        sample: (K,) shares of the atoms in one sample: with its own deviations in the place of
+            tail inequalities the bound holds for it with certainty.
+
+    Returns:
+        A `SharpBound` whose gradient and curvature are in the norm of the Hessian under the
+        population's stationary worst case, so that curvature is at most 1.
     """
     live = p > 0
-    local = _seen_from(theta, u, size)
+    noise = deviations(size.n, sample, live)
+    local = seen_from(theta, u, size)
     cost, budget = distance[live] ** power, radius**power
     losses, budgets = (
         torch.from_numpy(local.losses)[None],
@@ -167,65 +163,53 @@ def transport_bound(
         losses, torch.from_numpy(p)[None], torch.from_numpy(distance**power), budgets
     ).dual.item()
     p, score = p[live], local.losses - eta * cost
-    lost = score.max(1, keepdims=True) - score
+    best = score.max(1, keepdims=True)
+    lost = best - score
     ties = lost <= _TIE * (1 + np.abs(local.losses).max())
     plan = _stationary_plan(local.gradients, p, cost, budget, ties, eta > 0, theta, size.bound)
     if plan is None:
         return _NONE
+    hessians = np.einsum("kj,jab->kab", plan, local.hessians)
+    eigenvalues, vectors = np.linalg.eigh(np.einsum("k,kab->ab", p, hessians))
+    if eigenvalues[0] <= 1e-14 * eigenvalues[-1]:
+        return _NONE
+    white, h = vectors / np.sqrt(eigenvalues), float(eigenvalues[0])  # the Hessian becomes I
     g_each, cost_each = plan @ local.gradients, (plan * cost).sum(1)
     g = p @ g_each
-    n, share = size.n, math.log(2 * _EVENTS["transport"] / size.delta)
 
-    overspent = _bernstein(p, cost_each, n, share)
-    vector = _pinelis(p, np.linalg.norm(g_each - g, axis=1), n, share)
-    hessians = np.einsum("kj,jab->kab", plan, local.hessians)
-    largest = float(np.linalg.eigvalsh(hessians)[:, -1].max())
-    h, matrix = _chernoff(
-        np.einsum("k,kab->ab", p, hessians), largest, n, size.delta / _EVENTS["transport"]
+    share = {name: math.log(1 / (part * size.delta)) for name, part in _PARTS.items()}
+    vector = noise.vector(p, (g_each - g) @ white, share["gradient"])
+    matrix = noise.matrix_shortfall(
+        p, white.T @ hessians @ white, share["curvature"] + math.log(len(white))
     )
-
-    # the budget is met again by giving a share of the mass its cheapest, or its dearest, worst case
-    mixed, moved = 0.0, 0.0
-    for spare, target in (
-        (False, np.where(ties, cost, np.inf).argmin(1)),
-        (True, np.where(ties, cost, -np.inf).argmax(1)),
-    ):
-        if spare and eta == 0:  # money may be left over where it buys nothing
-            continue
-        room_each = np.abs(cost[np.arange(len(p)), target] - cost_each)
-        room = float(p @ room_each) - _bernstein(p, room_each, n, share)
-        if room <= overspent:
-            return _NONE
-        jump = np.linalg.norm(local.gradients[target] - g_each, axis=1)
-        mixed = max(mixed, overspent / room)
-        moved = max(moved, overspent / room * (float(p @ jump) + _bernstein(p, jump, n, share)))
-    if mixed >= 1 or matrix >= 1:
-        return _NONE
-    slack = float((lost * (plan > 0)).max() + mixed * (lost * ties).max())
-    gradient = vector + moved + _not_stationary(g, theta, size.bound)
-    return _step(gradient, slack, (1 - mixed) * (1 - matrix) * h, size.beta, u)
-
-
-# --------------------------------------------------------------------------------------- population
-def _seen_from(theta: Array, u: Array, size: Size) -> _Local:
-    beta = size.beta
-    margin = beta * u @ (theta if size.theta_ref is None else theta - size.theta_ref)
-    slope = expit(-margin)
-    curved = beta**2 * slope * (1 - slope)
-    return _Local(
-        np.logaddexp(0, -margin),
-        -beta * slope[:, None] * u,
-        curved[:, None, None] * u[:, :, None] * u[:, None, :],
-    )
-
-
-def _not_stationary(g: Array, theta: Array, bound: float) -> float:
-    """Distance of -g from the normal cone of the ball at theta: 0 up to the solver's precision."""
-    norm = float(np.linalg.norm(theta))
-    if norm < bound * (1 - 1e-9):
-        return float(np.linalg.norm(g))
-    outward = theta / norm
-    return float(np.linalg.norm(g + max(-float(g @ outward), 0.0) * outward))
+    spent = float(p @ cost_each)
+    overspent = noise.mean(p, cost_each, share["cost"] + math.log(2))
+    # money may be left where it buys nothing
+    overspent = overspent + abs(spent - budget) if eta > 0 else max(overspent + spent - budget, 0.0)
+    # targets that count as equally good, though the solver left a little between them, are lifted
+    # until they are; what that costs is the slack
+    lifted = np.where(ties, best + eta * cost, local.losses)
+    price = Price()
+    for spend in (False, True) if eta > 0 else (False,):  # money may be left where it buys nothing
+        price |= price_of_budget(
+            p,
+            plan,
+            cost,
+            lifted,
+            eta,
+            local.gradients @ white,
+            white.T @ local.hessians @ white,
+            spend=spend,
+            need=overspent,
+            noise=noise,
+            share=share["room"],
+        )
+    off = not_stationary(g, theta, size.bound) / math.sqrt(h)
+    gradient, curvature = vector + overspent * price.gradient + off, 1 - matrix
+    curvature -= overspent * price.curvature
+    slack = float((lost * (plan > 0)).max() + min(overspent * price.mass, 1.0) * lost[ties].max())
+    found = _step(gradient, slack, curvature, size.beta, u @ white)
+    return replace(found, value=found.value / math.sqrt(h))
 
 
 def _stationary_plan(
@@ -258,7 +242,8 @@ def _stationary_plan(
         equal, right = rows, np.ones(len(p))
         below, level = np.concatenate([below, spent]), np.append(level, 1.0)
     ranges = [(0, None)] * len(i) + [(0, None if on_boundary else 0), (0, None)]
-    objective = np.append(np.zeros(len(i) + 1), 1.0)
+    # where money may be left, as much of it as there is
+    objective = np.concatenate([np.zeros(len(i)) if spend else 1e-9 * spent[0, :-2], [0.0, 1.0]])
     solved = linprog(
         objective, A_ub=below, b_ub=level, A_eq=equal, b_eq=right, bounds=ranges, method="highs"
     )
@@ -267,31 +252,6 @@ def _stationary_plan(
     plan = np.zeros(ties.shape)
     plan[i, j] = np.maximum(solved.x[: len(i)], 0)
     return plan / plan.sum(1, keepdims=True)
-
-
-# ------------------------------------------------------------------------------------ concentration
-def _bernstein(p: Array, values: Array, n: float, share: float) -> float:
-    """|E_n f - E f| except with probability 2 e^-share, for f with these values; Bernstein's
-    inequality."""
-    centred = values - p @ values
-    V, b = float(p @ centred**2), float(np.abs(centred).max())
-    linear = b * share / (3 * n)
-    return linear + math.sqrt(linear**2 + 2 * V * share / n)
-
-
-def _pinelis(p: Array, norms: Array, n: float, share: float) -> float:
-    """||E_n f|| for centred vectors of these norms, except with probability 2 e^-share; Smale and
-    Zhou (2007), Lemma 2."""
-    return 2 * float(norms.max()) * share / n + math.sqrt(2 * float(p @ norms**2) * share / n)
-
-
-def _chernoff(matrix: Array, largest: float, n: float, delta: float) -> tuple[float, float]:
-    """Least eigenvalue of E H, and the part of it that E_n H may lose with probability delta; Tropp
-    (2012), Theorem 1.1."""
-    h = float(np.linalg.eigvalsh(matrix)[0])
-    if h <= 0:
-        return 0.0, 1.0
-    return h, math.sqrt(2 * largest * math.log(len(matrix) / delta) / (n * h))
 
 
 def _temperature_shift(off: float, t: float, variance: float, spread: float) -> float:

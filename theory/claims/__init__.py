@@ -14,6 +14,7 @@ _SUBJECTS = (
     "regularity",
     "estimators",
     "sharp",
+    "bounds",
     "slowest",
     "uniformity",
     "radii",

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from theory.bounds.sharp import SharpBound, Size, deterministic_bound, kl_bound, transport_bound
+from theory.bounds.population import Size
+from theory.bounds.sharp import SharpBound, deterministic_bound, kl_bound, transport_bound
 from theory.claims.ledger import (
     Claim,
     Finding,
@@ -152,8 +153,8 @@ def gradient_route_kl(
 def gradient_route_wasserstein(
     profile: str, seed: int, *, exponent: float = -0.5, constant: float = 1.0
 ) -> Finding:
-    """Theorem B: the bound of `transport_bound` for W1 and W2; `exponent` and `constant` change it,
-    for a false variant."""
+    """Theorem B': the bound of `transport_bound` for W1 and W2; `exponent` and `constant` change
+    it, for a false variant."""
     return _finding(profile, seed, ("w1-finite", "w2-finite"), exponent, constant)
 
 
@@ -186,13 +187,13 @@ CLAIMS = (
     ),
     Claim(
         "gradient-route-wasserstein",
-        "derived; docs/theorems/transport.md, Theorem B",
+        "derived; docs/theorems/transport.md, Theorem B'",
         "WDPO on finitely many atoms: ||theta_n - theta_rho|| <= C n^-1/2 with explicit C",
         "With probability at least 1 - delta the error of WDPO, p = 1 or 2, any metric, is at most"
         " the value of transport_bound, which falls as n^-1/2, also at kinks where the worst case"
         " is not unique.",
-        "Finitely many atoms, radius > 0 that no plan of zero cost or of largest cost meets"
-        " exactly, curvature > 0.",
+        "Finitely many atoms, radius > 0, curvature > 0 under the population's stationary worst"
+        " case.",
         _METHOD,
         _FLIPS,
         gradient_route_wasserstein,

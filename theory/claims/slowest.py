@@ -423,9 +423,9 @@ CLAIMS = (
         "no fixed regular world is slower than n^-1/2",
         "At a fixed radius and in a fixed regular world the exact robust estimators have the rate"
         " n^-1/2; the slower n^-1/4 of Theorems 1 and 2 is not attained by any one world. For the"
-        " KL ball and W1 on the atoms this is the corollary of Theorems A and B. For W2 with free"
-        " features there is no theorem here: it is a measurement. The world does not"
-        " change with n: for worlds that do, see slowest-at-each-n.",
+        " KL ball and W1 on the atoms this is the corollary of Theorems A and B'. For W2 with free"
+        " features it is Theorem D2. The world does not change with n: for worlds that do, see"
+        " slowest-at-each-n.",
         "Finite Z; E x x' (under the worst case at theta_rho for KL, in the population for W) has"
         " no eigenvalue below 0.01.",
         "An evolutionary search over features, mu, theta* and the radius (up to the collapse"

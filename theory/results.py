@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
+class Made:
     """What a fit was made from."""
 
     set: "AmbiguitySet | None"
@@ -63,7 +63,7 @@ class Fit:
     converged: Tensor
     collapsed: Tensor
     iterations: Tensor
-    _made: _Made | None = field(default=None, compare=False)
+    _made: Made | None = field(default=None, compare=False)
 
     def of(
         self,
@@ -74,7 +74,7 @@ class Fit:
         names: tuple[str, ...],
     ) -> "Fit":
         """The same, knowing what it was made from."""
-        return replace(self, _made=_Made(set, pairs, beta, domain, names))
+        return replace(self, _made=Made(set, pairs, beta, domain, names))
 
     @staticmethod
     def joined(fits: Sequence["Fit"]) -> "Fit":

@@ -1,0 +1,1 @@
+"""Limit laws: the distribution of an estimator's error, predicted."""

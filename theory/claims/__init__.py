@@ -14,6 +14,7 @@ _SUBJECTS = (
     "regularity",
     "estimators",
     "sharp",
+    "limit_laws",
     "slowest",
     "uniformity",
     "radii",

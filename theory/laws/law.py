@@ -33,6 +33,8 @@ class Law:
         covariance: (d, d) of the limit; NaN unless it is normal.
         influence: (K, d) of the atoms, theta_n - theta_rho = sum_i (p_n - p)_i influence_i + o(
             n^-1/2); NaN unless the law is normal.
+        p: (K,) probabilities of the atoms.
+        derivative: how the solution moves with p, nuisances included; None where there is no law.
 
     >>> from theory import KL, limit_law
     >>> u, p = [[1.0], [-1.0]], [0.8, 0.2]
@@ -48,8 +50,8 @@ class Law:
     theta: Array
     covariance: Array
     influence: Array
-    _p: Array
-    _derivative: Derivative | None
+    p: Array
+    derivative: Derivative | None
 
     def draw(self, k: int, generator: np.random.Generator) -> Array:
         """(k, d) draws of the limit.
@@ -57,15 +59,15 @@ class Law:
         Raises:
             ValueError: the kind is "none".
         """
-        if self._derivative is None:
+        if self.derivative is None:
             raise ValueError(f"there is no limit law to draw from: {self.reason}")
         d = len(self.theta)
         if self.kind == "normal":
             size, basis = np.linalg.eigh(self.covariance)
             return generator.standard_normal((k, d)) * np.sqrt(size.clip(min=0)) @ basis.T
-        z = generator.standard_normal((k, len(self._p))) * np.sqrt(self._p)
-        z -= z.sum(1, keepdims=True) * self._p  # N(0, diag p - p p')
-        return self._derivative.along(z)[:, :d]
+        z = generator.standard_normal((k, len(self.p))) * np.sqrt(self.p)
+        z -= z.sum(1, keepdims=True) * self.p  # N(0, diag p - p p')
+        return self.derivative.along(z)[:, :d]
 
     def quantile(self, level: float, n: float, *, seed: int = 0) -> float:
         """The quantile of ||theta_n - theta_rho|| that the law predicts for n pairs.
@@ -123,14 +125,13 @@ def limit_law(
     return law_at(found)
 
 
-def law_at(found: Fit, *, kinks: bool = True) -> Law:
-    """The limit law around a fit, its sample taken for the population. kinks: as in
-    `derivative`."""
+def law_at(found: Fit) -> Law:
+    """The limit law around a fit, its sample taken for the population."""
     theta = found.theta.numpy()
     d, nothing = len(theta), np.full((len(theta), len(theta)), np.nan)
     p = _made(found).pairs.p[0].numpy()
     try:
-        moved = derivative_at(found, kinks=kinks)
+        moved = derivative_at(found)
     except NoLaw as error:
         return Law("none", str(error), theta, nothing, np.full((len(p), d), np.nan), p, None)
     if not moved.linear:
@@ -146,7 +147,7 @@ def law_at(found: Fit, *, kinks: bool = True) -> Law:
     return Law("normal", why, theta, covariance, influence, p, moved)
 
 
-def derivative_at(found: Fit, *, kinks: bool = True) -> Derivative:
+def derivative_at(found: Fit) -> Derivative:
     """How a fit moves with the weights of its pairs.
 
     Raises:
@@ -155,9 +156,7 @@ def derivative_at(found: Fit, *, kinks: bool = True) -> Derivative:
     """
     made = _made(found)
     reference = made.domain.theta_ref.numpy()
-    return derivative(
-        local_program(found), made.pairs.p[0].numpy(), reference, made.domain.bound, kinks=kinks
-    )
+    return derivative(local_program(found), made.pairs.p[0].numpy(), reference, made.domain.bound)
 
 
 def local_program(found: Fit) -> LocalProgram:

@@ -91,12 +91,8 @@ class _Pieces:
     active: NDArray[np.bool_]
 
 
-def derivative(
-    program: LocalProgram, p: Array, theta_ref: Array, bound: float, *, kinks: bool = True
-) -> Derivative:
+def derivative(program: LocalProgram, p: Array, theta_ref: Array, bound: float) -> Derivative:
     """Differentiate the solution of a program in the weights p (K,) of its atoms.
-
-    kinks: False takes one of several equally high pieces for the only one: wrong, for a test.
 
     Raises:
         NoLaw: no curvature in a direction in which the solution may move, or several worst cases
@@ -110,8 +106,6 @@ def derivative(
     base = _highest(pieces.atom, np.where(pieces.active, masses, -1.0), len(p))
     other = pieces.active.copy()
     other[base] = False
-    if not kinks:
-        other[:] = False
     rows = np.concatenate([pieces.slope[other] - pieces.slope[base[pieces.atom[other]]], wall])
     mass = np.concatenate([masses[other], price])
     share = np.concatenate([masses[other] / p[pieces.atom[other]], price])
@@ -124,8 +118,7 @@ def derivative(
 
     curvature = bent(masses, price)
     _check_curved(basis, curvature)
-    if kinks:
-        _check_one_curvature(system, pieces, basis, curvature, bent)
+    _check_one_curvature(system, pieces, basis, curvature, bent)
     missed = ~pieces.active & (pieces.lost < np.inf)
     spare = pieces.slope[base[pieces.atom[missed]]] - pieces.slope[missed]
     room = pieces.lost[missed]

@@ -155,11 +155,11 @@ def test_a_bound_that_is_met_without_a_multiplier_lets_go_to_one_side() -> None:
     u, p, bound = on_the_bound(1.0)
     law = limit_law(u, p, None, beta=BETA, bound=bound)
     assert law.kind == "directional" and "no multiplier" in law.reason
-    assert law._derivative is not None
+    assert law.derivative is not None
     dp = np.random.default_rng(0).normal(size=(40, len(p))) * p
     dp -= dp.sum(1, keepdims=True) * p
     slopes = moved(u, None, p, dp, 1e-5, Problem(BETA, bound))
-    np.testing.assert_allclose(law._derivative.along(dp), slopes, atol=1e-3 * np.abs(slopes).max())
+    np.testing.assert_allclose(law.derivative.along(dp), slopes, atol=1e-3 * np.abs(slopes).max())
     outward = slopes @ law.theta
     assert (outward < -1e-3).any() and (np.abs(outward) < 1e-3).any()  # both kinds of step are met
     draws = law.draw(2000, np.random.default_rng(1))

@@ -97,6 +97,27 @@ class Fit:
         theta, value, gap, converged, collapsed, iterations = (x[0] for x in own)
         return Fit(theta, value, gap, dual, converged, collapsed, iterations, self._made)
 
+    def one(self, replicate: int) -> "Fit":
+        """The fit of one replicate of a batch, as if it had been fitted alone.
+
+        Raises:
+            ValueError: a single fit.
+        """
+        if self.theta.ndim == 1:
+            raise ValueError("this is a single fit already: there is no other replicate.")
+        made = self._made
+        if made is not None:
+            index = torch.tensor([replicate], device=made.pairs.p.device)
+            ball = made.set
+            if ball is not None:
+                size = ball.check_size(made.pairs.replicates, made.pairs.p)
+                ball = ball.sized(size[replicate].item())
+            made = replace(made, set=ball, pairs=made.pairs.select(index))
+        own = (self.theta, self.value, self.gap, self.converged, self.collapsed, self.iterations)
+        theta, value, gap, converged, collapsed, iterations = (x[replicate] for x in own)
+        dual = None if self.dual is None else self.dual[replicate]
+        return Fit(theta, value, gap, dual, converged, collapsed, iterations, made)
+
     @property
     def worst(self) -> WorstCase | list[WorstCase]:
         """The worst case of the set at theta, one for each replicate; its `weights` are those of

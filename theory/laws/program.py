@@ -11,7 +11,7 @@ docs/theorems/limit-laws.md.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ Places = NDArray[np.int64]
 # pieces this close (relative to the largest height) count as equally high at a solution that is
 # known to rounding
 TIE = 1e-6
+SPHERE, FLOOR = -1, -2  # owners of rows that belong to no atom
 _REST = 1e-5  # what may be left of the gradient at a solution, relative to its parts
 _NONE = 1e-6  # a multiplier below this share of the mass of its atom is none
 _FLAT = 1e-10  # curvature, relative to the largest in scaled coordinates, that counts as none
@@ -36,16 +37,17 @@ class Derivative:
     """The derivative of x in p: dx minimises sum_i dp_i a_i.dx + dx'H dx/2 over `held` dx = 0 and
     `free` dx <= 0.
 
-    gradients: (K, D) a_i, of a piece that has mass. curvature: (D, D) H. held: (r, D) kinks and
-    walls with their positive multipliers `mass` (r,); `base` (K,) is the mass that is left to the
-    piece of `gradients`. basis: (D, m) of their null space. free: (F, D). spare: (S, D) gradients
-    of the positive heights `room` (S,) by which other pieces, and the wall, are missed.
+    gradients: (K, D) a_i, of the piece with the largest mass, `base` (K,). curvature: (D, D) H.
+    held: (r, D) kinks and walls with their positive multipliers `mass` (r,); `owner` (r,) is the
+    atom of a kink, SPHERE or FLOOR. basis: (D, m) of their null space. free: (F, D). spare: (S, D)
+    gradients of the positive heights `room` (S,) by which other pieces are missed.
     """
 
     gradients: Array
     curvature: Array
     held: Array
     mass: Array
+    owner: Places
     base: Array
     basis: Array
     free: Array
@@ -64,6 +66,27 @@ class Derivative:
             return np.zeros_like(self.gradients)
         inner = self.basis.T @ self.curvature @ self.basis
         return -np.linalg.solve(inner, self.basis.T @ self.gradients.T).T @ self.basis.T
+
+    def off_the_sphere(self) -> "Derivative":
+        """The same without the bound ||theta|| <= B.
+
+        Raises:
+            NoLaw: no curvature without it.
+        """
+        kept = self.owner != SPHERE
+        bent = np.diag(self.curvature)
+        size = 1 / np.sqrt(np.where(bent > 0, bent, 1.0))
+        basis = _null_space(self.held[kept] * size, len(size))
+        _check_curved(basis, self.curvature * np.outer(size, size))
+        basis = size[:, None] * basis
+        mass, owner = self.mass[kept], self.owner[kept]
+        return replace(self, held=self.held[kept], mass=mass, owner=owner, basis=basis)
+
+    @property
+    def multiplier_influence(self) -> Array:
+        """(K, r) of `mass`: how the gradient that kinks and walls balance moves."""
+        left = self.gradients + self.influence @ self.curvature
+        return -np.asarray(np.linalg.lstsq(self.held.T, left.T, rcond=1e-9)[0]).T
 
     def along(self, dp: Array) -> Array:
         """(R, D) dx for directions dp (R, K): in the metric of the curvature the point of a cone
@@ -109,6 +132,8 @@ def derivative(program: LocalProgram, p: Array, theta_ref: Array, bound: float) 
     rows = np.concatenate([pieces.slope[other] - pieces.slope[base[pieces.atom[other]]], wall])
     mass = np.concatenate([masses[other], price])
     share = np.concatenate([masses[other] / p[pieces.atom[other]], price])
+    walls = ([SPHERE] if bend is not None else []) + [FLOOR]
+    owner = np.append(pieces.atom[other], np.array(walls[: len(wall)], dtype=np.int64))
     held, free = rows[share > _NONE], rows[share <= _NONE]
     basis = _null_space(held, pieces.slope.shape[1])
 
@@ -122,18 +147,13 @@ def derivative(program: LocalProgram, p: Array, theta_ref: Array, bound: float) 
     missed = ~pieces.active & (pieces.lost < np.inf)
     spare = pieces.slope[base[pieces.atom[missed]]] - pieces.slope[missed]
     room = pieces.lost[missed]
-    theta = program.x.numpy()[: len(theta_ref)] + theta_ref
-    if bend is None:  # theta is inside the sphere, by this much
-        towards = np.zeros((1, pieces.slope.shape[1]))
-        towards[0, : len(theta)] = -theta / (float(np.linalg.norm(theta)) or 1.0)
-        spare = np.concatenate([spare, towards * pieces.scale])
-        room = np.append(room, bound - np.linalg.norm(theta))
     unscaled = 1 / pieces.scale
     return Derivative(
         pieces.slope[base] * unscaled,
         curvature * np.outer(unscaled, unscaled),
         held * unscaled,
         mass[share > _NONE],
+        owner[share > _NONE],
         masses[base],
         pieces.scale[:, None] * basis,
         free * unscaled,

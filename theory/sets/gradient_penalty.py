@@ -99,15 +99,13 @@ class GradientPenalty(AmbiguitySet):
             return (at.beta * w).square().sum() * torch.sigmoid(-at.beta * (at.u @ w)) ** 2
 
         if self.squared:
-            return LocalProgram(
-                at.w, lambda w: at.loss(w) + rho * squares(w), corner=False, convex=False
-            )
+            return LocalProgram(at.w, lambda w: at.loss(w) + rho * squares(w))
         root = (at.p * squares(at.w)).sum().sqrt()
 
         def pieces(x: Tensor) -> Tensor:  # the root of a mean is the least of these over x[-1]
             return at.loss(x[:-1]) + rho * (x[-1] + squares(x[:-1]) / x[-1]) / 2
 
-        return LocalProgram(torch.cat([at.w, root[None]]), pieces, convex=False)
+        return LocalProgram(torch.cat([at.w, root[None]]), pieces)
 
 
 def gradient_penalty(

@@ -91,7 +91,7 @@ class Tilt(AmbiguitySet):
         def pieces(x: Tensor) -> Tensor:
             return x[-1] + tau * torch.expm1((at.loss(x[:-1]) - x[-1]) / tau)
 
-        return LocalProgram(torch.cat([at.w, c[None]]), pieces, corner=False)
+        return LocalProgram(torch.cat([at.w, c[None]]), pieces)
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         return kl_tilt(losses, size, weights)

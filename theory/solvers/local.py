@@ -53,8 +53,6 @@ class LocalProgram:
     first two derivatives are right at x. atom: (M,) the atom i of each piece; None: one piece for
     each atom. floor: the place in x of a nuisance that is at its lower bound 0, if there is one.
     finite: whether the law needs a population on finitely many atoms, which are those of the fit.
-    corner: whether the objective has a corner at w = 0. convex: whether a stationary point is
-    surely the minimiser.
     """
 
     x: Tensor
@@ -62,13 +60,11 @@ class LocalProgram:
     atom: Tensor | None = None
     floor: int | None = None
     finite: bool = False
-    corner: bool = True
-    convex: bool = True
 
 
 def mean_program(at: AtFit) -> LocalProgram:
     """Plain DPO: E l."""
-    return LocalProgram(at.w, at.loss, corner=False)
+    return LocalProgram(at.w, at.loss)
 
 
 def divergence_program(

@@ -15,6 +15,7 @@ _SUBJECTS = (
     "estimators",
     "sharp",
     "limit_laws",
+    "intervals",
     "slowest",
     "uniformity",
     "radii",

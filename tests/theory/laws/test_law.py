@@ -134,6 +134,27 @@ def test_a_normal_law_on_a_kink_is_singular_and_the_fit_stays_on_the_kink() -> N
     raise AssertionError("no problem with two kinks was met")
 
 
+@pytest.mark.parametrize("seed", [2, 8])
+def test_an_atom_between_two_wells_of_w2_is_a_kink(seed: int) -> None:
+    """Pairs that nearly all agree, so that theta is long and a = b²/(2 eta) is above 4."""
+    u, p, _ = problem(seed)
+    u[:5] *= np.sign(u[:5] @ [0.8, -0.5])[:, None]
+    u[5:] = -0.9 * u[:5]
+    share = p[:5] + p[5:]
+    p = np.concatenate([0.99 * share, 0.01 * share])
+    radius = 0.3 * float(np.linalg.norm(p @ u))
+    ball, how = WassersteinFree(radius, power=2), Problem(1.0, BOUND)
+    found = fit(u, ball, p, tolerance=1e-13, **how)
+    assert found.dual is not None
+    assert found.theta.norm().item() ** 2 / (2 * found.dual.item()) > 4
+    law = law_at(found)
+    assert law.derivative is not None and len(law.derivative.held)
+    dp = np.random.default_rng(seed).normal(size=(6, len(p))) * p
+    dp -= dp.sum(1, keepdims=True) * p
+    slopes = moved(u, ball, p, dp, 1e-5, how)
+    np.testing.assert_allclose(dp @ law.influence, slopes, atol=1e-3 * np.abs(slopes).max())
+
+
 def on_the_bound(factor: float) -> tuple[Array, Array, float]:
     u, p, _ = problem(3)
     return u, p, factor * float(np.linalg.norm(dpo(u, p, beta=BETA).theta))

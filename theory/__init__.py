@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from theory.collapse import collapse_radius as collapse_radius
     from theory.fitting import dpo as dpo
     from theory.fitting import fit as fit
+    from theory.inference import Inference as Inference
+    from theory.inference import infer as infer
+    from theory.laws.law import Law as Law
+    from theory.laws.law import limit_law as limit_law
     from theory.radius_choice import suggest_radii as suggest_radii
     from theory.results import Fit as Fit
     from theory.sets import SETS as SETS
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "theory.fitting": ("dpo", "fit"),
+    "theory.inference": ("Inference", "infer"),
+    "theory.laws.law": ("Law", "limit_law"),
     "theory.results": ("Fit",),
     "theory.problem": ("Problem",),
     "theory.collapse": ("collapse_radius",),

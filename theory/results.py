@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
+class Made:
     """What a fit was made from."""
 
     set: "AmbiguitySet | None"
@@ -63,7 +63,7 @@ class Fit:
     converged: Tensor
     collapsed: Tensor
     iterations: Tensor
-    _made: _Made | None = field(default=None, compare=False)
+    _made: Made | None = field(default=None, compare=False)
 
     def of(
         self,
@@ -74,7 +74,7 @@ class Fit:
         names: tuple[str, ...],
     ) -> "Fit":
         """The same, knowing what it was made from."""
-        return replace(self, _made=_Made(set, pairs, beta, domain, names))
+        return replace(self, _made=Made(set, pairs, beta, domain, names))
 
     @staticmethod
     def joined(fits: Sequence["Fit"]) -> "Fit":
@@ -96,6 +96,27 @@ class Fit:
         own = (self.theta, self.value, self.gap, self.converged, self.collapsed, self.iterations)
         theta, value, gap, converged, collapsed, iterations = (x[0] for x in own)
         return Fit(theta, value, gap, dual, converged, collapsed, iterations, self._made)
+
+    def one(self, replicate: int) -> "Fit":
+        """The fit of one replicate of a batch, as if it had been fitted alone.
+
+        Raises:
+            ValueError: a single fit.
+        """
+        if self.theta.ndim == 1:
+            raise ValueError("this is a single fit already: there is no other replicate.")
+        made = self._made
+        if made is not None:
+            index = torch.tensor([replicate], device=made.pairs.p.device)
+            ball = made.set
+            if ball is not None:
+                size = ball.check_size(made.pairs.replicates, made.pairs.p)
+                ball = ball.sized(size[replicate].item())
+            made = replace(made, set=ball, pairs=made.pairs.select(index))
+        own = (self.theta, self.value, self.gap, self.converged, self.collapsed, self.iterations)
+        theta, value, gap, converged, collapsed, iterations = (x[replicate] for x in own)
+        dual = None if self.dual is None else self.dual[replicate]
+        return Fit(theta, value, gap, dual, converged, collapsed, iterations, made)
 
     @property
     def worst(self) -> WorstCase | list[WorstCase]:

@@ -15,6 +15,8 @@ _SUBJECTS = (
     "estimators",
     "sharp",
     "bounds",
+    "limit_laws",
+    "intervals",
     "slowest",
     "uniformity",
     "radii",

@@ -13,6 +13,7 @@ from theory.checks import check_radius
 from theory.duals import BallDual
 from theory.policy import Array
 from theory.solvers.adversary import WorstCase
+from theory.solvers.local import AtFit, LocalProgram
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
 
@@ -191,6 +192,18 @@ class AmbiguitySet(ABC):
     @abstractmethod
     def worst(self, at: AtPolicy) -> WorstCase:
         """The worst case at one policy, with its certificate."""
+
+    def local(self, at: AtFit) -> LocalProgram:
+        """The program of its fits near one solution, for their limit law and intervals.
+
+        Raises:
+            ValueError: of a set that has not said what it is.
+            NoLaw: a solution at which there is no law.
+        """
+        raise ValueError(
+            f"no limit law of {type(self).__name__} is known here. Give the class a method `local`,"
+            " as that of KL, or resample."
+        )
 
     def dual_of(self, size: float, losses: Tensor, weights: Tensor) -> Tensor:
         """The dual variable of the worst case at losses and weights (n,), a scalar."""

@@ -23,6 +23,7 @@ from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import Collapse, decided, dual_ascent
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_point_ball
+from theory.solvers.local import AtFit, LocalProgram, divergence_program, mean_program
 from theory.solvers.moves import LargestLoss
 from theory.solvers.newton import Domain, minimise
 from theory.solvers.points import (
@@ -89,6 +90,21 @@ class ChiSquared(AmbiguitySet):
 
     def worst(self, at: AtPolicy) -> WorstCase:
         return reweighted(self.name, chi2_ball_dual, at.losses, at.p, one_size(self))
+
+    def local(self, at: AtFit) -> LocalProgram:
+        rho = one_size(self)
+        if rho <= 0:
+            return mean_program(at)
+        lam, loss = at.multiplier, at.loss(at.w)
+        size = at.p.new_tensor([rho])
+        ratio = chi2_ball_dual(loss[None], at.p[None], size).weights[0] / at.p.clamp(min=_TINY)
+        top = int(ratio.argmax())  # where q/p = 1 + (l - c)/(2 lambda) is surely positive
+        shift = (loss[top] - 2 * lam * (ratio[top] - 1)).item()
+
+        def conjugate(s: Tensor) -> Tensor:  # of (r - 1)², r >= 0
+            return torch.where(s > -2, s + s**2 / 4, -1.0)
+
+        return divergence_program(at, conjugate, rho, lam, shift)
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         return chi2_ball(losses, size, weights)

@@ -22,6 +22,7 @@ from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import Collapse, by_programs, linear_program, optimum
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_mean
+from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.moves import TwoMoves, half_line
 from theory.solvers.newton import Domain
 from theory.solvers.points import (
@@ -110,6 +111,20 @@ class CVaR(AmbiguitySet):
 
     def worst(self, at: AtPolicy) -> WorstCase:
         return reweighted(self.name, cvar_dual, at.losses, at.p, one_size(self))
+
+    def local(self, at: AtFit) -> LocalProgram:
+        share = one_size(self)
+        if share >= 1:
+            return mean_program(at)
+        assert at.dual is not None  # the threshold c
+
+        def pieces(x: Tensor) -> Tensor:
+            c = x[-1].expand(len(at.p))
+            return torch.cat([c, c + (at.loss(x[:-1]) - c) / share])
+
+        atom = torch.arange(len(at.p)).repeat(2)
+        x = torch.cat([at.w, at.w.new_tensor([at.dual])])
+        return LocalProgram(x, pieces, atom, finite=True)
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         return cvar(losses, size, weights)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch
@@ -10,6 +11,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, needs_no_losses, one_size
 from theory.solvers.adversary import WorstCase, gradient_step
 from theory.solvers.collapse import free_collapse
+from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
 from theory.solvers.wasserstein import solve_penalised
@@ -87,6 +89,23 @@ class GradientPenalty(AmbiguitySet):
                 "the squared penalty is not a worst case. Use GradientPenalty(strength)."
             )
         return gradient_step(at.u, at.p, at.w, beta=at.beta, radius=one_size(self))
+
+    def local(self, at: AtFit) -> LocalProgram:
+        rho = one_size(self)
+        if rho <= 0:
+            return mean_program(at)
+
+        def squares(w: Tensor) -> Tensor:  # ||grad_x l||²
+            return (at.beta * w).square().sum() * torch.sigmoid(-at.beta * (at.u @ w)) ** 2
+
+        if self.squared:
+            return LocalProgram(at.w, lambda w: at.loss(w) + rho * squares(w))
+        root = (at.p * squares(at.w)).sum().sqrt()
+
+        def pieces(x: Tensor) -> Tensor:  # the root of a mean is the least of these over x[-1]
+            return at.loss(x[:-1]) + rho * (x[-1] + squares(x[:-1]) / x[-1]) / 2
+
+        return LocalProgram(torch.cat([at.w, root[None]]), pieces)
 
 
 def gradient_penalty(

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch
@@ -15,6 +16,7 @@ from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import kl_collapse
 from theory.solvers.kl import solve_kl
+from theory.solvers.local import AtFit, LocalProgram, divergence_program, mean_program
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
 
@@ -68,6 +70,14 @@ class KL(AmbiguitySet):
 
     def worst(self, at: AtPolicy) -> WorstCase:
         return reweighted(self.name, kl_ball_dual, at.losses, at.p, one_size(self))
+
+    def local(self, at: AtFit) -> LocalProgram:
+        rho = one_size(self)
+        if rho <= 0:
+            return mean_program(at)
+        lam, loss = at.multiplier, at.loss(at.w)
+        shift = lam * torch.logsumexp(at.p.log() + loss / lam, 0).item()
+        return divergence_program(at, torch.expm1, rho, lam, shift)
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         return kl_ball(losses, size, weights)

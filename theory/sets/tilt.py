@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, as_float64
@@ -13,6 +14,7 @@ from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.sets.kl import KL
 from theory.solvers.adversary import WorstCase, tilt
 from theory.solvers.kl import solve_tilt
+from theory.solvers.local import AtFit, LocalProgram
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
 
@@ -81,6 +83,15 @@ class Tilt(AmbiguitySet):
 
     def worst(self, at: AtPolicy) -> WorstCase:
         return tilt(at.losses, at.p, temperature=one_size(self))
+
+    def local(self, at: AtFit) -> LocalProgram:
+        tau = one_size(self)
+        c = tau * torch.logsumexp(at.p.log() + at.loss(at.w) / tau, 0)
+
+        def pieces(x: Tensor) -> Tensor:
+            return x[-1] + tau * torch.expm1((at.loss(x[:-1]) - x[-1]) / tau)
+
+        return LocalProgram(torch.cat([at.w, c[None]]), pieces)
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         return kl_tilt(losses, size, weights)

@@ -23,6 +23,7 @@ from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import Collapse, by_programs, linear_program, optimum
 from theory.solvers.interior import NOTHING, solve
 from theory.solvers.kl import solve_mean
+from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.moves import half_line
 from theory.solvers.newton import Domain
 from theory.solvers.points import (
@@ -92,6 +93,26 @@ class TotalVariation(AmbiguitySet):
 
     def worst(self, at: AtPolicy) -> WorstCase:
         return reweighted(self.name, total_variation_dual, at.losses, at.p, one_size(self))
+
+    def local(self, at: AtFit) -> LocalProgram:
+        rho = one_size(self)
+        if rho <= 0:
+            return mean_program(at)
+        eta = at.dual or 0.0
+        live = at.p > 0
+        # an exact penalty for c + eta >= l: the multipliers of the excess sum to rho
+        price = torch.where(live, 2 * rho / at.p.clamp(min=_TINY), 0.0)
+        top = at.loss(at.w)[live].max().item()
+
+        def pieces(x: Tensor) -> Tensor:
+            loss, c, height = at.loss(x[:-2]), x[-2].expand(len(at.p)), x[-1]
+            high = loss + price * (loss - c - height)
+            return torch.cat([c, loss, high]) + rho * height
+
+        atom = torch.arange(len(at.p)).repeat(3)
+        x = torch.cat([at.w, at.w.new_tensor([top - eta, eta])])
+        floor = len(x) - 1 if eta <= 0 else None
+        return LocalProgram(x, pieces, atom, floor, finite=True)
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         return total_variation_ball(losses, size, weights)

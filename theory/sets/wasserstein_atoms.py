@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch
@@ -13,6 +14,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, on_atoms
 from theory.solvers.collapse import finite_collapse
+from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
 from theory.solvers.wasserstein import solve_finite
@@ -103,6 +105,21 @@ class WassersteinAtoms(AmbiguitySet):
             flipped = at.label[found.moves.source] != at.label[found.moves.target]
         moves = replace(found.moves, u=at.u[found.moves.target], flipped=flipped)
         return replace(found, name=self.name, moves=moves)
+
+    def local(self, at: AtFit) -> LocalProgram:
+        rho, n = one_size(self), len(at.p)
+        if rho <= 0:
+            return mean_program(at)
+        cost, budget, eta = self._cost(n), rho**self.power, at.dual or 0.0
+
+        def pieces(x: Tensor) -> Tensor:
+            scores = at.loss(x[:-1])[None, :] - x[-1] * cost
+            return (x[-1] * budget + scores).flatten()
+
+        atom = torch.arange(n).repeat_interleave(n)
+        x = torch.cat([at.w, at.w.new_tensor([eta])])
+        floor = len(x) - 1 if eta <= 0 else None
+        return LocalProgram(x, pieces, atom, floor, finite=True)
 
 
 def check_power(power: int) -> None:

@@ -14,9 +14,11 @@ from theory.sets.base import AmbiguitySet, AtPolicy, Facts, needs_no_losses, one
 from theory.sets.wasserstein_atoms import check_power
 from theory.solvers.adversary import WorstCase, free
 from theory.solvers.collapse import free_collapse, label_collapse
+from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
 from theory.solvers.wasserstein import solve_w1, solve_w1_label, solve_w2
+from theory.solvers.wells import quadratic_transport
 
 SOURCE = "Eq. (8), arXiv:2502.01930v4; Shafieezadeh-Abadeh et al. (2015), Thm. 1"
 FIXED = {
@@ -114,6 +116,28 @@ class WassersteinFree(AmbiguitySet):
             label_cost=self.label_cost,
         )
         return replace(found, name=self.name)
+
+    def local(self, at: AtFit) -> LocalProgram:
+        if self.label_cost is not None:
+            return super().local(at)
+        rho = one_size(self)
+        if rho <= 0:
+            return mean_program(at)
+        if self.power == 1:
+            return LocalProgram(at.w, lambda w: at.loss(w) + rho * at.beta * w.norm())
+        norm, eta = at.beta * at.w.norm().item(), at.multiplier
+        transport = quadratic_transport(at.beta * (at.u @ at.w), norm**2 / (2 * eta))
+
+        def pieces(x: Tensor) -> Tensor:
+            w, eta = x[:-1], x[-1]
+            phi = transport(at.beta * (at.u @ w), (at.beta * w).square().sum() / (2 * eta))
+            return (eta * rho**2 + phi).flatten()
+
+        x = torch.cat([at.w, at.w.new_tensor([eta])])
+        # beyond a = 4 an atom may sit between two wells, and a density there bends the mean
+        split = norm**2 / (2 * eta) > 4
+        atom = torch.arange(len(at.p)).repeat(2) if split else None
+        return LocalProgram(x, pieces, atom, finite=split)
 
 
 def wdpo_free(

@@ -10,6 +10,8 @@ delta = m - a/2 it is symmetric in (r, delta): stationarity reads y = (a/2) tanh
 there are two wells, equally deep at delta = 0, where the worst case splits.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -75,6 +77,32 @@ def restricted_wells(margin: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]
     near_far = [torch.stack(pair, 1) for pair in (values, places, bends)]
     value, q, bend = (torch.where(high_first, pair, pair.flip(1)) for pair in near_far)
     return value, q, bend  # piece 0: q >= 1/2, piece 1: q <= 1/2
+
+
+def quadratic_transport(margin: Tensor, a: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """phi near margin (n,) and a, as a function that torch can differentiate twice there: (n,), or
+    (2, n) with the other well where a > 4, which is a piece of its own while it is there.
+
+    A step of Newton's method from the exact maximiser changes nothing but carries its derivative.
+    """
+    level = margin.new_tensor(a)
+    delta = margin - level / 2
+    sign = torch.where(delta > 0, -1.0, 1.0)
+    y = (sign * _log_odds(level, delta.abs()))[None]
+    if a > 4:
+        far = _far_well(level, delta.abs())
+        y = torch.cat([y, torch.where(far > 0, -sign * far, y[0])[None]])
+    q0 = torch.sigmoid(y)
+    spread = q0 * torch.sigmoid(-y)
+    bend = spread / (1 - a * spread).clamp(min=1e-12)
+
+    def phi(m: Tensor, level: Tensor) -> Tensor:
+        q = q0 + bend * (level * q0 - m - y)
+        entropy = -torch.xlogy(q, q) - torch.xlogy(1 - q, 1 - q)
+        found = entropy - q * m + level * q**2 / 2
+        return found if a > 4 else found[0]
+
+    return phi
 
 
 def _far_well(a: Tensor, distance: Tensor) -> Tensor:

@@ -1,0 +1,172 @@
+"""Standard errors and regions against closed forms and the jackknife."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from theory import (
+    KL,
+    ChiSquared,
+    CVaR,
+    Tilt,
+    WassersteinAtoms,
+    WassersteinFree,
+    dpo,
+    fit,
+    infer,
+)
+from theory.policy import Array
+from theory.sets import AmbiguitySet
+
+BALLS = [
+    None,
+    KL(0.01),
+    Tilt(1.0),
+    ChiSquared(0.02),
+    WassersteinFree(0.05),
+    WassersteinFree(0.1, 2),
+]
+
+
+def sample(seed: int, n: int = 400) -> Array:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 2))
+    wins = rng.random(n) < 1 / (1 + np.exp(-x @ [1.2, -0.8]))
+    return np.where(wins[:, None], x, -x)
+
+
+def jackknife(u: Array, ball: AmbiguitySet | None, member: Array) -> Array:
+    """The covariance from the fits without one cluster each."""
+    weights = np.stack([(member != g) / (member != g).sum() for g in range(member.max() + 1)])
+    theta = fit(u, ball, weights, beta=1.0, bound=20.0).theta.numpy()
+    away, g = theta - theta.mean(0), len(theta)
+    return (g - 1) / g * away.T @ away
+
+
+@pytest.mark.parametrize("ball", BALLS)
+def test_the_covariance_is_that_of_the_jackknife(ball: AmbiguitySet | None) -> None:
+    u = sample(0)
+    found = fit(u, ball, beta=1.0, bound=20.0)
+    seen = infer(found)
+    assert seen.method == "sandwich" and seen.independent == len(u)
+    np.testing.assert_allclose(
+        seen.covariance, jackknife(u, ball, np.arange(len(u))), atol=0.06 * seen.covariance.max()
+    )
+    groups = np.arange(len(u)) // 8
+    grouped = infer(found, clusters=groups)
+    assert grouped.independent == 50
+    np.testing.assert_allclose(
+        grouped.covariance, jackknife(u, ball, groups), atol=0.12 * grouped.covariance.max()
+    )
+
+
+@pytest.mark.parametrize("ball", BALLS)
+def test_pairs_that_are_copied_say_no_more_than_once_where_they_are_clusters(
+    ball: AmbiguitySet | None,
+) -> None:
+    u = sample(1, 60)
+    once = infer(fit(u, ball, beta=1.0, bound=20.0))
+    copied = infer(
+        fit(np.repeat(u, 5, 0), ball, beta=1.0, bound=20.0), clusters=np.repeat(np.arange(60), 5)
+    )
+    np.testing.assert_allclose(copied.covariance, once.covariance, rtol=1e-4)
+    np.testing.assert_allclose(copied.intervals, once.intervals, rtol=1e-4)
+    assert copied.independent == once.independent
+
+
+def test_shares_of_distinct_pairs_are_the_pairs_themselves() -> None:
+    u, count = np.array([[1.0, 0.2], [-0.9, 0.3], [0.4, -1.0], [-0.2, 0.5]]), [30, 12, 25, 13]
+    ball = KL(0.01)
+    rows = infer(fit(np.repeat(u, count, 0), ball, beta=1.0))
+    shares = infer(fit(u, ball, np.array(count) / 80, beta=1.0), pairs=80)
+    np.testing.assert_allclose(shares.covariance, rows.covariance, rtol=1e-5)
+
+
+def test_a_log_odds_has_its_textbook_interval_and_region() -> None:
+    seen = infer(dpo([[1.0], [-1.0]], [0.75, 0.25], beta=1.0), pairs=4000)
+    error = 1 / np.sqrt(4000 * 0.75 * 0.25)
+    np.testing.assert_allclose(seen.standard_errors, [error], rtol=1e-3)
+    np.testing.assert_allclose(
+        seen.intervals[0], np.log(3) + np.array([-1, 1]) * 1.96 * error, rtol=1e-3
+    )
+    low, high = seen.intervals[0]
+    assert seen.contains([low + 1e-6]) and not seen.contains([low - 1e-3])
+    assert seen.contains([high - 1e-6]) and not seen.contains([high + 1e-3])
+    assert "95% intervals by sandwich" in repr(seen)
+
+
+def test_where_the_kinks_are_in_doubt_samples_are_smaller() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(6, 2))
+    u = np.concatenate([x, -0.9 * x])
+    p = np.array([4, 3, 5, 6, 3, 4, 2, 1, 2, 3, 1, 2]) / 36
+    metric = np.linalg.norm(u[:, None] - u, axis=-1)
+    met = set()
+    for radius in np.linspace(0.02, 0.3, 15):
+        found = fit(u, WassersteinAtoms(radius, metric), p, beta=1.0, bound=20.0)
+        if bool(found.collapsed):
+            continue
+        sure, unsure = infer(found, pairs=10**9), infer(found, pairs=200, resamples=50)
+        met |= {(sure.method, unsure.method)}
+        if unsure.method == "m out of n":
+            assert "two standard errors" in unsure.reason or "multiplier" in unsure.reason
+            assert unsure.contains(found.theta) and (unsure.standard_errors > 0).all()
+    assert ("sandwich", "m out of n") in met
+
+
+def test_a_fit_that_collapsed_is_resampled() -> None:
+    seen = infer(fit(sample(0), KL(2.0), beta=1.0), resamples=30)
+    assert seen.method == "m out of n" and "reference policy" in seen.reason
+    assert seen.contains([0.0, 0.0])
+
+
+def test_on_the_bound_the_sphere_holds_where_its_multiplier_is_sure() -> None:
+    u = sample(3, 4000)
+    size = float(np.linalg.norm(dpo(u, beta=1.0).theta))
+    sure = infer(dpo(u, beta=1.0, bound=0.5 * size))
+    np.testing.assert_allclose(sure.covariance @ sure.theta, 0, atol=1e-8)
+    assert "in 1 directions" in sure.reason
+    doubtful = infer(dpo(u, beta=1.0, bound=0.999 * size))
+    free = infer(dpo(u, beta=1.0, bound=10 * size))
+    np.testing.assert_allclose(doubtful.covariance, free.covariance, rtol=0.05, atol=1e-6)
+
+
+def test_what_cannot_be_answered_is_refused() -> None:
+    u = sample(0, 50)
+    found = dpo(u, beta=1.0)
+    with pytest.raises(ValueError, match="level"):
+        infer(found, level=1.0)
+    with pytest.raises(ValueError, match="shape"):
+        infer(found, clusters=[1, 2])
+    with pytest.raises(ValueError, match="too few"):
+        infer(found, clusters=np.zeros(50))
+    with pytest.raises(ValueError, match="pairs=1000"):
+        infer(dpo([[1.0], [-1.0]], [0.7, 0.3], beta=1.0))
+    with pytest.raises(ValueError, match=r"found\.one"):
+        infer(fit(u, KL([0.01, 0.02]), beta=1.0))
+    with pytest.raises(ValueError, match="Join equal or similar"):
+        metric = np.linalg.norm(u[:, None] - u, axis=-1)
+        infer(fit(u, WassersteinAtoms(0.1, metric), beta=1.0))
+    assert infer(fit(u, CVaR(0.7), beta=1.0), resamples=20).method == "m out of n"
+
+
+def test_one_of_a_batch_is_that_fit_alone() -> None:
+    u = sample(4, 100)
+    batch, alone = fit(u, KL([0.01, 0.03]), beta=1.0), fit(u, KL(0.03), beta=1.0)
+    one = batch.one(1)
+    np.testing.assert_allclose(infer(one).covariance, infer(alone).covariance, rtol=1e-6)
+    with pytest.raises(ValueError, match="single fit"):
+        one.one(0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), factor=st.floats(0.1, 10.0))
+def test_order_and_unit_do_not_matter(seed: int, factor: float) -> None:
+    u = sample(seed, 80)
+    order = np.random.default_rng(seed).permutation(80)
+    seen = infer(fit(u, KL(0.01), beta=1.0, bound=50.0))
+    again = infer(fit(factor * u[order], KL(0.01), beta=1.0, bound=50.0 / factor))
+    assert seen.method == again.method
+    if seen.method == "sandwich":
+        np.testing.assert_allclose(again.covariance * factor**2, seen.covariance, rtol=1e-4)

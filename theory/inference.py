@@ -1,0 +1,329 @@
+"""Confidence regions of a fit, from its sample alone.
+
+The limit law of the fit (`theory.laws`) with the sample in the place of the population: the
+influence of each pair, summed within clusters where pairs are not independent, gives the covariance
+of theta. What decides the law, which kinks hold theta and whether it is on the bound, is estimated
+as well. Where the sample does not settle it, or the fit collapsed, the law need not be normal, the
+ordinary bootstrap fails with it (Fang and Santos, 2019), and smaller samples are drawn instead: the
+m out of n bootstrap of Bickel, Götze and van Zwet (1997).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import f as f_law
+from scipy.stats import t as t_law
+
+from theory.batch import ArrayLike
+from theory.checks import check_number
+from theory.fitting import fit
+from theory.laws.law import derivative_at, local_program
+from theory.laws.program import SPHERE, Derivative
+from theory.policy import Array
+from theory.results import Fit, Made
+from theory.solvers.local import NoLaw
+
+_SURE = 2.0  # standard errors by which a multiplier, or what is not met, has to be away from 0
+_SEEN = 5  # times that an atom has to be seen on average, where the law is one of atoms
+_POWER = 2 / 3  # m = n^(2/3) in the m out of n bootstrap
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Inference:
+    """What a sample says of theta_rho, the minimiser in the population that it comes from.
+
+    Printing it shows a table.
+
+    Attributes:
+        theta: (d,) the fit, in the inverse unit of the features.
+        covariance: (d, d) of the fit, estimated.
+        intervals: (d, 2) for each coordinate, at the level.
+        level: of the intervals and of the region, each by itself.
+        method: "sandwich" or "m out of n".
+        reason: in words, why this method.
+        names: of the features.
+        independent: number of pairs, or of clusters.
+
+    >>> from theory import KL, fit, infer
+    >>> found = fit([[1.0], [-1.0]], KL(0.01), [0.7, 0.3], beta=1.0)
+    >>> seen = infer(found, pairs=1000)
+    >>> seen.method, seen.intervals.shape, bool(seen.contains(found.theta))
+    ('sandwich', (1, 2), True)
+    """
+
+    theta: Array
+    covariance: Array
+    intervals: Array
+    level: float
+    method: str
+    reason: str
+    names: tuple[str, ...]
+    independent: int
+    _draws: Array | None  # of the fit less theta, by resampling
+    _limit: float  # of the statistic of `contains`
+
+    @property
+    def standard_errors(self) -> Array:
+        """(d,) of the coordinates."""
+        return np.sqrt(np.diag(self.covariance))
+
+    def contains(self, theta: ArrayLike) -> bool:
+        """Whether the simultaneous region holds theta (d,).
+
+        With "sandwich" it is an ellipsoid, and a cylinder where a kink or the bound holds the fit:
+        across these the law is a point. With "m out of n" it is a ball.
+        """
+        away = np.asarray(theta, dtype=float) - self.theta
+        if self._draws is not None:
+            return bool(np.linalg.norm(away) <= self._limit)
+        return bool(away @ np.linalg.pinv(self.covariance, rcond=1e-9) @ away <= self._limit)
+
+    def __repr__(self) -> str:
+        """A short table."""
+        width = max(len(name) for name in self.names)
+        rows = [
+            f"  {name:<{width}}  {x:12.6g}  +- {e:.3g}  [{low:.6g}, {high:.6g}]"
+            for name, x, e, (low, high) in zip(
+                self.names, self.theta, self.standard_errors, self.intervals, strict=True
+            )
+        ]
+        head = f"{self.level:.0%} intervals by {self.method}, {self.independent} independent units"
+        return "\n".join([f"{head}: {self.reason}", *rows])
+
+
+def infer(
+    found: Fit,
+    *,
+    pairs: int | None = None,
+    clusters: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 400,
+    seed: int = 0,
+) -> Inference:
+    """Standard errors and confidence regions of a fit, for the minimiser of the same set in the
+    population.
+
+    The radius is held fixed. Theorems F1 to F3, docs/theorems/limit-laws.md; for clusters Liang and
+    Zeger (1986). Intervals use the t and Hotelling's law with the number of independent units less
+    one.
+
+    Args:
+        found: one fit; of a batch `found.one(r)`.
+        pairs: n, how many pairs the sample has. Needed where the fit was given weights, which are
+            then the shares of distinct pairs; else their number is known.
+        clusters: (n,) a label for each row: pairs with the same label, such as those of one
+            annotator or prompt, may depend on each other in any way. None: all are independent.
+        level: of the intervals, in (0, 1).
+        resamples: fits to smaller samples, where those are needed.
+        seed: of the smaller samples.
+
+    Returns:
+        An `Inference`, which says how it was made and why.
+
+    Raises:
+        ValueError: a batch, a fit that did not converge, weights without `pairs`, labels that do
+            not match the rows, too few independent units, or atoms that were not seen often enough
+            for a set that lives on them.
+
+    >>> from theory import dpo, infer
+    >>> found = dpo([[1.0], [1.0], [1.0], [-1.0]] * 100, beta=1.0)
+    >>> infer(found).standard_errors.round(3).tolist()  # 1/sqrt(400 * 3/4 * 1/4)
+    [0.116]
+    """
+    made = _single(found)
+    level = check_number("level", level)
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level:g}; 0.95 is usual.")
+    sample = _sample(made, pairs, clusters, len(found.theta))
+    try:
+        program = local_program(found)
+        if program.finite and sample.pairs < _SEEN * (made.pairs.p[0] > 0).sum().item():
+            return _seldom(found, made, sample, level, resamples, seed)
+        moved = _off_a_doubtful_sphere(derivative_at(found), sample)
+        doubt = _doubt(moved, sample)
+    except NoLaw as error:
+        doubt = str(error)
+    if doubt:
+        return _resampled(found, made, sample, level, resamples, seed, doubt)
+    covariance = sample.covariance(moved.influence[:, : len(found.theta)])
+    units, d = sample.units, np.linalg.matrix_rank(covariance, tol=1e-12 * np.trace(covariance))
+    reach = t_law.ppf((1 + level) / 2, units - 1) * np.sqrt(np.diag(covariance))
+    theta = found.theta.numpy()
+    return Inference(
+        theta,
+        covariance,
+        np.stack([theta - reach, theta + reach], 1),
+        level,
+        "sandwich",
+        "the law is normal" + (f" in {d} directions" if d < len(theta) else ""),
+        found.names,
+        units,
+        None,
+        d * (units - 1) / (units - d) * f_law.ppf(level, d, units - d) if d else 0.0,
+    )
+
+
+# ------------------------------------------------------------------------------------ the sample
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """p: (K,) shares of the rows. pairs: n. member: (K,) the cluster of each row, or None."""
+
+    p: Array
+    pairs: int
+    member: np.ndarray | None
+
+    @property
+    def units(self) -> int:
+        """Independent ones: pairs or clusters."""
+        return self.pairs if self.member is None else int(self.member.max()) + 1
+
+    def covariance(self, influence: Array) -> Array:
+        """(m, m) of the mean of the influence (K, m) over the sample."""
+        centred = influence - self.p @ influence
+        if self.member is None:
+            return (centred * self.p[:, None]).T @ centred / (self.pairs - 1)
+        sums = np.zeros((self.units, influence.shape[1]))
+        np.add.at(sums, self.member, centred * self.p[:, None])
+        return sums.T @ sums * self.units / (self.units - 1)
+
+    def errors(self, influence: Array) -> Array:
+        """(m,) standard errors, the root of the diagonal of `covariance`."""
+        parts = [influence[:, k : k + 1] for k in range(influence.shape[1])]
+        return np.array([np.sqrt(self.covariance(part)[0, 0]) for part in parts])
+
+    def smaller(self, count: int, seed: int) -> tuple[Array, int]:
+        """(count, K) shares of the rows in samples of m < n pairs or clusters, and m."""
+        rng, m = np.random.default_rng(seed), max(int(self.units**_POWER), 2)
+        if self.member is None:
+            return rng.multinomial(m, self.p / self.p.sum(), size=count) / m, m
+        times = rng.multinomial(m, np.full(self.units, 1 / self.units), size=count)
+        weights = times[:, self.member] * self.p
+        return weights / weights.sum(1, keepdims=True), m
+
+
+def _single(found: Fit) -> Made:
+    if found.theta.ndim != 1:
+        raise ValueError(
+            f"found holds {len(found.theta)} fits: take one of them, as in infer(found.one(0))."
+        )
+    if not bool(found.converged):
+        raise ValueError(
+            f"the fit did not converge (gap {found.gap.item():.1e}): its derivative would not be"
+            " that of the minimiser. Fit with another tolerance or unit first."
+        )
+    assert found._made is not None
+    return found._made
+
+
+def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -> _Sample:
+    p = made.pairs.p[0].cpu().numpy()
+    equal = bool(np.allclose(p, p[0], rtol=1e-9, atol=0))
+    if pairs is None:
+        if not equal:
+            raise ValueError(
+                "the fit was given weights, from which the number of pairs is not seen. Say it, as"
+                " in infer(found, pairs=1000)."
+            )
+        pairs = len(p)
+    n = int(check_number("pairs", pairs))
+    member = None
+    if clusters is not None:
+        labels = np.asarray(clusters)
+        if labels.shape != p.shape or not equal or n != len(p):
+            raise ValueError(
+                f"clusters has shape {labels.shape}; give a label for each of the {len(p)} rows,"
+                " one row a pair, and no weights."
+            )
+        member = np.unique(labels, return_inverse=True)[1]
+    sample = _Sample(p, n, member)
+    if sample.units < d + 2:
+        raise ValueError(
+            f"{sample.units} independent pairs or clusters are too few for {d} features: at least"
+            f" {d + 2} are needed, and many more for the limit to be near."
+        )
+    return sample
+
+
+# ------------------------------------------------------------------------------------- the choice
+def _doubt(moved: Derivative, sample: _Sample) -> str:
+    """What the sample leaves open of the law, in words; empty where it is settled."""
+    if not moved.linear:
+        return "a kink or the bound is met without a multiplier"
+    influence = moved.influence
+    mass, errors = _masses(moved, sample)
+    if (mass < _SURE * errors).any():
+        return "a multiplier of a kink is within two standard errors of 0"
+    near = moved.room < np.inf
+    if (moved.room[near] < _SURE * sample.errors(influence @ moved.spare[near].T)).any():
+        return "another kink is within two standard errors"
+    return ""
+
+
+def _masses(moved: Derivative, sample: _Sample) -> tuple[Array, Array]:
+    """The multipliers of kinks and walls, and what is left to the atoms' own pieces, with their
+    standard errors."""
+    if not len(moved.held):
+        return np.zeros(0), np.zeros(0)
+    by_mass, own = moved.multiplier_influence, np.unique(moved.owner[moved.owner >= 0])
+    rest = (np.arange(len(sample.p))[:, None] == own).astype(float)
+    for k, atom in enumerate(own):
+        rest[:, k] -= by_mass[:, moved.owner == atom].sum(1)
+    return np.append(moved.mass, moved.base[own]), sample.errors(np.hstack([by_mass, rest]))
+
+
+def _off_a_doubtful_sphere(moved: Derivative, sample: _Sample) -> Derivative:
+    """Without the bound where its multiplier is not surely positive: the fit's error is then the
+    projection of the one without it, which is the longer one, so that the region is wide enough."""
+    if moved.linear and SPHERE in moved.owner:
+        mass, errors = _masses(moved, sample)
+        k = int(np.flatnonzero(moved.owner == SPHERE)[0])
+        if mass[k] < _SURE * errors[k]:
+            return moved.off_the_sphere()
+    return moved
+
+
+def _seldom(
+    found: Fit, made: Made, sample: _Sample, level: float, resamples: int, seed: int
+) -> Inference:
+    """The law is one of atoms, and they were not seen often."""
+    assert made.set is not None
+    if made.set.facts.atoms:
+        raise ValueError(
+            f"{type(made.set).__name__} has its atoms for all that there is, and {sample.pairs}"
+            f" pairs on {len(sample.p)} atoms are fewer than {_SEEN} each: how the atoms themselves"
+            " vary is not known to it. Join equal or similar pairs into one atom with a weight, or"
+            " use WassersteinFree."
+        )
+    why = "the worst case jumps at single pairs"
+    return _resampled(found, made, sample, level, resamples, seed, why)
+
+
+def _resampled(
+    found: Fit, made: Made, sample: _Sample, level: float, count: int, seed: int, why: str
+) -> Inference:
+    """By the fits to smaller samples: sqrt(m) times their error has the law of sqrt(n) times ours.
+
+    Bickel, Götze and van Zwet (1997), Statistica Sinica 7.
+    """
+    weights, m = sample.smaller(count, seed)
+    u = made.pairs.ut[0].T
+    reference, bound = made.domain.theta_ref, made.domain.bound
+    again = fit(
+        u, made.set, torch.from_numpy(weights), beta=made.beta, bound=bound, theta_ref=reference
+    )
+    theta = found.theta.numpy()
+    draws = (again.theta.numpy() - theta) * np.sqrt(m / sample.units)
+    low, high = np.quantile(draws, [(1 + level) / 2, (1 - level) / 2], axis=0)
+    return Inference(
+        theta,
+        draws.T @ draws / count,
+        np.stack([theta - low, theta - high], 1),
+        level,
+        "m out of n",
+        why,
+        found.names,
+        sample.units,
+        draws,
+        float(np.quantile(np.linalg.norm(draws, axis=1), level)),
+    )

@@ -48,8 +48,8 @@ def kl_ball_bound(
             tail inequalities the bound holds for it with certainty.
 
     Returns:
-        The better of two bounds: by Lemma 1 of docs/theorems/kl.md, which is finite sooner, and by all
-        of the curvature, which is smaller once it is finite.
+        The better of two bounds: by Lemma 1 of docs/theorems/kl.md, which is finite sooner, and by
+        all of the curvature, which is smaller once it is finite.
     """
     edge = kl_edge_bound(u, p, theta, size, radius=radius, sample=sample)
     if math.isfinite(edge.value):

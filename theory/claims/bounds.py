@@ -18,6 +18,7 @@ from theory.bounds.tilted import dpo_bound, largest_distance, third_over_second,
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -594,6 +595,7 @@ CLAIMS = (
         _METHOD,
         _FLIPS,
         bound_tilt,
+        Kind.DERIVED,
     ),
     Claim(
         "bound-kl-ball",
@@ -606,6 +608,7 @@ CLAIMS = (
         _METHOD,
         _FLIPS,
         bound_kl_ball,
+        Kind.DERIVED,
     ),
     Claim(
         "bound-free",
@@ -617,6 +620,7 @@ CLAIMS = (
         _METHOD + " The same for features that are uniform on the circle.",
         _FLIPS,
         bound_free,
+        Kind.DERIVED,
     ),
     Claim(
         "bound-every-radius",
@@ -631,6 +635,7 @@ CLAIMS = (
         " leaves out -1/2, as -0.4 and -0.6 do. The constants are loose here: no factor near 1"
         " refutes them.",
         bound_every_radius,
+        Kind.DERIVED,
     ),
     Claim(
         "bound-from-data",
@@ -644,5 +649,6 @@ CLAIMS = (
         "Errors above the certificate in surely more than 5 % of the samples, or one sample that"
         " violates the step, as it does with a bound divided by 1.5.",
         bound_from_data,
+        Kind.DERIVED,
     ),
 )

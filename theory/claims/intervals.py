@@ -7,6 +7,7 @@ from scipy.stats import f as f_law
 from theory.claims.ledger import (
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -122,5 +123,6 @@ CLAIMS = (
         " 42 % or more than 58 % of the 50 % regions. A covariance 1.5 times too small or too"
         " large, or an exponent that is 0.1 off, is refuted.",
         interval_coverage,
+        Kind.DERIVED,
     ),
 )

@@ -10,6 +10,7 @@ from theory.claims.ledger import (
     LEVEL,
     Claim,
     Finding,
+    Kind,
     Measurement,
     Row,
     Verdict,
@@ -243,6 +244,7 @@ CLAIMS = (
         _METHOD,
         _FLIPS + " So is a J without the term that the moving temperature takes back.",
         limit_law_kl,
+        Kind.DERIVED,
     ),
     Claim(
         "limit-law-atoms",
@@ -254,6 +256,7 @@ CLAIMS = (
         _METHOD,
         _FLIPS + " So is the law that takes one of the equally good targets for the only one.",
         limit_law_atoms,
+        Kind.DERIVED,
     ),
     Claim(
         "limit-law-free",
@@ -265,5 +268,6 @@ CLAIMS = (
         _METHOD,
         _FLIPS,
         limit_law_free,
+        Kind.DERIVED,
     ),
 )

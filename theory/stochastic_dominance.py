@@ -112,6 +112,7 @@ def dominance(
             outside (0, 1).
 
     >>> import numpy as np
+    >>> from theory import dominance
     >>> rng = np.random.default_rng(0)
     >>> found = dominance(rng.beta(4, 2, 2000), rng.beta(2, 4, 2000), low=0.0, high=1.0)
     >>> found.first.violation, round(found.first.certificate, 4)

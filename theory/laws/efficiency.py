@@ -154,8 +154,8 @@ def sphere_efficiency(largest: float, tau: float, d: int) -> tuple[float, float,
     Raises:
         ValueError: a temperature or a largest log-odds that is not positive, or d < 2.
 
-    >>> [round(x, 3) for x in sphere_efficiency(6.0, 1.0, 4)]
-    [0.817, 0.913, 0.866]
+    >>> tuple(round(x, 3) for x in sphere_efficiency(6.0, 1.0, 4))
+    (0.817, 0.913, 0.866)
     """
     tau = check_scale("tau", tau, _TAU)
     largest = check_scale("largest", largest, "It is the largest log-odds of a pair.")

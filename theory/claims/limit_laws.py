@@ -160,17 +160,16 @@ def _dimension(law: Law) -> int:
 def _shape(
     problem: RobustProblem, fraction: float, seed: int, wrong: _Wrong, replicates: int
 ) -> list[Row]:
-    """Densities of root n times the error: predicted, and measured at three sizes."""
+    """Distribution functions of root n times the error: predicted, and measured at three sizes."""
     radius, law = _law(problem, fraction)
-    limit = _predicted(law, wrong)
-    edges = np.linspace(0, float(np.quantile(limit, 0.999)), 25)
-    middles = (edges[1:] + edges[:-1]) / 2
-    rows = curve(middles, np.histogram(limit, edges, density=True)[0], "predicted")
+    limit = np.sort(_predicted(law, wrong))
+    x = np.linspace(0, float(np.quantile(limit, 0.999)), 41)
+    rows = curve(x, np.searchsorted(limit, x) / len(limit), "predicted")
     for n in (10**3, FEW, MANY):
         errors, _ = problem.errors(n, radius, law.theta, replicates, (seed, n))
-        counts = np.histogram(errors * np.sqrt(n), edges)[0] / len(errors) / (edges[1] - edges[0])
-        rows += curve(middles, counts, f"n = {n:.0e}")
-    return panel(rows, "root n times the error", "density")
+        share = np.searchsorted(np.sort(errors * np.sqrt(n)), x) / len(errors)
+        rows += curve(x, share, f"n = {n:.0e}")
+    return panel(rows, "root n times the error", "share of samples below")
 
 
 def limit_law_kl(

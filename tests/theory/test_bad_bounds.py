@@ -77,3 +77,15 @@ def test_sizes_that_are_refused() -> None:
     with pytest.raises(ValueError, match="dimension"):
         side = Side(10, 1.0)
         aot_deviation(side, side, dimension=0, bound=1.0, lipschitz=1.0, delta=0.05)
+
+
+def test_a_radius_of_rounding_where_all_losses_are_equal() -> None:
+    """-log of weights that sum to 1 but for rounding is hardly a radius; no atom is off the top."""
+    u, p = np.ones((4, 1)), np.array([0.7, 0.1, 0.1, 0.1])
+    radius = -math.log(float(p.sum()))
+    assert 0 < radius < 1e-15
+    for shares in ([0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.25] * 4):
+        sample = np.array(shares)
+        size = Size(10**5, 0.05, 1.0, 3.0)
+        found = kl_ball_bound(u, p, np.array([3.0]), size, radius=radius, sample=sample)
+        assert found.value < 1e-6  # the minimiser is 3, on the bound, for every sample

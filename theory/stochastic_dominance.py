@@ -107,9 +107,9 @@ def dominance(
         A `theory.stochastic_dominance.Dominance`.
 
     Raises:
-        ValueError: rewards that are not finite or not between low and high, samples of different
-            lengths that are said to be paired, fewer than two rewards or clusters, or a level
-            outside (0, 1).
+        ValueError: rewards or bounds that are not finite, rewards not between low and high, samples
+            of different lengths that are said to be paired, fewer than two rewards or clusters,
+            missing labels, or a level outside (0, 1).
 
     >>> import numpy as np
     >>> from theory import dominance
@@ -119,6 +119,7 @@ def dominance(
     (0.0, 0.0046)
     """
     u, v = _rewards("chosen", chosen, low, high), _rewards("rejected", rejected, low, high)
+    level = check_number("level", level)
     if not 0 < level < 1:
         raise ValueError(f"level must lie strictly between 0 and 1, got {level}. Usual is 0.95.")
     if (paired or clusters is not None) and len(u) != len(v):
@@ -144,9 +145,12 @@ def dominance(
     )
     upper, upper_second, levels = _certificates(*samples, band, low, high)
     z = float(norm.isf((1 - level) / 2))
+    # the ratio has no unit: in this one its squares neither overflow nor vanish
+    unit = _power_of_two(*samples)
+    scaled = tuple(_Sample(sample.atoms / unit, sample.top) for sample in samples)
     found = []
     for certificate, of_order in ((upper, _first_order), (upper_second, _second_order)):
-        violation, ratio, *influences = of_order(*samples)
+        violation, ratio, *influences = of_order(*scaled)
         phi, psi = (
             weight * x[order.argsort()]
             for x, weight, order in zip(influences, (p, q), orders, strict=True)
@@ -156,10 +160,11 @@ def dominance(
         else:
             sums = np.bincount(label, phi + psi)
             error = float(np.linalg.norm(sums)) * math.sqrt(len(sums) / (len(sums) - 1))
-        found.append(Violation(violation, certificate, ratio, _interval(ratio, error, z)))
+        found.append(Violation(violation * unit, certificate, ratio, _interval(ratio, error, z)))
     from_pairs = None
     if label is not None and low is not None and high is not None:
-        from_pairs = found[0].violation + _pairs_width(u - v, label, high - low, 1 - level)
+        width = _pairs_width(u - v, label, high - low, 1 - level)
+        from_pairs = min(found[0].violation + width, high - low)  # no law has a larger violation
     return Dominance(found[0], found[1], levels, band, from_pairs, level)
 
 
@@ -323,6 +328,10 @@ def _rewards(name: str, x: ArrayLike, low: float | None, high: float | None) -> 
         if bound is None:
             continue
         number = check_number("low" if sign > 0 else "high", bound)
+        if not math.isfinite(number):
+            raise ValueError(
+                f"low and high must be finite, got {number:g}. Pass None for an end without one."
+            )
         worst = float((sign * rewards).min()) * sign
         if not sign * worst >= sign * number:
             raise ValueError(
@@ -334,13 +343,28 @@ def _rewards(name: str, x: ArrayLike, low: float | None, high: float | None) -> 
 
 def _labels(clusters: ArrayLike, n: int) -> NDArray[np.intp]:
     """Numbers 0, 1, ... of the clusters (n,)."""
-    found, label = np.unique(np.asarray(clusters), return_inverse=True)
+    try:
+        found, label = np.unique(np.asarray(clusters), return_inverse=True)
+        missing = bool((found != found).any())
+    except TypeError:  # None or NA among the labels, or labels of several types
+        missing = True
+    if missing:
+        raise ValueError(
+            "clusters must be labels of one type without missing ones, got NaN, None or labels that"
+            " cannot be compared. Leave pairs of an unknown cluster out."
+        )
     if label.shape != (n,) or len(found) < 2:
         raise ValueError(
             f"clusters must be a label for each of the {n} pairs, of two clusters at least, got"
             f" shape {np.shape(clusters)} with {len(found)} different labels."
         )
     return label
+
+
+def _power_of_two(u: _Sample, v: _Sample) -> float:
+    """Near the largest reward less the least: dividing by it is exact."""
+    ends = [end for sample in (u, v) for end in (sample.atoms[0], sample.atoms[-1])]
+    return math.ldexp(1.0, max(math.frexp(max(ends) / 2 - min(ends) / 2)[1], -1000))
 
 
 def _levels(mass: Array) -> Array:

@@ -157,6 +157,26 @@ def test_what_is_refused() -> None:
         aot_law(*atoms, theta[:1], **common)
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.7, 2.0, 5.0])
+def test_features_that_leave_a_direction_out_are_refused(angle: float) -> None:
+    """The Hessian is singular up to rounding: no covariance of 1e16, and no error of a library."""
+    way = np.array([math.cos(angle), math.sin(angle)])
+    a, b = np.outer([2.0, 1.0], way), np.zeros((1, 2))
+    best_there = 1.4 / 2.2 * way  # regression, as in the example of aot_law
+    with pytest.raises(ValueError, match="no strict minimum"):
+        aot_law(a, b, [0.4, 0.6], [1.0], best_there, h=least_squares, beta=1.0, bound=2.0)
+
+
+def test_one_dimension_on_the_bound_is_a_point() -> None:
+    """Chosen 2 or 1, rejected 0, h = (1 - t)²: the minimiser 1.4/2.2 is beyond the bound 0.5."""
+    a, b = np.array([[2.0], [1.0]]), np.array([[0.0]])
+    law = aot_law(a, b, [0.4, 0.6], [1.0], np.array([0.5]), h=least_squares, beta=1.0, bound=0.5)
+    assert law.covariance.tolist() == [[0.0]] and law.excess.size == 0
+    assert law.curvature == math.inf
+    assert law.multiplier == pytest.approx(2 * (1.4 - 2.2 * 0.5))
+    assert not law.draw(np.random.default_rng(0), 5).any()
+
+
 # ------------------------------------------------------------------------------------------- bounds
 def test_the_deviation_by_hand() -> None:
     """n = 100 and m = 400, L = 2, B = 3, with every constant written out, at the best cover of a

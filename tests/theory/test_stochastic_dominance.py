@@ -290,9 +290,32 @@ def test_dominance_and_its_opposite() -> None:
         ({"paired": True, "rejected": [1.0, 2.0]}, "3 chosen and 2 rejected"),
         ({"clusters": [1, 1, 1]}, "two clusters"),
         ({"clusters": [1, 2]}, "label for each of the 3"),
+        ({"level": "0.95"}, "level must be"),
+        ({"low": -math.inf}, "low and high must be finite"),
+        ({"high": math.nan}, "low and high must be finite"),
+        ({"clusters": [math.nan, 1.0, 2.0]}, "without missing ones"),
+        ({"clusters": [None, "a", "b"]}, "without missing ones"),
+        ({"clusters": [None, None, None]}, "without missing ones"),
     ],
 )
 def test_what_is_refused(how: dict[str, Any], message: str) -> None:
     given = {"chosen": [1.0, 2.0, 3.0], "rejected": [0.0, 1.0, 2.0]} | how
     with pytest.raises(ValueError, match=message):
         dominance(given.pop("chosen"), given.pop("rejected"), **given)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e200, 1e307])
+def test_the_ratio_has_no_unit(unit: float) -> None:
+    """Its squares would vanish or overflow: no NaN, and no two samples that count as equal."""
+    rng = np.random.default_rng(0)
+    u, v = rng.random(30), rng.random(30)
+    usual, other = dominance(u, v), dominance(u * unit, v * unit)
+    for order in ("first", "second"):
+        at, there = getattr(usual, order), getattr(other, order)
+        assert there.ratio == pytest.approx(at.ratio, rel=1e-9)
+        assert there.interval == pytest.approx(at.interval, rel=1e-6)
+        assert there.violation == pytest.approx(at.violation * unit, rel=1e-9)
+
+
+def test_the_certificate_from_pairs_is_at_most_the_range() -> None:
+    assert dominance([0.0, 1.0], [1.0, 0.0], low=0.0, high=1.0, paired=True).from_pairs == 1.0

@@ -96,7 +96,7 @@ def aot_deviation(
     """
     check_constants(bound=bound, delta=delta)
     L = check_positive("lipschitz", lipschitz, "It is the largest slope of h.")
-    if dimension < 1:
+    if not dimension >= 1:
         raise ValueError(f"dimension must be at least 1, got {dimension}.")
     scale = L * bound
     reach = chosen.reach + rejected.reach

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit
 
 from theory.bounds.concentration import Deviations, deviations
-from theory.bounds.population import Size, not_stationary, seen_from
+from theory.bounds.population import Size, check_population, not_stationary, seen_from
 from theory.bounds.sharp import SharpBound, _step
 from theory.bounds.tilted import NO_BOUND, SLOPE, SmoothBound, largest_distance
 from theory.policy import Array
@@ -46,6 +46,8 @@ def w1_free_bound(
         sample: (K,) shares of the atoms in one sample: with its own deviations in the place of
             tail inequalities the bound holds for it with certainty.
     """
+    u, p, theta = check_population(u, p, theta, size)
+    _check_radius(radius)
     w = theta if size.theta_ref is None else theta - size.theta_ref
     length, d = float(np.linalg.norm(w)), len(w)
     noise = deviations(size.n, sample, p > 0)
@@ -135,6 +137,8 @@ def w2_free_bound(
         A `SharpBound` whose gradient and curvature are in the norm of the worst case's Hessian. It
         is infinite at the reference policy and where eta <= b²/8.
     """
+    u, p, theta = check_population(u, p, theta, size)
+    _check_radius(radius)
     noise = deviations(size.n, sample, p > 0)
     u, p = u[p > 0], p[p > 0]
     w = theta if size.theta_ref is None else theta - size.theta_ref
@@ -204,12 +208,19 @@ def w2_free_bound(
     return replace(found, value=found.value / math.sqrt(h))
 
 
+def _check_radius(radius: float) -> None:
+    if not 0 <= radius < math.inf:
+        raise ValueError(
+            f"radius must be finite and not negative, got {radius}. It is in the unit of u."
+        )
+
+
 def _reach(u: Array, reach: float | None) -> float:
     """The largest ||u||, which must not be less than that of the nodes."""
     nodes = float(np.linalg.norm(u, axis=1).max())
     if reach is None:
         return nodes
-    if reach < nodes * (1 - 1e-12):
+    if not reach >= nodes * (1 - 1e-12):
         raise ValueError(
             f"reach must be at least the largest norm of u, {nodes:g}, got {reach:g}. It is the"
             " largest norm that the law can give."

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import expit
 
 from theory.bounds.concentration import bousquet
-from theory.bounds.population import Size, not_stationary, seen_from
+from theory.bounds.population import Size, check_population, not_stationary, seen_from
 from theory.bounds.tilted import third_over_second
 from theory.checks import check_positive
 from theory.policy import Array
@@ -73,12 +73,13 @@ def certificate(
     >>> bool(abs(theta[0] - np.log(0.7 / 0.3)) < found.value), round(found.value, 2)
     (True, 0.09)
     """
+    u, p, theta = check_population(u, p, theta, size)
     u, p = u[p > 0], p[p > 0]
     t = 0.0
     if temperature is not None:
         t = 1 / check_positive("temperature", temperature, "For DPO leave it out.")
     longest = float(np.linalg.norm(u, axis=1).max())
-    if reach < longest * (1 - 1e-12):
+    if not reach >= longest * (1 - 1e-12):
         raise ValueError(
             f"reach must be at least {longest:g}, the largest norm of u in the sample, got"
             f" {reach:g}. It is a norm that no pair of the population exceeds."

@@ -18,7 +18,7 @@ from scipy.special import expit
 
 from theory.bounds.concentration import Deviations, deviations
 from theory.bounds.kl_edge import kl_edge_bound
-from theory.bounds.population import Size, not_stationary, seen_from
+from theory.bounds.population import Size, check_population, not_stationary, seen_from
 from theory.bounds.sharp import SharpBound, _step, _temperature_shift
 from theory.bounds.tilted import largest_distance
 from theory.duals import kl_ball_dual
@@ -51,6 +51,7 @@ def kl_ball_bound(
         The better of two bounds: by Lemma 1 of docs/theorems/kl.md, which is finite sooner, and by
         all of the curvature, which is smaller once it is finite.
     """
+    u, p, theta = check_population(u, p, theta, size)
     edge = kl_edge_bound(u, p, theta, size, radius=radius, sample=sample)
     if math.isfinite(edge.value):
         return edge

@@ -70,7 +70,8 @@ def kl_edge_bound(
     divergence = noise.mean(p, r * (log_r - used), share["divergence"])
     together = noise.mean(p, r * (log_r - used) - (r - 1), share["together"])
     most = used + together + (divergence * mass + mass**2 / 2) / (1 - mass)
-    highest = -math.log(mass_top - seen)  # KL of the sample's P_n(.|A)
+    # KL of the sample's P_n(.|A), which is P_n itself where all losses are equal
+    highest = 0.0 if top.all() else -math.log(mass_top - seen)
     jump = np.linalg.norm((G - g) @ white, axis=1)
     if most <= radius:  # the population's worst case, reweighted, is within reach
         share_off, away = 0.0, 0.0

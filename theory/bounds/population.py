@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+from theory.batch import ArrayLike
 from theory.bounds.papers import check_constants
+from theory.checks import as_array, check_probability
 from theory.policy import Array
 
 
@@ -32,6 +34,30 @@ class Local:
     losses: Array
     gradients: Array
     hessians: Array
+
+
+def check_population(
+    u: ArrayLike, p: ArrayLike, theta: ArrayLike, size: Size
+) -> tuple[Array, Array, Array]:
+    """u (K, d), p (K,) and theta (d,) as arrays of finite numbers, p a probability.
+
+    A bound of anything else would be a number that means nothing.
+    """
+    atoms, at = as_array(u, "u"), as_array(theta, "theta")
+    ref = np.zeros(at.shape) if size.theta_ref is None else as_array(size.theta_ref, "theta_ref")
+    if atoms.ndim != 2 or 0 in atoms.shape or {at.shape, ref.shape} != {atoms.shape[1:]}:
+        raise ValueError(
+            "u, theta and theta_ref must have shapes (K, d), (d,) and (d,), got"
+            f" {atoms.shape}, {at.shape} and {ref.shape}. One row of u an atom."
+        )
+    for name, x in (("u", atoms), ("theta", at), ("theta_ref", ref)):
+        bad = int((~np.isfinite(x)).sum())
+        if bad:
+            raise ValueError(
+                f"{name} holds {bad} entries that are NaN or infinite among {x.size}. Leave atoms"
+                " without numbers out, with their weights, or look at what computed them."
+            )
+    return atoms, check_probability("p", p, len(atoms)), at
 
 
 def seen_from(theta: Array, u: Array, size: Size) -> Local:

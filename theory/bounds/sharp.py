@@ -24,7 +24,8 @@ from scipy.optimize import brentq, linprog
 
 from theory.bounds.budget import Price, price_of_budget
 from theory.bounds.concentration import bernstein, chernoff, deviations, pinelis
-from theory.bounds.population import Size, not_stationary, seen_from
+from theory.bounds.population import Size, check_population, not_stationary, seen_from
+from theory.checks import check_metric
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array
 
@@ -70,6 +71,7 @@ def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> 
 
     u (K, d), p (K,): atoms of the population. theta (d,): its robust minimiser theta_rho.
     """
+    u, p, theta = check_population(u, p, theta, size)
     u, p = u[p > 0], p[p > 0]
     local = seen_from(theta, u, size)
     l = local.losses
@@ -151,6 +153,8 @@ def transport_bound(
         A `SharpBound` whose gradient and curvature are in the norm of the Hessian under the
         population's stationary worst case, so that curvature is at most 1.
     """
+    u, p, theta = check_population(u, p, theta, size)
+    distance = check_metric(distance, len(p)).numpy()
     live = p > 0
     noise = deviations(size.n, sample, live)
     local = seen_from(theta, u, size)

@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import expit
 
 from theory.bounds.concentration import deviations
-from theory.bounds.population import Size, not_stationary, seen_from
+from theory.bounds.population import Size, check_population, not_stationary, seen_from
 from theory.checks import check_positive
 from theory.policy import Array
 
@@ -60,6 +60,10 @@ def dpo_bound(
         sample: (K,) shares of the atoms in one sample: with its own deviations in the place of
             tail inequalities the bound holds for it with certainty.
 
+    Raises:
+        ValueError: numbers that are not finite, shapes that do not fit, or probabilities that do
+            not sum to one; so do the other bounds on the error.
+
     >>> import numpy as np
     >>> from theory import dpo
     >>> u, p = np.array([[1.0], [-1.0]]), np.array([0.7, 0.3])
@@ -97,6 +101,7 @@ def tilt_bound(
 def _bound(
     u: Array, p: Array, theta: Array, size: Size, t: float, sample: Array | None
 ) -> SmoothBound:
+    u, p, theta = check_population(u, p, theta, size)
     noise = deviations(size.n, sample, p > 0)
     u, p = u[p > 0], p[p > 0]
     local = seen_from(theta, u, size)

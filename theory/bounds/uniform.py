@@ -14,6 +14,7 @@ from collections.abc import Callable
 from scipy.optimize import minimize_scalar
 
 from theory.bounds.papers import check_constants, largest_loss
+from theory.checks import check_positive
 
 
 def pointwise_wasserstein(n: float, *, beta: float, bound: float, delta: float) -> float:
@@ -56,6 +57,8 @@ def uniform_wasserstein(
     whose optimum is at most K/radius^p.
     """
     check_constants(n, beta=beta, bound=bound, delta=delta)
+    check_positive("radius", radius, "For the plain mean there is no dual variable to cover.")
+    check_positive("diameter", diameter, "It is the largest distance in Z.")
     K = largest_loss(beta, bound)
     reach = K / radius**power
 
@@ -79,6 +82,8 @@ def uniform_kl(
     e^{l/lam}, which has the range lam (e^{K/lam} - 1), largest at dual_low.
     """
     check_constants(n, beta=beta, bound=bound, delta=delta)
+    check_positive("radius", radius, "For the plain mean there is no dual variable to cover.")
+    check_positive("dual_low", dual_low, "It is where the dual variable is cut off, a choice.")
     K = largest_loss(beta, bound)
     if K / dual_low > 700:
         return math.inf

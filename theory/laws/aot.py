@@ -22,6 +22,7 @@ from theory.transport import coupling
 Cost = Callable[[Tensor, float], Tensor]  # h(t, beta)
 
 _SAME = 1e-9  # two rewards, or two levels, this close (relative) count as equal
+_SINGULAR = 1e-12  # least curvature, relative to the largest, that is not rounding
 _FLAT = 1e-5  # largest gradient of a stationary point, relative to the largest of one pair
 
 
@@ -29,10 +30,11 @@ _FLAT = 1e-5  # largest gradient of a stationary point, relative to the largest 
 class AotLaw:
     """The law of sqrt(n) (theta_n - theta*): normal, with mean 0.
 
-    covariance: (d, d), of rank d, or d - 1 where theta* is on the bound. excess: (d,) weights of
-    independent chi-square variables with one degree of freedom whose sum is the limit of
-    n (OT_h(theta_n) - OT_h(theta*)); its mean is their sum. curvature: least eigenvalue of the
-    Hessian on the tangent space, that of the bound included. multiplier: c in gradient =
+    covariance: (d, d), of rank d at most, or d - 1 where theta* is on the bound. excess: (d,), or
+    (d - 1,) on the bound, weights of independent chi-square variables with one degree of freedom
+    whose sum is the limit of n (OT_h(theta_n) - OT_h(theta*)); its mean is their sum. curvature:
+    least eigenvalue of the Hessian on the tangent space, that of the bound included; infinite for
+    d = 1 on the bound, where the law is a point. multiplier: c in gradient =
     -c theta*/B, 0 inside.
     """
 
@@ -110,8 +112,9 @@ def aot_law(
     hessian = np.einsum("k,ki,kj->ij", mass * second.numpy(), x, x)
     tangent, multiplier = _tangent(at, gradient, bound, np.linalg.norm(slope, axis=1).max())
     curved = tangent.T @ hessian @ tangent + multiplier / bound * np.eye(tangent.shape[1])
-    least = float(np.linalg.eigvalsh(curved)[0])
-    if not least > 0:
+    curvatures = np.linalg.eigvalsh(curved)
+    least = float(curvatures.min(initial=np.inf))  # d = 1 on the bound: no tangent
+    if not least > _SINGULAR * curvatures.max(initial=0.0):
         raise ValueError(
             f"the least curvature at theta is {least:.3g}: no strict minimum. Minimise from more"
             " starts; where directions of theta change no reward, leave them out."

@@ -8,20 +8,21 @@ ordinary bootstrap fails with it (Fang and Santos, 2019), and smaller samples ar
 m out of n bootstrap of Bickel, Götze and van Zwet (1997).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.stats import f as f_law
 from scipy.stats import t as t_law
 
-from theory.batch import ArrayLike
-from theory.checks import check_number
+from theory.batch import ArrayLike, PairBatch
+from theory.checks import check_metric, check_number
 from theory.fitting import fit
 from theory.laws.law import derivative_at, local_program
-from theory.laws.program import SPHERE, Derivative
+from theory.laws.program import SPHERE, Derivative, Places
 from theory.policy import Array
 from theory.results import Fit, Made
+from theory.sets.wasserstein_atoms import WassersteinAtoms
 from theory.solvers.local import NoLaw
 
 _SURE = 2.0  # standard errors by which a multiplier, or what is not met, has to be away from 0
@@ -137,9 +138,10 @@ def infer(
         raise ValueError(f"level must be between 0 and 1, got {level:g}; 0.95 is usual.")
     sample = _sample(made, pairs, clusters, len(found.theta))
     try:
-        program = local_program(found)
-        if program.finite and sample.pairs < _SEEN * (made.pairs.p[0] > 0).sum().item():
-            return _seldom(found, made, sample, level, resamples, seed)
+        if local_program(found).finite:
+            found, made, sample = _distinct(found, made, sample)
+            if sample.pairs < _SEEN * (made.pairs.p[0] > 0).sum().item():
+                return _seldom(found, made, sample, level, resamples, seed)
         moved = _off_a_doubtful_sphere(derivative_at(found), sample)
         doubt = _doubt(moved, sample)
     except NoLaw as error:
@@ -167,11 +169,13 @@ def infer(
 # ------------------------------------------------------------------------------------ the sample
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """p: (K,) shares of the rows. pairs: n. member: (K,) the cluster of each row, or None."""
+    """p: (rows,) their shares. pairs: n. member: (rows,) the cluster of each, or None. atom:
+    (rows,) its place among the K atoms of the program."""
 
     p: Array
     pairs: int
     member: np.ndarray | None
+    atom: Places
 
     @property
     def units(self) -> int:
@@ -180,6 +184,7 @@ class _Sample:
 
     def covariance(self, influence: Array) -> Array:
         """(m, m) of the mean of the influence (K, m) over the sample."""
+        influence = influence[self.atom]
         centred = influence - self.p @ influence
         if self.member is None:
             return (centred * self.p[:, None]).T @ centred / (self.pairs - 1)
@@ -193,13 +198,17 @@ class _Sample:
         return np.array([np.sqrt(self.covariance(part)[0, 0]) for part in parts])
 
     def smaller(self, count: int, seed: int) -> tuple[Array, int]:
-        """(count, K) shares of the rows in samples of m < n pairs or clusters, and m."""
+        """(count, K) shares of the atoms in samples of m < n pairs or clusters, and m."""
         rng, m = np.random.default_rng(seed), max(int(self.units**_POWER), 2)
         if self.member is None:
-            return rng.multinomial(m, self.p / self.p.sum(), size=count) / m, m
-        times = rng.multinomial(m, np.full(self.units, 1 / self.units), size=count)
-        weights = times[:, self.member] * self.p
-        return weights / weights.sum(1, keepdims=True), m
+            rows = rng.multinomial(m, self.p / self.p.sum(), size=count) / m
+        else:
+            times = rng.multinomial(m, np.full(self.units, 1 / self.units), size=count)
+            rows = times[:, self.member] * self.p
+            rows /= rows.sum(1, keepdims=True)
+        weights = np.zeros((count, self.atom.max() + 1))
+        np.add.at(weights.T, self.atom, rows.T)
+        return weights, m
 
 
 def _single(found: Fit) -> Made:
@@ -236,13 +245,33 @@ def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -
                 " one row a pair, and no weights."
             )
         member = np.unique(labels, return_inverse=True)[1]
-    sample = _Sample(p, n, member)
+    sample = _Sample(p, n, member, np.arange(len(p)))
     if sample.units < d + 2:
         raise ValueError(
             f"{sample.units} independent pairs or clusters are too few for {d} features: at least"
             f" {d + 2} are needed, and many more for the limit to be near."
         )
     return sample
+
+
+def _distinct(found: Fit, made: Made, sample: _Sample) -> tuple[Fit, Made, _Sample]:
+    """The same with each atom once: listed twice, it would leave open how its copies share a
+    multiplier, and count as two atoms that are seen half as often."""
+    u, ball, rows = made.pairs.ut[0].T, made.set, made.pairs.ut[0].T
+    if isinstance(ball, WassersteinAtoms):  # rows of a metric are equal only at a distance of 0
+        distance = check_metric(ball.distance, len(u))
+        rows = torch.cat([u, distance], 1)
+    elif ball is not None and ball.facts.atoms:
+        return found, made, sample
+    _, first, atom = np.unique(rows.numpy(), axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(u):
+        return found, made, sample
+    if isinstance(ball, WassersteinAtoms):
+        ball = replace(ball, distance=distance[first][:, first])
+    shares = np.bincount(atom, made.pairs.p[0].numpy())
+    pairs = PairBatch(u[first].T[None].contiguous(), torch.from_numpy(shares)[None])
+    made = replace(made, set=ball, pairs=pairs)
+    return replace(found, _made=made), made, replace(sample, atom=atom)
 
 
 # ------------------------------------------------------------------------------------- the choice
@@ -266,7 +295,7 @@ def _masses(moved: Derivative, sample: _Sample) -> tuple[Array, Array]:
     if not len(moved.held):
         return np.zeros(0), np.zeros(0)
     by_mass, own = moved.multiplier_influence, np.unique(moved.owner[moved.owner >= 0])
-    rest = (np.arange(len(sample.p))[:, None] == own).astype(float)
+    rest = (np.arange(len(by_mass))[:, None] == own).astype(float)
     for k, atom in enumerate(own):
         rest[:, k] -= by_mass[:, moved.owner == atom].sum(1)
     return np.append(moved.mass, moved.base[own]), sample.errors(np.hstack([by_mass, rest]))
@@ -291,9 +320,9 @@ def _seldom(
     if made.set.facts.atoms:
         raise ValueError(
             f"{type(made.set).__name__} has its atoms for all that there is, and {sample.pairs}"
-            f" pairs on {len(sample.p)} atoms are fewer than {_SEEN} each: how the atoms themselves"
-            " vary is not known to it. Join equal or similar pairs into one atom with a weight, or"
-            " use WassersteinFree."
+            f" pairs on {made.pairs.p.shape[1]} atoms are fewer than {_SEEN} each: how the atoms"
+            " themselves vary is not known to it. Join similar pairs into one atom with a weight,"
+            " or use WassersteinFree."
         )
     why = "the worst case jumps at single pairs"
     return _resampled(found, made, sample, level, resamples, seed, why)

@@ -10,12 +10,14 @@ from theory import (
     ChiSquared,
     CVaR,
     Tilt,
+    TotalVariation,
     WassersteinAtoms,
     WassersteinFree,
     dpo,
     fit,
     infer,
 )
+from theory.laws.program import Places
 from theory.policy import Array
 from theory.sets import AmbiguitySet
 
@@ -115,6 +117,35 @@ def test_where_the_kinks_are_in_doubt_samples_are_smaller() -> None:
     assert ("sandwich", "m out of n") in met
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["w1", "w2", "cvar", "tv"])
+def test_atoms_that_are_listed_twice_change_nothing(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(6, 2))
+    u = np.concatenate([x, -0.9 * x])
+    p = rng.dirichlet(np.full(12, 5.0))
+    metric = np.linalg.norm(u[:, None] - u, axis=-1)
+    row = np.repeat(np.arange(12), 2)
+
+    def ball(index: Places) -> AmbiguitySet:
+        balls: dict[str, AmbiguitySet] = {
+            "w1": WassersteinAtoms(0.05, metric[index][:, index]),
+            "w2": WassersteinAtoms(0.15, metric[index][:, index], power=2),
+            "cvar": CVaR(0.8),
+            "tv": TotalVariation(0.1),
+        }
+        return balls[kind]
+
+    once = fit(u, ball(np.arange(12)), p, beta=1.0, bound=20.0)
+    twice = fit(u[row], ball(row), p[row] / 2, beta=1.0, bound=20.0)
+    for pairs in (100, 10**6):  # 100 pairs are fewer than five for each of 24 rows
+        shares, rows = (infer(x, pairs=pairs, resamples=10) for x in (once, twice))
+        assert rows.method == shares.method
+        if rows.method == "sandwich":
+            size = np.abs(shares.covariance).max()
+            np.testing.assert_allclose(rows.covariance, shares.covariance, atol=1e-4 * size)
+
+
 def test_a_fit_that_collapsed_is_resampled() -> None:
     seen = infer(fit(sample(0), KL(2.0), beta=1.0), resamples=30)
     assert seen.method == "m out of n" and "reference policy" in seen.reason
@@ -145,7 +176,7 @@ def test_what_cannot_be_answered_is_refused() -> None:
         infer(dpo([[1.0], [-1.0]], [0.7, 0.3], beta=1.0))
     with pytest.raises(ValueError, match=r"found\.one"):
         infer(fit(u, KL([0.01, 0.02]), beta=1.0))
-    with pytest.raises(ValueError, match="Join equal or similar"):
+    with pytest.raises(ValueError, match="Join similar"):
         metric = np.linalg.norm(u[:, None] - u, axis=-1)
         infer(fit(u, WassersteinAtoms(0.1, metric), beta=1.0))
     assert infer(fit(u, CVaR(0.7), beta=1.0), resamples=20).method == "m out of n"

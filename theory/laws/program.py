@@ -23,9 +23,11 @@ from theory.solvers.local import LocalProgram, NoLaw
 
 Places = NDArray[np.int64]
 
-# pieces this close (relative to the largest height) count as equally high at a solution that is
-# known to rounding
+# pieces this close, relative to how far pieces are apart, count as equally high at a solution that
+# is known to rounding; next to collapse all losses are nearly equal. At one that is known less well
+# up to the same share of the largest height, if nothing closer balances the gradient.
 TIE = 1e-6
+_WIDER = 10.0
 SPHERE, FLOOR = -1, -2  # owners of rows that belong to no atom
 _REST = 1e-5  # what may be left of the gradient at a solution, relative to its parts
 _NONE = 1e-6  # a multiplier below this share of the mass of its atom is none
@@ -122,10 +124,7 @@ def derivative(program: LocalProgram, p: Array, theta_ref: Array, bound: float) 
             that differ in curvature.
         RuntimeError: x is not a solution.
     """
-    pieces = _pieces(program, p)
-    wall, bend = _wall(program, theta_ref, bound, pieces.scale)
-    system = _system(pieces, p, wall)
-    masses, price = _multipliers(system, pieces, p, wall)
+    pieces, wall, bend, system, masses, price = _balanced(program, p, theta_ref, bound)
     base = _highest(pieces.atom, np.where(pieces.active, masses, -1.0), len(p))
     other = pieces.active.copy()
     other[base] = False
@@ -162,7 +161,10 @@ def derivative(program: LocalProgram, p: Array, theta_ref: Array, bound: float) 
     )
 
 
-def _pieces(program: LocalProgram, p: Array) -> _Pieces:
+def _balanced(
+    program: LocalProgram, p: Array, theta_ref: Array, bound: float
+) -> tuple[_Pieces, Array, Array | None, "_System", Array, Array]:
+    """The pieces, walls and multipliers at the closest ties that balance the gradient."""
     height = program.pieces(program.x).numpy()
     slope = _jacobian(program.pieces, program.x)
     if not (np.isfinite(height).all() and np.isfinite(slope).all()):
@@ -175,16 +177,36 @@ def _pieces(program: LocalProgram, p: Array) -> _Pieces:
     np.maximum.at(top, atom, height)
     lost = top[atom] - height
     lost[p[atom] <= 0] = np.inf  # no mass, no say
-    active = lost <= TIE * (1 + np.abs(top[p > 0]).max())
-    size = np.abs(slope[active]).max(0)
+    widest = TIE * (1 + np.abs(top[p > 0]).max())
+    tie = min(TIE * float(lost[lost < np.inf].max()), widest)
+    while True:
+        pieces = _pieces(height, slope, atom, lost, tie, p)
+        wall, bend = _wall(program, theta_ref, bound, pieces.scale)
+        system = _system(pieces, p, wall)
+        try:
+            masses, price = _multipliers(system, pieces, p, wall)
+            return pieces, wall, bend, system, masses, price
+        except RuntimeError:
+            if tie >= widest or len(height) == len(p):
+                raise
+        tie = min(_WIDER * max(tie, 1e-3 * widest), widest)
+
+
+def _pieces(
+    height: Array, slope: Array, atom: Places, lost: Array, tie: float, p: Array
+) -> _Pieces:
+    lost, active = lost.copy(), lost <= tie
+    share = p[atom] * active / np.bincount(atom, active, len(p))[atom].clip(min=1)
+    size = share @ np.abs(slope)
     scale = 1 / np.where(size > 0, size, 1.0)
     slope = slope * scale
     # pieces that are the same to first order, as those of atoms that are listed twice, count once
+    largest = np.abs(slope[active]).max(0)
     several = np.bincount(atom[active], minlength=len(p)) > 1
     for i in np.flatnonzero(several):
         kept: list[int] = []
         for m in np.flatnonzero(active & (atom == i)).tolist():
-            if any(np.abs(slope[m] - slope[k]).max() <= TIE for k in kept):
+            if any((np.abs(slope[m] - slope[k]) <= TIE * largest).all() for k in kept):
                 active[m], lost[m] = False, np.inf
             else:
                 kept.append(m)
@@ -200,16 +222,18 @@ def _highest(atom: Places, value: Array, count: int) -> Places:
 def _wall(
     program: LocalProgram, theta_ref: Array, bound: float, scale: Array
 ) -> tuple[Array, Array | None]:
-    """Outward normals (0 to 2, D) of the constraints that are met, the sphere first, and the
+    """Outward normals (0 to 2, D) of the constraints that are met, of length 1 in scaled
+    coordinates so that prices are shares of the gradient's parts, the sphere first, and the
     curvature of the sphere for the price 1, None inside of it."""
     d, rows = len(theta_ref), []
     theta = program.x.numpy()[:d] + theta_ref
     bend = None
     if np.linalg.norm(theta) >= bound * (1 - 1e-9):
         row = np.zeros_like(scale)
-        row[:d] = theta / np.linalg.norm(theta)
-        rows.append(row * scale)
-        bend = np.diag(np.where(np.arange(len(scale)) < d, scale**2 / bound, 0.0))
+        row[:d] = theta / np.linalg.norm(theta) * scale[:d]
+        length = float(np.linalg.norm(row))
+        rows.append(row / length)
+        bend = np.diag(np.where(np.arange(len(scale)) < d, scale**2 / (bound * length), 0.0))
     if program.floor is not None:
         row = np.zeros_like(scale)
         row[program.floor] = -1.0

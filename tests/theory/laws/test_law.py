@@ -172,6 +172,35 @@ def test_on_the_bound_the_law_is_that_of_the_tangent_space(ball: AmbiguitySet | 
     np.testing.assert_allclose(dp @ law.influence, slopes, atol=3e-3 * np.abs(slopes).max())
 
 
+def test_a_small_multiplier_of_the_bound_is_one_in_any_unit() -> None:
+    """Next to its parts the gradient is what counts, not next to 1."""
+    u, p, _ = on_the_bound(0.7)
+    rare = np.where(np.arange(len(p)) < 5, p, 1e-3 * p)
+    for weights in (p, rare / rare.sum()):
+        size = float(np.linalg.norm(dpo(u, weights, beta=BETA).theta))
+        for beta in (1e-3, 1e3):
+            how = Problem(BETA * beta, 0.7 * size / beta)
+            law = limit_law(u, weights, None, **how)
+            assert law.kind == "normal"
+            np.testing.assert_allclose(law.influence @ law.theta, 0, atol=1e-6 / beta**2)
+
+
+def test_losses_that_are_nearly_equal_are_not_kinks() -> None:
+    """Four pairs on a line: theta is short at half of the collapse radius, and losses are close."""
+    x = np.array([[0.005], [0.0072]])
+    u, p = np.concatenate([x, -0.9 * x]), np.array([0.3, 0.25, 0.24, 0.21])
+    ball = WassersteinAtoms(distance=np.abs(u - u.T))
+    for share in (0.5, 0.9, 0.99, 0.999):
+        near = ball.sized(share * ball.size_at(1.0, pair_batch(u, p), beta=1.0, bound=5.0))
+        how = Problem(1.0, 500.0)
+        law = law_at(fit(u, near, p, tolerance=1e-14, **how))
+        dp = np.random.default_rng(0).normal(size=(6, len(p))) * p
+        dp -= dp.sum(1, keepdims=True) * p
+        slopes = moved(u, near, p, dp, 1e-6, how)
+        assert law.kind == "normal" and np.abs(slopes).max() > 0
+        np.testing.assert_allclose(dp @ law.influence, slopes, atol=1e-2 * np.abs(slopes).max())
+
+
 def test_a_bound_that_is_met_without_a_multiplier_lets_go_to_one_side() -> None:
     u, p, bound = on_the_bound(1.0)
     law = limit_law(u, p, None, beta=BETA, bound=bound)

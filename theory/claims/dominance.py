@@ -237,7 +237,7 @@ CLAIMS = (
         " dominate, cross, are equal and are two-point, with dependent pairs; of bands from"
         " clusters; standardised errors of the ratios against the normal law.",
         "A failure rate surely above 5 %, or a 95 % quantile of the standardised errors whose 99 %"
-        " interval is more than 10 % off. Bands divided by 1.5, standard errors divided by 1.5, or"
+        " interval is more than 10 % off. Bands divided by 1.1, standard errors divided by 1.5, or"
         " clusters taken for single pairs do that.",
         dominance_certificate,
         Kind.DERIVED,

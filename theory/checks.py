@@ -193,3 +193,23 @@ def check_probability(name: str, p: ArrayLike, n: int) -> Array:
             f" sum {p.sum():.12g}. Divide by the sum."
         )
     return p / p.sum() if abs(p.sum() - 1) > EXACT else p
+
+
+def check_clusters(clusters: ArrayLike, n: int) -> NDArray[np.intp]:
+    """Numbers 0, 1, ... of the clusters (n,) of pairs that depend on each other."""
+    try:
+        found, label = np.unique(np.asarray(clusters), return_inverse=True)
+        missing = bool((found != found).any())
+    except TypeError:  # None or NA among the labels, or labels of several types
+        missing = True
+    if missing:
+        raise ValueError(
+            "clusters must be labels of one type without missing ones, got NaN, None or labels that"
+            " cannot be compared. Leave pairs of an unknown cluster out."
+        )
+    if label.shape != (n,) or len(found) < 2:
+        raise ValueError(
+            f"clusters must be a label for each of the {n} pairs, of two clusters at least, got"
+            f" shape {np.shape(clusters)} with {len(found)} different labels."
+        )
+    return label

@@ -16,7 +16,7 @@ from scipy.stats import f as f_law
 from scipy.stats import t as t_law
 
 from theory.batch import ArrayLike, PairBatch
-from theory.checks import check_metric, check_number
+from theory.checks import check_clusters, check_metric, check_number
 from theory.fitting import fit
 from theory.laws.law import derivative_at, local_program
 from theory.laws.program import SPHERE, Derivative, Places
@@ -238,13 +238,12 @@ def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -
     n = int(check_number("pairs", pairs))
     member = None
     if clusters is not None:
-        labels = np.asarray(clusters)
-        if labels.shape != p.shape or not equal or n != len(p):
+        member = check_clusters(clusters, len(p))
+        if not equal or n != len(p):
             raise ValueError(
-                f"clusters has shape {labels.shape}; give a label for each of the {len(p)} rows,"
-                " one row a pair, and no weights."
+                f"clusters are of single pairs, but this fit has weights, or {len(p)} rows for"
+                f" {n} pairs: fit the pairs themselves, one row each."
             )
-        member = np.unique(labels, return_inverse=True)[1]
     sample = _Sample(p, n, member, np.arange(len(p)))
     if sample.units < d + 2:
         raise ValueError(

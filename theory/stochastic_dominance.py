@@ -23,7 +23,7 @@ from scipy.special import erfc, expit, logit
 from scipy.stats import norm
 
 from theory.batch import ArrayLike
-from theory.checks import as_array, check_number
+from theory.checks import as_array, check_clusters, check_number
 from theory.policy import Array
 from theory.transport import positive_power_mean
 
@@ -127,7 +127,7 @@ def dominance(
             f"paired samples have the same length, got {len(u)} chosen and {len(v)} rejected"
             " rewards. Leave out paired and clusters, or the rewards without a partner."
         )
-    label = None if clusters is None else _labels(clusters, len(u))
+    label = None if clusters is None else check_clusters(clusters, len(u))
     if label is None:
         p, q = np.full(len(u), 1 / len(u)), np.full(len(v), 1 / len(v))
         band = band_width(len(u), (1 - level) / 2), band_width(len(v), (1 - level) / 2)
@@ -339,26 +339,6 @@ def _rewards(name: str, x: ArrayLike, low: float | None, high: float | None) -> 
                 " bound every reward that can be drawn. Pass None for an end without a bound."
             )
     return rewards
-
-
-def _labels(clusters: ArrayLike, n: int) -> NDArray[np.intp]:
-    """Numbers 0, 1, ... of the clusters (n,)."""
-    try:
-        found, label = np.unique(np.asarray(clusters), return_inverse=True)
-        missing = bool((found != found).any())
-    except TypeError:  # None or NA among the labels, or labels of several types
-        missing = True
-    if missing:
-        raise ValueError(
-            "clusters must be labels of one type without missing ones, got NaN, None or labels that"
-            " cannot be compared. Leave pairs of an unknown cluster out."
-        )
-    if label.shape != (n,) or len(found) < 2:
-        raise ValueError(
-            f"clusters must be a label for each of the {n} pairs, of two clusters at least, got"
-            f" shape {np.shape(clusters)} with {len(found)} different labels."
-        )
-    return label
 
 
 def _power_of_two(u: _Sample, v: _Sample) -> float:

@@ -171,7 +171,10 @@ def test_what_cannot_be_answered_is_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
         infer(found, clusters=[1, 2])
     with pytest.raises(ValueError, match="too few"):
-        infer(found, clusters=np.zeros(50))
+        infer(found, clusters=np.arange(50) % 2)
+    for missing in (np.r_[np.arange(49.0), np.nan], [None] * 50):
+        with pytest.raises(ValueError, match="without missing ones"):
+            infer(found, clusters=missing)
     with pytest.raises(ValueError, match="pairs=1000"):
         infer(dpo([[1.0], [-1.0]], [0.7, 0.3], beta=1.0))
     with pytest.raises(ValueError, match=r"found\.one"):

@@ -284,8 +284,9 @@ def _multipliers(system: _System, pieces: _Pieces, p: Array, wall: Array) -> tup
     if left > _REST:
         raise RuntimeError(
             f"the gradient at the solution is {left:.1e} of its parts, and should be 0: the fit is"
-            " not exact enough to be differentiated. Look at its gap, and fit with a smaller"
-            " tolerance."
+            " not exact enough to be differentiated (look at its gap), an atom is rarer than its"
+            " tolerance, or all pairs are the same. Give `fit` a smaller tolerance, or leave such"
+            " atoms out."
         )
     masses[system.unknown] = z[:k]
     return masses, z[k:]

@@ -48,7 +48,7 @@ def w1_free_bound(
     """
     u, p, theta = check_population(u, p, theta, size)
     _check_radius(radius)
-    w = theta if size.theta_ref is None else theta - size.theta_ref
+    w = size.away(theta)
     length, d = float(np.linalg.norm(w)), len(w)
     noise = deviations(size.n, sample, p > 0)
     u, p = u[p > 0], p[p > 0]
@@ -141,7 +141,7 @@ def w2_free_bound(
     _check_radius(radius)
     noise = deviations(size.n, sample, p > 0)
     u, p = u[p > 0], p[p > 0]
-    w = theta if size.theta_ref is None else theta - size.theta_ref
+    w = size.away(theta)
     length, beta = float(np.linalg.norm(w)), size.beta
     b = beta * length
     if length == 0 or not b**2 / 8 < dual < math.inf:

@@ -110,7 +110,7 @@ def certificate(
     exchange = 1 / math.sqrt(over * (1 - below))  # from the norm of Sigma^-1 to that of J^-1
     longest_white = math.sqrt(largest)  # no u of the population has a larger ||u||_{Sigma^-1}
 
-    w = theta if size.theta_ref is None else theta - size.theta_ref
+    w = size.away(theta)
     margin, arm = beta * u @ w, beta * np.linalg.norm(u @ white, axis=1)
     short = 1 / math.sqrt(eigenvalues[0])
     last = math.sqrt(eigenvalues[-1]) * (size.bound + float(np.linalg.norm(theta)))

@@ -13,15 +13,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 from scipy.special import expit
 
 from theory.bounds.concentration import Deviations, deviations
 from theory.bounds.kl_edge import kl_edge_bound
-from theory.bounds.population import Size, check_population, not_stationary, seen_from
+from theory.bounds.population import (
+    Size,
+    check_population,
+    kl_worst_case,
+    not_stationary,
+    seen_from,
+)
 from theory.bounds.sharp import SharpBound, _step, _temperature_shift
 from theory.bounds.tilted import largest_distance
-from theory.duals import kl_ball_dual
 from theory.policy import Array
 
 _NONE = SharpBound(math.inf, math.inf, 0.0)
@@ -75,12 +79,7 @@ def _bound(
     """By Lemma 1, at one worst case, or by all of the curvature."""
     local = seen_from(theta, u, size)
     l = local.losses
-    worst = kl_ball_dual(
-        torch.from_numpy(l)[None],
-        torch.from_numpy(p)[None],
-        torch.tensor([radius], dtype=torch.float64),
-    )
-    lam, q = worst.dual.item(), worst.weights[0].numpy()
+    lam, q = kl_worst_case(l, p, radius)
     if not 0 < lam < math.inf:
         return _NONE
     t, r = 1 / lam, q / p
@@ -159,7 +158,7 @@ def _bound(
     curvature *= (1 - shift / t) / swing
     if curvature <= 0:
         return _NONE
-    margin = size.beta * u @ (theta if size.theta_ref is None else theta - size.theta_ref)
+    margin = size.beta * u @ size.away(theta)
     way = _third_along(
         margin,
         size.beta * np.linalg.norm(u @ white, axis=1),

@@ -4,11 +4,13 @@ and how far theta is from being a minimiser."""
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.special import expit
 
 from theory.batch import ArrayLike
 from theory.bounds.papers import check_constants
 from theory.checks import as_array, check_probability
+from theory.duals import kl_ball_dual
 from theory.policy import Array
 
 
@@ -25,6 +27,10 @@ class Size:
 
     def __post_init__(self) -> None:
         check_constants(self.n, beta=self.beta, bound=self.bound, delta=self.delta)
+
+    def away(self, theta: Array) -> Array:
+        """w = theta - theta_ref, (d,)."""
+        return theta if self.theta_ref is None else theta - self.theta_ref
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def check_population(
 
 def seen_from(theta: Array, u: Array, size: Size) -> Local:
     beta = size.beta
-    margin = beta * u @ (theta if size.theta_ref is None else theta - size.theta_ref)
+    margin = beta * u @ size.away(theta)
     slope = expit(-margin)
     curved = beta**2 * slope * (1 - slope)
     return Local(
@@ -70,6 +76,16 @@ def seen_from(theta: Array, u: Array, size: Size) -> Local:
         -beta * slope[:, None] * u,
         curved[:, None, None] * u[:, :, None] * u[:, None, :],
     )
+
+
+def kl_worst_case(losses: Array, p: Array, radius: float) -> tuple[float, Array]:
+    """lambda and the probabilities q (K,) of the worst case in the KL ball at these losses (K,)."""
+    worst = kl_ball_dual(
+        torch.from_numpy(losses)[None],
+        torch.from_numpy(p)[None],
+        torch.tensor([radius], dtype=torch.float64),
+    )
+    return worst.dual.item(), worst.weights[0].numpy()
 
 
 def not_stationary(g: Array, theta: Array, bound: float) -> float:

@@ -24,9 +24,15 @@ from scipy.optimize import brentq, linprog
 
 from theory.bounds.budget import Price, price_of_budget
 from theory.bounds.concentration import bernstein, chernoff, deviations, pinelis
-from theory.bounds.population import Size, check_population, not_stationary, seen_from
+from theory.bounds.population import (
+    Size,
+    check_population,
+    kl_worst_case,
+    not_stationary,
+    seen_from,
+)
 from theory.checks import check_metric
-from theory.duals import kl_ball_dual, transport_dual
+from theory.duals import transport_dual
 from theory.policy import Array
 
 _EVENTS = {"kl": 8}  # averages that have to behave; each fails with probability delta / events
@@ -75,12 +81,7 @@ def kl_bound(u: Array, p: Array, theta: Array, size: Size, *, radius: float) -> 
     u, p = u[p > 0], p[p > 0]
     local = seen_from(theta, u, size)
     l = local.losses
-    worst = kl_ball_dual(
-        torch.from_numpy(l)[None],
-        torch.from_numpy(p)[None],
-        torch.tensor([radius], dtype=torch.float64),
-    )
-    lam, q = worst.dual.item(), worst.weights[0].numpy()
+    lam, q = kl_worst_case(l, p, radius)
     if not 0 < lam < math.inf:
         return _NONE
     t, r, mean_loss, g = 1 / lam, q / p, float(q @ l), q @ local.gradients

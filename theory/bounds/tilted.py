@@ -130,7 +130,7 @@ def _bound(
     curvature = 1 - lost - t * slope * pull
     if curvature <= 0:
         return NO_BOUND
-    margin = size.beta * u @ (theta if size.theta_ref is None else theta - size.theta_ref)
+    margin = size.beta * u @ size.away(theta)
     third = third_over_second(margin, size.beta * np.linalg.norm(u @ white, axis=1), t, pull)
     furthest = 2 * size.bound * math.sqrt(eigenvalues[-1])
     scaled = largest_distance(slope / curvature, third, furthest)

@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
 from torch import Tensor
 
 from theory.aot import minimise_aot, potentials, random_starts
@@ -16,7 +15,6 @@ from theory.claims.ledger import (
     Kind,
     Measurement,
     Row,
-    Verdict,
     conclude,
     coverage,
     curve,
@@ -25,6 +23,7 @@ from theory.claims.ledger import (
     pick,
     rate_equal,
 )
+from theory.claims.predictions import predicted_mean, predicted_quantile
 from theory.claims.transport import tensor
 from theory.functionals import aot_unpaired
 from theory.laws.aot import AotLaw, aot_law
@@ -38,39 +37,6 @@ DELTA = 0.05
 BETA = 1.0
 _GAP = 1e-6  # of a fit: moves theta by about 1e-6, a thousandth of what a sample of 1e6 does
 _STARTS = 8  # of every sample, drawn at random: the population's minimiser is not among them
-
-
-def predicted_quantile(
-    what: str, found: Array, predicted: float, margin: float, *, tail: float = DELTA
-) -> Measurement:
-    """The 1 - tail quantile of `found` against the one that a law predicts, with an interval from
-    order statistics, which assumes no law."""
-    ordered, count = np.sort(found) / predicted, len(found)
-    low, high = binom.ppf([0.005, 0.995], count, 1 - tail).astype(int)
-    return _predicted(
-        f"{what}, {100 * (1 - tail):g} % quantile",
-        float(np.quantile(ordered, 1 - tail)),
-        float(ordered[max(low - 1, 0)]),
-        float(ordered[min(high, count - 1)]),
-        margin,
-    )
-
-
-def predicted_mean(what: str, found: Array, predicted: float, margin: float) -> Measurement:
-    """The mean of `found` against the one that a law predicts."""
-    ratio = float(found.mean()) / predicted
-    reach = 2.58 * float(found.std()) / math.sqrt(len(found)) / predicted
-    return _predicted(f"{what}, mean", ratio, ratio - reach, ratio + reach, margin)
-
-
-def _predicted(what: str, ratio: float, low: float, high: float, margin: float) -> Measurement:
-    """Refuted where the 99 % interval of measured/predicted is outside 1 ± margin."""
-    figure = f"measured/predicted {ratio:.3f} [{low:.3f}, {high:.3f}]"
-    if not (low <= 1 + margin and high >= 1 - margin):  # nor is a NaN a prediction
-        return Measurement(what, Verdict.REFUTED, figure, counterexample=figure)
-    if high - low > 0.5:
-        return Measurement(what, Verdict.INCONCLUSIVE, figure, decides="more replicates")
-    return Measurement(what, Verdict.HOLDS, figure)
 
 
 # ------------------------------------------------------------------------------------------- worlds

@@ -9,7 +9,6 @@ import numpy as np
 from scipy.special import logit, ndtr
 from scipy.stats import ksone, kstwo, norm
 
-from theory.claims.aot_laws import predicted_quantile
 from theory.claims.ledger import (
     Claim,
     Finding,
@@ -23,6 +22,7 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
+from theory.claims.predictions import predicted_quantile
 from theory.policy import Array
 from theory.stochastic_dominance import band_width, dominance
 

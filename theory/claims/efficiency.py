@@ -11,7 +11,6 @@ from theory.claims.ledger import (
     Kind,
     Measurement,
     Row,
-    Verdict,
     conclude,
     curve,
     equality,
@@ -19,6 +18,7 @@ from theory.claims.ledger import (
     panel,
     pick,
 )
+from theory.claims.predictions import ratio_of_means
 from theory.estimators import kldpo_tilt
 from theory.fitting import dpo
 from theory.laws.efficiency import efficiency, sphere_efficiency
@@ -84,7 +84,8 @@ def kldpo_inefficient(
                 if n < 10**6:  # not yet in the limit: in the table only
                     continue
                 ratios.append(ratio)
-                lines.append(_ratio(f"{name}, n = {n:.0e}: ratio", errors, constant * predicted))
+                what = f"{name}, n = {n:.0e}: ratio"
+                lines.append(ratio_of_means(what, errors[0], errors[1], constant * predicted, 0.01))
             plain = dpo(world.u, p, **world.problem).theta.numpy()
             a = tau / (1 + tau)
             lines.append(
@@ -166,20 +167,6 @@ def _sandwich(world: FiniteWorld, tau: float) -> tuple[Array, Array, Array]:
     meat = np.einsum("k,ki,kj->ij", tilt * np.exp(losses / tau), gradients, gradients)
     fisher = np.einsum("k,ki,kj->ij", p * parts(moved)[2], u, u)
     return world.theta_ref + a * moved, bread @ meat @ bread, a**2 * np.linalg.inv(fisher)
-
-
-def _ratio(what: str, errors: list[Array], predicted: float) -> Measurement:
-    """A ratio of means over the same samples against a prediction, within four standard errors and
-    a percent."""
-    top, bottom = errors
-    ratio = float(top.mean() / bottom.mean())
-    residual = top - ratio * bottom
-    error = float(residual.std(ddof=1) / np.sqrt(len(top)) / bottom.mean())
-    room = 4 * error + 0.01
-    figure = f"{ratio:.3f} ± {error:.3f}, predicted {predicted:.3f}"
-    if abs(ratio - predicted) <= room:
-        return Measurement(what, Verdict.HOLDS, figure)
-    return Measurement(what, Verdict.REFUTED, figure, counterexample=figure)
 
 
 def _ordering(seed: int, count: int) -> list[Measurement]:

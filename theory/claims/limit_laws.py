@@ -71,7 +71,7 @@ def _judge(what: str, errors: Array, tolerance: float) -> Measurement:
     """Measured over predicted quantile, of errors in units of the predicted one."""
     middle, low, high = _interval(errors)
     figure = f"measured/predicted {middle:.3f} [{low:.3f}, {high:.3f}], allowed 1 +- {tolerance:g}"
-    if low > 1 + tolerance or high < 1 - tolerance:
+    if not (low <= 1 + tolerance and high >= 1 - tolerance):  # nor is a NaN a prediction
         return Measurement(
             what, Verdict.REFUTED, figure, counterexample=f"{what}: a ratio of {middle:.3f}"
         )

@@ -13,7 +13,6 @@ from theory.claims.ledger import (
     Kind,
     Measurement,
     Row,
-    Verdict,
     conclude,
     curve,
     equality,
@@ -21,6 +20,7 @@ from theory.claims.ledger import (
     pick,
     rate_equal,
 )
+from theory.claims.predictions import ratio_of_means
 from theory.claims.problems import NAMES, RobustProblem, worlds
 from theory.fitting import dpo
 from theory.laws.price import coin_error, coin_gain, price_of_radius
@@ -84,7 +84,9 @@ def price_of_coverage(
                     rows = tables.setdefault(NAMES[ball], [])
                     rows += curve([n], [robust.mean() / plain.mean()], f"{what}, {index + 1}")
                     if n >= 10**8:
-                        lines.append(_factor(f"{name}, n = {n:.0e}", robust, plain, predicted))
+                        what = f"{name}, n = {n:.0e}: factor"
+                        room = 0.02 * predicted
+                        lines.append(ratio_of_means(what, robust, plain, predicted, room))
     lines += _schedules(profile, seed, exponents, constant)
     lines += _coin(constant)
     tables = {
@@ -102,16 +104,6 @@ def price_of_coverage(
 
 def _squares(theta: Array, star: Array) -> Array:
     return np.square(theta - star).sum(1)
-
-
-def _factor(what: str, robust: Array, plain: Array, predicted: float) -> Measurement:
-    """A ratio of mean squared errors over the same samples, within four standard errors and 2 %."""
-    ratio = float(robust.mean() / plain.mean())
-    error = float((robust - ratio * plain).std(ddof=1) / math.sqrt(len(plain)) / plain.mean())
-    figure = f"factor {ratio:.3f} ± {error:.3f}, predicted {predicted:.3f}"
-    if abs(ratio - predicted) <= 4 * error + 0.02 * predicted:
-        return Measurement(what, Verdict.HOLDS, figure)
-    return Measurement(what, Verdict.REFUTED, figure, counterexample=figure)
 
 
 def _schedules(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from theory.claims import CLAIMS, Verdict
-from theory.claims.aot_laws import predicted_mean, predicted_quantile
+from theory.claims.predictions import predicted_mean, predicted_quantile
 
 VERDICTS = {
     "aot-law": Verdict.HOLDS,

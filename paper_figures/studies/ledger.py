@@ -56,6 +56,7 @@ _GUIDE: dict[str, Any] = {"color": GREY, "linewidth": 0.6, "zorder": 0.5}
 _COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+_PAIR = (", measured", ", predicted")
 _NAMED, _SHORT = (
     6,
     34,
@@ -283,16 +284,26 @@ def _series(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _looks(series: Sequence[str]) -> dict[str, Look]:
     """Colours and shapes go round together, at a different pace, and dashes change with each round
-    of the colours."""
-    return {
-        name: Look(
-            name,
-            _COLORS[i % len(_COLORS)],
-            _MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)],
-            _DASHES[(i // len(_COLORS)) % len(_DASHES)],
-        )
-        for i, name in enumerate(series)
-    }
+    of the colours. What is "..., measured" is marks alone, and "..., predicted" a line of the same
+    colour."""
+    stems = list(dict.fromkeys(_stem(name) for name in series))
+    looks = {}
+    for name in series:
+        i, part = stems.index(_stem(name)), name.removeprefix(_stem(name))
+        color = _COLORS[i % len(_COLORS)]
+        marker = _MARKERS[(i + i // len(_COLORS)) % len(_MARKERS)]
+        dashes = _DASHES[(i // len(_COLORS)) % len(_DASHES)]
+        if part in _PAIR:
+            dashes, marker = ("", marker) if part == _PAIR[0] else (dashes, "")
+        looks[name] = Look(name, color, marker, dashes)
+    return looks
+
+
+def _stem(name: str) -> str:
+    """Without what tells a measured series from the predicted one."""
+    for end in _PAIR:
+        name = name.removesuffix(end)
+    return name
 
 
 def _draw(
@@ -362,8 +373,8 @@ def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str) -> 
     part = part.sort_values("x", kind="stable")  # a step has two points at one x
     if {"low", "high"} <= set(part):
         axes.fill_between(part.x, part.low, part.high, color=look.color, alpha=0.13, linewidth=0)
-    dense = len(part) > 40
-    axes.plot(part.x, part.y, **(look.line | {"marker": "" if dense else look.marker}), gid=name)
+    unmarked = len(part) > 40 and look.dashes
+    axes.plot(part.x, part.y, **(look.line | ({"marker": ""} if unmarked else {})), gid=name)
 
 
 def _bars(axes: Axes, series: dict[str, pd.DataFrame], looks: dict[str, Look]) -> None:

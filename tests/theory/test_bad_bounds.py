@@ -89,3 +89,14 @@ def test_a_radius_of_rounding_where_all_losses_are_equal() -> None:
         size = Size(10**5, 0.05, 1.0, 3.0)
         found = kl_ball_bound(u, p, np.array([3.0]), size, radius=radius, sample=sample)
         assert found.value < 1e-6  # the minimiser is 3, on the bound, for every sample
+
+
+def test_a_sample_is_one_of_the_population() -> None:
+    u, p, theta = np.array([[1.0], [-1.0], [0.5]]), np.array([0.7, 0.3, 0.0]), np.array([0.85])
+    for sample, says in (
+        ([0.7, 0.7, 0.0], "sum"),
+        ([0.6, 0.4], "sample"),
+        ([0.6, 0.3, 0.1], "the atom 2, which has probability 0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            dpo_bound(u, p, theta, SIZE, sample=np.array(sample))

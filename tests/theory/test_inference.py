@@ -19,6 +19,7 @@ from theory import (
 )
 from theory.laws.program import Places
 from theory.policy import Array
+from theory.results import Fit
 from theory.sets import AmbiguitySet
 
 BALLS = [
@@ -144,6 +145,29 @@ def test_atoms_that_are_listed_twice_change_nothing(seed: int, kind: str) -> Non
         if rows.method == "sandwich":
             size = np.abs(shares.covariance).max()
             np.testing.assert_allclose(rows.covariance, shares.covariance, atol=1e-4 * size)
+
+
+@pytest.mark.parametrize("ball", [CVaR(0.6), TotalVariation(0.03)])
+def test_clusters_of_atoms_that_are_listed_again(ball: AmbiguitySet) -> None:
+    """Many pairs on each of six atoms: alone they are clusters of one; copied, they say no more."""
+    rng = np.random.default_rng(5)
+    u = np.array([[1.0, 0.3], [-0.4, 1.0], [0.5, 0.6], [-1.0, 0.4], [-0.5, -0.9], [0.8, -1.0]])
+    rows = np.repeat(np.arange(6), [1250, 1000, 1100, 450, 300, 400])
+    rng.shuffle(rows)
+
+    def fitted(index: Places) -> Fit:
+        return fit(u[index], ball, beta=1.0, bound=20.0)
+
+    alone = infer(fitted(rows), resamples=20)
+    assert alone.method == "sandwich"
+    ones = infer(fitted(rows), clusters=np.arange(len(rows)), resamples=20)
+    np.testing.assert_allclose(ones.covariance, alone.covariance, rtol=1e-6)
+    twice = infer(
+        fitted(np.repeat(rows, 2)), clusters=np.repeat(np.arange(len(rows)), 2), resamples=20
+    )
+    assert twice.independent == len(rows)
+    size = np.abs(alone.covariance).max()
+    np.testing.assert_allclose(twice.covariance, alone.covariance, atol=1e-4 * size)
 
 
 def test_a_fit_that_collapsed_is_resampled() -> None:

@@ -11,7 +11,8 @@ import torch
 import prefdro
 import theory
 from tests.theory.instances import DATA, Data, example_size
-from theory import collapse_radius, fit, worst_case
+from theory import KL, collapse_radius, fit, worst_case
+from theory.batch import pair_batch
 from theory.fitting import dpo
 from theory.losses import dpo_loss
 from theory.sets import EXPORTS, SETS, AmbiguitySet
@@ -408,3 +409,9 @@ def test_a_name_that_is_no_set_and_seeds_that_are_no_list() -> None:
     for seeds in (1, [], np.random.SeedSequence(1)):
         with pytest.raises(ValueError, match="seeds must be a list, one seed for each sample"):
             world.sample(10, seeds)  # type: ignore[arg-type]
+
+
+def test_there_is_no_fraction_of_a_way_that_does_not_end() -> None:
+    """All pairs agree: no KL ball of finite radius makes the reference the answer."""
+    with pytest.raises(ValueError, match="KL never makes the reference policy the answer"):
+        KL().size_at(0.5, pair_batch([[1.0], [2.0]]))

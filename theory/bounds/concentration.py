@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from theory.checks import check_probability
 from theory.policy import Array
 
 
@@ -146,5 +147,18 @@ Deviations = Tails | Realised
 
 
 def deviations(n: float, sample: Array | None, live: NDArray[np.bool_]) -> Deviations:
-    """Of any sample of n pairs, or of one: sample (K,) shares, of which the atoms `live` count."""
-    return Tails(n) if sample is None else Realised(sample[live])
+    """Of any sample of n pairs, or of one: sample (K,) shares, of which the atoms `live` count.
+
+    Raises:
+        ValueError: shares that do not sum to one, or are of atoms without a probability.
+    """
+    if sample is None:
+        return Tails(n)
+    shares = check_probability("sample", sample, len(live))
+    if (shares[~live] > 0).any():
+        raise ValueError(
+            f"the sample has the atom {int(np.flatnonzero((shares > 0) & ~live)[0])}, which has"
+            " probability 0 in the population: it is no sample of it. Look at the order of the"
+            " atoms."
+        )
+    return Realised(shares[live])

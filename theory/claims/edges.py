@@ -133,7 +133,8 @@ def collapse_edge_law(
                 factor,
             )
             lines += found
-            rows += drawn
+            for row in drawn:  # the panel says which ball
+                rows.append(row | {"series": str(row["series"]).removeprefix(f"{NAMES[ball]}, ")})
             edge = RobustProblem(ball, world).edge
             lines.append(
                 equality(

@@ -46,7 +46,6 @@ def interval_coverage(
         problem = RobustProblem(ball, world)
         radius = problem.set.size_at(_FRACTION, world.population(), **world.problem)
         target = law_at(problem.fit(world.probability, radius)).theta
-        shares = []
         sizes = (100, 300, 1000, 3000, MANY)
         for n in sizes:
             count = many if n == MANY else few
@@ -66,8 +65,10 @@ def interval_coverage(
             rest = met.get("m out of n", [])
             row["coverage of m out of n"] = float(np.mean(rest)) if rest else float("nan")
             table.append(row)
-            shares.append(float(np.mean(plugged + rest)))
-        rows += curve(sizes, shares, NAMES[ball])
+            both = np.array(plugged + rest)
+            low, high = binomial_interval(int(both.sum()), count)
+            point = curve([n], [both.mean()], NAMES[ball])[0]
+            rows.append(point | {"low": low, "high": high})
     reached = np.mean(np.array(away) <= 0.95)
     low = min(r["its coverage"] for r in table if r["sandwich"] > 0.5)
     figure = f"{reached:.3f} of the 95 % regions cover at n = 1e4; least in a cell {low:.3f}"

@@ -82,7 +82,8 @@ def price_of_coverage(
                     name = f"{NAMES[ball]}, {what}, world {index + 1}"
                     predicted = 1 + constant * (price.factor(n, radius) - 1)
                     rows = tables.setdefault(NAMES[ball], [])
-                    rows += curve([n], [robust.mean() / plain.mean()], f"{what}, {index + 1}")
+                    series = f"{what.rsplit(', ', 1)[-1]}, world {index + 1}"
+                    rows += curve([n], [robust.mean() / plain.mean()], series)
                     if n >= 10**8:
                         what = f"{name}, n = {n:.0e}: factor"
                         room = 0.02 * predicted

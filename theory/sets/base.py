@@ -168,8 +168,18 @@ class AmbiguitySet(ABC):
         """The size that is this fraction of the way from the data alone to collapse.
 
         problem: beta, bound and theta_ref, for a set whose size depends on them.
+
+        Raises:
+            ValueError: no size makes the reference policy the answer.
         """
-        return fraction * self.collapse(pairs).item()
+        edge = self.collapse(pairs).item()
+        if math.isinf(edge):
+            raise ValueError(
+                f"{type(self).__name__} never makes the reference policy the answer on these pairs"
+                " (they agree with some direction of the features): there is no way to collapse to"
+                " take a fraction of. Give a size."
+            )
+        return fraction * edge
 
     # of sets of weights on the atoms, for the studies of worst cases
     @property

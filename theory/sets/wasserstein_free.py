@@ -118,11 +118,11 @@ class WassersteinFree(AmbiguitySet):
         return replace(found, name=self.name)
 
     def local(self, at: AtFit) -> LocalProgram:
-        if self.label_cost is not None:
-            return super().local(at)
         rho = one_size(self)
         if rho <= 0:
             return mean_program(at)
+        if self.label_cost is not None:
+            return _with_labels(at, rho, check_label_cost(self.label_cost))
         if self.power == 1:
             return LocalProgram(at.w, lambda w: at.loss(w) + rho * at.beta * w.norm())
         norm, eta = at.beta * at.w.norm().item(), at.multiplier
@@ -138,6 +138,20 @@ class WassersteinFree(AmbiguitySet):
         split = norm**2 / (2 * eta) > 4
         atom = torch.arange(len(at.p)).repeat(2) if split else None
         return LocalProgram(x, pieces, atom, finite=split)
+
+
+def _with_labels(at: AtFit, rho: float, kappa: float) -> LocalProgram:
+    """eta rho + max(l(m), l(-m) - kappa eta), eta >= beta ||w||, in the nuisance eta - beta ||w||:
+    the cone is then a floor."""
+    spare = max((at.dual or 0.0) - at.beta * at.w.norm().item(), 0.0)
+
+    def pieces(x: Tensor) -> Tensor:
+        w, eta = x[:-1], at.beta * x[:-1].norm() + x[-1]
+        return (eta * rho + torch.stack([at.loss(w), at.loss(-w) - kappa * eta])).flatten()
+
+    x = torch.cat([at.w, at.w.new_tensor([spare])])
+    floor = len(x) - 1 if spare <= 1e-9 * at.beta * at.w.norm().item() else None
+    return LocalProgram(x, pieces, torch.arange(len(at.p)).repeat(2), floor, finite=True)
 
 
 def wdpo_free(

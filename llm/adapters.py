@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm.weights import located
+
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def adapter_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
     """What the adapter of a folder or hub name says of itself; None where there is none, but a
-    whole model.
+    whole model, as `smollm2` and GGUF files are (`located`).
 
     Raises:
         ValueError: it cannot be read, is not one that can be merged into a language model, or lies
@@ -28,7 +30,7 @@ def adapter_config(name: str, revision: str | None = None) -> dict[str, Any] | N
     from transformers.utils import find_adapter_config_file
 
     try:
-        path = find_adapter_config_file(name, revision=revision)
+        path = find_adapter_config_file(located(name), revision=revision)
     except (
         OSError,
         ValueError,

@@ -54,7 +54,6 @@ from llm.resume import (
 from llm.special_ids import settle_special_ids
 from llm.trainer import PreferenceTrainer
 from llm.wasserstein_steps import Wasserstein
-from llm.weights import located
 from theory.versions import versions
 
 Arguments = tuple[ModelArguments, DataArguments, ObjectiveParameters, PreferenceArguments]
@@ -267,7 +266,7 @@ def _refuse_ignored(model: ModelArguments, data: DataArguments, args: Preference
     read = {"--model": model.model, "--tokenizer": model.tokenizer}
     if model.model:
         read["the model that the adapter --model changes"] = adapter_base(
-            located(model.model), model.revision
+            model.model, model.revision
         )
     for what, place in read.items():
         if (

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llm import weights
+from llm.adapters import adapter_base
 from llm.models import load_language_model, load_tokenizer
 from llm.train import main
 from llm.weights import located
@@ -131,3 +132,18 @@ def test_smollm2_answers() -> None:
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     answer = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
+
+
+def test_what_is_no_name_of_the_hub_is_not_looked_up_there(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a model is an adapter is asked of its folder: the hub would be asked for minutes."""
+    asked: list[str] = []
+
+    def find(name: str, **_: object) -> None:
+        asked.append(name)
+
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", find)
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_llama())
+    assert adapter_base(str(path)) is None
+    assert [Path(name).is_dir() for name in asked] == [True]

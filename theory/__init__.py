@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from theory.laws.law import limit_law as limit_law
     from theory.radius_choice import suggest_radii as suggest_radii
     from theory.results import Fit as Fit
+    from theory.separable import separation as separation
     from theory.sets import SETS as SETS
     from theory.sets import AmbiguitySet as AmbiguitySet
     from theory.worst_cases import WorstCase as WorstCase
@@ -36,6 +37,7 @@ _ROOMS = {
     "theory.laws.law": ("Law", "limit_law"),
     "theory.results": ("Fit",),
     "theory.problem": ("Problem",),
+    "theory.separable": ("Separation", "separation"),
     "theory.collapse": ("collapse_radius",),
     "theory.worst_cases": ("Moves", "WorstCase", "worst_case"),
     "theory.radius_choice": ("RadiusChoice", "describe", "suggest_radii"),

@@ -130,7 +130,8 @@ def fit(
     small = tolerance * value.abs().clamp(min=1)
     converged = torch.isfinite(value) & (gap <= small) & (point.gap >= -small)
     theta = torch.where(point.collapsed[:, None], domain.theta_ref, point.w + domain.theta_ref)
-    found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps)
+    at_bound = ~point.collapsed & (theta.norm(dim=-1) >= domain.bound * (1 - 1e-9))
+    found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps, at_bound)
     made = found.of(set, pairs, beta, domain, feature_names(u))
     return made.without_batch() if single else made
 

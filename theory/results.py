@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from theory.sets.base import AmbiguitySet
 
 
+_FAR = 20.0  # a margin at which a label is certain: from here on separation is looked for
+
+
 @dataclass(frozen=True, eq=False)
 class Made:
     """What a fit was made from."""
@@ -43,6 +46,8 @@ class Fit:
         collapsed: theta is exactly theta_ref because the set is at or beyond its collapse radius;
             then gap is what the worst case certifies, or 0 on the word of that radius.
         iterations: of the solver.
+        at_bound: ||theta|| = B, so that the answer is the bound's as much as the data's. With the
+            bound that `fit` takes where none is given: the pairs are separable, or nearly so.
 
     >>> from theory import KL, dpo, fit
     >>> u = [[1.0], [1.0], [1.0], [-1.0]]
@@ -63,6 +68,7 @@ class Fit:
     converged: Tensor
     collapsed: Tensor
     iterations: Tensor
+    at_bound: Tensor
     _made: Made | None = field(default=None, compare=False)
 
     def of(
@@ -88,14 +94,13 @@ class Fit:
             torch.cat([fit.converged for fit in fits]),
             torch.cat([fit.collapsed for fit in fits]),
             torch.cat([fit.iterations for fit in fits]),
+            torch.cat([fit.at_bound for fit in fits]),
         )
 
     def without_batch(self) -> "Fit":
         """The only fit of a batch of one."""
         dual = None if self.dual is None else self.dual[0]
-        own = (self.theta, self.value, self.gap, self.converged, self.collapsed, self.iterations)
-        theta, value, gap, converged, collapsed, iterations = (x[0] for x in own)
-        return Fit(theta, value, gap, dual, converged, collapsed, iterations, self._made)
+        return self._picked(0, dual, self._made)
 
     def one(self, replicate: int) -> "Fit":
         """The fit of one replicate of a batch, as if it had been fitted alone.
@@ -113,10 +118,13 @@ class Fit:
                 size = ball.check_size(made.pairs.replicates, made.pairs.p)
                 ball = ball.sized(size[replicate].item())
             made = replace(made, set=ball, pairs=made.pairs.select(index))
-        own = (self.theta, self.value, self.gap, self.converged, self.collapsed, self.iterations)
-        theta, value, gap, converged, collapsed, iterations = (x[replicate] for x in own)
         dual = None if self.dual is None else self.dual[replicate]
-        return Fit(theta, value, gap, dual, converged, collapsed, iterations, made)
+        return self._picked(replicate, dual, made)
+
+    def _picked(self, place: int, dual: Tensor | None, made: Made | None) -> "Fit":
+        parts = (self.converged, self.collapsed, self.iterations, self.at_bound)
+        theta, value, gap = self.theta[place], self.value[place], self.gap[place]
+        return Fit(theta, value, gap, dual, *(part[place] for part in parts), made)
 
     @property
     def worst(self) -> WorstCase | list[WorstCase]:
@@ -162,10 +170,11 @@ class Fit:
         made = self._made
         kind = "DPO" if made is None or made.set is None else made.set.facts.about
         if self.theta.ndim == 2:
-            left = int((~self.converged).sum())
+            left, met = int((~self.converged).sum()), int(self.at_bound.sum())
             return (
                 f"{len(self.theta)} fits of {kind}: values {self.value.min():.6g} to"
                 f" {self.value.max():.6g}, largest gap {self.gap.max():.1e}, {left} not converged"
+                + (f", {met} on the bound" if met else "")
             )
         width = max(len(name) for name in self.names)
         rows = [
@@ -178,4 +187,26 @@ class Fit:
         head = (
             f"{kind}: objective {self.value.item():.8g}, gap {self.gap.item():.1e}, {state}{more}"
         )
+        rows += [f"  {remark}" for remark in self.remarks]
         return "\n".join([head + dual, *rows])
+
+    @property
+    def remarks(self) -> list[str]:
+        """What to know before theta is believed, in words: that the bound binds, or that the pairs
+        are separable. Of a single fit."""
+        made = self._made
+        if made is None:
+            return []
+        margin = made.beta * made.pairs.project(self.theta[None] - made.domain.theta_ref)
+        if not bool(self.at_bound) and margin.abs().max() < _FAR:
+            return []
+        from theory.separable import separation  # which most fits have no need of
+
+        found = separation(made.pairs.ut[0].T, made.pairs.p[0])
+        remarks = [] if found is None else [found.describe(self.names)]
+        if bool(self.at_bound):
+            remarks.append(
+                f"theta is on the bound ||theta|| <= {made.domain.bound:g}, and is the bound's"
+                " answer as much as the data's: take a larger one, or None"
+            )
+        return remarks

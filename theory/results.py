@@ -123,8 +123,9 @@ class Fit:
 
     def _picked(self, place: int, dual: Tensor | None, made: Made | None) -> "Fit":
         parts = (self.converged, self.collapsed, self.iterations, self.at_bound)
+        converged, collapsed, iterations, at_bound = (part[place] for part in parts)
         theta, value, gap = self.theta[place], self.value[place], self.gap[place]
-        return Fit(theta, value, gap, dual, *(part[place] for part in parts), made)
+        return Fit(theta, value, gap, dual, converged, collapsed, iterations, at_bound, made)
 
     @property
     def worst(self) -> WorstCase | list[WorstCase]:

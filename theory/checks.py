@@ -211,7 +211,7 @@ def check_clusters(
         )
     if label.shape != (n,) or len(found) < least:
         raise ValueError(
-            f"{name} must be a label for each of the {n} rows, with {least} different ones at"
-            f" least, got shape {np.shape(clusters)} with {len(found)} different labels."
+            f"{name} must be a label for each of the {n} rows, at least {least} different ones,"
+            f" got shape {np.shape(clusters)} with {len(found)} different labels."
         )
     return label

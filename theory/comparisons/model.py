@@ -105,9 +105,9 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
     >>> y = rng.random(400) < 1 / (1 + np.exp(-x @ [1.0, -0.5]))
     >>> model = PreferenceModel(set="kl", radius=0.01).fit(x, y)
     >>> model.coef_.round(2).tolist(), model.dpo_.round(2).tolist()
-    ([0.75, -0.35], [1.02, -0.48])
+    ([0.56, -0.14], [0.87, -0.22])
     >>> model.predict_proba(x[:1]).round(2).tolist()
-    [[0.49, 0.51]]
+    [[0.48, 0.52]]
     """
 
     def __init__(

@@ -51,11 +51,11 @@ class Summary:
                 "P>|t|": nothing if seen is None else seen.p_values,
                 f"[{tail:g} %": nothing if seen is None else seen.intervals[:, 0],
                 f"{100 - tail:g} %]": nothing if seen is None else seen.intervals[:, 1],
-                "DPO": model.dpo_,
-                rival: model.rival_,
             },
             index=pd.Index(model.names_, name="feature"),
         )
+        if ball is not None:
+            table = table.assign(**{"DPO": model.dpo_, rival: model.rival_})
         facts = {"comparisons": f"{model.n_comparisons_:,}"}
         if model.n_ties_:
             facts["ties"] = f"{model.n_ties_:,}, {'halved' if model.ties == 'half' else 'dropped'}"

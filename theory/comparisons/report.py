@@ -261,7 +261,7 @@ class RadiusPath:
         start = self.table[list(self.names)].iloc[0]
         colors = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
         for k, name in enumerate(self.names):
-            y = self.table[name] / abs(start[name]) if scaled else self.table[name]
+            y = self.table[name] / start[name] if scaled else self.table[name]
             dash = ("-", "--", ":", "-.")[k // len(colors) % 4]
             axes.plot(self.table.share, y, dash, color=colors[k % len(colors)], label=name)
         near = int(np.argmin(np.abs(self.table.radius.to_numpy() - self.chosen)))

@@ -940,7 +940,7 @@ def _rows(
     """Checked, without the rows of weight 0."""
     pairs = _pairs(name, u)
     p = _probability(weights, len(pairs))
-    member = None if groups is None else check_clusters(groups, len(pairs))
+    member = None if groups is None else check_clusters(groups, len(pairs), name="groups")
     seen = p > 0
     if not seen.all():
         pairs, p = pairs[seen], p[seen]

@@ -532,7 +532,7 @@ def test_people_of_the_same_population_show_no_shift_in_most_samples() -> None:
     for k in range(300):
         u, other = crowd(30, 2 * k + 1).reshape(-1, 2), crowd(20, 2 * k + 2).reshape(-1, 2)
         for grouped in seen:
-            labels = {"groups": groups_of(30), "held_out_groups": groups_of(40)}
+            labels = {"groups": groups_of(30), "held_out_groups": groups_of(20)}
             found = shift_radius(
                 "w1", u, other, w, beta=1.0, delta=0.1, **(labels if grouped else {})
             )

@@ -14,15 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from scipy.special import expit, xlogy
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import GroupKFold
 from sklearn.utils.validation import check_is_fitted
 
-from theory.batch import ArrayLike, pair_batch
-from theory.checks import check_clusters, check_number
+from theory.batch import ArrayLike
+from theory.checks import check_clusters
+from theory.comparisons.radius import choose, scale, the_set
 from theory.comparisons.report import RadiusPath, Summary, WorstPairs
 from theory.comparisons.table import (
     ORDER,
@@ -30,20 +29,11 @@ from theory.comparisons.table import (
     read_design,
     signed_pairs,
 )
-from theory.fitting import dpo, far_bound, fit
 from theory.inference import Inference, infer
 from theory.policy import Array
-from theory.radius_choice import suggest_radii
 from theory.results import Fit
 from theory.separable import separation
-from theory.sets import SETS, AmbiguitySet
-from theory.sets.wasserstein_free import WassersteinFree
-
-# what moving a column that no set moves costs, against the others: the objective differs from that
-# of an infinite cost by at most radius beta |coefficient|/1e4, which the gap counts; a larger cost
-# would take digits off the certificate
-_UNMOVED = 1e4
-_FRACTIONS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+from theory.sets import AmbiguitySet
 
 
 class PreferenceModel(ClassifierMixin, BaseEstimator):
@@ -174,36 +164,44 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         if isinstance(X, pd.DataFrame):
             self.feature_names_in_ = np.array([str(name) for name in X.columns], dtype=object)
         self.classes_ = np.array([0, 1])
-        self._pairs, self._member, self._free = pairs, member, self._unmoved()
         if self.bound is None and (found := separation(pairs.u, pairs.weights)) is not None:
             raise ValueError(f"{found.describe(self.names_)}.")
-        own = _unit(x, self._free, self.metric)
-        u = pairs.u @ own
-        bound = self.bound
-        if bound is None:
-            bound = far_bound(pair_batch(u, pairs.weights), self.beta)
-        plain = dpo(u, pairs.weights, beta=self.beta, bound=bound)
-        self.dpo_ = own @ plain.theta.numpy()
-        self._unit, self._bound = own, bound
-        if self._free.any() and self._moves():
-            self._unit = own * np.where(self._free, _UNMOVED, 1.0)
-            if self.bound is None:  # gaps grow with the bound; robust coefficients are not larger
-                self._bound = 4 * (1.0 + float(plain.theta.norm()))
-        self._settle(member)
+        kind = the_set(self.set)
+        scaled = scale(
+            pairs,
+            x,
+            self._unmoved(),
+            kind,
+            member,
+            self.metric,
+            self.names_,
+            beta=self.beta,
+            bound=self.bound,
+        )
+        self.dpo_ = scaled.plain
+        sized = choose(
+            kind,
+            scaled,
+            radius=self.radius,
+            of_collapse=self.of_collapse,
+            folds=self.folds,
+            seed=self.random_state,
+        )
+        self.set_, self.radius_, self.radius_why_ = sized.set, sized.size, sized.why
+        self.cv_ = sized.validation
+        self._scaled = scaled
+        self._settle(scaled.fit(self.set_))
         return self
 
-    def _settle(self, member: NDArray[np.intp] | None) -> None:
-        """Everything that follows from the pairs."""
-        pairs, how = self._pairs, self._how
-        u = pd.DataFrame(pairs.u @ self._unit, columns=list(self.names_))
-        self.set_, self.radius_, self.radius_why_ = self._sized(u.to_numpy())
-        found = fit(u, self.set_, pairs.weights, **how)
-        found = self._at_rest(found, u.to_numpy())
+    def _settle(self, found: Fit) -> None:
+        """Everything that follows from the fit."""
+        scaled, member = self._scaled, self._scaled.member
+        pairs = scaled.pairs
         self.fit_ = found
-        self.coef_ = self._unit @ found.theta.numpy()
+        self.coef_ = scaled.unit @ found.theta.numpy()
         self.intercept_ = float(self.coef_[-1]) if self.design_.order else 0.0
         self.objective_, self.converged_ = found.value.item(), bool(found.converged)
-        self.gap_ = found.gap.item() + self._not_moved(found)
+        self.gap_ = found.gap.item() + scaled.not_moved(found, self.set_)
         self.collapsed_ = bool(found.collapsed)
         self.rival_beta_, self.rival_ = self._rival()
         self.kl_ = self._kl(self.coef_)
@@ -214,21 +212,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             worst = found.worst
             assert not isinstance(worst, list) and worst.weights is not None
             self.effective_ = float(1 / np.square(self._by_row(worst.weights)).sum())
-        self.inference_ = self._inferred(found, member)
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        tolerance = 1e-8 if self._free.any() and self._moves() else 1e-10
-        return {"beta": self.beta, "bound": self._bound, "tolerance": tolerance}
-
-    @property
-    def _where(self) -> dict[str, Any]:
-        return {"beta": self.beta, "bound": self._bound}
-
-    def _moves(self) -> bool:
-        """Whether the set moves features."""
-        kind = self._kind()
-        return kind is not None and not kind.facts.reweights
+        self.inference_ = self._inferred(found)
 
     def _unmoved(self) -> NDArray[np.bool_]:
         """(d,) which features no set moves."""
@@ -252,172 +236,17 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             )
         return found
 
-    # ---------------------------------------------------------------------------------- the radius
-    def _kind(self) -> AmbiguitySet | None:
-        if self.set is None or self.set == "dpo":
-            return None
-        if isinstance(self.set, AmbiguitySet):
-            return self.set
-        if self.set not in SETS:
-            raise ValueError(f"set must be one of {', '.join(SETS)} or None, got {self.set!r}.")
-        return SETS[self.set]
-
-    def _sized(self, u: Array) -> tuple[AmbiguitySet | None, float, str]:
-        """The set with its size, the size, and how it came about."""
-        kind = self._kind()
-        given = [name for name in ("radius", "of_collapse") if getattr(self, name) is not None]
-        if kind is None:
-            if given:
-                raise ValueError(f"plain DPO has no radius: leave {given[0]} out, or name a set.")
-            return None, 0.0, "plain DPO"
-        if len(given) > 1:
-            raise ValueError("give radius or of_collapse, not both.")
-        if kind.facts.atoms:
-            raise ValueError(
-                f"{type(kind).__name__} needs distances between comparisons, which a model that"
-                " predicts new ones does not have. Use fit(u, set) for it, or WassersteinFree."
-            )
-        if not given:
-            own = getattr(kind, kind.facts.size)
-            if own is not None:
-                return kind, float(own), "given"
-            raise ValueError(
-                f"how large is {type(kind).__name__}? Give radius=, a number, 'coverage' or 'cv',"
-                " or of_collapse=, a share between 0 and 1."
-            )
-        if self.of_collapse is not None:
-            share = check_number("of_collapse", self.of_collapse)
-            if not 0 <= share <= 1:
-                raise ValueError(f"of_collapse must be between 0 and 1, got {share:g}.")
-            size = self._part(kind, share, u)
-            return kind.sized(size), size, f"{share:.0%} of the way to collapse"
-        if self.radius == "coverage":
-            size = self._coverage(kind, u)
-            by = "" if self._member is None else ", groups counted"
-            return kind.sized(size), size, f"covers the truth with 95 %{by}"
-        if self.radius == "cv":
-            size, share = self._cross_validated(kind, u)
-            by = "groups" if self._member is not None else "comparisons"
-            why = f"{share:.0%} of the way to collapse, by {self.folds}-fold validation over {by}"
-            return kind.sized(size), size, why
-        if isinstance(self.radius, str):
-            raise ValueError(f"radius must be a number, 'coverage' or 'cv', got {self.radius!r}.")
-        assert self.radius is not None
-        size = check_number("radius", self.radius)
-        return (None if size == 0 and kind.smallest == 0 else kind.sized(size)), size, "given"
-
-    def _part(self, kind: AmbiguitySet, share: float, u: Array) -> float:
-        """The size at a share of the way to collapse."""
-        if not (self._free.any() and isinstance(kind, WassersteinFree)):
-            return kind.size_at(share, pair_batch(u, self._pairs.weights), **self._where)
-        return share * self._rest(kind, u)[0]
-
-    def _rest(self, kind: WassersteinFree, u: Array) -> tuple[float, Array]:
-        """Where all features that may move have the coefficient 0, and the others' coefficients.
-
-        There the gradient of the mean loss, beta E sigma(-m) u over the moved features, is as large
-        as the slope of the penalty, radius beta times 1 (p = 1) or (E sigma(-m)²)^(1/2) (p = 2).
-        """
-        if kind.label_cost is not None:
-            raise ValueError(
-                "of_collapse, 'cv' and 'coverage' do not know where W1 with labels leaves only the"
-                " unpenalised columns: give its radius, or leave unpenalised out."
-            )
-        weights, free = self._pairs.weights, self._free
-        found = dpo(u[:, free], weights, **self._how).theta.numpy()
-        down = expit(-self.beta * u[:, free] @ found)
-        pull = float(np.linalg.norm((weights * down) @ u[:, ~free]))
-        theta = np.zeros(len(free))
-        theta[free] = found
-        return pull / (1.0 if kind.power == 1 else float(np.sqrt(weights @ down**2))), theta
-
-    def _at_rest(self, found: Fit, u: Array) -> Fit:
-        """Exactly 0 for the features that move, where the radius is beyond all that they say."""
-        kind = self.set_
-        if not (isinstance(kind, WassersteinFree) and self._free.any()):
-            return found
-        if kind.label_cost is not None:
-            return found
-        edge, theta = self._rest(kind, u)
-        if self.radius_ < edge:
-            return found
-        alone = dpo(u, self._pairs.weights, **self._how)
-        value = float(self._pairs.weights @ np.logaddexp(0, -self.beta * u @ theta))
-        exact = torch.tensor(value, dtype=torch.float64)
-        assert found._made is not None
-        return Fit(
-            torch.from_numpy(theta),
-            exact,
-            (exact - found.value).abs().minimum(exact),
-            found.dual,
-            alone.converged,
-            torch.tensor(True),
-            found.iterations,
-            found.at_bound,
-            found._made,
-        )
-
-    def _not_moved(self, found: Fit) -> float:
-        """What the finite cost of moving unpenalised columns may add to the objective, in nats."""
-        if not (isinstance(self.set_, WassersteinFree) and self._free.any()):
-            return 0.0
-        fixed = found.theta.numpy()[self._free]
-        return float(self.radius_ * self.beta * np.linalg.norm(fixed))
-
-    def _coverage(self, kind: AmbiguitySet, u: Array) -> float:
-        name = {"kl": "kl", "w1-free": "w1", "w2-free": "w2"}.get(kind.name)
-        if name is None or (name != "kl" and self._free.any()):
-            raise ValueError(
-                f"a radius that covers the truth is known for kl, and for w1-free and w2-free"
-                f" without unpenalised columns, not for {kind.name} here. Give radius or"
-                " of_collapse, or take 'cv'."
-            )
-        choice = suggest_radii(
-            u, weights=self._pairs.weights, groups=self._member, beta=self.beta, bound=self._bound
-        )
-        covers = getattr(choice, name).theta
-        return float(choice.w2.theta if covers is None else covers)
-
-    def _cross_validated(self, kind: AmbiguitySet, u: Array) -> tuple[float, float]:
-        """The size of least held-out loss, and its share of the way to collapse."""
-        shares = [x for x in _FRACTIONS if x > 0 or kind.smallest == 0]
-        sizes = np.array([self._part(kind, x, u) for x in shares])
-        if not np.isfinite(sizes).all() or len(set(sizes)) < 2:
-            raise ValueError(
-                f"{type(kind).__name__} has no radii to choose among here: its collapse radius is"
-                f" {sizes[-1]:g}. Give a radius."
-            )
-        weights = self._pairs.weights
-        unit = self._pairs.row if self._member is None else self._member
-        folds = GroupKFold(self.folds, shuffle=True, random_state=self.random_state)
-        if len(np.unique(unit)) < self.folds:
-            raise ValueError(
-                f"{self.folds} folds need as many groups or comparisons, there are"
-                f" {len(np.unique(unit))}. Take fewer folds."
-            )
-        held = np.zeros(len(sizes))
-        for train, test in folds.split(u, groups=unit):
-            inside = weights[train] / weights[train].sum()
-            found = fit(u[train], kind.sized(sizes), inside, **self._how).theta.numpy()
-            loss = np.logaddexp(0, -self.beta * u[test] @ found.T)
-            held += weights[test] @ loss
-        best = int(np.argmin(held))
-        self.cv_ = pd.DataFrame({"share": shares, "radius": sizes, "held_out_loss": held})
-        return float(sizes[best]), shares[best]
-
     # ------------------------------------------------------------------------ what follows from it
-    def _inferred(self, found: Fit, member: NDArray[np.intp] | None) -> Inference | None:
+    def _inferred(self, found: Fit) -> Inference | None:
         """In the columns' own units; None where the fit is exactly at rest."""
         if bool(found.collapsed):
             return None
-        pairs = self._pairs
-        # a tie is two rows of one comparison, which depend on each other
-        unit = pairs.row if member is None else member
-        once = member is None and len(np.unique(pairs.row)) == len(pairs.row)
-        equal = bool(np.allclose(pairs.weights, pairs.weights[0], rtol=1e-9, atol=0))
-        clusters = None if once and equal else unit
+        scaled = self._scaled
+        equal = bool(np.allclose(scaled.weights, scaled.weights[0], rtol=1e-9, atol=0))
+        once = scaled.member is None and len(np.unique(scaled.units)) == len(scaled.units)
+        clusters = None if once and equal else scaled.units
         seen = infer(found, clusters=clusters, level=self.level, seed=self.random_state)
-        return seen.in_units(self._unit, self.names_)
+        return seen.in_units(scaled.unit, self.names_)
 
     def _rival(self) -> tuple[float, Array]:
         """Plain DPO at the beta at which its KL to the reference is that of the fit.
@@ -443,13 +272,13 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
     def _kl(self, coef: Array) -> float:
         """Mean over the comparisons of KL(policy || uniform) on the two alternatives, in nats; the
         policy chooses the first with the probability that the model gives it."""
-        chance = expit(self.beta * self._pairs.u @ coef)
+        chance = expit(self.beta * self._scaled.pairs.u @ coef)
         each = xlogy(chance, 2 * chance) + xlogy(1 - chance, 2 * (1 - chance))
-        return float(self._pairs.weights @ each)
+        return float(self._scaled.pairs.weights @ each)
 
     def _by_row(self, q: Array) -> Array:
         """Weights of the comparisons from those of their signed rows."""
-        _, place = np.unique(self._pairs.row, return_inverse=True)
+        _, place = np.unique(self._scaled.pairs.row, return_inverse=True)
         return np.bincount(place, q).astype(float)
 
     # ------------------------------------------------------------------------------- scikit-learn's
@@ -507,8 +336,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             raise ValueError("plain DPO has no ambiguity set, and so no worst case. Name a set.")
         worst = self.fit_.worst
         assert not isinstance(worst, list)
-        rows = np.unique(self._pairs.row)
-        mass = self._by_row(self._pairs.weights)
+        rows = np.unique(self._scaled.pairs.row)
+        mass = self._by_row(self._scaled.pairs.weights)
         table = pd.DataFrame({"row": rows, "share": mass})
         if worst.weights is not None:
             table["worst_share"] = self._by_row(worst.weights)
@@ -516,13 +345,13 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         else:
             assert worst.moves is not None
             moves = worst.moves
-            _, place = np.unique(self._pairs.row, return_inverse=True)
+            _, place = np.unique(self._scaled.pairs.row, return_inverse=True)
             moved = np.bincount(place[moves.source], moves.mass * moves.distance, len(rows))
             turned = np.bincount(place[moves.source], moves.mass * moves.flipped, len(rows))
             table["moved"] = moved / mass
             table["flipped"] = turned / mass
-        margin = self.beta * self._pairs.u @ self.coef_
-        table["loss"] = self._by_row(self._pairs.weights * np.logaddexp(0, -margin)) / mass
+        margin = self.beta * self._scaled.pairs.u @ self.coef_
+        table["loss"] = self._by_row(self._scaled.pairs.weights * np.logaddexp(0, -margin)) / mass
         return WorstPairs(table, worst, self.n_comparisons_)
 
     def path(self, shares: ArrayLike | None = None) -> RadiusPath:
@@ -535,20 +364,19 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             ValueError: plain DPO, or a set that never collapses.
         """
         check_is_fitted(self)
-        kind = self._kind()
+        kind = the_set(self.set)
         if kind is None:
             raise ValueError("plain DPO has no radius to vary. Name a set.")
-        u = self._pairs.u @ self._unit
         given = np.linspace(0, 0.96, 25) if shares is None else np.asarray(shares, dtype=float)
         asked = [float(x) for x in given if x > 0 or kind.smallest == 0]
-        sizes = np.array([self._part(kind, x, u) for x in asked])
+        sizes = np.array([self._scaled.part(kind, x) for x in asked])
         if not np.isfinite(sizes).all():
             raise ValueError(
                 f"the collapse radius of {type(kind).__name__} is infinite here, so that there are"
                 " no shares of it."
             )
-        found = fit(u, kind.sized(sizes), self._pairs.weights, **self._how)
-        coef = found.theta.numpy() @ self._unit.T
+        found = self._scaled.fit(kind.sized(sizes))
+        coef = found.theta.numpy() @ self._scaled.unit.T
         table = pd.DataFrame({"share": asked, "radius": sizes, "objective": found.value.numpy()})
         table["kl"] = [self._kl(row) for row in coef]
         table["converged"] = found.converged.numpy()
@@ -566,37 +394,15 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         Efron and Tibshirani (1993); percentile intervals are its quantiles.
         """
         check_is_fitted(self)
-        unit = self._pairs.row if self._member is None else self._member
-        _, place = np.unique(unit, return_inverse=True)
+        _, place = np.unique(self._scaled.units, return_inverse=True)
         count = int(place.max()) + 1
         rng = np.random.default_rng(self.random_state)
         times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-        weights = times[:, place] * self._pairs.weights
+        weights = times[:, place] * self._scaled.pairs.weights
         weights /= weights.sum(1, keepdims=True)
-        found = fit(self._pairs.u @ self._unit, self.set_, weights, **self._how)
-        return pd.DataFrame(found.theta.numpy() @ self._unit.T, columns=list(self.names_))
+        found = self._scaled.fit(self.set_, weights)
+        return pd.DataFrame(found.theta.numpy() @ self._scaled.unit.T, columns=list(self.names_))
 
 
 def _texts(names: Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _unit(x: Array, free: NDArray[np.bool_], metric: str) -> Array:
-    """(d, d): u times this is in the unit of the metric, and coef is this times theta."""
-    d = x.shape[1]
-    if metric not in ("columns", "whitened", "raw"):
-        raise ValueError(f"metric must be 'columns', 'whitened' or 'raw', got {metric!r}.")
-    size = np.sqrt(np.mean(x**2, axis=0))
-    unit = np.diag(np.ones(d) if metric == "raw" else 1 / size)
-    if metric == "whitened":
-        moved = np.flatnonzero(~free)
-        second = x[:, moved].T @ x[:, moved] / len(x)
-        values, vectors = np.linalg.eigh(second / np.outer(size[moved], size[moved]))
-        if len(values) and values[0] <= 1e-10 * values[-1]:
-            raise ValueError(
-                "the features are linearly dependent, so that their second moment matrix has no"
-                " inverse root: leave one of them out."
-            )
-        root = vectors / np.sqrt(values) @ vectors.T
-        unit[np.ix_(moved, moved)] = root / size[moved][:, None]
-    return unit

@@ -134,7 +134,7 @@ def _notes(model: "PreferenceModel", rival: str, d: int) -> tuple[str, ...]:
     if seen is None:
         notes.append(
             "The radius is at or beyond collapse: the set holds a law that knows no preference"
-            + (" but for the unpenalised columns" if model._free.any() else "")
+            + (" but for the unpenalised columns" if model._scaled.free.any() else "")
             + ", and the answer is the reference. There is no law to infer from."
         )
     else:

@@ -496,8 +496,8 @@ def read_table(path: str | Path, *, exclude: Collection[str] = ()) -> dict[str, 
 
 def read_columns(
     path: str | Path, *, exclude: Collection[str] = ()
-) -> tuple[dict[str, Array], list[str]]:
-    """`read_table`, and the names of the columns that it leaves out for they are no numbers."""
+) -> tuple[dict[str, Array], list[str], list[str]]:
+    """`read_table`, and the names of what is left out: columns of text, and excluded ones."""
     import pandas as pd
 
     path = Path(path)
@@ -508,7 +508,8 @@ def read_columns(
         )
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            columns = {name: arrays[name] for name in arrays.files if name not in exclude}
+            names = list(arrays.files)
+            columns = {name: arrays[name] for name in names if name not in exclude}
         found = {
             name: (
                 _numbers(pd.Series(array), f"{path.name}, {name}")
@@ -530,13 +531,15 @@ def read_columns(
                 f" {', '.join([*readers, '.npz'])}."
             )
         table = readers[path.suffix](path)
+        names = [str(name) for name in table.columns]
         found = {
             str(name): _numbers(table[name], f"{path.name}, {name}")
             for name in table.columns
             if str(name) not in exclude
         }
     numeric = {name: column for name, column in found.items() if column is not None}
-    return numeric, [name for name in found if name not in numeric]
+    text = [name for name in found if name not in numeric]
+    return numeric, text, [name for name in names if name in exclude]
 
 
 def _numbers(column: "pd.Series", where: str) -> Array | None:

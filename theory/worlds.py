@@ -19,7 +19,7 @@ import torch
 from scipy.special import expit, roots_gegenbauer
 from torch import Tensor
 
-from theory.batch import ArrayLike, PairBatch, feature_names, pair_batch
+from theory.batch import ArrayLike, PairBatch, check_finite, feature_names, pair_batch
 from theory.checks import as_array, check_probability, check_reference, check_scale
 from theory.policy import Array, kl_to_reference, log_policy
 from theory.problem import Problem
@@ -27,6 +27,7 @@ from theory.problem import Problem
 if TYPE_CHECKING:  # slow to import, and only tables need it
     import pandas as pd
 
+_DROP = "Drop or impute those pairs first."
 TIES = ("split", "drop")  # what is done with pairs whose label is 0.5
 _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 
@@ -103,11 +104,7 @@ class FiniteWorld:
                 f" {self.psi1.shape} and {self.psi2.shape}."
             )
         for name, psi in (("psi1", self.psi1), ("psi2", self.psi2)):
-            if not np.isfinite(psi).all():
-                raise ValueError(
-                    f"{name} holds {int((~np.isfinite(psi)).sum())} non-finite entries. Drop or"
-                    " impute those pairs first."
-                )
+            check_finite(name, torch.from_numpy(psi), _DROP, rows="pair")
             largest = float(np.linalg.norm(psi, axis=1).max())
             if largest > 1 + _NORM_SLACK:
                 raise ValueError(
@@ -259,6 +256,8 @@ def from_policy(
             "features must have shape (S, A, d) with at least one context and action, got"
             f" {features.shape}."
         )
+    beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
+    bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
     S, A, d = features.shape
     ref = np.zeros(d) if theta_ref is None else as_array(theta_ref, "theta_ref")
     mu = (
@@ -325,6 +324,7 @@ def random_world(
     for name, value in (("contexts", contexts), ("actions", actions), ("dimension", dimension)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: the world would be empty.")
+    bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
     rng = np.random.default_rng(seed)
     features = unit_vectors(rng.standard_normal((contexts, actions, dimension)))
     star = unit_vectors(rng.standard_normal(dimension)) * (bound / 2 if signal is None else signal)
@@ -378,15 +378,20 @@ def from_labels(
             f"ties must be 'split' (two halves) or 'drop', got {ties!r}: what to do with the label"
             " 0.5."
         )
+    names = feature_names(psi1)
     psi1, psi2, label = (
         as_array(x, name) for x, name in ((psi1, "psi1"), (psi2, "psi2"), (label, "label"))
     )
+    for name, psi in (("psi1", psi1), ("psi2", psi2)):
+        check_finite(name, torch.from_numpy(psi), _DROP, names, "pair")
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
     n = len(psi1)
     odd = ~np.isin(label, (0, 0.5, 1))
     if label.shape != (n,) or odd.any():
-        row = f", that of pair {int(np.flatnonzero(odd)[0]) + 1}" if label.ndim == 1 else ""
-        what = f" with {label[odd][:3].tolist()}{row} (the first is 1)" if odd.any() else ""
+        what = ""
+        if odd.any():
+            shown = label[odd][:3].tolist()
+            what = f" with {shown}, the first of them that of pair {np.argwhere(odd)[0][0] + 1}"
         raise ValueError(
             f"labels must be 0 or 1, or 0.5 for a tie, one for each pair; got shape {label.shape}"
             f" for {n} pairs{what}. y = 1 iff the first response wins."

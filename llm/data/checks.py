@@ -122,8 +122,8 @@ def who_won(rows: list[Row], ties: str, bad: BadRows) -> tuple[list[Row], list[s
         return rows, []
     listed = " and ".join(f"`{name}`" for name in columns)
     if ties == "ignore":
-        plain = [{k: v for k, v in row.items() if k not in columns} for row in rows]
-        return plain, [f"{listed} beside chosen and rejected not read (--ties ignore)."]
+        unlabelled = [{k: v for k, v in row.items() if k not in columns} for row in rows]
+        return unlabelled, [f"{listed} beside chosen and rejected not read (--ties ignore)."]
     remedy = (
         ": 1 is for a pair as it stands, 0 for chosen and rejected swapped, 0.5 for a tie (--ties"
         " ignore does not read the column)"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from theory.aot import minimise_aot as minimise_aot
     from theory.collapse import collapse_radius as collapse_radius
+    from theory.comparisons.model import PreferenceModel as PreferenceModel
     from theory.fitting import dpo as dpo
     from theory.fitting import fit as fit
     from theory.inference import Inference as Inference
@@ -38,6 +39,8 @@ _ROOMS = {
     "theory.results": ("Fit",),
     "theory.problem": ("Problem",),
     "theory.separable": ("Separation", "separation"),
+    "theory.policy": ("policy_kl",),
+    "theory.comparisons.model": ("PreferenceModel",),
     "theory.collapse": ("collapse_radius",),
     "theory.worst_cases": ("Moves", "WorstCase", "worst_case"),
     "theory.radius_choice": ("RadiusChoice", "describe", "suggest_radii"),

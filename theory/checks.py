@@ -197,8 +197,10 @@ def check_probability(name: str, p: ArrayLike, n: int) -> Array:
     return p / p.sum() if abs(p.sum() - 1) > EXACT else p
 
 
-def check_clusters(clusters: ArrayLike, n: int) -> NDArray[np.intp]:
-    """Numbers 0, 1, ... of the clusters (n,) of pairs that depend on each other."""
+def check_clusters(
+    clusters: ArrayLike, n: int, *, name: str = "clusters", least: int = 2
+) -> NDArray[np.intp]:
+    """Numbers 0, 1, ... of the clusters (n,) of rows that belong together, sorted."""
     try:
         found, label = np.unique(np.asarray(clusters), return_inverse=True)
         missing = bool((found != found).any())
@@ -206,12 +208,12 @@ def check_clusters(clusters: ArrayLike, n: int) -> NDArray[np.intp]:
         missing = True
     if missing:
         raise ValueError(
-            "clusters must be labels of one type without missing ones, got NaN, None or labels that"
-            " cannot be compared. Leave pairs of an unknown cluster out."
+            f"{name} must be labels of one type without missing ones, got NaN, None or labels that"
+            " cannot be compared. Leave rows without a label out."
         )
-    if label.shape != (n,) or len(found) < 2:
+    if label.shape != (n,) or len(found) < least:
         raise ValueError(
-            f"clusters must be a label for each of the {n} pairs, of two clusters at least, got"
-            f" shape {np.shape(clusters)} with {len(found)} different labels."
+            f"{name} must be a label for each of the {n} rows, at least {least} different ones,"
+            f" got shape {np.shape(clusters)} with {len(found)} different labels."
         )
     return label

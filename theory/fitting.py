@@ -103,7 +103,7 @@ def fit(
     pairs, single = pair_batch(u, weights), is_single(u, weights)
     beta = check_scale("beta", beta, "It scales the log-ratio in the margin; papers use 0.01 to 1.")
     if bound is None:
-        bound = _far(pairs, beta, theta_ref)
+        bound = far_bound(pairs, beta, theta_ref)
     bound = check_scale(
         "bound",
         bound,
@@ -178,7 +178,7 @@ def _for_each_size(pairs: PairBatch, single: bool, set: "AmbiguitySet") -> tuple
     return PairBatch(pairs.ut, pairs.p.expand(len(size), -1)), False
 
 
-def _far(pairs: PairBatch, beta: float, theta_ref: ArrayLike | None) -> float:
+def far_bound(pairs: PairBatch, beta: float, theta_ref: ArrayLike | None = None) -> float:
     """A bound that only a separable sample reaches: where the margins are large in the direction
     in which they grow least, as the singular values of the pairs tell."""
     reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref").norm().item()

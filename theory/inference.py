@@ -8,6 +8,7 @@ ordinary bootstrap fails with it (Fang and Santos, 2019), and smaller samples ar
 m out of n bootstrap of Bickel, Götze and van Zwet (1997).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,7 +79,46 @@ class Inference:
         away = np.asarray(theta, dtype=float) - self.theta
         if self._draws is not None:
             return bool(np.linalg.norm(away) <= self._limit)
-        return bool(away @ np.linalg.pinv(self.covariance, rcond=1e-9) @ away <= self._limit)
+        # in units of the standard errors, whatever those of the features are
+        size = np.where(self.standard_errors > 0, self.standard_errors, 1.0)
+        shape = np.linalg.pinv(self.covariance / np.outer(size, size), rcond=1e-9)
+        return bool(away / size @ shape @ (away / size) <= self._limit)
+
+    def in_units(self, unit: Array, names: Sequence[str]) -> "Inference":
+        """The same of unit theta, for a (d, d) matrix: the coefficients of features in other units,
+        or of others that span the same.
+
+        An interval by resampling is that of the new coefficients' own draws.
+        """
+        theta, covariance = unit @ self.theta, unit @ self.covariance @ unit.T
+        draws = None if self._draws is None else self._draws @ unit.T
+        if draws is None:
+            reach = t_law.ppf((1 + self.level) / 2, self.independent - 1)
+            reach = reach * np.sqrt(np.diag(covariance).clip(min=0))
+            intervals, limit = np.stack([theta - reach, theta + reach], 1), self._limit
+        else:
+            intervals = _percentiles(theta, draws, self.level)
+            limit = float(np.quantile(np.linalg.norm(draws, axis=1), self.level))
+        return replace(
+            self,
+            theta=theta,
+            covariance=covariance,
+            intervals=intervals,
+            names=tuple(names),
+            _draws=draws,
+            _limit=limit,
+        )
+
+    @property
+    def p_values(self) -> Array:
+        """(d,) two-sided, of the coordinates being 0, by the t law; NaN where the law is not known
+        to be normal, or the fit holds a coordinate fast."""
+        errors = self.standard_errors
+        if self._draws is not None:
+            return np.full(len(self.theta), np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = 2 * t_law.sf(np.abs(self.theta) / errors, self.independent - 1)
+        return np.where(errors > 0, found, np.nan)
 
     def __repr__(self) -> str:
         """A short table."""
@@ -112,9 +152,10 @@ def infer(
     Args:
         found: one fit; of a batch `found.one(r)`.
         pairs: n, how many pairs the sample has. Needed where the fit was given weights, which are
-            then the shares of distinct pairs; else their number is known.
+            then the shares of distinct pairs; else, and with clusters, their number is known.
         clusters: (n,) a label for each row: pairs with the same label, such as those of one
-            annotator or prompt, may depend on each other in any way. None: all are independent.
+            annotator or prompt, may depend on each other in any way; weights are then those of the
+            rows, as sampling weights. None: all are independent.
         level: of the intervals, in (0, 1).
         resamples: fits to smaller samples, where those are needed.
         seed: of the smaller samples.
@@ -229,7 +270,7 @@ def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -
     p = made.pairs.p[0].cpu().numpy()
     equal = bool(np.allclose(p, p[0], rtol=1e-9, atol=0))
     if pairs is None:
-        if not equal:
+        if not equal and clusters is None:
             raise ValueError(
                 "the fit was given weights, from which the number of pairs is not seen. Say it, as"
                 " in infer(found, pairs=1000)."
@@ -239,10 +280,10 @@ def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -
     member = None
     if clusters is not None:
         member = check_clusters(clusters, len(p))
-        if not equal or n != len(p):
+        if n != len(p):
             raise ValueError(
-                f"clusters are of single pairs, but this fit has weights, or {len(p)} rows for"
-                f" {n} pairs: fit the pairs themselves, one row each."
+                f"clusters are of the rows, but these are {len(p)} rows for {n} pairs: fit the"
+                " pairs themselves, one row each, with their own weights."
             )
     sample = _Sample(p, n, member, np.arange(len(p)))
     if sample.units < d + 2:
@@ -342,11 +383,10 @@ def _resampled(
     )
     theta = found.theta.numpy()
     draws = (again.theta.numpy() - theta) * np.sqrt(m / sample.units)
-    low, high = np.quantile(draws, [(1 + level) / 2, (1 - level) / 2], axis=0)
     return Inference(
         theta,
         draws.T @ draws / count,
-        np.stack([theta - low, theta - high], 1),
+        _percentiles(theta, draws, level),
         level,
         "m out of n",
         why,
@@ -355,3 +395,9 @@ def _resampled(
         draws,
         float(np.quantile(np.linalg.norm(draws, axis=1), level)),
     )
+
+
+def _percentiles(theta: Array, draws: Array, level: float) -> Array:
+    """(d, 2) intervals from draws of the fit less theta."""
+    low, high = np.quantile(draws, [(1 + level) / 2, (1 - level) / 2], axis=0)
+    return np.stack([theta - low, theta - high], 1)

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from theory.batch import as_float64
+from theory.batch import ArrayLike, as_float64
 
 Array = NDArray[np.float64]
 
@@ -21,6 +21,62 @@ def kl_to_reference(
     """E_s KL(pi_theta(.|s) || pi_ref(.|s)) in nats; theta (..., d) -> (...)."""
     log_pi, log_ref = log_policy(theta, features), log_policy(theta_ref, features)
     return np.einsum("s,...sa->...", context_probability, np.exp(log_pi) * (log_pi - log_ref))
+
+
+def policy_kl(
+    items: ArrayLike, sets: ArrayLike, theta: ArrayLike, theta_ref: ArrayLike | None = None
+) -> Array:
+    """KL(pi_theta || pi_ref) in nats on each choice set, of log-linear policies over its items.
+
+    pi_theta(item) ∝ exp(theta.features) within its set. Section 3, arXiv:2502.01930v4. Where
+    theta comes from preferences at some beta, this is of the policy; the preferences themselves
+    are sigma(beta (theta - theta_ref).x).
+
+    Args:
+        items: (N, d) features, a row for each item of each set.
+        sets: (N,) a label for each item: those with the same label are alternatives.
+        theta: (d,) of the policy.
+        theta_ref: (d,) of the one it is compared with; None: 0, the uniform policy.
+
+    Returns:
+        (S,) in the order of the labels, sorted; take their mean with the weights of your sets.
+
+    Raises:
+        ValueError: shapes that do not fit, entries that are not finite, missing labels.
+
+    >>> from theory import policy_kl
+    >>> policy_kl([[1.0], [0.0], [5.0]], ["a", "a", "b"], [0.5]).round(4).tolist()
+    [0.0303, 0.0]
+    """
+    from theory.checks import check_clusters
+
+    features = as_float64(items, "items").cpu().numpy()
+    if features.ndim != 2 or 0 in features.shape or not np.isfinite(features).all():
+        raise ValueError(
+            "items must be (N, d) finite numbers, a row for each item, got shape"
+            f" {features.shape} with {int((~np.isfinite(features)).sum())} that are not."
+        )
+    member = check_clusters(sets, len(features), name="sets", least=1)
+    scores = []
+    for name, given in (("theta", theta), ("theta_ref", theta_ref)):
+        x = np.zeros(features.shape[1]) if given is None else as_float64(given, name).cpu().numpy()
+        if x.shape != features.shape[1:] or not np.isfinite(x).all():
+            raise ValueError(
+                f"{name} must be {features.shape[1]} finite numbers, one for each feature, got"
+                f" shape {x.shape}."
+            )
+        scores.append(_within(features @ x, member))
+    kl = np.zeros(int(member.max()) + 1)
+    np.add.at(kl, member, np.exp(scores[0]) * (scores[0] - scores[1]))
+    return kl.clip(min=0)
+
+
+def _within(score: Array, member: NDArray[np.intp]) -> Array:
+    """log-softmax of scores (N,) within each set."""
+    top = np.full(int(member.max()) + 1, -np.inf)
+    np.maximum.at(top, member, score)
+    score = score - top[member]
+    return score - np.log(np.bincount(member, np.exp(score)))[member]
 
 
 def convex_mixture(rewards: Array, alpha: Array) -> Array:

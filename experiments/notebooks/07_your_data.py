@@ -35,9 +35,8 @@ from paper_figures.style import BLACK, BLUE, GREY, METHODS, PAGE, grid, paper
 from theory import KL, WassersteinFree, dpo, worst_case
 from theory import fit as fit_set
 from theory.radius_choice import describe, suggest_radii
-from theory.worlds import common_scale
 
-BETA, BOUND = 1.0, 50.0  # a bound that no fit here reaches
+BETA = 1.0
 
 # %% [markdown]
 # ## Read, or make up
@@ -130,19 +129,22 @@ def table_of(rows, column):
 
 chosen, rejected = (table_of(pairs, column) for column in ("chosen", "rejected"))
 names = [name for name in chosen if pd.concat([chosen, rejected])[name].std() > 0]  # a constant says nothing
-first, second = common_scale(chosen[names].to_numpy(float), rejected[names].to_numpy(float))
-u = first - second
+spread = pd.concat([chosen[names], rejected[names]]).std()  # of each feature over all responses
+u = (chosen[names] - rejected[names]) / spread  # in standard deviations
 print(f"left out, since they never vary: {sorted(set(chosen) - set(names))}")
 
 # %% [markdown]
 # ## The fit
 #
-# Coefficients of standardised features, with 95 % percentile intervals of the bootstrap: 300 resamples are one call.
+# Log-odds for each standard deviation of a feature, so that they can be compared with each other, and for each unit of it, with 95 %
+# percentile intervals of the bootstrap: 300 resamples are one call.
 
 # %%
-fit = dpo(u, beta=BETA, bound=BOUND).theta.numpy()
+fitted = dpo(u, beta=BETA)
+print("\n".join(fitted.remarks) or "finite: the pairs are not separable, and no bound is met")
+fit = fitted.theta.numpy()
 counts = np.random.default_rng(0).multinomial(len(u), np.full(len(u), 1 / len(u)), 300) / len(u)
-low, high = np.quantile(dpo(u, counts, beta=BETA, bound=BOUND).theta.numpy(), [0.025, 0.975], axis=0)
+low, high = np.quantile(dpo(u, counts, beta=BETA).theta.numpy(), [0.025, 0.975], axis=0)
 order = np.argsort(np.abs(fit))[::-1]
 with paper():
     figure, axes = grid(PAGE * 0.6, [0.25 + 0.2 * len(names)], 1, left=1.3, right=0.1)
@@ -150,9 +152,13 @@ with paper():
     panel.hlines(range(len(names)), low[order], high[order], color=BLACK)
     panel.plot(fit[order], range(len(names)), "o", color=BLACK)
     panel.axvline(0, color=GREY, linewidth=0.6)
-    panel.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="coefficient of DPO, 95 % intervals")
+    panel.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="log-odds for a standard deviation, 95 % intervals")
     panel.set_yticklabels([names[k] for k in order])
 show(figure)
+
+# %%
+units = pd.DataFrame({"a standard deviation is": spread, "log-odds for it": fit, "log-odds for one unit": fit / spread.to_numpy()})
+units.iloc[order].round(3)
 
 # %% [markdown]
 # Made-up or not, mind what a coefficient is: the weight of a feature *at equal values of the others*. In the made-up file most
@@ -164,12 +170,8 @@ show(figure)
 # %%
 held_out = None
 if others is not None:  # in the units of the training pairs
-    both = np.concatenate([chosen[names].to_numpy(float), rejected[names].to_numpy(float)])
-    centred = (both - both.mean(0)) / both.std(0)
-    scale = both.std(0) * np.linalg.norm(centred, axis=1).max()
-    a, b = (table_of(others, column)[names].to_numpy(float) for column in ("chosen", "rejected"))
-    held_out = (a - b) / scale
-choice = suggest_radii(u, beta=BETA, bound=BOUND, held_out=held_out)
+    held_out = (table_of(others, "chosen")[names] - table_of(others, "rejected")[names]) / spread
+choice = suggest_radii(u, beta=BETA, held_out=held_out)
 print(describe(choice))
 
 # %% [markdown]
@@ -181,11 +183,11 @@ print(describe(choice))
 # ## Robust fits at the suggested radii
 
 # %%
-same = dpo(u, beta=choice.equivalent_beta, bound=BOUND).theta.numpy()
+same = dpo(u, beta=choice.equivalent_beta).theta.numpy()
 fits = {
     "DPO": fit,
     **{
-        name: fit_set(u, set, beta=BETA, bound=BOUND).theta.numpy()
+        name: fit_set(u, set, beta=BETA).theta.numpy()
         for name, set in (
             ("KLDPO", KL(choice.kl.radius)),
             ("WDPO W1", WassersteinFree(choice.w1.radius)),
@@ -197,7 +199,7 @@ fits = {
 
 
 def loss(w, data):
-    return float("nan") if data is None else np.logaddexp(0, -BETA * data @ w).mean()
+    return float("nan") if data is None else np.logaddexp(0, -BETA * data.to_numpy() @ w).mean()
 
 
 def cosine(w):
@@ -218,7 +220,6 @@ pd.DataFrame(facts).T.round(3)
 # ## What does the worst case lean on?
 
 # %%
-losses = np.logaddexp(0, -BETA * u @ fit)
 worst = worst_case(u, fit, KL(choice.kl.radius), beta=BETA)
 ratio = worst.weights * len(u)
 top = np.argsort(-ratio)[:5]
@@ -236,7 +237,7 @@ if "kind" in pairs:
     print(f"pairs of annotators who want it short: {short.mean():.2f} of the sample, {share:.2f} of the worst case")
 
 # %%
-change = pd.DataFrame({"all pairs": u.mean(0), "worst case": worst.weights @ u}, index=names).iloc[order]
+change = pd.DataFrame({"all pairs": u.mean(0), "worst case": worst.weights @ u.to_numpy()}, index=names).iloc[order]
 with paper():
     figure, axes = grid(PAGE * 0.6, [0.25 + 0.2 * len(names)], 1, left=1.3, right=0.8)
     panel, rows = axes[0, 0], np.arange(len(names))
@@ -245,7 +246,7 @@ with paper():
         panel.text(1.02, 0.95 - 0.14 * shift, name, transform=panel.transAxes, color=color, va="top")
     panel.hlines(rows, change["all pairs"], change["worst case"], color=BLUE, linewidth=0.6)
     panel.axvline(0, color=GREY, linewidth=0.6)
-    panel.set(yticks=rows, ylim=(len(names) - 0.5, -0.5), xlabel="mean of chosen − rejected, scaled features")
+    panel.set(yticks=rows, ylim=(len(names) - 0.5, -0.5), xlabel="mean of chosen − rejected, standard deviations")
     panel.set_yticklabels(change.index)
 show(figure)
 

@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributions import Categorical, kl_divergence
 
-from theory.policy import convex_mixture, geometric_mixture, kl_to_reference, log_policy
+from theory.policy import (
+    convex_mixture,
+    geometric_mixture,
+    kl_to_reference,
+    log_policy,
+    policy_kl,
+)
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -86,3 +94,29 @@ def test_a_geometric_mixture_needs_positive_rewards(smallest: float) -> None:
     with pytest.raises(ValueError, match=r"positive rewards.*sigmoid") as error:
         geometric_mixture(np.array([[1.0, smallest]]), np.array([0.5, 0.5]))
     assert f"{smallest:g}" in str(error.value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_kl_of_choices_is_that_of_categorical_laws(seed: int) -> None:
+    """Against torch's categorical distributions, set by set."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 5, 6)
+    sets = np.repeat(np.array(["f", "a", "c", "b", "e", "d"]), sizes)
+    items, theta, ref = rng.normal(size=(len(sets), 3)), rng.normal(size=3) * 5, rng.normal(size=3)
+    order = rng.permutation(len(sets))
+    found = policy_kl(items[order], sets[order], theta, ref)
+    for name, kl in zip(sorted(set(sets)), found, strict=True):
+        one = torch.from_numpy(items[sets == name])
+        p, q = (Categorical(logits=one @ torch.from_numpy(x)) for x in (theta, ref))
+        assert kl == pytest.approx(kl_divergence(p, q).item(), abs=1e-12)
+    assert policy_kl(items, sets, theta)[0] >= 0
+
+
+def test_what_is_no_choice_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="sets must be labels"):
+        policy_kl([[1.0], [2.0]], ["a", None], [1.0])
+    with pytest.raises(ValueError, match="theta must be 1 finite"):
+        policy_kl([[1.0], [2.0]], ["a", "a"], [1.0, 2.0])
+    with pytest.raises(ValueError, match="items must be"):
+        policy_kl([[1.0], [np.nan]], ["a", "a"], [1.0])

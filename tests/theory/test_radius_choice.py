@@ -2,8 +2,12 @@
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -18,6 +22,7 @@ from theory.duals import kl_ball_dual
 from theory.estimators import dpo, kldpo, kldpo_tilt
 from theory.radius_choice import (
     describe,
+    design_effects,
     kl_coverage,
     profile_coverage,
     radius_for_value,
@@ -32,6 +37,7 @@ from theory.solvers.adversary import free
 from theory.worlds import FiniteWorld, random_world
 
 Array = NDArray[np.float64]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def sample(n: int = 300, d: int = 3, seed: int = 0, signal: float = 2.0) -> Array:
@@ -314,15 +320,41 @@ def test_the_share_cap_binds_where_losses_have_a_heavy_tail() -> None:
 def test_separable_pairs_and_pairs_without_preference() -> None:
     """Where no radius collapses the share is the only cap; where E u = 0 any radius does, and the
     suggestion is 0."""
-    separable = suggest_radii(np.abs(sample(50)) + 0.1, beta=1.0, bound=5.0)
+    agreed = np.abs(sample(50)) + 0.1
+    separable = suggest_radii(agreed, beta=1.0, bound=5.0)
     assert separable.kl.collapse == math.inf and separable.kl.cap == separable.share_radius
     u = sample(40)
     balanced = suggest_radii(np.concatenate([u, -u]), beta=1.0, bound=5.0)
     assert balanced.kl.radius == pytest.approx(
         0, abs=1e-12
     ) and balanced.w2.radius == pytest.approx(0, abs=1e-12)
-    assert "inf" in describe(separable) and "rest on the bound" in describe(separable)
+    assert "inf" in describe(separable) and "rest on the bound 5" in describe(separable)
+    assert "DPO at beta" not in describe(separable)
     assert "rest on the bound" not in describe(balanced)
+    with pytest.raises(ValueError, match="complete: 50 of them agree"):
+        suggest_radii(agreed, beta=1.0)
+
+
+@pytest.mark.parametrize("bound", [5.0, 1e8])
+def test_the_column_that_separates_is_named(bound: float) -> None:
+    table = pd.DataFrame(sample(200), columns=["price", "time", "comfort"])
+    table["seat"] = (np.arange(200) % 5 == 0) * 1.0
+    with pytest.raises(ValueError, match=r"quasi-complete: 40 .* direction of seat\)"):
+        suggest_radii(table, beta=1.0)
+    said = describe(suggest_radii(table, beta=1.0, bound=bound))
+    assert "direction of seat)" in said and f"rest on the bound {bound:g}" in said
+    assert "DPO at beta" not in said
+
+
+def test_without_a_bound_as_with_one_that_is_not_reached() -> None:
+    free, far = suggest_radii(sample(), beta=1.0), suggest_radii(sample(), beta=1.0, bound=500.0)
+    assert free.kl.radius == far.kl.radius and free.remarks == far.remarks == ()
+    for ball in ("w1", "w2"):
+        assert getattr(free, ball).radius == pytest.approx(getattr(far, ball).radius, rel=1e-6)
+    (remark,) = suggest_radii(sample(), beta=1.0, bound=0.1).remarks
+    assert "on the bound ||theta|| <= 0.1" in remark
+    (remark,) = suggest_radii(sample() * [1e-3, 1, 1e3], beta=1.0).remarks
+    assert "Features of similar sizes" in remark
 
 
 @pytest.mark.parametrize(
@@ -330,6 +362,11 @@ def test_separable_pairs_and_pairs_without_preference() -> None:
     [
         ({"u": np.ones((1, 2))}, "n >= 2"),
         ({"u": np.full((4, 2), np.nan)}, "8 non-finite"),
+        ({"u": [[1.0, 2.0], [1.0, None], [0.0, 1.0]]}, r"rows 1 \(counted from 0\), feature 2"),
+        ({"weights": np.ones(20)}, "sum to one"),
+        ({"groups": np.zeros(20)}, "at least 2 different"),
+        ({"weights": np.eye(20)[0]}, "1 of the rows have a weight"),
+        ({"held_out_groups": np.arange(20)}, "held_out, which is missing"),
         ({"held_out": np.ones((4, 2))}, "3 features and held_out 2"),
         ({"delta": 1.0}, "delta"),
         ({"share": 0.0}, "share"),
@@ -347,3 +384,252 @@ def test_pairs_from_which_no_radius_follows_are_refused() -> None:
         suggest_radii(np.zeros((80, 3)), beta=1.0, bound=50.0)
     with pytest.raises(ValueError, match="u must be an array of numbers"):
         suggest_radii(np.array([["a", "b"], ["c", "d"]]), beta=1.0, bound=50.0)
+
+
+def test_the_same_numbers_in_any_dress() -> None:
+    u = sample(100)
+    table = pd.DataFrame(u, columns=["price", "time", "comfort"])
+    plain = suggest_radii(u, beta=1.0)
+    for dressed in (table, u[::-1][::-1], u.astype(object), u.tolist(), np.asfortranarray(u)):
+        assert suggest_radii(dressed, beta=1.0) == plain
+    assert suggest_radii(u[::-1], beta=1.0).kl.theta == plain.kl.theta
+    table["flat"] = 0.0
+    flat = suggest_radii(table, beta=1.0)
+    assert flat.remarks == ("0 in every pair, and so without a say: flat",)
+    assert flat.kl.theta == plain.kl.theta  # three degrees of freedom, not four
+    double = suggest_radii(np.hstack([u, u[:, :1]]), beta=1.0)
+    assert double.kl.theta == plain.kl.theta
+    with pytest.raises(ValueError, match="held_out time, price, comfort, flat"):
+        suggest_radii(table, beta=1.0, held_out=table[["time", "price", "comfort", "flat"]])
+
+
+# ------------------------------------------------------------------------------ groups and weights
+PEOPLE, EACH = 60, 8
+TASTE = np.array([0.8, -0.5])
+
+
+def crowd(people: int, seed: int, varied: float = 1.2) -> Array:
+    """(people, 8, 2): the pairs of people whose tastes differ, and who see features of a kind."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((people, EACH, 2)) + 0.5 * rng.standard_normal((people, 1, 2))
+    taste = TASTE + varied * rng.standard_normal((people, 1, 2))
+    chosen = rng.random((people, EACH)) < expit((x * taste).sum(-1))
+    return np.where(chosen, 1.0, -1.0)[..., None] * x
+
+
+@pytest.fixture(scope="module")
+def star() -> Array:
+    """What plain DPO tends to: of 100,000 people."""
+    return dpo(crowd(100_000, 0).reshape(-1, 2), beta=1.0).theta.numpy()
+
+
+def groups_of(people: int) -> Array:
+    return np.repeat(np.arange(people), EACH)
+
+
+@pytest.mark.parametrize("people", [20, 60])
+def test_theta_is_covered_where_pairs_come_from_people(people: int, star: Array) -> None:
+    """KL(Q||P_n) of the nearest Q with E_Q grad l(theta*) = 0, by the program of the collapse
+    radius; radii for independent pairs cover much less often."""
+    replicates = 500
+    u = np.stack([crowd(people, 1 + k).reshape(-1, 2) for k in range(replicates)])
+    need = collapse_radius(-expit(-u @ star)[..., None] * u, KL()).numpy()
+    fits = dpo(u, beta=1.0).theta.numpy()
+    radii = []
+    for v, w in zip(u, fits, strict=True):
+        effects = design_effects(v, w, beta=1.0, groups=groups_of(people))
+        radii.append(kl_coverage(len(v), 0.05, effects=effects, units=people))
+    assert (need <= radii).mean() >= 0.93
+    assert (need <= kl_coverage(u.shape[1], 0.05, 2)).mean() < 0.8
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_transport_covers_theta_where_pairs_come_from_people(power: int, star: Array) -> None:
+    """A Q with E_Q grad l(theta*) = 0, of moves in proportion to their slope, is built for each
+    sample: what it costs is enough."""
+    replicates, missed, alone = 150, 0, 0
+    for k in range(replicates):
+        u = crowd(PEOPLE, 1000 + k).reshape(-1, 2)
+        cost = moves(u, star, power)
+        w = dpo(u, beta=1.0).theta.numpy()
+        given = {"beta": 1.0, "delta": 0.05, "power": power}
+        missed += cost > profile_coverage(u, w, groups=groups_of(PEOPLE), **given)
+        alone += cost > profile_coverage(u, w, **given)
+    assert 1 - missed / replicates >= 0.93 - 2 * math.sqrt(0.05 * 0.95 / replicates)
+    assert alone > 2 * missed
+
+
+def moves(u: Array, star: Array, power: int) -> float:
+    """The cost of moves that make E_Q grad l(star) vanish: all pairs for W2, the quarter of the
+    steepest slope in the direction needed for W1."""
+    down = expit(-u @ star)
+    slope = (down * (1 - down))[:, None, None] * u[:, :, None] * star
+    slope -= down[:, None, None] * np.eye(u.shape[1])
+
+    def room(q: Array) -> Array:
+        return np.einsum("n,nij,nkj->ik", q, slope, slope) / len(u)
+
+    q = np.ones(len(u))
+    gap = (down[:, None] * u).mean(0)
+    for _ in range(4 if power == 1 else 0):
+        along = np.linalg.norm(np.einsum("nij,i->nj", slope, np.linalg.solve(room(q), gap)), axis=1)
+        q = 4.0 * (along > np.quantile(along, 0.75))
+
+    def moved(z: Array) -> Array:
+        return u + q[:, None] * np.einsum("nij,i->nj", slope, z)
+
+    found = root(
+        lambda z: (-expit(-moved(z) @ star)[:, None] * moved(z)).mean(0), np.zeros(u.shape[1])
+    )
+    assert found.success
+    size = np.linalg.norm(moved(found.x) - u, axis=1)
+    return float((size**power).mean() ** (1 / power))
+
+
+def test_w1_profile_covers_at_less_than_that_of_w2() -> None:
+    missed, ratios = 0, []
+    for k in range(150):
+        u = sample(400, 3, seed=k)
+        w = dpo(u, beta=1.0).theta.numpy()
+        radius = profile_coverage(u, w, beta=1.0, delta=0.1, power=1)
+        missed += moves(u, np.array([2.0, 0.0, 0.0]), 1) > radius
+        ratios.append(radius / profile_coverage(u, w, beta=1.0, delta=0.1))
+    assert missed / 150 <= 0.1 + 2 * math.sqrt(0.09 / 150)
+    assert max(ratios) < 0.75
+
+
+def test_w1_profile_is_that_of_w2_where_all_slopes_are_equal() -> None:
+    """At w = 0 every D is -beta/2."""
+    u = sample()
+    one, two = (
+        profile_coverage(u, np.zeros(3), beta=1.0, delta=0.05, power=power) for power in (1, 2)
+    )
+    assert one == pytest.approx(two, rel=0.03) and one <= two
+
+
+def test_the_mean_loss_of_groups_is_covered() -> None:
+    """W1's radius times beta ||w|| is what it adds to the mean loss.
+
+    Nominal 0.9: 0.85 with 20 people, whose mean losses are skewed, 0.88 to 0.90 with 40 to 160.
+    """
+    w = np.array([1.0, -0.5])
+    truth = np.logaddexp(0, -crowd(100_000, 0).reshape(-1, 2) @ w).mean()
+    covered = {True: 0, False: 0}
+    for k in range(400):
+        u = crowd(40, 1 + k).reshape(-1, 2)
+        mean = np.logaddexp(0, -u @ w).mean()
+        for grouped in covered:
+            groups = groups_of(40) if grouped else None
+            radius = value_coverage("w1", u, w, beta=1.0, delta=0.1, groups=groups)
+            covered[grouped] += abs(truth - mean) <= radius * np.linalg.norm(w)
+    assert covered[True] / 400 >= 0.9 - 3 * math.sqrt(0.09 / 400)
+    assert covered[False] < covered[True]
+
+
+def test_people_of_the_same_population_show_no_shift_in_most_samples() -> None:
+    w = np.array([1.0, -0.5])
+    seen = {True: 0, False: 0}
+    for k in range(300):
+        u, other = crowd(30, 2 * k + 1).reshape(-1, 2), crowd(20, 2 * k + 2).reshape(-1, 2)
+        for grouped in seen:
+            labels = {"groups": groups_of(30), "held_out_groups": groups_of(20)}
+            found = shift_radius(
+                "w1", u, other, w, beta=1.0, delta=0.1, **(labels if grouped else {})
+            )
+            seen[grouped] += found is not None
+    assert seen[True] / 300 <= 0.1 + 3 * math.sqrt(0.09 / 300)
+    assert seen[False] > seen[True]
+
+
+def test_design_effects_by_hand() -> None:
+    """Each pair m times in a group of its own: m times the variance, less the factors n - 1."""
+    u = sample(50)
+    w = dpo(u, beta=1.0).theta.numpy()
+    assert design_effects(u, w, beta=1.0) == pytest.approx(np.ones(3))
+    repeated = design_effects(np.repeat(u, 4, 0), w, beta=1.0, groups=np.repeat(range(50), 4))
+    assert repeated == pytest.approx(4 * np.full(3, 199 / 200 * 50 / 49))
+    alone = suggest_radii(u, beta=1.0)
+    many = suggest_radii(np.repeat(u, 4, 0), beta=1.0, groups=np.repeat(range(50), 4))
+    assert (many.n, many.units) == (200, 50)
+    assert many.w2.theta == pytest.approx(alone.w2.theta, rel=0.06)  # F in place of chi2
+    assert many.w1.value == pytest.approx(alone.w1.value, rel=0.04)  # t in place of the normal law
+
+
+def test_ties_are_two_rows_of_half_a_weight_in_one_group() -> None:
+    """The gradient of a tie is that of its two rows together; the variance of the mean over pairs,
+    by numpy."""
+    u = sample(80)
+    rows, weights = np.vstack([u, -u[:20]]), np.full(100, 1 / 80)
+    weights[:20] = weights[80:] = 1 / 160
+    pair = np.concatenate([np.arange(80), np.arange(20)])
+    w = dpo(rows, weights, beta=1.0).theta.numpy()
+    slopes = -expit(-rows @ w)[:, None] * rows
+    of_pairs = 80 * weights[:80, None] * slopes[:80]
+    of_pairs[:20] += 80 * weights[80:, None] * slopes[80:]
+    spread = np.cov(slopes.T, aweights=weights, ddof=0) / (1 - weights @ weights)
+    truth = np.linalg.eigvals(np.linalg.solve(spread, np.cov(of_pairs.T) / 80)) * 100
+    found = design_effects(rows, w, beta=1.0, weights=weights, groups=pair)
+    assert found == pytest.approx(np.sort(truth.real)[::-1], rel=1e-9)
+    choice = suggest_radii(rows, beta=1.0, weights=weights, groups=pair)
+    assert choice.units == 80 and choice.effective == pytest.approx(1 / (60 / 80**2 + 40 / 160**2))
+
+
+def test_weights_are_a_sample_that_was_drawn_unevenly() -> None:
+    """Half of a population is drawn twice as often, and weighs half as much: 400 samples cover."""
+    rng, missed = np.random.default_rng(0), 0
+    star = np.array([1.0, -0.5])
+    for _ in range(400):
+        x = rng.standard_normal((300, 2))
+        x[:200, 1] = np.abs(x[:200, 1])
+        x[200:, 1] = -np.abs(x[200:, 1])
+        weights = np.where(np.arange(300) < 200, 0.5, 1.0) / 200
+        u = np.where(rng.random(300) < expit(x @ star), 1.0, -1.0)[:, None] * x
+        w = dpo(u, weights, beta=1.0).theta.numpy()
+        need = collapse_radius(-expit(-u @ star)[:, None] * u, KL(), weights).item()
+        effects = design_effects(u, w, beta=1.0, weights=weights)
+        missed += need > kl_coverage(300, 0.05, effects=effects)
+    assert abs(missed / 400 - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 400) + 0.01
+
+
+def test_rows_without_weight_are_absent_and_values_are_weighted() -> None:
+    u, w = sample(60), np.array([1.0, 0.3, -0.2])
+    weights, more = np.full(80, 1 / 60), np.vstack([u, sample(20, seed=5)])
+    weights[60:] = 0
+    assert suggest_radii(more, beta=1.0, weights=weights) == suggest_radii(u, beta=1.0)
+    twice = np.where(np.arange(60) < 30, 2.0, 1.0) / 90
+    repeated = np.vstack([u, u[:30]])
+    losses = np.logaddexp(0, -repeated @ w)
+    for ball in ("kl", "w1", "w2"):
+        aim = losses.mean() + 0.1
+        assert radius_for_value(ball, u, w, aim, beta=1.0, weights=twice) == pytest.approx(
+            radius_for_value(ball, repeated, w, aim, beta=1.0), rel=1e-6
+        )
+    assert temperature_for_share(losses[:60], 0.5, twice) == pytest.approx(
+        temperature_for_share(losses, 0.5), rel=1e-9
+    )
+
+
+def test_few_groups_are_allowed_for_as_in_tables_of_f() -> None:
+    """Equal effects, k of them, and m groups: k F_{k, k (m-1)}; F at 95 % with 2 and 18 degrees of
+    freedom is 3.555, with 1 and 9 it is 5.117."""
+    assert kl_coverage(100, 0.05, 2, units=10) == pytest.approx(2 * 3.555 / 200, rel=0.03)
+    assert kl_coverage(100, 0.05, 1, units=10) == pytest.approx(5.117 / 200, rel=0.03)
+
+
+def test_memory_is_that_of_a_few_copies_of_the_pairs() -> None:
+    """An array of n d d numbers would be 1.5 GB here, the pairs are 24 MB."""
+    code = """
+import resource, numpy as np
+from theory import suggest_radii
+rng = np.random.default_rng(0)
+u = rng.normal(size=(20_000, 100))
+u[:, 0] += 0.3
+suggest_radii(u[:500, :3], beta=1.0, groups=np.arange(500) // 5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+suggest_radii(u, beta=1.0, groups=np.arange(len(u)) // 5)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kilobytes = int(done.stdout) / (1024 if sys.platform == "darwin" else 1)
+    assert kilobytes < 400_000

@@ -288,7 +288,7 @@ def test_dominance_and_its_opposite() -> None:
         ({"high": 2.0}, "3 beyond the bound 2"),
         ({"level": 1.0}, "level"),
         ({"paired": True, "rejected": [1.0, 2.0]}, "3 chosen and 2 rejected"),
-        ({"clusters": [1, 1, 1]}, "two clusters"),
+        ({"clusters": [1, 1, 1]}, "at least 2 different"),
         ({"clusters": [1, 2]}, "label for each of the 3"),
         ({"level": "0.95"}, "level must be"),
         ({"low": -math.inf}, "low and high must be finite"),

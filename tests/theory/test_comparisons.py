@@ -1,0 +1,322 @@
+"""The preference model against statsmodels, cvxpy and its own invariances."""
+
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from theory import KL, PreferenceModel, WassersteinFree, fit
+from theory.policy import Array
+
+FORMULA = "price + time + C(comfort)"
+
+
+def journeys(seed: int = 0, n: int = 600, people: int = 60) -> tuple[pd.DataFrame, Array, Array]:
+    """Choices between two journeys by people who differ, with a liking for what comes first."""
+    rng = np.random.default_rng(seed)
+    person = rng.integers(people, size=n)
+    table = pd.DataFrame({"person": person, "income": rng.normal(size=people)[person]})
+    score = np.full(n, 0.3) + rng.normal(scale=0.4, size=people)[person]
+    for side, sign in (("1", 1.0), ("2", -1.0)):
+        table[f"price{side}"] = rng.integers(10, 60, n) * 100
+        table[f"time{side}"] = rng.integers(60, 180, n)
+        table[f"comfort{side}"] = rng.integers(0, 3, n)
+        comfort = np.array([0.0, -0.4, -1.0])[table[f"comfort{side}"]]
+        score += sign * (-6e-4 * table[f"price{side}"] - 0.01 * table[f"time{side}"] + comfort)
+    return table, rng.random(n) < 1 / (1 + np.exp(-score)), person
+
+
+def fitted(set: Any = "kl", groups: bool = True, **settings: Any) -> PreferenceModel:
+    table, first, person = journeys()
+    model = PreferenceModel(FORMULA, sides=("1", "2"), set=set, unpenalised=("order",), **settings)
+    return model.fit(table, first, groups=person if groups else None)
+
+
+def test_without_a_radius_it_is_a_logistic_regression_with_clustered_errors() -> None:
+    table, first, person = journeys()
+    x = np.column_stack(
+        [
+            table.price1 - table.price2,
+            table.time1 - table.time2,
+            *((table.comfort1 == k).astype(float) - (table.comfort2 == k) for k in (1, 2)),
+            np.ones(len(table)),
+        ]
+    )
+    logit = sm.Logit(first.astype(float), x)
+    how = {"disp": 0, "method": "newton", "tol": 1e-14}
+    n, d = x.shape
+    for set in (None, "kl"):
+        zero = {} if set is None else {"radius": 0.0}
+        model = fitted(set, **zero)
+        truth = logit.fit(cov_type="cluster", cov_kwds={"groups": person}, **how)
+        np.testing.assert_allclose(model.coef_, truth.params, rtol=1e-6)
+        assert model.names_[-1] == "order" and model.intercept_ == model.coef_[-1]
+        assert model.inference_ is not None
+        # statsmodels also multiplies by (n - 1)/(n - d)
+        errors = truth.bse / np.sqrt((n - 1) / (n - d))
+        np.testing.assert_allclose(model.inference_.standard_errors, errors, rtol=1e-6)
+        alone = logit.fit(cov_type="HC0", **how)
+        robust = fitted(set, groups=False, **zero).inference_
+        assert robust is not None
+        np.testing.assert_allclose(
+            robust.standard_errors, alone.bse * np.sqrt(n / (n - 1)), rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
+def test_unpenalised_columns_are_those_of_the_partial_norm(power: int, share: float) -> None:
+    """Against cvxpy; W2 by its own value, as a convex program in the moved coefficients alone."""
+    table, first, _ = journeys()
+    model = fitted(WassersteinFree(power=power), of_collapse=share)
+    x = model.design_.differences(table)
+    size = np.sqrt((x**2).mean(0))
+    u = np.where(first, 1.0, -1.0)[:, None] * x / size
+    if power == 1:
+        w = cp.Variable(5)
+        goal = cp.sum(cp.logistic(-u @ w)) / len(u) + model.radius_ * cp.norm(w[:4])
+        problem = cp.Problem(cp.Minimize(goal))
+        problem.solve(solver="CLARABEL")
+        np.testing.assert_allclose(model.objective_, problem.value, atol=2e-7)
+        np.testing.assert_allclose(model.coef_ * size, w.value, atol=2e-4)
+    # with the unpenalised part as it is, the others are those of an ordinary fit around it
+    theta = model.coef_ * size
+    assert model.gap_ < 1e-4 * model.radius_ + 1e-8
+
+    def partial(scale: float, order: float) -> float:
+        moved = scale * theta[:4]
+        b, margin = np.linalg.norm(moved), u @ np.append(moved, order)
+        if power == 1:
+            return float(np.logaddexp(0, -margin).mean() + model.radius_ * b)
+        grid = b * np.exp(np.linspace(-6, 6, 4001))  # eta
+        shift = np.linspace(0, 4, 401)
+        best = []
+        for eta in grid[1500:3500:20]:
+            worst = (np.logaddexp(0, -margin[:, None] + b * shift) - eta * shift**2).max(1)
+            best.append(eta * model.radius_**2 + worst.mean())
+        return float(min(best))
+
+    here = partial(1.0, theta[4])
+    for scale, order in (
+        (0.9, theta[4]),
+        (1.1, theta[4]),
+        (1.0, theta[4] + 0.1),
+        (1.0, theta[4] - 0.1),
+    ):
+        assert partial(scale, order) > here - 1e-5
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_beyond_all_that_moves_only_the_unpenalised_are_left(power: int) -> None:
+    _, first, _ = journeys()
+    model = fitted(WassersteinFree(power=power), of_collapse=1.0)
+    share = first.mean()
+    np.testing.assert_allclose(model.coef_, [0, 0, 0, 0, np.log(share / (1 - share))], atol=1e-9)
+    assert model.collapsed_ and model.inference_ is None and "no law" in repr(model.summary())
+    just = fitted(WassersteinFree(power=power), of_collapse=0.999)
+    assert not just.collapsed_ and np.abs(just.coef_[:4]).max() > 0
+
+
+def test_ties_are_two_half_comparisons() -> None:
+    table, first, person = journeys()
+    y = first.astype(float)
+    y[::7] = 0.5
+    model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01).fit(table, y, groups=person)
+    # by hand: both answers, half the weight each
+    tie = y == 0.5
+    double = pd.concat([table, table[tie]], ignore_index=True)
+    answer = np.append(np.where(tie, 1.0, y), np.zeros(tie.sum()))
+    weight = np.append(np.where(tie, 0.5, 1.0), np.full(tie.sum(), 0.5))
+    twin = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01)
+    twin.fit(double, answer, groups=np.append(person, person[tie]), sample_weight=weight)
+    np.testing.assert_allclose(model.coef_, twin.coef_, rtol=1e-7)
+    assert model.inference_ is not None and twin.inference_ is not None
+    np.testing.assert_allclose(
+        model.inference_.standard_errors, twin.inference_.standard_errors, rtol=1e-5
+    )
+    assert (model.n_comparisons_, model.n_ties_) == (len(table), int(tie.sum()))
+    dropped = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01, ties="drop").fit(table, y)
+    alone = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01).fit(table[~tie], y[~tie])
+    np.testing.assert_allclose(dropped.coef_, alone.coef_, rtol=1e-9)
+    # a tie is one comparison, not two: its errors are those of clusters of its two rows
+    lone = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01).fit(table, y)
+    assert lone.inference_ is not None and lone.inference_.independent == len(table)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    factor=st.floats(1e-3, 1e3),
+    set=st.sampled_from(["kl", "w1-free", "chi2"]),
+)
+def test_units_order_and_sides_do_not_matter(seed: int, factor: float, set: str) -> None:
+    table, first, person = journeys(seed, 200, 20)
+    how: dict[str, Any] = {"sides": ("1", "2"), "set": set, "of_collapse": 0.3}
+    one = PreferenceModel(FORMULA, **how).fit(table, first, groups=person)
+    scaled = table.assign(price1=table.price1 * factor, price2=table.price2 * factor)
+    other = PreferenceModel(FORMULA, **how).fit(scaled, first, groups=person)
+    np.testing.assert_allclose(other.coef_[0] * factor, one.coef_[0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(other.coef_[1:], one.coef_[1:], rtol=1e-5, atol=1e-7)
+    order = np.random.default_rng(seed).permutation(len(table))
+    again = PreferenceModel(FORMULA, **how).fit(
+        table.iloc[order], first[order], groups=person[order]
+    )
+    np.testing.assert_allclose(again.coef_, one.coef_, rtol=1e-5, atol=1e-7)
+    turned = table.rename(
+        columns=lambda c: c[:-1] + {"1": "2", "2": "1"}[c[-1]] if c[-1] in "12" else c
+    )
+    mirror = PreferenceModel(FORMULA, **how).fit(turned, ~first, groups=person)
+    np.testing.assert_allclose(mirror.coef_, one.coef_, rtol=1e-5, atol=1e-7)
+
+
+def test_the_whitened_metric_does_not_see_how_categories_are_coded() -> None:
+    table, first, _ = journeys()
+    losses = {}
+    for metric in ("columns", "whitened"):
+        for base in (0, 2):
+            formula = f"price + time + C(comfort, contr.treatment(base={base}))"
+            model = PreferenceModel(
+                formula, sides=("1", "2"), set="w1-free", radius=0.03, metric=metric
+            ).fit(table, first)
+            losses[metric, base] = model.score(table, first)
+    assert losses["whitened", 0] == pytest.approx(losses["whitened", 2], abs=1e-7)
+    assert abs(losses["columns", 0] - losses["columns", 2]) > 1e-5
+
+
+def test_coefficients_are_those_of_the_exact_fit() -> None:
+    table, first, _ = journeys()
+    model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.02).fit(table, first)
+    u = np.where(first, 1.0, -1.0)[:, None] * model.design_.differences(table)
+    truth = fit(u, KL(0.02), beta=1.0)
+    np.testing.assert_allclose(model.coef_, truth.theta.numpy(), rtol=1e-4)
+    assert model.objective_ == pytest.approx(truth.value.item(), abs=1e-8)
+    worst = model.worst_case()
+    assert worst.table.worst_share.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(worst.table.worst_share, truth.worst.weights, atol=1e-5)  # type: ignore[union-attr]
+    by = worst.by(table.person)
+    assert by.share.sum() == pytest.approx(1) and by.worst_share.sum() == pytest.approx(1)
+    assert by.times.is_monotonic_decreasing
+    path = model.path([0.0, 0.2, 0.4])
+    np.testing.assert_allclose(path.table[list(model.names_)].iloc[0], model.dpo_, rtol=1e-5)
+    assert (np.diff(path.table.kl) < 0).all() and path.table.converged.all()
+    # the rival is plain DPO at another beta, as far from the reference
+    rival = PreferenceModel(FORMULA, sides=("1", "2"), set=None).fit(table, first)
+    np.testing.assert_allclose(model.rival_, rival.coef_ * 1.0 / model.rival_beta_, rtol=1e-6)
+    assert model._kl(model.rival_) == pytest.approx(model.kl_, rel=1e-9)
+
+
+def test_moves_of_a_transport_ball_use_up_its_radius() -> None:
+    model = fitted("w2-free", of_collapse=0.5)
+    worst = model.worst_case()
+    assert not worst.table.flipped.any() and (worst.table.moved > 0).all()
+    moves = worst.worst.moves
+    assert moves is not None
+    assert float(moves.mass @ moves.distance**2) == pytest.approx(model.radius_**2, rel=1e-3)
+
+
+def test_it_keeps_scikit_learn_s_conventions() -> None:
+    table, first, person = journeys()
+    model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01)
+    assert clone(model).get_params() == model.get_params()
+    assert model.set_params(radius=0.02).radius == 0.02
+    scores = cross_val_score(model, table, first, groups=person, cv=GroupKFold(3))
+    assert (scores > -np.log(2)).all()
+    right = cross_val_score(
+        model, table, first, groups=person, cv=GroupKFold(3), scoring="accuracy"
+    )
+    assert (right > 0.6).all()
+    loss = cross_val_score(
+        model, table, first, groups=person, cv=GroupKFold(3), scoring="neg_log_loss"
+    )
+    np.testing.assert_allclose(loss, scores, rtol=1e-9)
+    model.fit(table, first)
+    chance = model.predict_proba(table)
+    np.testing.assert_allclose(chance.sum(1), 1)
+    assert ((chance[:, 1] > 0.5) == model.predict(table)).all()
+    with pytest.raises(Exception, match="not fitted"):
+        PreferenceModel(radius=0.1).predict([[1.0]])
+
+
+def test_cross_validation_holds_out_whole_groups_and_finds_the_least_loss() -> None:
+    model = fitted("kl", radius="cv")
+    table = model.cv_
+    assert table.held_out_loss.min() == table.held_out_loss[table.radius == model.radius_].item()
+    assert "over groups" in model.radius_why_
+    # few comparisons and many features: some robustness predicts better than none
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(120, 12))
+    y = rng.random(120) < 1 / (1 + np.exp(-x[:, 0]))
+    found = PreferenceModel(set="w1-free", radius="cv").fit(x, y)
+    assert found.radius_ > 0
+
+
+def test_the_bootstrap_agrees_with_the_sandwich() -> None:
+    model = fitted("kl", radius=0.01)
+    draws = model.bootstrap(300)
+    assert model.inference_ is not None
+    np.testing.assert_allclose(draws.std(), model.inference_.standard_errors, rtol=0.25)
+
+
+def test_what_cannot_be_read_is_told() -> None:
+    table, first, _ = journeys()
+    model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01)
+    holes = table.astype({"time1": float})
+    holes.loc[5, "time1"] = np.nan
+    cases: list[tuple[Any, str]] = [
+        (lambda: model.fit(holes, first), "'time' has .*nan.* in row 5"),
+        (lambda: model.fit(table, first * 2), "y has 2 in row"),
+        (lambda: model.fit(table, np.where(first, "a", "b")), "make a comparison"),
+        (lambda: model.fit(table, first[:-1]), "a label for each of 600"),
+        (lambda: model.fit(table, first, sample_weight=-np.ones(600)), "not negative"),
+        (lambda: clone(model).set_params(formula="price + nothing").fit(table, first), "nothing"),
+        (
+            lambda: clone(model).set_params(formula="price + income").fit(table, first),
+            "never differ",
+        ),
+        (lambda: clone(model).set_params(sides=("x", "y")).fit(table, first), "'x' and 'y'"),
+        (lambda: clone(model).set_params(sides=None).fit(table, first), "needs both"),
+        (lambda: clone(model).set_params(set="sphere").fit(table, first), "set must be one of"),
+        (lambda: clone(model).set_params(radius="large").fit(table, first), "'coverage' or 'cv'"),
+        (lambda: clone(model).set_params(radius=None).fit(table, first), "how large is KL"),
+        (lambda: clone(model).set_params(of_collapse=0.5).fit(table, first), "not both"),
+        (lambda: clone(model).set_params(set=None).fit(table, first), "no radius"),
+        (lambda: clone(model).set_params(set="w1-finite").fit(table, first), "distances"),
+        (lambda: clone(model).set_params(unpenalised=("colour",)).fit(table, first), "'colour'"),
+        (lambda: clone(model).set_params(metric="x").fit(table, first), "metric must be"),
+        (lambda: clone(model).set_params(ties="x").fit(table, first), "ties must be"),
+        (lambda: model.fit(table.assign(price1=table.price2 - 5), table.index >= 0), "separable"),
+        (lambda: model.fit(table, first).predict(table.drop(columns="time1")), "'time1'"),
+        (lambda: model.fit(table, first).predict(table.assign(comfort1=7)), "level '7'"),
+    ]
+    for attempt, words in cases:
+        with pytest.raises(ValueError, match=words):
+            attempt()
+
+
+def test_the_summary_is_printed_and_written(tmp_path: Any) -> None:
+    model = fitted("kl", radius=0.01)
+    shown = repr(model.summary())
+    for words in (
+        "comparisons",
+        "groups",
+        "60",
+        "gap",
+        "effective",
+        "DPO, beta",
+        "C(comfort)[T.1]",
+    ):
+        assert words in shown
+    model.to_csv(tmp_path / "table.csv")
+    back = pd.read_csv(tmp_path / "table.csv", index_col=0)
+    np.testing.assert_allclose(back.coef, model.coef_)
+    text = model.to_latex(tmp_path / "table.tex")
+    assert text.count(r"\\") == len(model.names_) + 1 and "booktabs" not in text
+    assert (tmp_path / "table.tex").read_text() == text and r"\%" in text
+    assert model.path().plot().get_xlabel() and model.worst_case().plot(journeys()[2]).get_ylabel()

@@ -1,0 +1,1 @@
+"""From a table of comparisons to a table of results."""

@@ -1,0 +1,312 @@
+"""From a table of comparisons to signed feature differences.
+
+A row of the table is one comparison. It has the attributes of both alternatives, in columns whose
+names end (or begin) with the two sides, such as price1 and price2, or their differences already:
+
+    design = read_design(table, "price + time + C(comfort)", sides=("1", "2"))
+    design.differences(table)  # (n, d), first less second
+    signed_pairs(x, label, weights=None, ties="half")  # (2y-1) x, a row for each comparison
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from theory.batch import ArrayLike
+from theory.checks import as_array
+from theory.policy import Array
+
+ORDER = "order"  # the name of what being shown first is worth
+_ALIASES = (ORDER, "intercept")
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """How a row of a table becomes differences of features, first alternative less second.
+
+    names: (d,) of the features. order: whether the last of them is the order effect, 1 in every
+    row. sides: of the columns; None where the columns are differences. spec: of the formula, with
+    the levels of its categories; None: `columns` as they are.
+    """
+
+    names: tuple[str, ...]
+    order: bool
+    columns: tuple[str, ...]
+    sides: tuple[str, str] | None = None
+    spec: Any = None
+
+    def differences(self, table: pd.DataFrame | ArrayLike) -> Array:
+        """(n, d) of the rows of a table with the same columns.
+
+        Raises:
+            ValueError: columns that are missing, entries that are not finite numbers, or a category
+                that the fit has not seen.
+        """
+        frame = as_table(table, self.columns)
+        if self.spec is None and self.sides is None:
+            x = _numbers(frame, self.columns)
+        else:
+            first, second = _two_sides(frame, self.sides or ("", ""))
+            x = _evaluated(first, self.spec) - _evaluated(second, self.spec)
+        return np.column_stack([x, np.ones(len(x))]) if self.order else x
+
+
+def read_design(
+    table: pd.DataFrame | ArrayLike,
+    formula: str | None,
+    sides: tuple[str, str] | None,
+    order: bool,
+) -> Design:
+    """The design of a table.
+
+    Args:
+        table: a row for each comparison.
+        formula: right side of a formula of formulaic in the names without their side, such as
+            "price + time + C(comfort) + price:income"; None: all columns of both sides, or all
+            differences.
+        sides: what tells the columns of the first and of the second alternative apart, as an ending
+            or a beginning; None: the columns are differences.
+        order: whether to add the order effect.
+
+    Raises:
+        ValueError: no such columns, a formula that cannot be read, or a feature that is the same
+            for both alternatives everywhere.
+    """
+    frame = as_table(table)
+    if sides is None:
+        if formula is not None:
+            raise ValueError(
+                f"the formula {formula!r} is in the features of one alternative, so that the table"
+                " needs both: say how their columns are told apart, as in sides=('1', '2')."
+            )
+        names = tuple(map(str, frame.columns))
+        found = Design(names + (ORDER,) * order, order, names)
+        _check_varies(_numbers(frame, names), names)
+        return found
+    first, second = _two_sides(frame, sides)
+    shared = [name for name in first if name not in _paired(frame, sides)]
+    if formula is None:
+        formula = " + ".join(f"`{name}`" for name in first if name not in shared)
+    both = pd.concat([first, second], ignore_index=True)
+    spec = _read_formula(formula, both)
+    x = _evaluated(first, spec) - _evaluated(second, spec)
+    names = tuple(str(name) for name in spec.column_names if name != "Intercept")
+    _check_varies(x, names)
+    return Design(names + (ORDER,) * order, order, tuple(map(str, frame.columns)), sides, spec)
+
+
+def as_table(table: pd.DataFrame | ArrayLike, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A DataFrame with a fresh index; an array is given the names of `columns`, or numbers."""
+    if isinstance(table, pd.DataFrame):
+        frame = table.reset_index(drop=True)
+        frame.columns = [str(name) for name in frame.columns]
+        twice = frame.columns[frame.columns.duplicated()].tolist()
+        if twice:
+            raise ValueError(
+                f"the column {twice[0]!r} is there more than once. Rename one of them."
+            )
+        missing = [name for name in columns if name not in frame]
+        if missing:
+            raise ValueError(
+                f"the table has no column {missing[0]!r}, which the fit used; it has"
+                f" {', '.join(frame.columns[:20])}."
+            )
+        return frame[list(columns)] if columns else frame
+    x = as_array(table, "the comparisons")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(
+            f"comparisons must have a row each and a column for each feature, got shape {x.shape}."
+        )
+    names = list(columns) or [f"feature {k + 1}" for k in range(x.shape[1])]
+    if len(names) != x.shape[1]:
+        raise ValueError(f"the fit used {len(names)} features, but these are {x.shape[1]}.")
+    return pd.DataFrame(x, columns=names)
+
+
+# --------------------------------------------------------------------------------------- the sides
+def _paired(frame: pd.DataFrame, sides: tuple[str, str]) -> dict[str, tuple[str, str]]:
+    """Name without side -> its columns, by endings or, where there are none, by beginnings."""
+    a, b = sides
+    for ends in (True, False):
+        found = {}
+        for column in frame.columns:
+            stem = column.removesuffix(a) if ends else column.removeprefix(a)
+            other = stem + b if ends else b + stem
+            if stem != column and stem and other in frame:
+                found[stem.strip("_. ") or stem] = (column, other)
+        if found:
+            return found
+    raise ValueError(
+        f"no column of the table is there for both sides {a!r} and {b!r} as an ending or a"
+        f" beginning; it has {', '.join(frame.columns[:20])}. Name the sides as they stand in the"
+        " columns, such as ('_left', '_right')."
+    )
+
+
+def _two_sides(frame: pd.DataFrame, sides: tuple[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table of the first and of the second alternatives; columns of neither go to both."""
+    if len(sides) != 2 or sides[0] == sides[1]:
+        raise ValueError(f"sides must be two different texts, got {sides!r}, such as ('1', '2').")
+    pairs = _paired(frame, sides)
+    taken = {column for both in pairs.values() for column in both}
+    shared = frame[[column for column in frame.columns if column not in taken]]
+    made = []
+    for side in (0, 1):
+        own = pd.DataFrame({name: frame[both[side]] for name, both in pairs.items()})
+        made.append(pd.concat([own, shared[[c for c in shared if c not in own]]], axis=1))
+    return made[0], made[1]
+
+
+# ------------------------------------------------------------------------------------- the formula
+def _read_formula(formula: str, both: pd.DataFrame) -> Any:
+    """The specification of a formula, with the categories of both sides."""
+    from formulaic import Formula
+    from formulaic.errors import FormulaicError
+
+    try:
+        return Formula(formula).get_model_matrix(both, na_action="ignore").model_spec
+    except (FormulaicError, NameError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"the formula {formula!r} cannot be read with the columns"
+            f" {', '.join(map(str, both.columns[:20]))}: {error}. Names are those without their"
+            " side; C(name) makes categories; a name with blanks goes between backticks."
+        ) from error
+
+
+def _evaluated(side: pd.DataFrame, spec: Any) -> Array:
+    """(n, d) features of one side, without the intercept, which cancels."""
+    for factor, levels in _categories(spec).items():
+        if factor in side:
+            new = set(side[factor].dropna().unique()) - set(levels)
+            if new:
+                raise ValueError(
+                    f"{factor} has the level {sorted(map(str, new))[0]!r}, which was not there when"
+                    f" the model was fitted; it knew {', '.join(map(str, levels))}. Join it with"
+                    " one of these, or fit with rows that have it."
+                )
+    matrix = spec.get_model_matrix(side, na_action="ignore")
+    kept = [name for name in matrix.columns if name != "Intercept"]
+    return _numbers(pd.DataFrame(matrix)[kept], kept)
+
+
+def _categories(spec: Any) -> dict[str, list[Any]]:
+    """Column -> its levels, for the categories of a formula."""
+    found = {}
+    for expression, (_, state) in getattr(spec, "encoder_state", {}).items():
+        levels = state.get("categories") if isinstance(state, dict) else None
+        if levels is not None:
+            name = expression.removeprefix("C(").split(",")[0].rstrip(")").strip("` ")
+            found[name] = list(levels)
+    return found
+
+
+def _numbers(frame: pd.DataFrame, columns: Sequence[str]) -> Array:
+    """(n, d) finite numbers; the first that is none is named with its row."""
+    found = np.empty((len(frame), len(columns)))
+    for k, column in enumerate(columns):
+        series = frame[column]
+        numbers = pd.to_numeric(series, errors="coerce").to_numpy(float, na_value=np.nan)
+        bad = np.flatnonzero(~np.isfinite(numbers))
+        if len(bad):
+            entry = series.iloc[int(bad[0])]
+            raise ValueError(
+                f"column {column!r} has {entry!r} in row {int(bad[0])} (counted from 0),"
+                f" and {len(bad)} such entries: every feature must be a finite number. Drop or fill"
+                " these rows; make words categories by a formula, C(name)."
+            )
+        found[:, k] = numbers
+    return found
+
+
+def _check_varies(x: Array, names: Sequence[str]) -> None:
+    still = [name for name, column in zip(names, x.T, strict=True) if not column.any()]
+    if still:
+        raise ValueError(
+            f"{', '.join(still[:5])}: the two alternatives never differ in"
+            f" {'it' if len(still) == 1 else 'these'}, so that the comparisons say nothing of"
+            f" {'it' if len(still) == 1 else 'them'}. Leave"
+            f" {'it' if len(still) == 1 else 'them'} out, or let it meet a feature that differs, as"
+            " in price:income."
+        )
+
+
+# -------------------------------------------------------------------------------------- the labels
+@dataclass(frozen=True, eq=False)
+class SignedPairs:
+    """u: (m, d) (2y-1) x. weights: (m,) that sum to one. row: (m,) the comparison of each.
+
+    pairs: how many comparisons count. ties: how many of them are ties.
+    """
+
+    u: Array
+    weights: Array
+    row: NDArray[np.intp]
+    pairs: int
+    ties: int
+
+
+def signed_pairs(
+    x: Array,
+    label: ArrayLike,
+    weights: ArrayLike | None = None,
+    ties: Literal["half", "drop"] = "half",
+) -> SignedPairs:
+    """Signed differences of labelled comparisons.
+
+    Args:
+        x: (n, d) differences, first less second.
+        label: (n,) 1 where the first was preferred, 0 where the second, 0.5 for a tie; or truth
+            values.
+        weights: (n,) of the comparisons, not negative; None: all count the same.
+        ties: "half": a tie is two comparisons of half the weight, one with each label, as a random
+            answer would give in the mean; "drop": it is left out.
+
+    Raises:
+        ValueError: other labels, weights that are negative or not finite, or nothing left.
+    """
+    if ties not in ("half", "drop"):
+        raise ValueError(f"ties must be 'half' or 'drop', got {ties!r}.")
+    y = check_labels(label, len(x))
+    w = np.ones(len(x)) if weights is None else as_array(weights, "sample_weight")
+    if w.shape != (len(x),) or not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError(
+            f"sample_weight must be {len(x)} finite numbers that are not negative, got shape"
+            f" {w.shape} with {int((~np.isfinite(w)).sum() + (w < 0).sum())} others."
+        )
+    tie = y == 0.5
+    plain, halves = np.flatnonzero(~tie & (w > 0)), np.flatnonzero(tie & (w > 0))
+    if ties == "drop":
+        halves = halves[:0]
+    row = np.concatenate([plain, halves, halves])
+    if not len(row):
+        raise ValueError("no comparison is left: all are ties that are dropped, or have weight 0.")
+    sign = np.concatenate([2 * y[plain] - 1, np.ones(len(halves)), -np.ones(len(halves))])
+    mass = np.concatenate([w[plain], w[halves] / 2, w[halves] / 2])
+    order = np.argsort(row, kind="stable")
+    row, u = row[order], (sign[:, None] * x[row])[order]
+    return SignedPairs(u, mass[order] / mass.sum(), row, len(plain) + len(halves), int(tie.sum()))
+
+
+def check_labels(label: ArrayLike, n: int) -> Array:
+    """(n,) labels 0, 0.5 or 1."""
+    try:
+        y = as_array(label, "y")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Labels are 1 where the first alternative was preferred, 0 where the second,"
+            " 0.5 for a tie; of words make a comparison, as in table.choice == 'choice1'."
+        ) from error
+    if y.shape != (n,):
+        raise ValueError(f"y must have a label for each of {n} comparisons, got shape {y.shape}.")
+    bad = np.flatnonzero(~np.isin(y, (0.0, 0.5, 1.0)))
+    if len(bad):
+        raise ValueError(
+            f"y has {y[bad[0]]:g} in row {int(bad[0])} (counted from 0), and {len(bad)} such"
+            " labels: 1 where the first alternative was preferred, 0 where the second, 0.5 for a"
+            " tie."
+        )
+    return y

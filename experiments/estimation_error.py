@@ -56,7 +56,7 @@ class WorldSpec:
     path: str = ""
     digest: str = ""  # of the file at `path`: a table that changes is another world
     features: tuple[str, ...] = ()  # of a table of pairs
-    ties: str = "split"  # of a table of pairs: two halves, or "drop"
+    ties: str = "half"  # of a table of pairs: two halves, or "drop"
 
     @property
     def name(self) -> str:
@@ -152,7 +152,7 @@ class EstimationError:
     an identifier has to be named here."""
     exclude: tuple[str, ...] = ()
     """With --pairs: NAMEs that are left out."""
-    ties: Literal["split", "drop"] = "split"
+    ties: Literal["half", "drop"] = "half"
     """With --pairs: ties count as two pairs of half the weight, one for each response, or are left
     out."""
     backend: str = "loky"
@@ -421,7 +421,7 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
         profile = replace(profile, fractions=config.fractions)
     if config.pairs is not None:
         profile = replace(profile, worlds=(_pairs_spec(config, config.pairs),))
-    elif config.features is not None or config.exclude or config.ties != "split":
+    elif config.features is not None or config.exclude or config.ties != "half":
         raise ValueError("features, exclude and ties are for a table of pairs: give --pairs TABLE.")
     else:
         for name in ("beta", "bound"):

@@ -54,8 +54,8 @@ class Features:
     """Precision of the model."""
     batch_size: int = 8
     """Responses at once."""
-    ties: Literal["split", "drop", "ignore"] = "split"
-    """Pairs with a label of 0.5, or a true tie, beside chosen and rejected: split gives them the
+    ties: Literal["half", "drop", "ignore"] = "half"
+    """Pairs with a label of 0.5, or a true tie, beside chosen and rejected: half gives them the
     label 0.5, drop leaves them out, ignore reads neither column."""
     seed: int = 0
     """Which response of a pair stands first."""

@@ -43,7 +43,7 @@ class Pairs:
     names: tuple[str, ...]
     unused: tuple[str, ...]
 
-    def world(self, *, beta: float, bound: float | None, ties: str = "split") -> FiniteWorld:
+    def world(self, *, beta: float, bound: float | None, ties: str = "half") -> FiniteWorld:
         """The distinct pairs with their frequencies, features in common units.
 
         bound None: twice the norm of the minimiser of the DPO loss over all of R^d, to two digits,
@@ -87,7 +87,7 @@ class Pairs:
     def describe(self, distinct: int, ties: str) -> str:
         """A line for the screen, with the number of distinct pairs of its world."""
         tied = int((self.label == 0.5).sum())
-        taken = {"split": "each as two halves", "drop": "left out"}[ties]
+        taken = {"half": "each as two halves", "drop": "left out"}[ties]
         parts = [
             f"{len(self.label)} pairs, {distinct} distinct atoms",
             *([f"{tied} ties, {taken}"] if tied else []),

@@ -84,7 +84,7 @@ class WorstCaseStudy:
     an identifier has to be named here."""
     exclude: tuple[str, ...] = ()
     """With --pairs: NAMEs that are left out."""
-    ties: Literal["split", "drop"] = "split"
+    ties: Literal["half", "drop"] = "half"
     """With --pairs: ties count as two pairs of half the weight, one for each response, or are left
     out."""
 
@@ -259,7 +259,7 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
     if config.pairs is not None:
         table = read_pairs(config.pairs, features=config.features, exclude=config.exclude)
         world = table.world(beta=config.beta, bound=config.bound, ties=config.ties)
-    elif config.features is not None or config.exclude or config.ties != "split":
+    elif config.features is not None or config.exclude or config.ties != "half":
         raise ValueError("features, exclude and ties are for a table of pairs: give --pairs TABLE.")
     else:
         bound = SAMPLE_BOUND if config.bound is None else config.bound

@@ -88,8 +88,8 @@ class DataArguments:
         " them) or json (they spell messages)",
     )
     ties: str = option(
-        "split",
-        "pairs with a label of 0.5, or a true tie, beside chosen and rejected: split (two of half"
+        "half",
+        "pairs with a label of 0.5, or a true tie, beside chosen and rejected: half (two of half"
         " the weight, one for each response), drop, or ignore (neither column is read)",
     )
     drop_bad_rows: bool = option(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # slow to import, and only tables need it
     import pandas as pd
 
 _DROP = "Drop or impute those pairs first."
-TIES = ("split", "drop")  # what is done with pairs whose label is 0.5
+TIES = ("half", "drop")  # what is done with pairs whose label is 0.5
 _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 
 
@@ -339,7 +339,7 @@ def from_labels(
     beta: float,
     bound: float,
     theta_ref: Array | None = None,
-    ties: str = "split",
+    ties: str = "half",
 ) -> FiniteWorld:
     """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff
     the first was preferred. The sample P_n of arXiv:2502.01930v4.
@@ -353,7 +353,7 @@ def from_labels(
         beta: of the loss, > 0.
         bound: B in ||theta|| <= B.
         theta_ref: (d,) of the reference policy; None: 0.
-        ties: "split" for two halves, "drop" to leave ties out.
+        ties: "half" for two halves, "drop" to leave ties out.
 
     Returns:
         A `FiniteWorld` of N atoms with the probability 1/N each, whose theta_star is None. A tie
@@ -375,7 +375,7 @@ def from_labels(
     """
     if ties not in TIES:
         raise ValueError(
-            f"ties must be 'split' (two halves) or 'drop', got {ties!r}: what to do with the label"
+            f"ties must be 'half' (two halves) or 'drop', got {ties!r}: what to do with the label"
             " 0.5."
         )
     names = feature_names(psi1)
@@ -402,7 +402,7 @@ def from_labels(
         if ties == "drop":
             if tied.all():
                 raise ValueError(
-                    f"all {n} pairs are ties, and ties='drop' leaves none. ties='split' keeps them."
+                    f"all {n} pairs are ties, and ties='drop' leaves none. ties='half' keeps them."
                 )
             psi1, psi2, label = psi1[~tied], psi2[~tied], label[~tied]
             probability = np.full(len(label), 1 / len(label))

@@ -23,7 +23,7 @@ FORMATS = (
     " unpaired objectives, `prompt, completion, label`"
 )
 LARGEST = 3e38  # of a weight, which is stored in float32
-TIES = ("split", "drop", "ignore")  # what is done with pairs that neither response won
+TIES = ("half", "drop", "ignore")  # what is done with pairs that neither response won
 HALF = "half an emoji (a lone surrogate, which no UTF-8 text can hold)"
 STRING, MESSAGES = "a string", "a list of messages"
 
@@ -157,7 +157,7 @@ def who_won(rows: list[Row], ties: str, bad: BadRows) -> tuple[list[Row], list[s
                 found.append(plain if label == 1 else swapped)
     if any("weight" in row for row in found):
         found = [{"weight": 1.0} | row for row in found]
-    tied = {"split": "each as two of half the weight", "drop": "left out"}[ties]
+    tied = {"half": "each as two of half the weight", "drop": "left out"}[ties]
     return found, [
         f"{listed} beside chosen and rejected: {counts[1.0]} pairs as they stand, {counts[0.0]}"
         f" swapped, {counts[0.5]} ties, {tied}."

@@ -72,7 +72,7 @@ def tokenise(
     groups: dict[str, int] | None = None,
     columns: Mapping[str, str] | None = None,
     strings: str | None = None,
-    ties: str = "split",
+    ties: str = "half",
     bad: BadRows | None = None,
 ) -> Dataset:
     """Checked token ids, as the DPOTrainer and KTOTrainer of TRL cut them (trl 1.16), in memory.
@@ -99,7 +99,7 @@ def tokenise(
             is hardly what is meant; "chat": as messages for the chat template, turns marked as in
             HH-RLHF apart; "templated": a template has written them, so that beginning and end are
             added only where they are missing; "json": they spell lists of messages.
-        ties: pairs that a `label` of 0.5 or a true `tie` says neither response won. "split": two
+        ties: pairs that a `label` of 0.5 or a true `tie` says neither response won. "half": two
             rows of half the weight, one for each response, with the same `index`; "drop": left out;
             "ignore": neither column is read beside chosen and rejected.
         bad: the account of rows that cannot be used, of `load_rows`; not given, a new one for which
@@ -175,7 +175,7 @@ def preference_texts(
     *,
     columns: Mapping[str, str] | None = None,
     strings: str | None = None,
-    ties: str = "split",
+    ties: str = "half",
     bad: BadRows | None = None,
 ) -> pd.DataFrame:
     """Pairs as the trainer reads them, for analyses of the text: prompt, chosen, rejected as

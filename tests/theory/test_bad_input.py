@@ -224,7 +224,7 @@ def test_labels_of_a_world() -> None:
             f"that of pair {row}",
         )
     refuses(lambda: from_labels(psi, psi, [0.5, 0.5], ties="drop", **PLAIN), "2 pairs are ties")
-    refuses(lambda: from_labels(psi, psi, [0.5, 0.5], ties="half", **PLAIN), "'half'", "'split'")
+    refuses(lambda: from_labels(psi, psi, [0.5, 0.5], ties="split", **PLAIN), "'split'", "'half'")
     refuses(
         lambda: from_labels(psi, psi, np.ones(3, dtype=int), **PLAIN), "(3,)", "one for each pair"
     )

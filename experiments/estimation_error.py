@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from experiments.engine.provenance import code_fingerprint, configuration, prove
 from experiments.engine.runner import run_cells
 from experiments.engine.store import Cell, open_run, write_json, write_table
 from experiments.methods import METHODS, Setting
+from experiments.pairs import BOUND_IS, Pairs, read_pairs
 from theory.bounds import papers as bounds
 from theory.policy import Array
 from theory.rates import rate
@@ -29,16 +30,13 @@ from theory.worlds import (
     ContinuousWorld,
     FiniteWorld,
     World,
-    common_scale,
-    feature_columns,
-    from_labels,
     random_world,
-    read_table,
 )
 
 DELTA = 0.05  # confidence of the bounds and level of the error quantile
 LABEL_COST = 1.0  # kappa of the metric
 BLOCK = 25  # replicates in a cell
+USED = ("methods", "pairs")  # modules beside this one that rows hang on
 LARGEST_CONTINUOUS = 1_000_000  # pairs of a sample that is drawn one by one
 # atoms up to which a world gets a metric between all of them, and with it the methods on a finite Z
 METRIC_ATOMS = 512
@@ -57,6 +55,8 @@ class WorldSpec:
     seed: int = 0
     path: str = ""
     digest: str = ""  # of the file at `path`: a table that changes is another world
+    features: tuple[str, ...] = ()  # of a table of pairs
+    ties: str = "half"  # of a table of pairs: two halves, or "drop"
 
     @property
     def name(self) -> str:
@@ -67,12 +67,17 @@ class WorldSpec:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Its row in worlds.csv: title for legends, dimension of random features."""
+        """Its row in worlds.csv: title for legends, number of features, and their names in a table
+        of pairs."""
         title = f"pairs {Path(self.path).stem}" if self.kind == "pairs" else f"{self.kind} world"
-        dimension = None if self.kind == "pairs" else self.dimension
-        return {"world": self.name, "kind": self.kind, "title": title, "dimension": dimension} | {
+        return {
+            "world": self.name,
+            "kind": self.kind,
+            "title": title,
+            "dimension": self.dimension,
             "beta": self.beta,
             "bound": self.bound,
+            "features": ", ".join(self.features),
         }
 
 
@@ -134,12 +139,22 @@ class EstimationError:
     beta: float | None = None
     """beta of the worlds, instead of their own."""
     bound: float | None = None
-    """B in ||theta|| <= B of the worlds, instead of their own; theta* has norm B/2."""
+    """B in ||theta|| <= B of the worlds, instead of their own. theta* has norm B/2 in a made world.
+    In that of --pairs theta* is the minimiser over all such theta: too small a B is all that is
+    found, and without one B is twice the norm of the minimiser over all theta."""
     methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
     """Methods to fit, by name (see `prefdro list`)."""
     pairs: Path | None = None
-    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) to use as the world; columns
-    first_*, second_* and label."""
+    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) to use as the world: first_NAME
+    and second_NAME for every feature, and label (1: the first response won, 0.5: a tie)."""
+    features: tuple[str, ...] | None = None
+    """With --pairs: the NAMEs that are features, instead of all columns of numbers; what looks like
+    an identifier has to be named here."""
+    exclude: tuple[str, ...] = ()
+    """With --pairs: NAMEs that are left out."""
+    ties: Literal["half", "drop"] = "half"
+    """With --pairs: ties count as two pairs of half the weight, one for each response, or are left
+    out."""
     backend: str = "loky"
     """Where cells are computed: sequential, loky (processes), dask or ray."""
     workers: int | None = None
@@ -151,11 +166,13 @@ class EstimationError:
 # ------------------------------------------------------------------------------------------- worlds
 def spec_of(parameters: dict[str, Any]) -> WorldSpec:
     """The world of a cell, with the place of its file."""
-    return replace(WorldSpec(**parameters["world"]), path=parameters.get("pairs", ""))
+    known = parameters["world"]
+    features = tuple(known["features"])  # a list where they were stored
+    return WorldSpec(**known | {"features": features, "path": parameters.get("pairs", "")})
 
 
 def build_world(spec: WorldSpec) -> World:
-    """The world of a specification; theta* has norm B/2."""
+    """The world of a specification; theta* has norm B/2, but for a table of pairs."""
     if spec.kind == "finite":
         return random_world(
             spec.seed,
@@ -187,22 +204,25 @@ def _pairs_world(spec: WorldSpec) -> FiniteWorld:
             f"{spec.path} has changed since the run began. Start again: the old rows will not be"
             " used."
         )
-    table = read_table(spec.path)
-    sides = [
-        sorted(name.removeprefix(side) for name in table if name.startswith(side))
-        for side in ("first_", "second_")
-    ]
-    names = sides[0]
-    if not names or sides[0] != sides[1] or "label" not in table:
-        raise ValueError(
-            f"{spec.path} needs the columns first_NAME and second_NAME for every feature and label"
-            f" (1: the first response won); it has {sorted(table)}."
-        )
-    first, second = (
-        feature_columns(table, [f"{side}_{name}" for name in names]) for side in ("first", "second")
+    return _table_of(spec).world(beta=spec.beta, bound=spec.bound, ties=spec.ties)
+
+
+def _pairs_spec(config: EstimationError, pairs: Path) -> WorldSpec:
+    """The world of a table of pairs, with its features and a bound that is not met."""
+    path = pairs.resolve()
+    table = read_pairs(path, features=config.features, exclude=config.exclude)
+    beta = WorldSpec.beta if config.beta is None else config.beta
+    world = table.world(beta=beta, bound=config.bound, ties=config.ties)
+    return WorldSpec(
+        "pairs",
+        dimension=world.dimension,
+        beta=beta,
+        bound=world.bound,
+        path=str(path),
+        digest=_digest(path),
+        features=table.names,
+        ties=config.ties,
     )
-    first, second = common_scale(first, second)
-    return from_labels(first, second, table["label"], beta=spec.beta, bound=spec.bound)
 
 
 @dataclass(frozen=True)
@@ -216,6 +236,7 @@ class _Population:
     covariance: Array
     knobs: dict[tuple[str, float], float]
     targets: dict[tuple[str, float], Array]
+    at_bound: tuple[tuple[str, float], ...]  # where the bound binds in the population itself
 
 
 def _has_metric(world: World) -> bool:
@@ -235,7 +256,7 @@ def _population(
     setting = Setting(world.problem, LABEL_COST, distance)
     # the minimisers of a continuous world lie on the line through theta*
     population = world.population() if isinstance(world, FiniteWorld) else world.line()
-    knobs, targets = {}, {}
+    knobs, targets, at_bound = {}, {}, []
     for name in methods:
         method = METHODS[name]
         if method.finite_only and distance is None:
@@ -250,13 +271,17 @@ def _population(
                 )
             fit = method.fit(population, knob, setting)
             knobs[name, fraction] = knob
+            if bool(fit.at_bound.any()):
+                at_bound.append((name, fraction))
             targets[name, fraction] = (
                 fit.theta[0].numpy() if isinstance(world, FiniteWorld) else world.lift(fit.theta[0])
             )
     nominal = world.theta_star
     if nominal is None:
         nominal = METHODS["dpo"].fit(population, 0.0, setting).theta[0].numpy()
-    return _Population(world, setting, nominal, world.covariance(), knobs, targets)
+    return _Population(
+        world, setting, nominal, world.covariance(), knobs, targets, tuple(dict.fromkeys(at_bound))
+    )
 
 
 # -------------------------------------------------------------------------------------------- cells
@@ -265,9 +290,10 @@ def sample_seeds(
 ) -> list[np.random.SeedSequence]:
     """Seeds of the replicates; they depend on nothing else, so that all methods, radii and block
     sizes see the same samples."""
-    identity = sha256(
-        repr((asdict(replace(spec, path="")), n)).encode()
-    ).digest()  # wherever its file lies
+    facts = asdict(replace(spec, path=""))  # wherever its file lies
+    if spec.kind != "pairs":  # which has features and ties, and the others do not
+        del facts["features"], facts["ties"]
+    identity = sha256(repr((facts, n)).encode()).digest()
     entropy = [seed, int.from_bytes(identity[:16], "big")]
     return [
         np.random.SeedSequence(entropy, spawn_key=(replicate,))
@@ -332,6 +358,7 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
                         "dual": np.nan if fit.dual is None else fit.dual.numpy(),
                         "converged": fit.converged.numpy(),
                         "collapsed": fit.collapsed.numpy(),
+                        "at_bound": fit.at_bound.numpy(),
                         "iterations": fit.iterations.numpy(),
                     }
                 )
@@ -393,14 +420,14 @@ def plan(config: EstimationError) -> tuple[Profile, list[Cell]]:
             )
         profile = replace(profile, fractions=config.fractions)
     if config.pairs is not None:
-        path = config.pairs.resolve()
-        profile = replace(
-            profile, worlds=(WorldSpec("pairs", path=str(path), digest=_digest(path)),)
-        )
-    for name in ("beta", "bound"):
-        if (value := getattr(config, name)) is not None:
-            changed = (replace(spec, **{name: value}) for spec in profile.worlds)
-            profile = replace(profile, worlds=tuple(dict.fromkeys(changed)))
+        profile = replace(profile, worlds=(_pairs_spec(config, config.pairs),))
+    elif config.features is not None or config.exclude or config.ties != "half":
+        raise ValueError("features, exclude and ties are for a table of pairs: give --pairs TABLE.")
+    else:
+        for name in ("beta", "bound"):
+            if (value := getattr(config, name)) is not None:
+                changed = (replace(spec, **{name: value}) for spec in profile.worlds)
+                profile = replace(profile, worlds=tuple(dict.fromkeys(changed)))
     if config.replicates is not None:
         profile = replace(profile, replicates=config.replicates)
     worlds, replicates = profile.worlds, profile.replicates
@@ -480,9 +507,55 @@ def rates_table(errors: pd.DataFrame, seed: int) -> pd.DataFrame:
                             "n_max": part.index.max(),
                             "replicates": part.shape[1],
                             "not_converged": int((~group.converged).sum()),
+                            "at_bound": int(group.at_bound.sum()),
                         }
                     )
     return pd.DataFrame(rows)
+
+
+def worlds_table(
+    config: EstimationError,
+    specs: dict[str, WorldSpec],
+    methods: tuple[str, ...],
+    fractions: tuple[float, ...],
+) -> pd.DataFrame:
+    """A row for each world: its facts, how many atoms it has, where its bound is from, and whether
+    that binds in the population.
+
+    targets_at_bound: the methods whose population fit lies on the sphere ||theta|| = B, as
+    "kldpo 0.3" with the fraction: their bias says more of B than of the method.
+    """
+    rows = []
+    for spec in specs.values():
+        truth = _population(spec, methods, fractions)
+        given, pairs = config.bound is not None, spec.kind == "pairs"
+        rows.append(
+            spec.facts
+            | {
+                "atoms": (
+                    len(truth.world.probability) if isinstance(truth.world, FiniteWorld) else None
+                ),
+                "theta_star_norm": float(np.linalg.norm(truth.nominal)),
+                "bound_is": "given" if given else BOUND_IS if pairs else "the profile's",
+                "targets_at_bound": ", ".join(
+                    f"{method} {fraction:g}" if METHODS[method].set else method
+                    for method, fraction in truth.at_bound
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _table_of(spec: WorldSpec) -> Pairs:
+    return read_pairs(Path(spec.path), features=spec.features)
+
+
+def _table_facts(specs: dict[str, WorldSpec]) -> dict[str, Any]:
+    """What run.json says of the table of pairs."""
+    (spec,) = specs.values()
+    world = build_world(spec)
+    assert isinstance(world, FiniteWorld)
+    return {"pairs": _table_of(spec).facts(world)}
 
 
 def bounds_table(
@@ -520,7 +593,8 @@ def bounds_table(
                         n,
                         "Prop. 1",
                         value,
-                        group.nominal_sample,
+                        group,
+                        "nominal_sample",
                         np.nan,
                     )
                 )
@@ -538,7 +612,15 @@ def bounds_table(
                 )
                 rows.append(
                     _bound_row(
-                        world_name, method, radius, n, "Thm. 2", printed, group.robust_2, regularity
+                        world_name,
+                        method,
+                        radius,
+                        n,
+                        "Thm. 2",
+                        printed,
+                        group,
+                        "robust_2",
+                        regularity,
                     )
                 )
                 rows.append(
@@ -549,7 +631,8 @@ def bounds_table(
                         n,
                         "Thm. 2, dual at the minimisers",
                         rescued,
-                        group.robust_2,
+                        group,
+                        "robust_2",
                         regularity,
                     )
                 )
@@ -557,7 +640,15 @@ def bounds_table(
                 value = bounds.theorem_1(n, regularity=regularity, delta=DELTA, **constants)
                 rows.append(
                     _bound_row(
-                        world_name, method, radius, n, "Thm. 1", value, group.robust_2, regularity
+                        world_name,
+                        method,
+                        radius,
+                        n,
+                        "Thm. 1",
+                        value,
+                        group,
+                        "robust_2",
+                        regularity,
                     )
                 )
     return pd.DataFrame(rows)
@@ -614,10 +705,12 @@ def _bound_row(
     n: int,
     statement: str,
     bound: float,
-    error: pd.Series,
+    group: pd.DataFrame,
+    error: str,
     regularity: float,
 ) -> dict[str, Any]:
-    quantile = float(error.quantile(1 - DELTA))
+    measured = group[error]
+    quantile = float(measured.quantile(1 - DELTA))
     return {
         "world": world,
         "method": method,
@@ -626,10 +719,11 @@ def _bound_row(
         "statement": statement,
         "bound": bound,
         "error_q": quantile,
-        "coverage": float((error <= bound).mean()),
+        "coverage": float((measured <= bound).mean()),
         "tightness": bound / quantile if quantile > 0 else np.inf,
         "delta": DELTA,
         "regularity": regularity,
+        "at_bound": int(group.at_bound.sum()),
     }
 
 
@@ -644,7 +738,9 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
             fit_cell,
             out,
             seed=config.seed,
-            fingerprint=code_fingerprint(Path(__file__), Path(__file__).with_name("methods.py")),
+            fingerprint=code_fingerprint(
+                Path(__file__), *(Path(__file__).with_name(f"{room}.py") for room in USED)
+            ),
             backend=config.backend,
             workers=config.workers,
             address=config.address,
@@ -656,7 +752,7 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
         methods, fractions = tuple(config.methods), (*profile.fractions, profile.schedule_start)
         tables = {
             "errors": errors,
-            "worlds": pd.DataFrame([spec.facts for spec in specs.values()]),
+            "worlds": worlds_table(config, specs, methods, fractions),
             "rates": rates_table(errors, config.seed),
             "bounds": bounds_table(errors, specs, fractions),
         }
@@ -671,6 +767,8 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
                 "seed": config.seed,
                 "fits": len(errors),
                 "not_converged": int((~errors.converged).sum()),
+                "at_bound": int(errors.at_bound.sum()),
+                **(_table_facts(specs) if config.pairs is not None else {}),
                 "population_error": {
                     name: population_error(spec, methods, fractions) for name, spec in specs.items()
                 },
@@ -685,6 +783,11 @@ def run(config: EstimationError) -> dict[str, pd.DataFrame]:
 
 def summarise(config: EstimationError, tables: dict[str, pd.DataFrame]) -> None:
     """Print the rates to the robust target, the bounds that fail, and what was not fitted."""
+    if config.pairs is not None:
+        (world,) = tables["worlds"].itertuples()
+        table = read_pairs(config.pairs, features=config.features, exclude=config.exclude)
+        print(table.describe(world.atoms, config.ties))
+        print(f"B = {world.bound:g} ({world.bound_is}), ||theta*|| = {world.theta_star_norm:.3g}.")
     rates = tables["rates"]
     shown = rates[(rates.target == "robust") & (rates.norm == "2")]
     # the tail, the upper half of the sizes; all of them where the tail is a single size
@@ -702,6 +805,7 @@ def summarise(config: EstimationError, tables: dict[str, pd.DataFrame]) -> None:
                 "slope": f"{row.slope:.3f}",
                 "95 % interval": f"[{row.ci_low:.3f}, {row.ci_high:.3f}]",
                 "not converged": row.not_converged,
+                "at the bound": row.at_bound,
             }
             for row in shown.itertuples()
         ],
@@ -718,3 +822,17 @@ def summarise(config: EstimationError, tables: dict[str, pd.DataFrame]) -> None:
             f" {', '.join(without)}."
         )
     print(f"fits: {len(errors)}, not converged: {int((~errors.converged).sum())}.")
+    if met := int(errors.at_bound.sum()):
+        least = errors[errors.at_bound].n
+        print(
+            f"at the bound ||theta|| = B: {met} fits, with {least.min()} to {least.max()} pairs."
+            " Their error is that of the bound; a larger --bound frees them, unless the sample is"
+            " separable."
+        )
+    for row in tables["worlds"].itertuples():
+        if row.targets_at_bound:
+            print(
+                f"the bound binds in the population of {row.world}, for {row.targets_at_bound}:"
+                f" these targets, and theta* (norm {row.theta_star_norm:.3g}), are those of B ="
+                f" {row.bound:g}, not of the {row.kind}. Give a larger --bound."
+            )

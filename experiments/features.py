@@ -3,8 +3,8 @@
     prefdro features --data pairs.jsonl --model smollm2 --out pairs.parquet
     prefdro run estimation-error --pairs pairs.parquet
 
-The table has the columns first_NAME, second_NAME and label; which response stands first is drawn by
-the seed, so that the label is not always 1.
+The table has the columns first_NAME, second_NAME and label, 0.5 for a tie; which response stands
+first is drawn by the seed, so that the label is not always 1.
 """
 
 import sys
@@ -54,6 +54,9 @@ class Features:
     """Precision of the model."""
     batch_size: int = 8
     """Responses at once."""
+    ties: Literal["half", "drop", "ignore"] = "half"
+    """Pairs with a label of 0.5, or a true tie, beside chosen and rejected: half gives them the
+    label 0.5, drop leaves them out, ignore reads neither column."""
     seed: int = 0
     """Which response of a pair stands first."""
     drop_bad_rows: bool = False
@@ -84,8 +87,12 @@ def run(config: Features) -> None:
         max_length=config.max_length,
         columns=columns_of(config.columns),
         strings=config.strings,
+        ties=config.ties,
         bad=bad,
     )
+    # a tie stands there twice, once for each response
+    index, first, count = np.unique(data["index"], return_index=True, return_counts=True)
+    data, tied = data.select(first), count == 2
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_language_model(config.model, dtype=getattr(torch, config.dtype))
     model = model.to(device).eval()
@@ -127,21 +134,30 @@ def run(config: Features) -> None:
     made["root mean square of a difference"] = dict(
         zip(names, np.sqrt(((features[:, 0] - features[:, 1]) ** 2).mean(0)).tolist(), strict=True)
     )
-    table = as_table(features, names, np.asarray(data["index"]), config.seed)
+    table = as_table(features, names, index, config.seed, tied)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     write_table(table, config.out)
     write_json(made | provenance(), config.out.with_name(f"{config.out.stem}-made.json"))
     _say(config, made, len(rows))
 
 
-def as_table(features: np.ndarray, names: list[str], rows: np.ndarray, seed: int) -> pd.DataFrame:
+def as_table(
+    features: np.ndarray,
+    names: list[str],
+    rows: np.ndarray,
+    seed: int,
+    tied: np.ndarray | None = None,
+) -> pd.DataFrame:
     """One row a pair: its row in the data from 1, label, first_NAME and second_NAME.
 
-    features: (N, 2, d), chosen and rejected. A pair's order hangs on the seed and on its row alone.
+    features: (N, 2, d), chosen and rejected. tied: (N,) pairs whose label is 0.5. A pair's order
+    hangs on the seed and on its row alone.
     """
     label = np.array([np.random.default_rng([seed, int(row)]).integers(2) for row in rows])
     first = np.where(label[:, None] == 1, features[:, 0], features[:, 1])
     second = np.where(label[:, None] == 1, features[:, 1], features[:, 0])
+    if tied is not None and tied.any():
+        label = np.where(tied, 0.5, label)
     columns = {"row": rows + 1, "label": label}
     for side, values in (("first", first), ("second", second)):
         columns |= {f"{side}_{name}": values[:, k] for k, name in enumerate(names)}

@@ -7,21 +7,23 @@ expected loss over a range of radii (`values.csv`), the worst weights at equal e
 stand the tilt at one temperature and the step along the gradient.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from experiments import estimation_error, screen
+from experiments import screen
 from experiments.engine.provenance import configuration, provenance
 from experiments.engine.store import open_run, write_json, write_table
-from experiments.estimation_error import METRIC_ATOMS, EstimationError, build_world
+from experiments.estimation_error import METRIC_ATOMS
+from experiments.pairs import Pairs, read_pairs
 from theory.estimators import dpo
 from theory.policy import Array
 from theory.sets import SETS, AmbiguitySet, AtPolicy
@@ -42,6 +44,7 @@ FRACTIONS = (
     0.3,
     0.6,
 )  # of ||E u||, the collapse radius of W2 with free features, at which plans are compared
+SAMPLE_BOUND = 4.0  # B of the sample
 TRANSPORT_REACH = 2.0  # the same for transport, in units of ||E u||
 
 
@@ -69,11 +72,21 @@ class WorstCaseStudy:
     """Seed of the sampled pairs; the same seed gives the same rows."""
     beta: float = 1.0
     """beta of the loss."""
-    bound: float = 4.0
-    """B in ||theta|| <= B of the DPO fit."""
+    bound: float | None = None
+    """B in ||theta|| <= B of the DPO fit; where not given 4 for the sample, and for --pairs twice
+    the norm of the fit without a bound."""
     pairs: Path | None = None
-    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) in place of the sample; columns
-    first_*, second_*, label."""
+    """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) in place of the sample:
+    first_NAME and second_NAME for every feature, and label (1: the first response won, 0.5: a
+    tie)."""
+    features: tuple[str, ...] | None = None
+    """With --pairs: the NAMEs that are features, instead of all columns of numbers; what looks like
+    an identifier has to be named here."""
+    exclude: tuple[str, ...] = ()
+    """With --pairs: NAMEs that are left out."""
+    ties: Literal["half", "drop"] = "half"
+    """With --pairs: ties count as two pairs of half the weight, one for each response, or are left
+    out."""
 
 
 def sample_world(pairs: int, seed: int, *, beta: float, bound: float) -> FiniteWorld:
@@ -85,17 +98,6 @@ def sample_world(pairs: int, seed: int, *, beta: float, bound: float) -> FiniteW
     score = beta * min(2.0, bound) * (psi[0] - psi[1])[:, 0]
     label = (rng.random(pairs) < expit(score)).astype(int)
     return from_labels(psi[0], psi[1], label, beta=beta, bound=bound)
-
-
-def read_world(path: Path, *, beta: float, bound: float) -> FiniteWorld:
-    """The world of a table of labelled pairs, read as `prefdro run estimation-error --pairs`
-    does."""
-    profile, _ = estimation_error.plan(
-        EstimationError(pairs=path, methods=("dpo",), beta=beta, bound=bound)
-    )
-    world = build_world(profile.worlds[0])
-    assert isinstance(world, FiniteWorld)
-    return world
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -253,12 +255,16 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
             f"unknown profile {config.profile!r}; choose one of {', '.join(PROFILES)}."
         )
     began, profile = time.perf_counter(), PROFILES[config.profile]
-    constants = {"beta": config.beta, "bound": config.bound}
-    if config.pairs is None:
-        world = sample_world(profile.pairs, config.seed, **constants)
+    table: Pairs | None = None
+    if config.pairs is not None:
+        table = read_pairs(config.pairs, features=config.features, exclude=config.exclude)
+        world = table.world(beta=config.beta, bound=config.bound, ties=config.ties)
+    elif config.features is not None or config.exclude or config.ties != "half":
+        raise ValueError("features, exclude and ties are for a table of pairs: give --pairs TABLE.")
     else:
-        world = read_world(config.pairs, **constants)
-    fit = dpo(world.u, world.probability, theta_ref=world.theta_ref, **constants)
+        bound = SAMPLE_BOUND if config.bound is None else config.bound
+        world = sample_world(profile.pairs, config.seed, beta=config.beta, bound=bound)
+    fit = dpo(world.u, world.probability, **world.problem)
     theta = fit.theta.numpy()
     makers: dict[str, Callable[[], pd.DataFrame]] = {
         "values": lambda: values_table(world, theta, profile.radii),
@@ -277,8 +283,11 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
                 "configuration": configuration(config),
                 "profile": asdict(profile),
                 "seed": config.seed,
-                "pairs": len(world.probability),
+                "pairs": len(world.probability) if table is None else len(table.label),
+                **({} if table is None else {"table": table.facts(world)}),
                 "dimension": world.dimension,
+                "bound": world.bound,
+                "at_bound": bool(fit.at_bound),
                 "theta": theta.tolist(),
                 "mean_loss": float(world.probability @ _losses(world, theta)),
                 "label_cost": LABEL_COST,
@@ -295,7 +304,17 @@ def run(config: WorstCaseStudy) -> dict[str, pd.DataFrame]:
 
 
 def summarise(config: WorstCaseStudy, tables: dict[str, pd.DataFrame]) -> None:
-    """Print how far the exact values of each ball are from their dual bounds."""
+    """Print what the pairs are, and how far the exact values of each ball are from their dual
+    bounds."""
+    record = json.loads((config.out / "run.json").read_text(encoding="utf-8"))
+    if config.pairs is not None:
+        table = read_pairs(config.pairs, features=config.features, exclude=config.exclude)
+        print(table.describe(record["table"]["atoms"], config.ties))
+    if record["at_bound"]:
+        print(
+            f"the DPO fit lies at its bound, ||theta|| = {record['bound']:g}: the worst cases are"
+            " those of the bound. Give a larger --bound."
+        )
     values = tables["values"]
     exact = values[values.version == "exact"].assign(
         relative_gap=lambda rows: rows.gap.abs() / rows.value

@@ -87,6 +87,11 @@ class DataArguments:
         " hardly meant), chat (messages for the chat template), templated (a template has written"
         " them) or json (they spell messages)",
     )
+    ties: str = option(
+        "half",
+        "pairs with a label of 0.5, or a true tie, beside chosen and rejected: half (two of half"
+        " the weight, one for each response), drop, or ignore (neither column is read)",
+    )
     drop_bad_rows: bool = option(
         False,
         "leave out rows that cannot be used, instead of an error; numbers and reasons:"

@@ -61,6 +61,7 @@ MAY_CHANGE = (
         "reference_cache",
         "columns",
         "strings",
+        "ties",
         "drop_bad_rows",
         "long_prompts",
         "max_length",

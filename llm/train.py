@@ -29,6 +29,7 @@ from llm.compatibility import refuse_rows_beyond
 from llm.console import print_whatever_the_encoding, refuse_undecoded
 from llm.data.checks import READ
 from llm.data.doubts import first_example
+from llm.data.rows import column_names
 from llm.data.tokens import (
     BadRows,
     PreferenceCollator,
@@ -301,9 +302,11 @@ def _datasets(
         "max_length": data.max_length,
         "long_prompts": data.long_prompts,
         "strings": data.strings,
+        "ties": data.ties,
     }
     rows = load_rows(data.data, data.split, data.data_name, bad=train_bad)
-    labelled = "label" in columns or any("label" in row for row in rows)
+    there = {*columns, *column_names(rows)}
+    labelled = "label" in there and not {"chosen", "rejected"} <= there
     kind = "unpaired" if "unpaired" in kinds and ("pairs" not in kinds or labelled) else "pairs"
     train_data = tokenise(rows, tokenizer, kind, **cut, columns=columns, bad=train_bad)
     accounts = {"train": train_bad, "eval": eval_bad}
@@ -328,10 +331,11 @@ def columns_of(text: str | None) -> dict[str, str]:
         ours, equals, theirs = (word.strip() for word in part.partition("="))
         if not part.strip():
             continue
-        if not equals or not theirs or ours not in (*READ, "system") or ours in columns:
+        names = (*READ, "tie", "system")
+        if not equals or not theirs or ours not in names or ours in columns:
             raise ValueError(
                 f"--columns {text!r}: {part.strip()!r} is not of the form ours=theirs, with each of"
-                f" ours once and one of {', '.join((*READ, 'system'))}."
+                f" ours once and one of {', '.join(names)}."
             )
         columns[ours] = theirs
     return columns

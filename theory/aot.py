@@ -11,6 +11,7 @@ ends where neither step does: at a local minimum, unless the coupling is not uni
 the objective is that of Melnyk et al., arXiv:2406.05882.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theory.batch import ArrayLike, PairBatch, as_float64, check_magnitudes
-from theory.checks import as_array, check_scale
+from theory.batch import (
+    ArrayLike,
+    PairBatch,
+    as_float64,
+    check_finite,
+    check_magnitudes,
+    feature_names,
+)
+from theory.checks import as_array, check_number, check_scale
 from theory.functionals import aot_unpaired
 from theory.policy import Array
 from theory.solvers.newton import Domain, minimise
@@ -96,17 +104,22 @@ def minimise_aot(
     p = None if chosen_weights is None else as_float64(chosen_weights, "chosen_weights")
     q = None if rejected_weights is None else as_float64(rejected_weights, "rejected_weights")
     bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
-    for name, x in (("chosen", a), ("rejected", b), ("starts", start)):
+    beta = check_number("beta", beta)
+    if not math.isfinite(beta):
+        raise ValueError(
+            f"beta must be a finite number, got {beta}. It is the slope or margin of h."
+        )
+    for name, x, given in (
+        ("chosen", a, chosen),
+        ("rejected", b, rejected),
+        ("starts", start, starts),
+    ):
         if x.ndim not in (2, 3) or 0 in x.shape:
             raise ValueError(
                 f"{name} must have shape (n, d) or (R, n, d) with n >= 1 and d >= 1, got"
                 f" {tuple(x.shape)}."
             )
-        bad = int((~torch.isfinite(x)).sum())
-        if bad:
-            raise ValueError(
-                f"{name} holds {bad} non-finite entries (NaN or inf). Leave those rows out first."
-            )
+        check_finite(name, x, "Leave those rows out first.", feature_names(given))
         check_magnitudes(name, x)
     for name, mass, x in (("chosen_weights", p, a), ("rejected_weights", q, b)):
         if mass is not None:

@@ -1,6 +1,8 @@
 """A batch of weighted samples of preference pairs, and the three contractions every estimator
 needs."""
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +20,7 @@ SMALLEST, LARGEST = (
 SUMS, EXACT = 1e-6, 1e-9
 # beta B max|u| beyond which a margin at the boundary of the ball has no digit after the point
 _REACH = 1e15
+_UNEVEN = 1e4  # ratio of two features, in root mean square, from which on a common unit is doubted
 
 
 class SupportsArray(Protocol):
@@ -95,6 +98,11 @@ def as_float64(x: ArrayLike, name: str, device: torch.device | None = None) -> T
     A masked array or a missing value becomes NaN, for the caller's check to find. Raises ValueError
     for what is not numbers.
     """
+    if isinstance(x, str | bytes):
+        raise ValueError(
+            f"{name} must be numbers, got the {type(x).__name__} {x!r}. Write it without quotes, or"
+            " convert it by float."
+        )
     if isinstance(x, Tensor):
         if x.is_complex():
             raise ValueError(
@@ -129,6 +137,32 @@ def feature_names(u: ArrayLike) -> tuple[str, ...]:
     return tuple(str(name) for name in getattr(u, "columns", ()))
 
 
+def check_finite(
+    name: str, x: Tensor, remedy: str, names: Sequence[str] = (), rows: str = "row"
+) -> None:
+    """Entries (..., d) that are all finite; else an error with the first rows, from 1, and the
+    names of their columns."""
+    bad = ~torch.isfinite(x)
+    if not bool(bad.any()):
+        return
+    found = bad.nonzero()[:3].tolist()
+    shown = []
+    for place in found:
+        words = [f"{rows} {place[-2] + 1}"] if len(place) > 1 else [f"{rows} {place[0] + 1}"]
+        if len(place) > 2:
+            words.insert(0, f"sample {place[0] + 1}")
+        if len(place) > 1:
+            k = place[-1]
+            words.append(f"column {names[k]!r}" if k < len(names) else f"column {k + 1}")
+        shown.append(", ".join(words))
+    count = int(bad.sum())
+    more = f"; and {count - len(found)} more" if count > len(found) else ""
+    raise ValueError(
+        f"{name} holds {count} non-finite entries (NaN or inf): {'; '.join(shown)}{more} (the first"
+        f" is 1). {remedy}"
+    )
+
+
 def check_magnitudes(name: str, x: Tensor) -> None:
     """The entry of largest magnitude lies between SMALLEST and LARGEST, or all entries are 0."""
     top = x.abs().max().item()
@@ -138,6 +172,25 @@ def check_magnitudes(name: str, x: Tensor) -> None:
             " accepted, so that squares and their products neither vanish nor overflow. Divide by"
             " a common factor: it is a matter of the unit."
         )
+
+
+def warn_of_scales(ut: Tensor, kind: str, size: str, names: Sequence[str] = ()) -> None:
+    """Features (R, d, n) in very different units, under a set whose size is in the unit of them
+    all."""
+    spread = ut.square().mean((0, 2)).sqrt()
+    least = int(torch.where(spread > 0, spread, math.inf).argmin())
+    most = int(spread.argmax())
+    ratio = float(spread[most] / spread[least]) if spread[least] > 0 else 1.0
+    if ratio <= _UNEVEN:
+        return
+    small, large = (repr(names[k]) if k < len(names) else f"{k + 1}" for k in (least, most))
+    warnings.warn(
+        f"feature {large} is {ratio:.1e} times as large as feature {small}, in root mean square,"
+        f" and the {size} of {kind} is in the unit of all features alike: what it means for one is"
+        " nothing, or everything, for the other. Bring them to a common scale first, as by"
+        " theory.worlds.common_scale or u / u.std(0).",
+        stacklevel=3,
+    )
 
 
 def check_reach(pairs: "PairBatch", beta: float, bound: float) -> None:
@@ -164,12 +217,8 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
             f" {tuple(features.shape)}. Pass signed feature differences (2y-1)(psi1-psi2), one row"
             " a pair."
         )
-    bad = int((~torch.isfinite(features)).sum())
-    if bad:
-        raise ValueError(
-            f"u holds {bad} non-finite entries (NaN or inf). Remove those pairs or impute their"
-            " features first."
-        )
+    remedy = "Remove those pairs or impute their features first."
+    check_finite("u", features, remedy, feature_names(u), "pair")
     check_magnitudes("u", features)
     n = features.shape[-2]
     if weights is None:
@@ -188,10 +237,16 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
             or bool(((total - 1).abs() > SUMS).any())
         ):
             worst = total[(total - 1).abs().argmax()].item()
+            odd = (~torch.isfinite(p) | (p < 0)).nonzero()
+            place = (
+                f" (weight {int(odd[0, 1]) + 1} of {n} is {p[tuple(odd[0])].item():g})"
+                if len(odd)
+                else ""
+            )
             raise ValueError(
                 "weights must be non-negative and each row must sum to one; the smallest entry is"
-                f" {p.min().item():g} and the sum furthest from one is {worst:.12g}. Counts must be"
-                " divided by their total first."
+                f" {p.min().item():g}{place} and the sum furthest from one is {worst:.12g}. Counts"
+                " must be divided by their total first."
             )
         p = torch.where(((total - 1).abs() > EXACT)[:, None], p / total[:, None], p)
     ut = (features if features.ndim == 3 else features[None]).mT.contiguous()

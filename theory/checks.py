@@ -187,10 +187,12 @@ def check_probability(name: str, p: ArrayLike, n: int) -> Array:
         raise ValueError(
             f"{name} must have shape ({n},), got {p.shape}: one number for each pair or context."
         )
-    if not np.isfinite(p).all() or (p < 0).any() or abs(p.sum() - 1) > SUMS:
+    odd = np.flatnonzero(~(np.isfinite(p) & (p >= 0)))
+    if len(odd) or abs(p.sum() - 1) > SUMS:
+        place = f" (that of {odd[0] + 1} of {n} is {p[odd[0]]:g})" if len(odd) else ""
         raise ValueError(
-            f"{name} must be non-negative and sum to one; the smallest entry is {p.min():g}, the"
-            f" sum {p.sum():.12g}. Divide by the sum."
+            f"{name} must be non-negative and sum to one; the smallest entry is"
+            f" {p.min():g}{place}, the sum {p.sum():.12g}. Divide by the sum."
         )
     return p / p.sum() if abs(p.sum() - 1) > EXACT else p
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from theory.batch import ArrayLike, pair_batch
+from theory.batch import ArrayLike, feature_names, pair_batch, warn_of_scales
 from theory.checks import check_pairs, check_set
 from theory.fitting import is_single
 from theory.sets.base import AmbiguitySet
@@ -38,6 +38,8 @@ def collapse_radius(u: ArrayLike, set: AmbiguitySet, weights: ArrayLike | None =
     check_set(u, set)
     pairs = pair_batch(u, weights)
     set.check_atoms(pairs.p.shape[1])
+    if set.facts.unit.startswith("of the features"):
+        warn_of_scales(pairs.ut, type(set).__name__, set.facts.size, feature_names(u))
     parts = [
         set.collapse(pairs.select(torch.arange(part.start, part.stop)))
         for part in pairs.chunks(set.elements(pairs.p.shape[1]))

@@ -30,6 +30,7 @@ from theory.batch import (
     check_reach,
     feature_names,
     pair_batch,
+    warn_of_scales,
 )
 from theory.checks import check_pairs, check_positive, check_reference, check_scale, check_set
 from theory.results import Fit
@@ -117,6 +118,8 @@ def fit(
         point = _solve(pairs, domain, None, lambda part, inner, _: solve_mean(part, beta, inner))
     else:
         set.check_atoms(pairs.p.shape[1])
+        if set.facts.unit.startswith("of the features"):
+            warn_of_scales(pairs.ut, type(set).__name__, set.facts.size, feature_names(u))
         pairs, single = _for_each_size(pairs, single, set)
         size = set.check_size(pairs.replicates, pairs.p)
 

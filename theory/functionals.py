@@ -536,6 +536,8 @@ def _at_worst_case(
     """E_q l with the worst case q of a ball, found in float64 and held constant: the envelope
     theorem makes its gradient q."""
     _look_at(losses, weights)
+    if isinstance(knob, str) or knob is None:
+        raise ValueError(f"{name} must be a number, got {knob!r}. Write it without quotes.")
     with torch.no_grad():
         flat = wide(losses.detach()).reshape(-1, losses.shape[-1])
         p = (
@@ -569,7 +571,14 @@ def _group_means(
 
 
 def _look_at(losses: Tensor, weights: Tensor | None, all_zero: bool = False) -> None:
-    """Refuse weights that are none, where a look at them costs next to nothing."""
+    """Refuse what is no tensor, and weights that are none where a look at them costs next to
+    nothing."""
+    for name, x in (("losses", losses), ("weights", weights)):
+        if x is not None and not isinstance(x, Tensor):
+            raise ValueError(
+                f"{name} must be a tensor, got {type(x).__name__}: functionals are differentiated."
+                " Make it one by torch.tensor(numpy.array(x, dtype=float))."
+            )
     if weights is not None and weights.device.type == "cpu":
         check_weights(weights, losses.shape[-1] if losses.ndim else 0, all_zero=all_zero)
 
@@ -605,8 +614,8 @@ def _log_mean_exp(exponent: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _require_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
+    if isinstance(value, str) or value is None or not 0 < value < float("inf"):
         raise ValueError(
-            f"{name} must be positive and finite, got {value}. "
+            f"{name} must be positive and finite, got {value!r}. "
             "As it goes to 0 the functional becomes the extreme loss: use a small value."
         )

@@ -69,6 +69,7 @@ def separation(u: ArrayLike, weights: ArrayLike | None = None) -> Separation | N
     Raises:
         ValueError: pairs that are not finite numbers of this shape.
 
+    >>> from theory import separation
     >>> found = separation([[1.0, 1.0], [1.0, -0.5], [0.5, -0.2]])
     >>> found.kind, found.describe(["price", "time"])[:47]
     ('complete', 'the pairs are separable (complete: 3 of them ag')

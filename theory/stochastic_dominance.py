@@ -318,11 +318,11 @@ def _rewards(name: str, x: ArrayLike, low: float | None, high: float | None) -> 
         raise ValueError(
             f"{name} must be at least two rewards, one number each, got shape {rewards.shape}."
         )
-    bad = int((~np.isfinite(rewards)).sum())
-    if bad:
+    bad = np.flatnonzero(~np.isfinite(rewards))
+    if len(bad):
         raise ValueError(
-            f"{name} holds {bad} entries that are NaN or infinite among {len(rewards)}. Leave them"
-            " out only if that does not depend on the reward."
+            f"{name} holds {len(bad)} entries that are NaN or infinite among {len(rewards)}, the"
+            f" first at {bad[0] + 1}. Leave them out only if that does not depend on the reward."
         )
     for bound, sign in ((low, 1), (high, -1)):
         if bound is None:

@@ -285,7 +285,8 @@ def _checked(name: str, sample: Tensor, weights: Tensor | None) -> tuple[Tensor,
     if bool(bad.any()):
         raise ValueError(
             f"{name} holds {int(bad.sum())} entries that are NaN or infinite among"
-            f" {sample.numel()}. Leave them out, with their weights, or look at what computed them."
+            f" {sample.numel()}, the first at {int(bad.nonzero()[0, -1]) + 1}. Leave them out, with"
+            " their weights, or look at what computed them."
         )
     return sample, weights
 

@@ -9,20 +9,26 @@ Labels are Bradley–Terry, P(y=1) = sigma(r*(s,a1) - r*(s,a2)), with r* = beta 
 theta_ref).psi unless rewards are given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from scipy.special import expit, roots_gegenbauer
 from torch import Tensor
 
-from theory.batch import PairBatch, pair_batch
+from theory.batch import ArrayLike, PairBatch, check_finite, feature_names, pair_batch
 from theory.checks import as_array, check_probability, check_reference, check_scale
 from theory.policy import Array, kl_to_reference, log_policy
 from theory.problem import Problem
 
+if TYPE_CHECKING:  # slow to import, and only tables need it
+    import pandas as pd
+
+_DROP = "Drop or impute those pairs first."
+TIES = ("half", "drop")  # what is done with pairs whose label is 0.5
 _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 
 
@@ -98,11 +104,7 @@ class FiniteWorld:
                 f" {self.psi1.shape} and {self.psi2.shape}."
             )
         for name, psi in (("psi1", self.psi1), ("psi2", self.psi2)):
-            if not np.isfinite(psi).all():
-                raise ValueError(
-                    f"{name} holds {int((~np.isfinite(psi)).sum())} non-finite entries. Drop or"
-                    " impute those pairs first."
-                )
+            check_finite(name, torch.from_numpy(psi), _DROP, rows="pair")
             largest = float(np.linalg.norm(psi, axis=1).max())
             if largest > 1 + _NORM_SLACK:
                 raise ValueError(
@@ -113,7 +115,8 @@ class FiniteWorld:
             odd = self.label[~np.isin(self.label, (0, 1))]
             raise ValueError(
                 f"labels must be 0 or 1, one for each pair; got shape {self.label.shape} with"
-                f" {odd[:3].tolist()}. y = 1 iff the first response wins."
+                f" {odd[:3].tolist()}. y = 1 iff the first response wins; `from_labels` takes ties"
+                " as 0.5."
             )
         check_probability("probability", self.probability, len(self.psi1))
         check_reference(self.theta_ref, self.dimension, self.bound, torch.zeros(1))
@@ -152,6 +155,22 @@ class FiniteWorld:
     def population(self) -> PairBatch:
         """The exact population as one weighted sample."""
         return pair_batch(self.u, self.probability)
+
+    def merged(self) -> "FiniteWorld":
+        """The same world with equal atoms (psi1, psi2, y) as one, in the order of their first
+        appearance: their probabilities add up."""
+        atoms = np.column_stack([self.psi1, self.psi2, self.label]) + 0.0  # no -0
+        _, first, member = np.unique(atoms, axis=0, return_index=True, return_inverse=True)
+        mass: Array = np.bincount(member.ravel(), self.probability, len(first)).astype(float)
+        order = np.argsort(first)
+        kept = first[order]
+        return replace(
+            self,
+            psi1=self.psi1[kept],
+            psi2=self.psi2[kept],
+            label=self.label[kept],
+            probability=mass[order],
+        )
 
     def sample(self, n: int, seeds: list[np.random.SeedSequence]) -> PairBatch:
         """One sample of n pairs for each seed, as weights count/n on the atoms."""
@@ -237,6 +256,8 @@ def from_policy(
             "features must have shape (S, A, d) with at least one context and action, got"
             f" {features.shape}."
         )
+    beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
+    bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
     S, A, d = features.shape
     ref = np.zeros(d) if theta_ref is None else as_array(theta_ref, "theta_ref")
     mu = (
@@ -303,6 +324,7 @@ def random_world(
     for name, value in (("contexts", contexts), ("actions", actions), ("dimension", dimension)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: the world would be empty.")
+    bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
     rng = np.random.default_rng(seed)
     features = unit_vectors(rng.standard_normal((contexts, actions, dimension)))
     star = unit_vectors(rng.standard_normal(dimension)) * (bound / 2 if signal is None else signal)
@@ -317,22 +339,29 @@ def from_labels(
     beta: float,
     bound: float,
     theta_ref: Array | None = None,
+    ties: str = "half",
 ) -> FiniteWorld:
     """The empirical distribution of labelled pairs: features (N, d) of both responses, label 1 iff
     the first was preferred. The sample P_n of arXiv:2502.01930v4.
 
+    A tie, the label 0.5, is two pairs of half the weight, one for each response: the maximum
+    likelihood of Bradley and Terry with half wins.
+
     Args:
         psi1, psi2: (N, d) features of the two responses, norms at most 1.
-        label: (N,) in {0, 1}.
+        label: (N,) in {0, 0.5, 1}.
         beta: of the loss, > 0.
         bound: B in ||theta|| <= B.
         theta_ref: (d,) of the reference policy; None: 0.
+        ties: "half" for two halves, "drop" to leave ties out.
 
     Returns:
-        A `FiniteWorld` of N atoms with the probability 1/N each, whose theta_star is None.
+        A `FiniteWorld` of N atoms with the probability 1/N each, whose theta_star is None. A tie
+        stands with y = 1 in its place and once more, with y = 0, after all others.
 
     Raises:
-        ValueError: what `FiniteWorld` refuses.
+        ValueError: labels that are none of these, ties that are all dropped, or what `FiniteWorld`
+            refuses.
 
     >>> import numpy as np
     >>> from theory import from_labels
@@ -340,13 +369,48 @@ def from_labels(
     >>> world = from_labels(first, second, np.array([1, 0]), beta=1.0, bound=2.0)
     >>> world.u.tolist(), world.probability.tolist()
     ([[1.0, -1.0], [1.0, -1.0]], [0.5, 0.5])
+    >>> world = from_labels(first, second, np.array([1, 0.5]), beta=1.0, bound=2.0)
+    >>> world.label.tolist(), world.probability.tolist()
+    ([1.0, 1.0, 0.0], [0.5, 0.25, 0.25])
     """
-    psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
+    if ties not in TIES:
+        raise ValueError(
+            f"ties must be 'half' (two halves) or 'drop', got {ties!r}: what to do with the label"
+            " 0.5."
+        )
+    names = feature_names(psi1)
+    psi1, psi2, label = (
+        as_array(x, name) for x, name in ((psi1, "psi1"), (psi2, "psi2"), (label, "label"))
+    )
+    for name, psi in (("psi1", psi1), ("psi2", psi2)):
+        check_finite(name, torch.from_numpy(psi), _DROP, names, "pair")
     ref = np.zeros(psi1.shape[-1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
     n = len(psi1)
-    return FiniteWorld(
-        psi1, psi2, as_array(label, "label"), np.full(n, 1 / max(n, 1)), beta, bound, ref
-    )
+    odd = ~np.isin(label, (0, 0.5, 1))
+    if label.shape != (n,) or odd.any():
+        what = ""
+        if odd.any():
+            shown = label[odd][:3].tolist()
+            what = f" with {shown}, the first of them that of pair {np.argwhere(odd)[0][0] + 1}"
+        raise ValueError(
+            f"labels must be 0 or 1, or 0.5 for a tie, one for each pair; got shape {label.shape}"
+            f" for {n} pairs{what}. y = 1 iff the first response wins."
+        )
+    tied = label == 0.5
+    probability = np.full(n, 1 / max(n, 1))
+    if tied.any() and psi1.shape == psi2.shape:
+        if ties == "drop":
+            if tied.all():
+                raise ValueError(
+                    f"all {n} pairs are ties, and ties='drop' leaves none. ties='half' keeps them."
+                )
+            psi1, psi2, label = psi1[~tied], psi2[~tied], label[~tied]
+            probability = np.full(len(label), 1 / len(label))
+        else:
+            probability = np.concatenate([np.where(tied, 0.5, 1.0), np.full(tied.sum(), 0.5)]) / n
+            label = np.concatenate([np.where(tied, 1.0, label), np.zeros(tied.sum())])
+            psi1, psi2 = np.vstack([psi1, psi1[tied]]), np.vstack([psi2, psi2[tied]])
+    return FiniteWorld(psi1, psi2, label, probability, beta, bound, ref)
 
 
 def from_rewards(
@@ -407,18 +471,20 @@ def from_rewards(
 
 
 # --------------------------------------------------------------------------------------- real pairs
-def read_table(path: str | Path) -> dict[str, Array]:
+def read_table(path: str | Path, *, exclude: Collection[str] = ()) -> dict[str, Array]:
     """Numeric columns of a .csv, .parquet, .json, .jsonl or .npz file, as float arrays.
 
     Args:
         path: of the file; its ending says what it is.
+        exclude: names of columns that are not looked at.
 
     Returns:
         The columns by name, (N,) each; of .npz all arrays, in their own shapes. Columns of text are
-        left out, truth values become 0 and 1.
+        left out, truth values become 0 and 1, empty cells NaN.
 
     Raises:
-        ValueError: no file there, or an ending that is none of these.
+        ValueError: no file there, an ending that is none of these, or text among the numbers of a
+            column, with its row.
 
     >>> import tempfile
     >>> import pandas as pd
@@ -430,6 +496,13 @@ def read_table(path: str | Path) -> dict[str, Array]:
     >>> {name: column.tolist() for name, column in table.items()}
     {'length': [1.0, 2.0], 'won': [1.0, 0.0]}
     """
+    return read_columns(path, exclude=exclude)[0]
+
+
+def read_columns(
+    path: str | Path, *, exclude: Collection[str] = ()
+) -> tuple[dict[str, Array], list[str], list[str]]:
+    """`read_table`, and the names of what is left out: columns of text, and excluded ones."""
     import pandas as pd
 
     path = Path(path)
@@ -440,23 +513,82 @@ def read_table(path: str | Path) -> dict[str, Array]:
         )
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: np.asarray(arrays[name], dtype=float) for name in arrays.files}
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": pd.read_csv,
-        ".parquet": pd.read_parquet,
-        ".json": pd.read_json,
-        ".jsonl": lambda p: pd.read_json(p, lines=True),
-    }
-    if path.suffix not in readers:
+            names = list(arrays.files)
+            columns = {name: arrays[name] for name in names if name not in exclude}
+        found = {
+            name: (
+                _numbers(pd.Series(array), f"{path.name}, {name}")
+                if array.ndim == 1 and array.dtype.kind not in "biuf"
+                else as_array(array, f"{path.name}, {name}")
+            )
+            for name, array in columns.items()
+        }
+    else:
+        readers: dict[str, Callable[[Path], pd.DataFrame]] = {
+            ".csv": pd.read_csv,
+            ".parquet": pd.read_parquet,
+            ".json": pd.read_json,
+            ".jsonl": lambda p: pd.read_json(p, lines=True),
+        }
+        if path.suffix not in readers:
+            raise ValueError(
+                f"cannot read {path.name}: unknown ending {path.suffix!r}. Use one of"
+                f" {', '.join([*readers, '.npz'])}."
+            )
+        table = readers[path.suffix](path)
+        names = [str(name) for name in table.columns]
+        found = {
+            str(name): _numbers(table[name], f"{path.name}, {name}")
+            for name in table.columns
+            if str(name) not in exclude
+        }
+    numeric = {name: column for name, column in found.items() if column is not None}
+    text = [name for name in found if name not in numeric]
+    return numeric, text, [name for name in names if name in exclude]
+
+
+def _numbers(column: "pd.Series", where: str) -> Array | None:
+    """A column as numbers, or None where it is none of them: at least half of the cells that are
+    not empty spell a number, and then all must."""
+    import pandas as pd
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    if is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype):
+        return as_array(column.to_numpy(dtype=float, na_value=np.nan), where)
+    if pd.api.types.is_datetime64_any_dtype(column.dtype) or column.dtype.kind in "mM":
+        return None
+    cells = column.tolist()
+    numbers = [_number(cell) for cell in cells]
+    odd = [row for row, number in enumerate(numbers) if number is None]
+    given = sum(number is None or not np.isnan(number) for number in numbers)
+    if 2 * len(odd) > given or given == 0:
+        return None
+    if odd:
+        shown = ", ".join(f"row {row + 1} has {str(cells[row])[:40]!r}" for row in odd[:3])
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise ValueError(
-            f"cannot read {path.name}: unknown ending {path.suffix!r}. Use one of"
-            f" {', '.join([*readers, '.npz'])}."
+            f"{where}: a column of numbers with text among them: {shown}{more} (the first row is"
+            " 1). Correct these cells, or exclude the column."
         )
-    table = readers[path.suffix](path)
-    return {
-        str(name): table[name].to_numpy(dtype=float)
-        for name in table.select_dtypes(["number", "bool"]).columns
-    }
+    return np.array(numbers, dtype=float)
+
+
+def _number(cell: object) -> float | None:
+    """The number that a cell is or spells, NaN where it is empty, None for text."""
+    if cell is None or cell != cell or str(cell) == "<NA>":
+        return float("nan")
+    if isinstance(cell, str):
+        word = cell.strip()
+        if not word:
+            return float("nan")
+        try:
+            return None if "_" in word else float(word)
+        except ValueError:
+            return None
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
 
 
 def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
@@ -467,9 +599,59 @@ def feature_columns(table: dict[str, Array], names: list[str]) -> Array:
     return np.stack([table[name] for name in names], axis=1)
 
 
-def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
+def common_scale(
+    psi1: ArrayLike, psi2: ArrayLike, *, names: Sequence[str] | None = None
+) -> tuple[Array, Array]:
     """Standardise both responses' columns together and divide by the largest norm, so that ||psi||
-    <= 1."""
+    <= 1.
+
+    The largest norm is that of one response: an outlier makes all features smaller, and all
+    coefficients larger. `common_units` says by how much; in the units of the raw features a
+    coefficient hangs on no outlier.
+
+    Args:
+        psi1, psi2: (N, d) raw features of the two responses.
+        names: (d,) of the features, for the errors; None: the columns of a table.
+
+    Returns:
+        Both (N, d), without a unit.
+
+    Raises:
+        ValueError: shapes that differ, features that are not finite or the same everywhere, with
+            their names.
+    """
+    both, centre, spread, longest = _standard(psi1, psi2, names)
+    z = (both - centre) / spread
+    z /= longest
+    half = len(both) // 2
+    return z[:half], z[half:]
+
+
+def common_units(
+    psi1: ArrayLike, psi2: ArrayLike, *, names: Sequence[str] | None = None
+) -> tuple[Array, Array]:
+    """Centre and unit (d,) of each feature, in its own unit: `common_scale` is (psi - centre)/unit.
+
+    theta / unit are the coefficients of the raw features. Arguments and errors as `common_scale`.
+
+    >>> import numpy as np
+    >>> from theory.worlds import common_scale, common_units
+    >>> raw = np.array([[1.0], [5.0]]), np.array([[3.0], [3.0]])
+    >>> centre, unit = common_units(*raw)
+    >>> centre.tolist(), unit.tolist()
+    ([3.0], [2.0])
+    >>> common_scale(*raw)[0].tolist()
+    [[-1.0], [1.0]]
+    """
+    _, centre, spread, longest = _standard(psi1, psi2, names)
+    return centre, spread * longest
+
+
+def _standard(
+    psi1: ArrayLike, psi2: ArrayLike, names: Sequence[str] | None
+) -> tuple[Array, Array, Array, float]:
+    """Both responses (2N, d), mean and spread of each feature, and the largest norm after them."""
+    called = list(names) if names is not None else list(feature_names(psi1))
     psi1, psi2 = as_array(psi1, "psi1"), as_array(psi2, "psi2")
     if psi1.ndim != 2 or psi1.shape != psi2.shape or 0 in psi1.shape:
         raise ValueError(
@@ -483,18 +665,28 @@ def common_scale(psi1: Array, psi2: Array) -> tuple[Array, Array]:
         more = " and more" if len(pairs) > 5 else ""
         raise ValueError(
             f"{int(holes.sum())} features are not finite, in the pairs {pairs[:5]}{more} (the first"
-            " pair is 1). Drop or impute those pairs first."
+            f" pair is 1){_in_columns(holes.any(axis=0), called)}. Drop or impute those pairs"
+            " first."
         )
-    spread = both.std(axis=0)
+    centre, spread = both.mean(axis=0), both.std(axis=0)
     if (spread == 0).any():
         flat = np.flatnonzero(spread == 0)
-        raise ValueError(
-            f"feature column(s) number {(flat + 1).tolist()}, as Python counts {flat.tolist()} are"
-            " constant and carry no preference. Leave them out."
+        which = (
+            f"feature column(s) {', '.join(repr(called[k]) for k in flat)}"
+            if called
+            else f"feature column(s) number {(flat + 1).tolist()}, as Python counts {flat.tolist()}"
         )
-    z = (both - both.mean(axis=0)) / spread
-    z /= np.linalg.norm(z, axis=1).max()
-    return z[: len(psi1)], z[len(psi1) :]
+        raise ValueError(f"{which} are constant and carry no preference. Leave them out.")
+    longest = float(np.linalg.norm((both - centre) / spread, axis=1).max())
+    return both, centre, spread, longest
+
+
+def _in_columns(some: Array, names: Sequence[str]) -> str:
+    """`, of the features 'price', 'time'`: which of the columns."""
+    found = np.flatnonzero(some)
+    shown = ", ".join(repr(names[k]) if names else str(k + 1) for k in found[:5])
+    more = " and more" if len(found) > 5 else ""
+    return f", of the feature{'s' if len(found) > 1 else ''} {shown}{more}"
 
 
 # -------------------------------------------------------------------------------- continuous worlds

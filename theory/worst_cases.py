@@ -7,7 +7,7 @@ worst.weights, worst.value, worst.used, worst.dual, worst.effective
 import numpy as np
 import torch
 
-from theory.batch import ArrayLike
+from theory.batch import ArrayLike, check_finite, feature_names, warn_of_scales
 from theory.checks import as_array, check_number, check_probability, check_scale, check_set
 from theory.losses import dpo_loss
 from theory.sets.base import AmbiguitySet, AtPolicy
@@ -58,6 +58,7 @@ def worst_case(
     ([0.25, 0.75], 4.0)
     """
     check_set(u, set)
+    names: tuple[str, ...] = ()
     if isinstance(u, FiniteWorld):
         world, atoms = u, u.u
         beta = world.beta if beta is None else beta
@@ -66,14 +67,25 @@ def worst_case(
         set, label = set.in_metric(world.distance(set.cost_of_labels)), world.label
     else:
         atoms, label = as_array(u, "u"), None
+        names = feature_names(u)
         if atoms.ndim != 2 or 0 in atoms.shape:
             raise ValueError(
                 f"u must have shape (n, d) with n >= 1 and d >= 1, got {atoms.shape}. A worst case"
                 " is that of one sample."
             )
+        check_finite(
+            "u",
+            torch.from_numpy(atoms),
+            "Remove those pairs or impute their features first.",
+            names,
+            "pair",
+        )
         if beta is None:
             raise ValueError("beta is missing: the loss is log(1 + exp(-beta w.u)).")
     n, d = atoms.shape
+    if set.facts.unit.startswith("of the features"):
+        units = torch.from_numpy(atoms.T)[None]
+        warn_of_scales(units, type(set).__name__, set.facts.size, names)
     p = np.full(n, 1 / n) if weights is None else check_probability("weights", weights, n)
     beta = check_scale("beta", check_number("beta", beta), "It scales the log-ratio in the margin.")
     w = _point("theta", theta, d) - (

@@ -23,6 +23,7 @@ FORMATS = (
     " unpaired objectives, `prompt, completion, label`"
 )
 LARGEST = 3e38  # of a weight, which is stored in float32
+TIES = ("half", "drop", "ignore")  # what is done with pairs that neither response won
 HALF = "half an emoji (a lone surrogate, which no UTF-8 text can hold)"
 STRING, MESSAGES = "a string", "a list of messages"
 
@@ -85,7 +86,7 @@ def checked_rows(
     for name in TEMPLATE_INPUTS:
         if name in names:
             _check_template_input(left, name, bad)
-    kept = (*texts, *TEMPLATE_INPUTS, "label", "weight", "group", "index")
+    kept = (*texts, *TEMPLATE_INPUTS, "label", "tie", "weight", "group", "index")
     return (
         [{k: row[k] for k in kept if k in row} for row in left if row["index"] not in bad],
         texts,
@@ -107,6 +108,60 @@ def with_prompts(rows: list[Row], bad: BadRows) -> list[Row]:
         else:
             found.append(row | dict(zip(("prompt", "chosen", "rejected"), parts, strict=True)))
     return found
+
+
+def who_won(rows: list[Row], ties: str, bad: BadRows) -> tuple[list[Row], list[str]]:
+    """Pairs as their columns `label` and `tie` say, and a sentence of what was done.
+
+    A `label` of 1 keeps chosen and rejected, 0 swaps them, and 0.5, or a true `tie`, makes of a
+    pair two of half its weight, one for each response; with `ties` "drop" it is left out. "ignore"
+    reads neither column.
+    """
+    columns = [name for name in ("label", "tie") if any(name in row for row in rows)]
+    if not columns:
+        return rows, []
+    listed = " and ".join(f"`{name}`" for name in columns)
+    if ties == "ignore":
+        unlabelled = [{k: v for k, v in row.items() if k not in columns} for row in rows]
+        return unlabelled, [f"{listed} beside chosen and rejected not read (--ties ignore)."]
+    remedy = (
+        ": 1 is for a pair as it stands, 0 for chosen and rejected swapped, 0.5 for a tie (--ties"
+        " ignore does not read the column)"
+    )
+    found: list[Row] = []
+    counts = {1.0: 0, 0.0: 0, 0.5: 0}
+    for row in rows:
+        tie = row.get("tie", False)
+        label = row.get("label", (0.5 if tie else 1.0) if "label" not in columns or tie else None)
+        if not isinstance(tie, int | float) or tie not in (0, 1):
+            bad.add([row["index"]], "with a `tie` that is neither true nor false", repr(tie)[:60])
+        elif not isinstance(label, int | float) or label not in counts:
+            bad.add(
+                [row["index"]],
+                f"with a `label` that is none of 1, 0.5, 0{remedy}",
+                repr(label)[:60],
+            )
+        elif "tie" in row and "label" in row and bool(tie) != (label == 0.5):
+            detail = f"tie {tie!r}, label {label!r}"
+            bad.add([row["index"]], "whose `tie` and `label` say different things", detail)
+        else:
+            counts[float(label)] += 1
+            plain = {k: v for k, v in row.items() if k not in columns}
+            swapped = plain | {"chosen": row["rejected"], "rejected": row["chosen"]}
+            if label == 0.5 and ties == "drop":
+                bad.leave_out([row["index"]], "with a tie (--ties drop)")
+            elif label == 0.5:
+                half = {"weight": 0.5 * plain.get("weight", 1.0)}
+                found += [plain | half, swapped | half]
+            else:
+                found.append(plain if label == 1 else swapped)
+    if any("weight" in row for row in found):
+        found = [{"weight": 1.0} | row for row in found]
+    tied = {"half": "each as two of half the weight", "drop": "left out"}[ties]
+    return found, [
+        f"{listed} beside chosen and rejected: {counts[1.0]} pairs as they stand, {counts[0.0]}"
+        f" swapped, {counts[0.5]} ties, {tied}."
+    ]
 
 
 def without_blank(rows: list[Row], completions: Sequence[str], bad: BadRows) -> list[Row]:

@@ -3,7 +3,8 @@
 Formats are those of TRL: `prompt, chosen, rejected`; `chosen, rejected` whose common beginning is
 the prompt; unpaired `prompt, completion, label`; each as strings or as conversations (lists of
 messages with a role and a content). Optional columns: `weight` (a number >= 0), `group` (a whole
-number >= 0 or a name), `tools` and `chat_template_kwargs` for the chat template.
+number >= 0 or a name), `tools` and `chat_template_kwargs` for the chat template; beside chosen and
+rejected `label` (1: as they stand, 0: swapped, 0.5: a tie) or `tie` (true or false).
 """
 
 import warnings
@@ -25,10 +26,12 @@ from llm.data import doubts
 from llm.data.chat import turns
 from llm.data.checks import (
     TEXTS,
+    TIES,
     can_be_written,
     check_tokenizer,
     checked_rows,
     name_of,
+    who_won,
     with_prompts,
     without_blank,
 )
@@ -69,6 +72,7 @@ def tokenise(
     groups: dict[str, int] | None = None,
     columns: Mapping[str, str] | None = None,
     strings: str | None = None,
+    ties: str = "half",
     bad: BadRows | None = None,
 ) -> Dataset:
     """Checked token ids, as the DPOTrainer and KTOTrainer of TRL cut them (trl 1.16), in memory.
@@ -95,6 +99,9 @@ def tokenise(
             is hardly what is meant; "chat": as messages for the chat template, turns marked as in
             HH-RLHF apart; "templated": a template has written them, so that beginning and end are
             added only where they are missing; "json": they spell lists of messages.
+        ties: pairs that a `label` of 0.5 or a true `tie` says neither response won. "half": two
+            rows of half the weight, one for each response, with the same `index`; "drop": left out;
+            "ignore": neither column is read beside chosen and rejected.
         bad: the account of rows that cannot be used, of `load_rows`; not given, a new one for which
             they are an error.
 
@@ -117,6 +124,7 @@ def tokenise(
         ("kind", kind, ("pairs", "unpaired")),
         ("long_prompts", long_prompts, ("error", "drop")),
         ("strings", strings, (*STRINGS, None)),
+        ("ties", ties, TIES),
     ):
         if value not in accepted:
             raise ValueError(
@@ -134,7 +142,7 @@ def tokenise(
 
     if all(i in bad for i in range(len(given))):
         bad.settle(len(given))
-    texts = _texts(given, kind, groups, columns, strings, bad)
+    texts = _texts(given, kind, groups, columns, strings, ties, bad)
     _some_left(texts.rows, len(given), bad)
     conversational = not isinstance(texts.rows[0]["prompt"], str)
     check_tokenizer(tokenizer, conversational)
@@ -167,6 +175,7 @@ def preference_texts(
     *,
     columns: Mapping[str, str] | None = None,
     strings: str | None = None,
+    ties: str = "half",
     bad: BadRows | None = None,
 ) -> pd.DataFrame:
     """Pairs as the trainer reads them, for analyses of the text: prompt, chosen, rejected as
@@ -177,7 +186,7 @@ def preference_texts(
     """
     bad = BadRows() if bad is None else bad
     given = as_rows(rows)
-    texts = _texts(given, "pairs", None, columns, strings, bad)
+    texts = _texts(given, "pairs", None, columns, strings, ties, bad)
     bad.settle(len(given))
     _some_left(texts.rows, len(given), bad)
     if left_out := bad.summary(len(given)):
@@ -314,12 +323,16 @@ def _texts(
     groups: dict[str, int] | None,
     columns: Mapping[str, str] | None,
     strings: str | None,
+    ties: str,
     bad: BadRows,
 ) -> _Texts:
     """From rows as they stand to prompts and completions, as strings or messages."""
     given = renamed(given, columns) if columns else given
     rows, texts, numbers = checked_rows(given, kind, groups, bad, serialised=strings == "json")
     said = doubts.of_spelt(rows, texts) if strings is None else []
+    if "chosen" in texts:
+        rows, done = who_won(rows, ties, bad)
+        said += done
     implicit = "prompt" not in texts
     if implicit:
         rows = with_prompts(rows, bad)
@@ -336,6 +349,7 @@ def _texts(
         name
         for name in column_names(given)
         if not (name == "system" and columns and "system" in columns)
+        and not (name == "tie" and "chosen" in texts)
     ]
     return _Texts(rows, completions, numbers, implicit, names, said)
 

@@ -7,7 +7,7 @@ Radii are fractions of rho_c, the collapse radius of the method in that world.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ FEW = 3  # radii in one panel
 
 @dataclass(frozen=True)
 class World:
-    """One world, a row of worlds.csv; `dimension` is NaN for a table of pairs."""
+    """One world, a row of worlds.csv; older ones may have a `dimension` of NaN and know of no
+    `targets_at_bound`."""
 
     name: str
     kind: str
@@ -76,6 +77,7 @@ class World:
     dimension: float
     beta: float
     bound: float
+    targets_at_bound: str = ""
 
     @property
     def title(self) -> str:
@@ -140,8 +142,8 @@ def read(source: Path) -> Study:
     )
 
     made = [
-        World(row.world, row.kind, row.title, float(row.dimension), row.beta, row.bound)
-        for row in tables["worlds"].itertuples()
+        World(row.world, row.kind, row.title, float(row.dimension), row.beta, row.bound, met)
+        for row, met in zip(tables["worlds"].itertuples(), _targets_at_bound(tables), strict=True)
     ]
     present = set(errors.world)
     unknown = sorted(present - {world.name for world in made})
@@ -150,6 +152,13 @@ def read(source: Path) -> Study:
         raise ValueError(f"{what}. {remedy_of(source, command)}")
     worlds = tuple(world for world in made if world.name in present)
     return Study(errors, rates, bounds, worlds, run)
+
+
+def _targets_at_bound(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    worlds = tables["worlds"]
+    if "targets_at_bound" not in worlds:
+        return [""] * len(worlds)
+    return worlds.targets_at_bound.fillna("").astype(str).tolist()
 
 
 def is_fixed(radius: str) -> bool:
@@ -230,8 +239,15 @@ def estimation_error(study: Study) -> Figure | None:
             high, min(2 * bounds.bound.max(), 400 * max(world.bound for world in study.main))
         )
     height = min(max(0.5 * math.log10(high / low), 2.3), 3.6)
+    note = _bound_note(study, rows[rows.world.isin([world.name for world in study.main])])
     figure, axes = style.grid(
-        style.PAGE, [height], len(study.main), left=0.52, right=1.15, bottom=0.56, gap_x=1.42
+        style.PAGE,
+        [height],
+        len(study.main),
+        left=0.52,
+        right=1.15,
+        bottom=0.56 + _room(note),
+        gap_x=1.42,
     )
     for panel, world in zip(axes[0], study.main, strict=True):
         style.decades(panel.xaxis, *_pad(study.errors.n[study.errors.world == world.name], 1.25))
@@ -252,8 +268,32 @@ def estimation_error(study: Study) -> Figure | None:
         notes.append("thin dashes: bounds (Prop. 1 in the data norm)")
     if _uses_star(bounds):
         notes.append(STAR_NOTE)
-    style.footnote(figure, "; ".join(notes) + ".")
+    style.footnote(figure, "; ".join(notes) + "." + ("\n" + note if note else ""))
     return figure
+
+
+def _bound_note(study: Study, rows: pd.DataFrame) -> str:
+    """A line of its own: how many of the fits that are shown lie at the bound, and in which main
+    worlds targets do. Tables from before that was written say nothing."""
+    notes = []
+    if "at_bound" in rows and (met := int(rows.at_bound.sum())):
+        notes.append(
+            rf"{met} of {len(rows)} fits lie at $\|\theta\| = B$, up to $n$ ="
+            f" {rows.n[rows.at_bound.astype(bool)].max():,}"
+        )
+    if bound := [world.called for world in study.main if world.targets_at_bound]:
+        notes.append(
+            rf"in the population of {', '.join(bound)} the bound binds: its targets are those of"
+            " $B$"
+        )
+    return "; ".join(notes) + "." if notes else ""
+
+
+_LINE = 0.16  # inches of a line of a footnote
+
+
+def _room(note: str) -> float:
+    return _LINE if note else 0.0
 
 
 STAR_NOTE = "Thm. 2*: dual variable at the minimisers"
@@ -341,6 +381,8 @@ def slopes(study: Study) -> Figure:
             y += 1
         y += 0.5
     height = 0.165 * y
+    shown = study.errors[study.errors.world.isin([world.name for world in study.main])]
+    note = _bound_note(study, shown[shown.radius.isin(["", *few(study.radii)])])
     figure, axes = style.grid(
         style.PAGE,
         [height],
@@ -348,7 +390,7 @@ def slopes(study: Study) -> Figure:
         left=1.45,
         right=0.1,
         top=0.42,
-        bottom=0.62,
+        bottom=0.62 + _room(note),
         gap_x=0.2,
     )
     drawn = table[table.world.isin([world.name for world in study.main])]
@@ -406,7 +448,9 @@ def slopes(study: Study) -> Figure:
             axes[0, 0].text(
                 -0.06, h, text, transform=_inches_left(axes[0, 0]), va="center", ha="right"
             )
-    _slope_key(figure, axes[0, 0])
+    _slope_key(figure, axes[0, 0], _room(note))
+    if note:
+        style.footnote(figure, note)
     return figure
 
 
@@ -447,7 +491,7 @@ def _interval(axes: Axes, row: pd.Series, y: float, look: Look, filled: bool, na
     )
 
 
-def _slope_key(figure: Figure, axes: Axes) -> None:
+def _slope_key(figure: Figure, axes: Axes, above: float) -> None:
     marks = [
         axes.plot([], [], "o-", color=style.BLACK, linewidth=1.2, markersize=4)[0],
         axes.plot(
@@ -455,7 +499,16 @@ def _slope_key(figure: Figure, axes: Axes) -> None:
         )[0],
     ]
     names = ["upper half of the sizes", "all sizes, both with 95 % bootstrap interval"]
-    figure.legend(marks, names, loc="lower center", ncols=2, borderaxespad=0.1, handlelength=1.8)
+    place = (0.5, above / figure.get_size_inches()[1])
+    figure.legend(
+        marks,
+        names,
+        loc="lower center",
+        bbox_to_anchor=place,
+        ncols=2,
+        borderaxespad=0.1,
+        handlelength=1.8,
+    )
 
 
 # ------------------------------------------------------------------------------------ (3) tightness
@@ -588,6 +641,9 @@ def bias(study: Study) -> Figure | None:
     if not worlds:
         return None
     columns = max(len(chosen[world.name]) for world in worlds)
+    shown = study.errors[study.errors.world.isin([world.name for world in worlds])]
+    shown = shown[shown.method.isin({"dpo", *(m for names in chosen.values() for m in names)})]
+    note = _bound_note(study, shown)
     figure, axes = style.grid(
         style.PAGE,
         [1.6] * len(worlds),
@@ -595,7 +651,7 @@ def bias(study: Study) -> Figure | None:
         left=0.48,
         right=0.85,
         top=0.42,
-        bottom=0.54,
+        bottom=0.54 + _room(note),
         gap_x=0.98,
         gap_y=0.8,
     )
@@ -622,7 +678,7 @@ def bias(study: Study) -> Figure | None:
             style.label_ends(panel, ends, offset=0.18)
         style.heading(panels[0], world.title)
         panels[0].set_ylabel(r"error to $\theta^*$: $\|\hat\theta_n-\theta^*\|_2$")
-    style.footnote(figure, _schedule_note(study))
+    style.footnote(figure, _schedule_note(study) + ("\n" + note if note else ""))
     return figure
 
 
@@ -685,13 +741,15 @@ def sweep(study: Study) -> Figure | None:
         np.nanmin([*drawn.ci_low, MEASURED]) - 0.03,
         np.nanmax([*drawn.ci_high, THEOREM]) + 0.03,
     )
+    shown = study.errors[study.errors.world.isin(names) & study.errors.radius.isin([radius, ""])]
+    note = _bound_note(study, shown)
     figure, axes = style.grid(
         style.PAGE,
         [1.75] * len(study.main),
         len(facts),
         left=0.48,
         right=0.4,
-        bottom=0.72,
+        bottom=0.72 + _room(note),
         gap_x=0.25,
         gap_y=0.68,
     )
@@ -738,8 +796,16 @@ def sweep(study: Study) -> Figure | None:
     labels = [style.look(method).label for method in methods]
     columns = math.ceil(len(methods) / 2) if len(methods) > 5 else len(methods)
     figure.legend(
-        marks, labels, loc="lower center", ncols=columns, borderaxespad=0.1, handletextpad=0.1
+        marks,
+        labels,
+        loc="lower center",
+        bbox_to_anchor=(0.5, _room(note) / figure.get_size_inches()[1]),
+        ncols=columns,
+        borderaxespad=0.1,
+        handletextpad=0.1,
     )
+    if note:
+        style.footnote(figure, note)
     return figure
 
 
@@ -764,8 +830,15 @@ def summary(study: Study) -> str:
         "# Estimation error",
         "",
         (
-            f"{len(study.errors)} fits, {int((~study.errors.converged).sum())} not converged; seed"
-            f" {run.get('seed', '?')}, code {run.get('commit') or 'unknown'}."
+            f"{len(study.errors)} fits, {int((~study.errors.converged).sum())} not converged"
+            f"{_met(study.errors)}; seed {run.get('seed', '?')}, code"
+            f" {run.get('commit') or 'unknown'}."
+        ),
+        *(
+            f"\nThe bound binds in the population of {world.name}, for {world.targets_at_bound}:"
+            " these targets are those of B."
+            for world in study.worlds
+            if world.targets_at_bound
         ),
         "",
         "## Slopes",
@@ -837,6 +910,12 @@ def summary(study: Study) -> str:
     if study.bounds.empty:
         lines.append("\nNo method of this run has a bound.")
     return "\n".join(lines) + "\n"
+
+
+def _met(fits: pd.DataFrame) -> str:
+    if "at_bound" not in fits:
+        return ""
+    return f", {int(fits.at_bound.sum())} at the bound ||theta|| = B"
 
 
 def _slope_cells(row: pd.Series) -> tuple[str, str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import minimize
 
 from experiments import estimation_error as study
+from experiments import worst_case
 from experiments.estimation_error import (
     EstimationError,
     WorldSpec,
@@ -18,6 +20,7 @@ from experiments.estimation_error import (
     rates_table,
     run,
 )
+from experiments.pairs import read_pairs
 from theory.bounds.papers import proposition_1
 
 METHODS = ("dpo", "kldpo", "wdpo-w1", "wdpo-w2-free")
@@ -116,7 +119,7 @@ def test_rates_recover_a_power_law() -> None:
             **rows,
         }
     )
-    table = rates_table(errors.assign(converged=True), seed=0)
+    table = rates_table(errors.assign(converged=True, at_bound=False), seed=0)
     assert table.slope.to_numpy() == pytest.approx(-0.25, abs=0.02)
     assert ((table.ci_low <= -0.25) & (table.ci_high >= -0.25)).all()
     assert set(table[table.range == "tail"].n_min) == {1000}
@@ -134,11 +137,12 @@ def test_a_violated_bound_shows() -> None:
             "fraction": np.nan,
             "n": 100,
             "nominal_sample": error,
+            "at_bound": [False, False, False, True],
         }
     )
     (row,) = bounds_table(rows, {spec.name: spec}, (0.3,)).to_dict("records")
     assert row["coverage"] == 0.5
-    assert row["tightness"] < 1
+    assert row["tightness"] < 1 and row["at_bound"] == 1
 
 
 def test_the_printed_theorem_2_is_infinite_and_its_repair_is_not(tables: dict) -> None:
@@ -156,7 +160,7 @@ def test_pairs_by_path(tmp_path: Path) -> None:
             tmp_path / "out", pairs=tmp_path / "pairs.csv", methods=("dpo", "kldpo"), replicates=2
         )
     )["errors"]
-    assert errors.converged.all()
+    assert errors.converged.all() and not errors[errors.n > 100].at_bound.any()
     mean = errors[errors.method == "dpo"].groupby("n").nominal_2.mean()
     assert mean.iloc[-1] < 0.5 * mean.iloc[0]  # the estimates approach the fit to the table itself
 
@@ -220,11 +224,134 @@ def test_methods_that_need_a_metric_are_refused_where_there_is_none(tmp_path: Pa
         plan(config(tmp_path, pairs=big, methods=("wdpo-w1",)))
 
 
-def test_separable_pairs_have_no_fraction_of_a_radius(tmp_path: Path) -> None:
+def test_separable_pairs_are_refused_with_their_columns(tmp_path: Path) -> None:
+    """Even where no robust method is asked for: plain DPO has no target there."""
     columns = {"first_a": [1.0, 2.0, 3.0], "second_a": [0.0, 0.5, 1.0], "label": [True, True, True]}
     pd.DataFrame(columns).to_csv(tmp_path / "pairs.csv", index=False)
-    with pytest.raises(ValueError, match="separable"):
-        plan(config(tmp_path, pairs=tmp_path / "pairs.csv", methods=("kldpo",)))
+    with pytest.raises(ValueError, match=r"separable \(complete: 3.*direction of a.*--exclude"):
+        plan(config(tmp_path, pairs=tmp_path / "pairs.csv", methods=("dpo",)))
+    rng = np.random.default_rng(1)  # one column is 0 but for pairs that agree: quasi-complete
+    first, second = rng.standard_normal((2, 40, 2))
+    second[:, 1] = first[:, 1] = 0.0
+    first[:5, 1] = 1.0
+    table = {"first_a": first[:, 0], "second_a": second[:, 0], "first_rare": first[:, 1]}
+    label = np.where(np.arange(40) < 5, 1, np.arange(40) % 2)
+    pd.DataFrame(table | {"second_rare": second[:, 1], "label": label}).to_csv(
+        tmp_path / "pairs.csv", index=False
+    )
+    with pytest.raises(ValueError, match=r"quasi-complete: 5.*direction of rare"):
+        plan(config(tmp_path, pairs=tmp_path / "pairs.csv"))
+    given = config(tmp_path, pairs=tmp_path / "pairs.csv", exclude=("rare",), methods=("dpo",))
+    assert plan(given)[0].worlds[0].features == ("a",)
+
+
+def test_the_bound_of_pairs_does_not_bind(tmp_path: Path) -> None:
+    """theta* is that of a logistic regression without a bound, by another solver."""
+    path = table_of_pairs(tmp_path / "pairs.csv", 400)
+    given = config(tmp_path / "out", pairs=path, methods=("dpo", "kldpo"), replicates=2)
+    tables = run(given)
+    (world,) = tables["worlds"].to_dict("records")
+    table = pd.read_csv(path)
+    x = table[["first_a", "first_b"]].to_numpy() - table[["second_a", "second_b"]].to_numpy()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["pairs"]
+    unit = np.array([record["unit"][name] for name in ("a", "b")])
+    u = np.where(table.label, 1, -1)[:, None] * x
+    truth = minimize(lambda t: np.logaddexp(0, -u @ t).mean(), np.zeros(2), tol=1e-10).x * unit
+    assert world["theta_star_norm"] == pytest.approx(np.linalg.norm(truth), rel=1e-4)
+    assert world["bound"] == pytest.approx(2 * world["theta_star_norm"], rel=0.06)
+    assert world["dimension"] == 2 and world["features"] == "a, b" and world["atoms"] == 400
+    assert not world["targets_at_bound"] and world["bound_is"].startswith("2 ||theta_DPO||")
+    assert record["features"] == ["a", "b"] and record["rows"] == 400
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["profile"]["worlds"][0][
+        "dimension"
+    ] == (2)
+
+
+def test_a_bound_that_binds_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table_of_pairs(tmp_path / "pairs.csv", 400)
+    given = config(tmp_path / "out", pairs=path, methods=("dpo", "kldpo"), replicates=2, bound=1.0)
+    tables = run(given)
+    assert tables["worlds"].targets_at_bound.tolist() == ["dpo, kldpo 0.3"]
+    big = tables["errors"][(tables["errors"].n == 10000) & (tables["errors"].radius != "0.3 n^-1")]
+    assert big.at_bound.all()
+    assert (tables["rates"].at_bound > 0).all()
+    study.summarise(given, tables)
+    said = capsys.readouterr().out
+    assert "features a, b" in said and "binds in the population" in said and "--bound" in said
+
+
+def test_equal_pairs_are_one_atom(tmp_path: Path) -> None:
+    """So that the methods on atoms run where there are many rows, but few different ones."""
+    rng = np.random.default_rng(2)
+    first, second = rng.integers(0, 2, (2, 2000, 1))
+    table = {"first_a": first[:, 0], "second_a": second[:, 0], "label": rng.random(2000) < 0.6}
+    pd.DataFrame(table).to_csv(tmp_path / "pairs.csv", index=False)
+    given = config(tmp_path, pairs=tmp_path / "pairs.csv", methods=("wdpo-w1",))
+    world = study.build_world(plan(given)[0].worlds[0])
+    assert len(world.probability) == 8  # two values on each side, two labels
+    assert world.probability.sum() == pytest.approx(1)
+
+
+def columns_of_pairs(**changes: object) -> dict:
+    given = {"first_a": [1.0, 0.0, 3.0, 2.0], "second_a": [0.0, 2.0, 1.0, 3.0]}
+    return given | {"label": [1, 1, 0, 0]} | changes
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "words"),
+    [
+        ({"first_a": [1.0, "x?", 3.0, 2.0]}, {}, ("first_a", "row 2 has 'x?'", "exclude")),
+        ({"first_a": ["l", "m", "n", "o"]}, {}, ("first_a is text", "--exclude")),
+        ({"first_a": [1.0, None, 3.0, 2.0]}, {}, ("not finite", "[2]", "'a'")),
+        ({"first_b": [1.0, 2.0, 3.0, 4.0]}, {}, ("no column second_b", "--exclude b")),
+        (
+            {"first_id": [1, 2, 3, 4], "second_id": [5, 6, 7, 8]},
+            {},
+            ("first_id", "identifiers", "--exclude id", "--features a id"),
+        ),
+        (
+            {"first_user_id": [1, 2, 3, 4], "second_user_id": [5, 6, 7, 8]},
+            {"exclude": ("id",)},
+            ("no column to exclude for id",),
+        ),
+        ({"first_b": [5.0] * 4, "second_b": [5.0] * 4}, {}, ("'b'", "constant")),
+        ({"label": [1, 0.7, 0, 0]}, {}, ("row 2 has 0.7", "0.5 for a tie")),
+        ({"label": [1, None, 0, 0]}, {}, ("row 2 has nan",)),
+        ({"label": ["first", "second", "first", "tie"]}, {}, ("label is text",)),
+        ({}, {"features": ("a", "z")}, ("no column first_z and no second_z",)),
+        ({"label": [0.5] * 4}, {"ties": "drop"}, ("4 pairs are ties",)),
+    ],
+)
+def test_tables_that_are_refused(
+    tmp_path: Path, columns: dict, options: dict, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    pd.DataFrame(columns_of_pairs(**columns)).to_csv(path, index=False)
+    with pytest.raises(ValueError) as caught:
+        plan(config(tmp_path, pairs=path, methods=("dpo",), **options))
+    for word in words:
+        assert word in str(caught.value)
+    with pytest.raises(ValueError):
+        worst_case.run(
+            worst_case.WorstCaseStudy(tmp_path / "w", profile="smoke", pairs=path, **options)
+        )
+
+
+def test_ties_identifiers_and_text_of_a_table(tmp_path: Path) -> None:
+    """A tie is half a win of both; identifiers that are asked for are features; text is named."""
+    path = tmp_path / "pairs.csv"
+    more = {"first_id": [1, 2, 3, 5], "second_id": [5, 6, 7, 7], "first_text": ["x"] * 4}
+    table = columns_of_pairs(**more, second_text=["y"] * 4, label=[1, 0.5, 0, 0])
+    pd.DataFrame(table).to_csv(path, index=False)
+    read = read_pairs(path, exclude=("id",))
+    assert read.names == ("a",)
+    assert read.unused == ("first_id", "first_text", "second_id", "second_text")
+    world = read.world(beta=1.0, bound=None)
+    np.testing.assert_allclose(world.probability, [1 / 4, 1 / 8, 1 / 4, 1 / 4, 1 / 8])
+    assert len(read.world(beta=1.0, bound=1.0, ties="drop").probability) == 3
+    assert read_pairs(path, features=("id", "a")).names == ("id", "a")
+    with pytest.raises(ValueError, match="give --pairs"):
+        plan(config(tmp_path, exclude=("id",)))
 
 
 def test_sizes_beyond_what_can_be_drawn_stay_in_finite_worlds(tmp_path: Path) -> None:
@@ -246,6 +373,7 @@ def test_the_tail_is_the_upper_half_of_the_sizes(sizes: int, start: int) -> None
     )
     rows = rows.assign(
         converged=True,
+        at_bound=False,
         **dict.fromkeys(("robust_2", "robust_data", "nominal_2", "nominal_data"), 1.0),
     )
     table = rates_table(rows, seed=0)

@@ -502,6 +502,57 @@ def test_bad_weights_and_groups(changes, message):
         tokenise(rows(*changes), word_tokenizer())
 
 
+def test_a_label_beside_chosen_and_rejected_says_who_won():
+    """1 as it stands, 0 swapped, 0.5 two mirrored rows of half the weight."""
+    tokenizer = word_tokenizer()
+    plain = tokenise(PAIRS, tokenizer)
+    sides = ("chosen_ids", "rejected_ids")
+    with pytest.warns(UserWarning, match="1 pairs as they stand, 1 swapped, 1 ties, each as two"):
+        ours = tokenise(rows({"label": 1}, {"label": 0.0}, {"label": 0.5}), tokenizer)
+    assert "label" not in ours.column_names
+    assert list(ours["index"]) == [0, 1, 2, 2] and list(ours["weight"]) == [1, 1, 0.5, 0.5]
+    expected = [(0, False), (1, True), (2, False), (2, True)]
+    for row, (given, swapped) in zip(ours, expected, strict=True):
+        for name, other in zip(sides, sides[::-1], strict=True):
+            assert row[name] == plain[given][other if swapped else name]
+    weighted = rows(*[{"tie": tie, "weight": 2.0} for tie in (False, True, False)])
+    with pytest.warns(UserWarning, match="2 pairs as they stand, 0 swapped, 1 ties"):
+        ours = tokenise(weighted, tokenizer)
+    assert list(ours["weight"]) == [2, 1, 1, 2]
+    unpaired = tokenise(weighted, tokenizer, "unpaired")
+    assert list(unpaired["weight"]) == [2, 1, 1, 2] * 2
+    assert list(unpaired["label"]) == [True] * 4 + [False] * 4
+    dropped = tokenise(rows({"tie": True}, {"tie": False}, {"tie": False}), tokenizer, ties="drop")
+    assert list(dropped["index"]) == [1, 2] and "weight" not in dropped.column_names
+    other = [row | {"label": label} for row, label in zip(PAIRS, ("a", 7, 0), strict=True)]
+    ignored = tokenise(other, tokenizer, ties="ignore")
+    assert ignored.column_names == plain.column_names
+    assert list(ignored["chosen_ids"]) == list(plain["chosen_ids"])
+    true = tokenise(rows({"label": True}, {"label": True}, {"label": True}), tokenizer)
+    assert list(true["chosen_ids"]) == list(plain["chosen_ids"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [{"label": 1}, {"label": 2}, {"label": None}],
+            r"2 rows \(2, 3\) with a `label` that is none of 1, 0\.5, 0.*--ties ignore.*2\)",
+        ),
+        ([{"label": "tie"}, {"label": 1}, {"label": 1}], r"1 row \(1\) with a `label`.*'tie'"),
+        ([{"tie": 2}, {"tie": 1}, {"tie": 0}], r"1 row \(1\) with a `tie` that is neither"),
+        (
+            [{"tie": True, "label": 1}, {"tie": False, "label": 1}, {"tie": True, "label": 0.5}],
+            r"1 row \(1\) whose `tie` and `label` say different",
+        ),
+    ],
+)
+def test_labels_beside_pairs_that_are_none(changes, message):
+    data = [row | change for row, change in zip(PAIRS, changes, strict=True)]
+    with pytest.raises(ValueError, match=message):
+        tokenise(data, word_tokenizer())
+
+
 def test_groups_that_the_training_data_do_not_have():
     known = {"moon": 0, "sun": 1}
     with pytest.raises(ValueError, match=r"1 row \(3\) of a group unknown.*moon, sun .*'star'"):

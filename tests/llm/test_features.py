@@ -141,6 +141,21 @@ def test_the_same_rows_whatever_the_batch_size(made: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(one, other, atol=2e-4)  # float32 sums in another order
 
 
+def test_a_tie_has_the_label_of_one(made: Path, tmp_path: Path) -> None:
+    """It stands there once, and a pair labelled 0 is won by what is called rejected."""
+    labelled = [row | {"label": (1, 0.5, 0)[i % 3]} for i, row in enumerate(rows(60))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, labelled)))
+    words = f"features --data {tmp_path}/rows.jsonl --model {made}/model --out {tmp_path}/pairs.csv"
+    main([*words.split(), "--dimensions", "3", "--length"])
+    table = pd.read_csv(tmp_path / "pairs.csv")
+    assert table.row.tolist() == pd.read_csv(made / "pairs.csv").row.tolist()
+    assert ((table.label == 0.5) == (table.row % 3 == 2)).all()
+    for pair in table[table.row % 3 == 0].itertuples():
+        winner = "first" if pair.label == 1 else "second"
+        words = rows(60)[pair.row - 1]["rejected"].split()
+        assert getattr(pair, f"{winner}_tokens") == len(words) + 1
+
+
 def test_an_ending_that_is_no_table(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(f"features --data {made}/rows.jsonl --model {made}/model --out x.txt".split())

@@ -152,7 +152,7 @@ def test_a_table_of_pairs_can_be_drawn_though_the_profile_does_not_list_it(tmp_p
     run = {"profile": {"worlds": [asdict(FINITE)]}}
     (folder / "run.json").write_text(json.dumps(run))
     study = figures.read(folder)
-    assert study.main[0].title == r"pairs helpful, $\beta$ = 1, $B$ = 1"
+    assert study.main[0].title == r"pairs helpful, $d$ = 3, $\beta$ = 1, $B$ = 1"
     assert figures.draw(folder, folder / "figures")
 
 
@@ -270,6 +270,34 @@ def test_errors_that_all_vanish_are_left_out(tmp_path: Path) -> None:
         "bias",
         "summary",
     }
+
+
+# ------------------------------------------------------------------------------------------ bounds
+def footnotes(figure: Figure | None) -> str:
+    assert figure is not None
+    return " ".join(text.get_text() for text in figure.texts)
+
+
+def test_fits_at_the_bound_are_in_the_footnotes(tmp_path: Path) -> None:
+    """Tables that do not know of them say nothing; a bound that binds in the population is told,
+    too."""
+    folder = write_study(tmp_path)
+    drawn = (figures.estimation_error, figures.slopes, figures.bias)
+    assert not any("theta\\| = B" in footnotes(draw(figures.read(folder))) for draw in drawn)
+    errors = pd.read_parquet(folder / "errors.parquet")
+    met = (errors.n == 100) & (errors.method == "kldpo") & (errors.replicate == 0)
+    errors.assign(at_bound=met).to_parquet(folder / "errors.parquet")
+    worlds = pd.read_csv(folder / "worlds.csv").assign(targets_at_bound=["kldpo 0.5", None])
+    worlds.to_csv(folder / "worlds.csv", index=False)
+    study = figures.read(folder)
+    shown = errors[errors.radius.isin(["", "0.5"])]
+    first = footnotes(figures.estimation_error(study))
+    assert f"2 of {len(shown)} fits lie" in first and "= 100" in first
+    for draw in drawn:
+        assert "population of finite world" in footnotes(draw(study))
+    summary = figures.summary(study)
+    assert f", {int(met.sum())} at the bound" in summary
+    assert f"population of {FINITE.name}, for kldpo 0.5" in summary
 
 
 # -------------------------------------------------------------------------------------- many worlds

@@ -214,9 +214,17 @@ def test_features_of_a_world() -> None:
 
 def test_labels_of_a_world() -> None:
     psi = np.array([[0.5, 0.0], [0.0, 0.5]])
-    for label in (np.array([1, -1]), np.array([1, 2]), np.array([0.5, 1]), np.array([np.nan, 1])):
+    for label in (np.array([1, -1]), np.array([1, 2]), np.array([0.6, 1]), np.array([np.nan, 1])):
         odd = [x for x in label.tolist() if x not in (0, 1)]
-        refuses(lambda label=label: from_labels(psi, psi, label, **PLAIN), str(odd[0]), "0 or 1")
+        row = 1 if label[1] == 1 else 2
+        refuses(
+            lambda label=label: from_labels(psi, psi, label, **PLAIN),
+            str(odd[0]),
+            "0 or 1",
+            f"that of pair {row}",
+        )
+    refuses(lambda: from_labels(psi, psi, [0.5, 0.5], ties="drop", **PLAIN), "2 pairs are ties")
+    refuses(lambda: from_labels(psi, psi, [0.5, 0.5], ties="split", **PLAIN), "'split'", "'half'")
     refuses(
         lambda: from_labels(psi, psi, np.ones(3, dtype=int), **PLAIN), "(3,)", "one for each pair"
     )

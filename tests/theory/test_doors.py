@@ -1,6 +1,7 @@
 """What a user may pass at the doors of theory/: tables, lists, views and odd types count as their
 numbers, or are refused."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from theory.duals import (
     transport_dual,
 )
 from theory.estimators import dpo, gradient_penalty, kldpo, kldpo_tilt, wdpo_finite, wdpo_free
+from theory.fitting import fit
 from theory.functionals import (
     aot_second_order,
     aot_unpaired,
@@ -35,8 +37,12 @@ from theory.functionals import (
     mean,
     worst_group,
 )
+from theory.inference import infer
+from theory.laws.law import limit_law
 from theory.losses import logistic
 from theory.radius_choice import suggest_radii, temperature_for_share, value_coverage
+from theory.separable import separation
+from theory.sets import SETS
 from theory.sets.kl import KL
 from theory.sets.wasserstein_atoms import WassersteinAtoms
 from theory.sets.wasserstein_free import WassersteinFree
@@ -49,7 +55,7 @@ from theory.transport import (
     second_order_violation,
     transport,
 )
-from theory.worlds import common_scale, from_labels, from_rewards
+from theory.worlds import common_scale, from_labels, from_policy, from_rewards, random_world
 from theory.worst_cases import worst_case
 
 RNG = np.random.default_rng(24)
@@ -369,3 +375,101 @@ def test_sparse_tensors_and_numbers_without_end() -> None:
     huge = u.astype(object)
     huge[3, 1] = 10**400
     refuses(lambda: dpo(huge, beta=1.0, bound=9.0), "u must be an array of numbers")
+
+
+# ----------------------------------------------------------------------------------------- messages
+TABLE = pd.DataFrame(U, columns=["price", "[5]"])
+DOORS: dict[str, Callable[[Any, Any], Any]] = {
+    "fit": lambda u, p: fit(u, KL(0.05), p, beta=1.0),
+    "dpo": lambda u, p: dpo(u, p, beta=1.0),
+    "infer": lambda u, p: infer(fit(u, KL(0.05), p, beta=1.0), pairs=700),
+    "limit law": lambda u, p: limit_law(u, p, KL(0.05), beta=1.0, bound=9.0),
+    "worst case": lambda u, p: worst_case(u, [0.2, 0.1], KL(0.1), p, beta=1.0),
+    "collapse": lambda u, p: collapse_radius(u, KL(), p),
+    "separation": lambda u, p: separation(u, p),
+    "regularity": lambda u, p: regularity_kl(u, p, 0.1),
+    "aot": lambda u, p: minimise_aot(
+        u, -U, p, p, starts=np.ones((1, 2)), h=logistic, beta=1.0, bound=2.0
+    ),
+    "labels": lambda u, p: from_labels(u, U / 9, np.ones(7), beta=1.0, bound=1.0),
+    "scale": lambda u, p: common_scale(u, U),
+}
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_hole_is_named_by_its_row_and_column(name: str) -> None:
+    holes = TABLE.copy()
+    holes.iloc[3, 1] = np.nan
+    row = "pairs [4]" if name == "scale" else "atom 4" if name == "regularity" else " 4"
+    refuses(lambda: DOORS[name](holes, W), row, "'[5]'")
+    refuses(lambda: DOORS[name](holes.to_numpy(), W), row, "2")
+    if name not in ("labels", "scale"):
+        odd = W.copy()
+        odd[4] = np.nan
+        refuses(lambda: DOORS[name](U, odd), "nan", "5 of 7")
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_tables_views_objects_and_single_precision_are_taken(name: str) -> None:
+    """Weights in single precision sum to one but for rounding."""
+    call, small = DOORS[name], U / 9
+    for u in (TABLE / 9, small[::-1][::-1], small.astype(object), (TABLE / 9).astype(object)):
+        for p in (W, pd.Series(W), W.astype(np.float32), W[::-1][::-1], W.tolist()):
+            call(u, p)
+
+
+@pytest.mark.parametrize("value", [None, "0.1", [1.0, 2.0], np.nan])
+def test_beta_that_is_no_number(value: Any) -> None:
+    features = np.full((2, 2, 2), 0.1)
+    for call in (
+        lambda: fit(U, KL(0.1), beta=value),
+        lambda: limit_law(U, W, KL(0.05), beta=value, bound=1.0),
+        lambda: worst_case(U, [0.0, 0.1], KL(0.1), beta=value),
+        lambda: from_labels(U / 9, -U / 9, np.ones(7), beta=value, bound=1.0),
+        lambda: from_policy(features, [0.1, 0.1], beta=value, bound=1.0),
+        lambda: random_world(0, contexts=2, actions=2, dimension=2, beta=value, bound=1.0),
+        lambda: minimise_aot(U, -U, starts=U[:1], h=logistic, beta=value, bound=1.0),
+        lambda: proposition_1(10, 3, beta=value, bound=1.0, delta=0.1),
+    ):
+        refuses(call, "beta")
+    for call in (
+        lambda: from_policy(features, [0.1, 0.1], beta=1.0, bound=value),
+        lambda: random_world(0, contexts=2, actions=2, dimension=2, beta=1.0, bound=value),
+        lambda: proposition_1(10, 3, beta=1.0, bound=value, delta=0.1),
+    ):
+        refuses(call, "bound")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sizes_that_are_text(name: str) -> None:
+    set = SETS[name].in_metric(D, 1.0).sized("0.1")
+    refuses(lambda: fit(U, set, beta=1.0), set.facts.size, "'0.1'", "without quotes")
+    if name != "gradient-squared":  # which has no worst case
+        refuses(lambda: worst_case(U, [0.2, 0.1], set, beta=1.0), set.facts.size, "without quotes")
+
+
+def test_functionals_of_what_is_no_tensor() -> None:
+    for losses in (pd.Series(W), W, W.tolist()):
+        for call in (kl_tilt, dr_dpo, chi2_ball, cvar):
+            refuses(lambda call=call, x=losses: call(x, 0.5), type(losses).__name__, "torch.tensor")
+        refuses(lambda x=losses: mean(x), "must be a tensor")
+    refuses(lambda: chi2_ball(torch.ones(3), "0.1"), "'0.1'")  # type: ignore[arg-type]
+    refuses(lambda: kl_tilt(torch.ones(3), None), "tau", "None")  # type: ignore[arg-type]
+
+
+def test_features_in_far_apart_units_are_doubted_where_the_size_has_theirs() -> None:
+    for factor in (1e6, 1e-8):
+        uneven = TABLE * [1.0, factor]
+        for call in (
+            lambda u: fit(u, WassersteinFree(0.01, power=1), beta=1.0),
+            lambda u: gradient_penalty(u, strength=0.01, beta=1.0, bound=1.0),
+            lambda u: collapse_radius(u, WassersteinFree(power=2)),
+            lambda u: worst_case(u, [0.1, 1e-9], WassersteinFree(0.01), beta=1.0),
+        ):
+            with pytest.warns(UserWarning, match=r"unit of all features.*common scale"):
+                call(uneven)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            fit(uneven, KL(0.01), beta=1.0)
+            fit(TABLE * [1.0, 100.0], WassersteinFree(0.01), beta=1.0)
+            fit(TABLE * [1.0, 0.0], WassersteinFree(0.01), beta=1.0)

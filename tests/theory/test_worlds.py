@@ -17,6 +17,7 @@ from theory.worlds import (
     ContinuousWorld,
     FiniteWorld,
     common_scale,
+    common_units,
     feature_columns,
     from_labels,
     from_policy,
@@ -337,6 +338,34 @@ def test_population_estimators_on_the_line_against_large_samples(features: str) 
         assert (spread < 0.1).all()
 
 
+def test_ties_are_half_wins_of_both() -> None:
+    """Bradley-Terry of two items with w wins, l losses and t ties: the odds are those of w + t/2
+    against l + t/2."""
+    label = np.array([1] * 5 + [0] * 2 + [0.5] * 3)
+    psi1, psi2 = np.ones((10, 1)), np.zeros((10, 1))
+    world = from_labels(psi1, psi2, label, beta=1.0, bound=9.0)
+    found = dpo(world.u, world.probability, **world.problem)
+    assert found.theta.exp().item() == pytest.approx(6.5 / 3.5)
+    dropped = from_labels(psi1, psi2, label, beta=1.0, bound=9.0, ties="drop")
+    assert dpo(dropped.u, dropped.probability, beta=1.0).theta.exp().item() == pytest.approx(2.5)
+    merged = world.merged()
+    assert merged.label.tolist() == [1, 0]
+    np.testing.assert_allclose(merged.probability, [0.65, 0.35])
+
+
+def test_merged_atoms_are_the_same_world() -> None:
+    rng = np.random.default_rng(5)
+    psi = rng.integers(-1, 2, (2, 200, 2)) / 2
+    world = from_labels(psi[0], psi[1], rng.integers(0, 2, 200), beta=1.0, bound=4.0)
+    merged = world.merged()
+    atoms = {tuple(row) for row in np.column_stack([*psi, world.label])}
+    assert len(merged.label) == len(atoms) < 200
+    assert merged.probability.sum() == pytest.approx(1)
+    np.testing.assert_allclose(merged.covariance(), world.covariance())
+    both = [dpo(each.u, each.probability, **each.problem).theta for each in (world, merged)]
+    np.testing.assert_allclose(*both, atol=1e-9)
+
+
 # ------------------------------------------------------------------------------------------- tables
 def test_read_table_of_each_format(tmp_path: Path) -> None:
     table = pd.DataFrame({"score": [0.5, -1.25, 3.0], "count": [1, 2, 3], "text": ["a", "b", "c"]})
@@ -353,6 +382,19 @@ def test_read_table_of_each_format(tmp_path: Path) -> None:
             assert columns["count"].dtype == np.float64
     stacked = feature_columns(columns, ["count", "score"])
     np.testing.assert_array_equal(stacked, [[1, 0.5], [2, -1.25], [3, 3]])
+
+
+def test_text_among_numbers_is_refused_with_its_row(tmp_path: Path) -> None:
+    cells = {"a": ["1.5", "n. a.", "2"], "id": ["x1", "2", "x3"], "b": ["0.5", "", " 7 "]}
+    pd.DataFrame(cells).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame(cells).to_parquet(tmp_path / "t.parquet")
+    np.savez(tmp_path / "t.npz", **{name: np.array(column) for name, column in cells.items()})
+    for suffix in ("csv", "parquet", "npz"):
+        with pytest.raises(ValueError, match=r"a: a column of numbers.*row 2 has 'n\. a\.'.*excl"):
+            read_table(tmp_path / f"t.{suffix}")
+        columns = read_table(tmp_path / f"t.{suffix}", exclude=["a"])
+        assert set(columns) == {"b"}  # most cells of id are text
+        np.testing.assert_array_equal(columns["b"], [0.5, np.nan, 7.0])
 
 
 def test_read_table_errors(tmp_path: Path) -> None:
@@ -377,6 +419,25 @@ def test_common_scale() -> None:
     np.testing.assert_allclose(np.concatenate([c, d]), both, atol=1e-12)
     with pytest.raises(ValueError, match=r"\[1\] are constant.*Leave"):
         common_scale(np.array([[1.0, 2], [3, 2]]), np.array([[0.0, 2], [1, 2]]))
+    table = pd.DataFrame({"price": [1.0, 3.0], "[5]": [2.0, 2.0]})
+    with pytest.raises(ValueError, match=r"column\(s\) '\[5\]' are constant"):
+        common_scale(table, table)
+    with pytest.raises(ValueError, match=r"pairs \[2\].*feature 'time'"):
+        common_scale([[1.0, 2.0], [3.0, np.nan]], [[0.0, 1.0], [1.0, 5.0]], names=["price", "time"])
+
+
+def test_units_lead_back_to_the_raw_features() -> None:
+    """Coefficients in raw units are those of a fit to the raw differences, outlier or not."""
+    rng = np.random.default_rng(3)
+    raw = rng.standard_normal((2, 60, 2)) * [10.0, 0.01] + 5
+    raw[0, 0] = [900.0, 5.0]
+    label = rng.random(60) < 0.6
+    psi1, psi2 = common_scale(*raw)
+    centre, unit = common_units(*raw)
+    np.testing.assert_allclose((raw[0] - centre) / unit, psi1, atol=1e-12)
+    sign = np.where(label, 1.0, -1.0)[:, None]
+    scaled, plain = (dpo(sign * (a - b), beta=1.0) for a, b in ((psi1, psi2), raw))
+    np.testing.assert_allclose(scaled.theta.numpy() / unit, plain.theta.numpy(), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------- real data

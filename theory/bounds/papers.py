@@ -7,9 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from theory.batch import check_finite, feature_names
 from theory.checks import as_array, check_metric, check_positive, check_probability, check_radius
 from theory.duals import kl_ball_dual, transport_dual
 from theory.policy import Array
+
+_POSITIVE = "The bounds of the paper hold for positive constants only."
 
 
 def check_constants(
@@ -32,19 +35,21 @@ def check_constants(
         )
     for name, value in (("beta", beta), ("bound", bound)):
         if value is not None:
-            check_positive(name, value, "The bounds of the paper hold for positive constants only.")
+            check_positive(name, value, _POSITIVE)
 
 
 def curvature(beta: float, bound: float) -> float:
     """gamma = beta² e^{4 beta B}/(1+e^{4 beta B})², the strong convexity constant of Lemma 10."""
-    check_constants(beta=beta, bound=bound)
+    for name, value in (("beta", beta), ("bound", bound)):  # None is none of them here
+        check_positive(name, value, _POSITIVE)
     t = math.exp(-4 * beta * bound)  # sigma(m) sigma(-m) at m = 4 beta B, written without overflow
     return beta**2 * t / (1 + t) ** 2
 
 
 def largest_loss(beta: float, bound: float) -> float:
     """K = |log sigma(-4 beta B)|, the bound of the loss in Theorem 1."""
-    check_constants(beta=beta, bound=bound)
+    for name, value in (("beta", beta), ("bound", bound)):  # None is none of them here
+        check_positive(name, value, _POSITIVE)
     m = 4 * beta * bound
     return m + math.log1p(math.exp(-m))
 
@@ -169,7 +174,10 @@ def regularity_free(x: Array, p: Array, radius: float, power: int, *, seed: int 
 
 def _atoms(x: Array, p: Array) -> tuple[Array, Array]:
     atoms = as_array(x, "x")
-    if atoms.ndim != 2 or 0 in atoms.shape or not np.isfinite(atoms).all():
+    if atoms.ndim == 2:
+        remedy = "Leave those atoms out first."
+        check_finite("x", torch.from_numpy(atoms), remedy, feature_names(x), "atom")
+    if atoms.ndim != 2 or 0 in atoms.shape:
         raise ValueError(
             f"x must be finite numbers of shape (K, d) with K, d >= 1, got shape {atoms.shape}. One"
             " row an atom."

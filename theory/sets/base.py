@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, as_float64
@@ -147,6 +149,19 @@ class AmbiguitySet(ABC):
 
     def check_atoms(self, n: int) -> None:  # noqa: B027
         """Raise ValueError where what it knows of the atoms does not fit n of them."""
+
+    def alike(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Labels (n,) of the atoms that are one and the same to it, out of those whose features
+        are: `label` is the same for these, and numbered by first appearance, as what is returned.
+
+        A set that knows more of its atoms than their features says which of them it cannot tell
+        apart; here, none.
+        """
+        return np.arange(len(label)) if self.facts.atoms else label
+
+    def on_rows(self, rows: NDArray[np.int64]) -> Self:
+        """The same set where only these of the atoms are left."""
+        return self
 
     @abstractmethod
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:

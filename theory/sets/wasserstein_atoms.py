@@ -5,11 +5,13 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from theory.batch import ArrayLike, PairBatch
+from theory.batch import ArrayLike, PairBatch, as_float64
 from theory.checks import check_metric
 from theory.fitting import fit
+from theory.merging import labels, row_keys
 from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, on_atoms
@@ -83,6 +85,18 @@ class WassersteinAtoms(AmbiguitySet):
 
     def _cost(self, n: int) -> Tensor:
         return check_metric(self.distance, n) ** self.power
+
+    def alike(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
+        distance = check_metric(self.distance, len(label))
+        several = np.bincount(label)[label] > 1
+        keys = [int(x).to_bytes(8, "big") for x in label]
+        for i in np.flatnonzero(several).tolist():  # its distances, and those of others to it
+            keys[i] += b"".join(row_keys(torch.stack([distance[i], distance[:, i]])))
+        return labels(keys)
+
+    def on_rows(self, rows: NDArray[np.int64]) -> Self:
+        assert self.distance is not None
+        return replace(self, distance=as_float64(self.distance, "distance")[rows][:, rows])
 
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         cost = self._cost(pairs.p.shape[1]).to(pairs.p.device)

@@ -16,6 +16,7 @@ solver. See Boyd and Vandenberghe, Convex Optimization, section 5.5.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from theory.checks import check_pairs, check_positive, check_reference, check_sc
 from theory.merging import merged
 from theory.results import Fit
 from theory.solvers.kl import solve_mean
+from theory.solvers.nearest import nearest
 from theory.solvers.newton import Domain
 from theory.solvers.points import LOG2, Point, join
 
@@ -125,8 +127,11 @@ def fit(
         few = merged(pairs, set)
         atoms, ball = (pairs, set) if few is None else (few[0], set.on_rows(few[1]))
 
+        ball.check_cost(atoms.p.shape[1], atoms.replicates)
+
         def solver(part: PairBatch, inner: Domain, sizes: Tensor) -> Point:
-            return ball.solve(part, beta, inner, sizes)
+            found = ball.solve(part, beta, inner, sizes)
+            return nearest(part, found, ball.worst_weights, sizes, beta, inner)
 
         point = _solve(atoms, domain, size, solver, ball.elements(atoms.p.shape[1]))
     point = _not_above_reference(point)
@@ -137,6 +142,7 @@ def fit(
     theta = torch.where(point.collapsed[:, None], domain.theta_ref, point.w + domain.theta_ref)
     at_bound = ~point.collapsed & (theta.norm(dim=-1) >= domain.bound * (1 - 1e-9))
     found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps, at_bound)
+    found = replace(found, _several=point.several)
     made = found.of(set, pairs, beta, domain, feature_names(u))
     return made.without_batch() if single else made
 

@@ -151,8 +151,8 @@ def _kl_hard(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> P
 
 
 def _kl_separable(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
-    """Where no Q has E_Q u = 0: far out all losses vanish, as at the minimiser of their mean; nearer
-    the largest is often what is minimised. Cheap to try, and certified where it is right."""
+    """Where no Q has E_Q u = 0: far out all losses vanish, as at the minimiser of their mean;
+    nearer the largest is often what is minimised. Cheap to try, and certified where it is right."""
     mean_fit = solve_mean(pairs, beta, domain)
     point = _kl_point(pairs, beta, domain, radius, mean_fit.w, mean_fit.steps)
     left = (point.gap > DOUBTFUL).nonzero()[:, 0]
@@ -205,6 +205,7 @@ def _kl_largest(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -
         worst.dual.clone(),
         found.steps,
         torch.zeros_like(found.steps, dtype=torch.bool),
+        q,
     )
 
 

@@ -458,7 +458,7 @@ def _finite_point(
     q = share * arriving + (1 - share) * pairs.p
     gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, domain)
     point = Point(
-        w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool)
+        w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool), q
     )
     return collapse_where_certified(
         point,

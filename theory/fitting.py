@@ -4,10 +4,10 @@
 
 u (n, d) or (R, n, d) holds signed feature differences (2y-1)(psi1-psi2), weights (n,) or (R, n)
 their probabilities (None: 1/n each); arrays, tensors on any device, DataFrames or lists, computed
-in float64. All estimators minimise over ||theta|| <= bound with w = theta - theta_ref and
-m = beta w.u. The number that sizes the set may differ between replicates. Magnitudes from 1e-50 to
-1e50 of u, beta, bound, distances and positive radii are accepted, and beta * bound * max|u| up to
-1e15.
+in float64. Equal pairs are merged before they are solved (`theory.merging`). All estimators
+minimise over ||theta|| <= bound with w = theta - theta_ref and m = beta w.u. The number that sizes
+the set may differ between replicates. Magnitudes from 1e-50 to 1e50 of u, beta, bound, distances
+and positive radii are accepted, and beta * bound * max|u| up to 1e15.
 
 Each fit carries a certificate. For any theta' in the feasible set and any distribution Q in the
 ambiguity set, value(theta') >= E_Q l(theta') >= E_Q l(theta) + g_Q.(theta' - theta); minimising the
@@ -16,6 +16,7 @@ solver. See Boyd and Vandenberghe, Convex Optimization, section 5.5.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +34,10 @@ from theory.batch import (
     warn_of_scales,
 )
 from theory.checks import check_pairs, check_positive, check_reference, check_scale, check_set
+from theory.merging import merged
 from theory.results import Fit
 from theory.solvers.kl import solve_mean
+from theory.solvers.nearest import nearest
 from theory.solvers.newton import Domain
 from theory.solvers.points import LOG2, Point, join
 
@@ -115,18 +118,25 @@ def fit(
     check_reach(pairs, beta, bound)
     domain = Domain(check_reference(theta_ref, pairs.dimension, bound, pairs.p), bound)
     if set is None:
-        point = _solve(pairs, domain, None, lambda part, inner, _: solve_mean(part, beta, inner))
+        few = merged(pairs, None)
+        atoms = pairs if few is None else few[0]
+        point = _solve(atoms, domain, None, lambda part, inner, _: solve_mean(part, beta, inner))
     else:
         set.check_atoms(pairs.p.shape[1])
         if set.facts.unit.startswith("of the features"):
             warn_of_scales(pairs.ut, type(set).__name__, set.facts.size, feature_names(u))
         pairs, single = _for_each_size(pairs, single, set)
         size = set.check_size(pairs.replicates, pairs.p)
+        few = merged(pairs, set)
+        atoms, ball = (pairs, set) if few is None else (few[0], set.on_rows(few[1]))
+
+        ball.check_cost(atoms.p.shape[1], atoms.replicates)
 
         def solver(part: PairBatch, inner: Domain, sizes: Tensor) -> Point:
-            return set.solve(part, beta, inner, sizes)
+            found = ball.solve(part, beta, inner, sizes)
+            return nearest(part, found, ball.worst_weights, sizes, beta, inner)
 
-        point = _solve(pairs, domain, size, solver, set.elements(pairs.p.shape[1]))
+        point = _solve(atoms, domain, size, solver, ball.elements(atoms.p.shape[1]))
     point = _not_above_reference(point)
     value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
     gap = gap.minimum(value)  # no loss is negative, and so no optimum
@@ -135,6 +145,7 @@ def fit(
     theta = torch.where(point.collapsed[:, None], domain.theta_ref, point.w + domain.theta_ref)
     at_bound = ~point.collapsed & (theta.norm(dim=-1) >= domain.bound * (1 - 1e-9))
     found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps, at_bound)
+    found = replace(found, _several=point.several)
     made = found.of(set, pairs, beta, domain, feature_names(u))
     return made.without_batch() if single else made
 

@@ -16,14 +16,14 @@ import torch
 from scipy.stats import f as f_law
 from scipy.stats import t as t_law
 
-from theory.batch import ArrayLike, PairBatch
-from theory.checks import check_clusters, check_metric, check_number
+from theory.batch import ArrayLike
+from theory.checks import check_clusters, check_number
 from theory.fitting import fit
 from theory.laws.law import derivative_at, local_program
 from theory.laws.program import SPHERE, Derivative, Places
+from theory.merging import merged
 from theory.policy import Array
 from theory.results import Fit, Made
-from theory.sets.wasserstein_atoms import WassersteinAtoms
 from theory.solvers.local import NoLaw
 
 _SURE = 2.0  # standard errors by which a multiplier, or what is not met, has to be away from 0
@@ -297,19 +297,11 @@ def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -
 def _distinct(found: Fit, made: Made, sample: _Sample) -> tuple[Fit, Made, _Sample]:
     """The same with each atom once: listed twice, it would leave open how its copies share a
     multiplier, and count as two atoms that are seen half as often."""
-    u, ball, rows = made.pairs.ut[0].T, made.set, made.pairs.ut[0].T
-    if isinstance(ball, WassersteinAtoms):  # rows of a metric are equal only at a distance of 0
-        distance = check_metric(ball.distance, len(u))
-        rows = torch.cat([u, distance], 1)
-    elif ball is not None and ball.facts.atoms:
+    few = merged(made.pairs, made.set)
+    if few is None:
         return found, made, sample
-    _, first, atom = np.unique(rows.numpy(), axis=0, return_index=True, return_inverse=True)
-    if len(first) == len(u):
-        return found, made, sample
-    if isinstance(ball, WassersteinAtoms):
-        ball = replace(ball, distance=distance[first][:, first])
-    shares = np.bincount(atom, made.pairs.p[0].numpy())
-    pairs = PairBatch(u[first].T[None].contiguous(), torch.from_numpy(shares)[None])
+    pairs, rows, atom = few
+    ball = None if made.set is None else made.set.on_rows(rows)
     made = replace(made, set=ball, pairs=pairs)
     return replace(found, _made=made), made, replace(sample, atom=atom)
 

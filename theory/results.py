@@ -70,6 +70,7 @@ class Fit:
     iterations: Tensor
     at_bound: Tensor
     _made: Made | None = field(default=None, compare=False)
+    _several: Tensor | None = field(default=None, compare=False)  # where another theta was found
 
     def of(
         self,
@@ -86,6 +87,7 @@ class Fit:
     def joined(fits: Sequence["Fit"]) -> "Fit":
         """The fits of several batches as one."""
         duals = [fit.dual for fit in fits if fit.dual is not None]
+        several = [fit._several for fit in fits if fit._several is not None]
         return Fit(
             torch.cat([fit.theta for fit in fits]),
             torch.cat([fit.value for fit in fits]),
@@ -95,6 +97,7 @@ class Fit:
             torch.cat([fit.collapsed for fit in fits]),
             torch.cat([fit.iterations for fit in fits]),
             torch.cat([fit.at_bound for fit in fits]),
+            _several=torch.cat(several) if several else None,
         )
 
     def without_batch(self) -> "Fit":
@@ -125,7 +128,10 @@ class Fit:
         parts = (self.converged, self.collapsed, self.iterations, self.at_bound)
         converged, collapsed, iterations, at_bound = (part[place] for part in parts)
         theta, value, gap = self.theta[place], self.value[place], self.gap[place]
-        return Fit(theta, value, gap, dual, converged, collapsed, iterations, at_bound, made)
+        several = None if self._several is None else self._several[place]
+        return Fit(
+            theta, value, gap, dual, converged, collapsed, iterations, at_bound, made, several
+        )
 
     @property
     def worst(self) -> WorstCase | list[WorstCase]:
@@ -158,6 +164,53 @@ class Fit:
                 )
             )
         return found[0] if self.theta.ndim == 1 else found
+
+    @property
+    def unique(self) -> Tensor:
+        """Whether no other theta has the same value, () or (R,).
+
+        Where one has, `theta` is the one nearest to the reference policy. Pairs that do not span
+        all features leave some free, and so does a worst case that sits on few atoms, unless the
+        set or the bound holds ||theta||. A worst case that is not known atom by atom, as far beyond
+        the collapse radius, counts as one with all of them.
+
+        Raises:
+            ValueError: an objective that is not convex, whose minimisers are not known, or fits
+                that were joined.
+
+        >>> from theory import CVaR, dpo, fit
+        >>> bool(dpo([[1.0, 2.0], [-1.0, -2.0]], beta=1.0).unique)  # a line of theta is as good
+        False
+        >>> u = [[-1.0, 0.0], [2.0, 0.0], [1.0, 1.0], [3.0, 0.5]]  # the worst half is the first two
+        >>> found = fit(u, CVaR(0.5), beta=1.0, bound=4.0)
+        >>> bool(found.unique), found.theta.numpy().round(6).tolist()
+        (False, [0.419618, 0.419618])
+        """
+        made = self._made
+        if made is None:
+            raise ValueError(
+                "the fits were joined, and do not know their pairs. Ask each of them before."
+            )
+        if made.set is not None and not made.set.facts.convex:
+            raise ValueError(
+                f"{made.set.facts.about} is not convex: whether its minimiser is unique is not"
+                " known. Take an exact set, such as WassersteinFree."
+            )
+        theta = self.theta if self.theta.ndim == 2 else self.theta[None]
+        held = self.at_bound.reshape(-1).clone()
+        if made.set is not None:
+            size = made.set.check_size(made.pairs.replicates, made.pairs.p)
+            held |= made.set.holds_norm(theta - made.domain.theta_ref, made.beta, size, self.dual)
+        one = made.pairs.ut.shape[0] == 1
+        everywhere = made.set is not None and made.set.facts.atoms
+        for r in (~held).nonzero()[:, 0].tolist():
+            rows = made.pairs.ut[0 if one else r].T
+            seen = rows if everywhere else rows[made.pairs.p[r] > 0]
+            size = seen.square().mean(0).sqrt().clamp(min=1e-300)
+            held[r] = int(torch.linalg.matrix_rank(seen / size, rtol=1e-10)) == rows.shape[1]
+        if self._several is not None:
+            held &= ~self._several.reshape(-1)
+        return held if self.theta.ndim == 2 else held[0]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -193,18 +246,27 @@ class Fit:
 
     @property
     def remarks(self) -> list[str]:
-        """What to know before theta is believed, in words: that the bound binds, or that the pairs
-        are separable. Of a single fit."""
+        """What to know before theta is believed, in words: that other theta are as good, that the
+        bound binds, or that the pairs are separable. Of a single fit."""
         made = self._made
         if made is None:
             return []
+        remarks = []
+        if (made.set is None or made.set.facts.convex) and not bool(self.unique):
+            few = self._several is not None and bool(self._several)
+            remarks.append(
+                "theta is not unique: "
+                + ("the worst case holds too few pairs" if few else "the pairs do not span all")
+                + " to fix every direction of the features, and other theta have the same value."
+                " This is the one nearest to the reference policy"
+            )
         margin = made.beta * made.pairs.project(self.theta[None] - made.domain.theta_ref)
         if not bool(self.at_bound) and margin.abs().max() < _FAR:
-            return []
+            return remarks
         from theory.separable import separation  # which most fits have no need of
 
         found = separation(made.pairs.ut[0].T, made.pairs.p[0])
-        remarks = [] if found is None else [found.describe(self.names)]
+        remarks += [] if found is None else [found.describe(self.names)]
         if bool(self.at_bound):
             remarks.append(
                 f"theta is on the bound ||theta|| <= {made.domain.bound:g}, and is the bound's"

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from theory.batch import ArrayLike, PairBatch, as_float64
@@ -148,9 +151,35 @@ class AmbiguitySet(ABC):
     def check_atoms(self, n: int) -> None:  # noqa: B027
         """Raise ValueError where what it knows of the atoms does not fit n of them."""
 
+    def alike(self, label: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Labels (n,) of the atoms that are one and the same to it, out of those whose features
+        are: `label` is the same for these, and numbered by first appearance, as what is returned.
+
+        A set that knows more of its atoms than their features says which of them it cannot tell
+        apart; here, none.
+        """
+        return np.arange(len(label)) if self.facts.atoms else label
+
+    def on_rows(self, rows: NDArray[np.int64]) -> Self:
+        """The same set where only these of the atoms are left."""
+        return self
+
+    def check_cost(self, n: int, replicates: int) -> None:  # noqa: B027
+        """Warn where so many fits of n distinct atoms take long."""
+
     @abstractmethod
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         """The exact estimator: minimise the worst mean loss over the feasible set."""
+
+    def worst_weights(self, losses: Tensor, p: Tensor, size: Tensor) -> BallDual:
+        """The worst case of losses (R, n) at sizes (R,), for sets of weights on the atoms."""
+        assert self.facts.dual is not None
+        return self.facts.dual(losses, p, size)
+
+    def holds_norm(self, w: Tensor, beta: float, size: Tensor, dual: Tensor | None) -> Tensor:
+        """(R,) whether a minimiser w (R, d) is held also where no pair has features, as by a price
+        on ||w||."""
+        return torch.zeros_like(size, dtype=torch.bool)
 
     def elements(self, n: int) -> int:
         """Numbers that one replicate of n pairs needs at a time, in the largest array."""

@@ -210,7 +210,7 @@ def _point(
     slope = loss_and_slope(margin)[1]
     gap = worst.gap + lower_gap(pairs, worst.weights, slope, w, beta, domain)
     none = torch.zeros_like(steps, dtype=torch.bool)
-    return Point(w, LOG2 + worst.value, gap, worst.dual.clone(), steps, none)
+    return Point(w, LOG2 + worst.value, gap, worst.dual.clone(), steps, none, worst.weights)
 
 
 def _largest(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
@@ -226,7 +226,7 @@ def _largest(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> P
     gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, domain)
     gap = torch.where(spent <= radius, gap, torch.inf)
     none = torch.zeros_like(found.steps, dtype=torch.bool)
-    return Point(w, worst.value, gap, worst.dual.clone(), found.steps, none)
+    return Point(w, worst.value, gap, worst.dual.clone(), found.steps, none, q)
 
 
 @dataclass(frozen=True)

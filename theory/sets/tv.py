@@ -203,7 +203,7 @@ def _tv(
     worst = total_variation_dual(loss, pairs.p, rho)
     gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, domain)
     none = torch.zeros_like(found.steps, dtype=torch.bool)
-    point = Point(w, worst.value, gap, worst.dual.clone(), found.steps, none)
+    point = Point(w, worst.value, gap, worst.dual.clone(), found.steps, none, q)
     at_rest = lower_gap(pairs, q, torch.full_like(slope, 0.5), torch.zeros_like(w), beta, domain)
     return collapse_where_certified(point, at_rest, beta)
 

@@ -104,6 +104,12 @@ class WassersteinFree(AmbiguitySet):
         parts = [torch.arange(part.start, part.stop) for part in pairs.chunks()]
         return torch.cat([label_collapse(pairs.select(part), kappa) for part in parts])
 
+    def holds_norm(self, w: Tensor, beta: float, size: Tensor, dual: Tensor | None) -> Tensor:
+        held = size > 0
+        if self.label_cost is not None and dual is not None:  # where features move, not labels only
+            held = held & (dual <= beta * w.norm(dim=-1) * (1 + 1e-9))
+        return held
+
     def worst(self, at: AtPolicy) -> WorstCase:
         needs_no_losses(type(self).__name__, at)
         found = free(

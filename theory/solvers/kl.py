@@ -126,6 +126,12 @@ def _kl_hard(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> P
     # that a certificate has
     out = (~(radius >= collapse.radius * (1 - 1e-9))).nonzero()[:, 0]
     if out.numel():
+        never = out[torch.isinf(collapse.radius[out])]
+        if never.numel():
+            at_once = _kl_separable(pairs.select(never), beta, domain, radius[never])
+            point = scatter([(never, at_once)], point)
+            out = out[torch.isfinite(collapse.radius[out]) | (point.gap[out] > DOUBTFUL)]
+    if out.numel():
         part, r = pairs.select(out), radius[out]
         room = (domain.bound - domain.theta_ref.norm()).clamp(max=1e-2 / beta)
         start = -nu[out] / nu[out].norm(dim=-1, keepdim=True).clamp(min=1e-300) * room
@@ -144,16 +150,29 @@ def _kl_hard(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> P
     return point
 
 
+def _kl_separable(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
+    """Where no Q has E_Q u = 0: far out all losses vanish, as at the minimiser of their mean;
+    nearer the largest is often what is minimised. Cheap to try, and certified where it is right."""
+    mean_fit = solve_mean(pairs, beta, domain)
+    point = _kl_point(pairs, beta, domain, radius, mean_fit.w, mean_fit.steps)
+    left = (point.gap > DOUBTFUL).nonzero()[:, 0]
+    if left.numel():
+        tied = _kl_largest(pairs.select(left), beta, domain, radius[left])
+        point = keep_better(point, left, tied)
+    return point
+
+
 def _kl_point(
     pairs: PairBatch, beta: float, domain: Domain, radius: Tensor, w: Tensor, steps: Tensor
 ) -> Point:
     margin = beta * pairs.project(w)
     worst = kl_ball_dual(excess_loss(margin), pairs.p, radius)
     gap = worst.gap + lower_gap(pairs, worst.weights, loss_and_slope(margin)[1], w, beta, domain)
+    value = LOG2 + worst.value
     return Point(
         w,
-        LOG2 + worst.value,
-        gap,
+        value,
+        gap.minimum(value.clamp(min=0)),  # no loss is negative, and so no optimum
         worst.dual.clone(),
         steps,
         torch.zeros_like(steps, dtype=torch.bool),
@@ -186,6 +205,7 @@ def _kl_largest(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -
         worst.dual.clone(),
         found.steps,
         torch.zeros_like(found.steps, dtype=torch.bool),
+        q,
     )
 
 

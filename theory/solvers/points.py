@@ -16,7 +16,11 @@ DOUBTFUL = 5e-12
 
 @dataclass
 class Point:
-    """What a solver hands over: w, the multiplier, and the steps it took."""
+    """What a solver hands over: w, the multiplier, and the steps it took.
+
+    mass: (R, n) of the worst case that certifies w, NaN or None where it is not known, or has all
+    atoms; `theory.solvers.nearest` needs it, and sets `several` (R,): whether other w are as good.
+    """
 
     w: Tensor
     value: Tensor
@@ -24,6 +28,8 @@ class Point:
     dual: Tensor | None
     steps: Tensor
     collapsed: Tensor
+    mass: Tensor | None = None
+    several: Tensor | None = None
 
 
 TENSORS = ("w", "value", "gap", "steps", "collapsed")  # the fields of a point that are always there
@@ -57,12 +63,20 @@ def scatter(parts: list[tuple[Tensor, Point]], like: Point) -> Point:
             getattr(like, name)[mask] = getattr(point, name)
         if like.dual is not None and point.dual is not None:
             like.dual[mask] = point.dual
+        if point.mass is not None:
+            if like.mass is None:
+                size = (len(like.value), point.mass.shape[1])
+                like.mass = point.mass.new_full(size, torch.nan)
+            like.mass[mask] = point.mass
+        elif like.mass is not None:
+            like.mass[mask] = torch.nan
     return like
 
 
 def take(point: Point, mask: Tensor) -> Point:
     taken = {name: getattr(point, name)[mask] for name in TENSORS}
-    return Point(**taken, dual=None if point.dual is None else point.dual[mask])
+    dual = None if point.dual is None else point.dual[mask]
+    return Point(**taken, dual=dual, mass=None if point.mass is None else point.mass[mask])
 
 
 def keep_better(point: Point, index: Tensor, other: Point) -> Point:
@@ -74,7 +88,10 @@ def keep_better(point: Point, index: Tensor, other: Point) -> Point:
 def join(points: list[Point]) -> Point:
     joined = {name: torch.cat([getattr(point, name) for point in points]) for name in TENSORS}
     duals = [point.dual for point in points if point.dual is not None]
-    return Point(**joined, dual=torch.cat(duals) if duals else None)
+    several = [point.several for point in points if point.several is not None]
+    found = Point(**joined, dual=torch.cat(duals) if duals else None)
+    found.several = torch.cat(several) if several else None
+    return found
 
 
 def collapsed_point(pairs: PairBatch, dual: bool = True) -> Point:
@@ -105,6 +122,7 @@ def at_rest(pairs: PairBatch, q: Tensor | None, beta: float, domain: Domain) -> 
     point = collapsed_point(pairs)
     if q is None:
         return point
+    point.mass = q
     size = pairs.ut.norm(dim=1).amax(-1)
     pulled = pairs.pull(q)
     rounding = pulled.norm(dim=-1) <= 1e-13 * size  # of the sum itself

@@ -41,6 +41,8 @@ from theory.solvers.wells import global_well
 
 # destinations of an atom that the screened solver on a finite Z leaves to the interior-point method
 _TARGETS = 10
+# times that targets are added where some were missed, and whether the ties are settled then
+_ROUNDS = (False, False, False, True, True)
 # pairs near the kink that the screened solver for label moves leaves to the interior-point method
 _BAND = 96
 
@@ -408,7 +410,8 @@ def _finite_screened(
     """Newton's method on the entropic smoothing finds where each atom may go, the interior point
     picks among `_TARGETS` of them.
 
-    The certificate compares with all moves, so that a target that was missed shows.
+    The certificate compares with all moves, so that a target that was missed shows; then those that
+    are best at the point that was found are added, as in column generation.
     """
     v = torch.cat([linear_start(pairs, beta, domain), eta0[:, None]], -1)
     v, _, taken = minimise(
@@ -417,6 +420,21 @@ def _finite_screened(
     targets = FiniteMoves(pairs, cost, beta).move(v).topk(_TARGETS, dim=1, sorted=False).indices
     point = _finite_interior(FiniteMoves(pairs, cost, beta, targets), domain, cost, budget, eta0)
     point.steps = point.steps + taken
+    hard = torch.arange(len(targets), device=targets.device)
+    for settled in _ROUNDS:
+        left = point.gap[hard] > DOUBTFUL
+        hard, targets = hard[left], targets[left]
+        if not hard.numel() or targets.shape[1] + _TARGETS > cost.shape[0]:
+            break
+        assert point.dual is not None
+        part = pairs.select(hard)
+        v = torch.cat([point.w[hard], point.dual[hard, None]], -1)
+        gain = FiniteMoves(part, cost, beta).move(v).scatter_(1, targets, -torch.inf)
+        targets = torch.cat([targets, gain.topk(_TARGETS, dim=1, sorted=False).indices], 1)
+        few = FiniteMoves(part, cost, beta, targets)
+        again = _finite_interior(few, domain, cost, budget[hard], eta0[hard], settled=settled)
+        again.steps = again.steps + point.steps[hard]
+        point = keep_better(point, hard, again)
     return point
 
 
@@ -440,7 +458,7 @@ def _finite_point(
     q = share * arriving + (1 - share) * pairs.p
     gap = worst.value - (q * loss).sum(-1) + lower_gap(pairs, q, slope, w, beta, domain)
     point = Point(
-        w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool)
+        w, worst.value, gap, worst.dual.clone(), steps, torch.zeros_like(steps, dtype=torch.bool), q
     )
     return collapse_where_certified(
         point,

@@ -20,6 +20,8 @@ SMALLEST, LARGEST = (
 SUMS, EXACT = 1e-6, 1e-9
 # beta B max|u| beyond which a margin at the boundary of the ball has no digit after the point
 _REACH = 1e15
+# ratio of the sizes of two features up to which solvers need no common scale
+_SIMILAR = 100.0
 _UNEVEN = 1e4  # ratio of two features, in root mean square, from which on a common unit is doubted
 
 
@@ -79,6 +81,19 @@ class PairBatch:
     def select(self, index: Tensor) -> "PairBatch":
         """The replicates named by a boolean mask or an index."""
         return PairBatch(self.ut if self.ut.shape[0] == 1 else self.ut[index], self.p[index])
+
+    def in_units(self, unit: Tensor) -> "PairBatch":
+        """The same with features (d,) measured in these units: theta times them is the same
+        policy."""
+        return PairBatch(self.ut / unit[:, None], self.p)
+
+    def own_units(self) -> Tensor | None:
+        """(d,) root mean squares of the features; None where they are of about one size."""
+        size = self.ut.square().mean((0, 2)).sqrt()
+        live = size > 0
+        if not bool(live.any()) or bool(size[live].max() <= _SIMILAR * size[live].min()):
+            return None
+        return torch.where(live, size, 1.0)
 
     def chunks(self, elements_per_replicate: int | None = None) -> list[slice]:
         """Slices of replicates small enough to stay in cache; what is computed does not depend on

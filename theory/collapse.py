@@ -40,6 +40,7 @@ def collapse_radius(u: ArrayLike, set: AmbiguitySet, weights: ArrayLike | None =
     set.check_atoms(pairs.p.shape[1])
     if set.facts.unit.startswith("of the features"):
         warn_of_scales(pairs.ut, type(set).__name__, set.facts.size, feature_names(u))
+    pairs = set.with_units(pairs)
     parts = [
         set.collapse(pairs.select(torch.arange(part.start, part.stop)))
         for part in pairs.chunks(set.elements(pairs.p.shape[1]))

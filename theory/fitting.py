@@ -105,36 +105,29 @@ def fit(
         check_set(u, set)
     pairs, single = pair_batch(u, weights), is_single(u, weights)
     beta = check_scale("beta", beta, "It scales the log-ratio in the margin; papers use 0.01 to 1.")
-    if bound is None:
-        bound = far_bound(pairs, beta, theta_ref)
-    bound = check_scale(
-        "bound",
-        bound,
-        "It is B in ||theta|| <= B; leave it out, or None, where no bound is wanted.",
-    )
     tolerance = check_positive(
         "tolerance", tolerance, "It is how large a certified gap may be; 1e-10 is the default."
     )
-    check_reach(pairs, beta, bound)
-    domain = Domain(check_reference(theta_ref, pairs.dimension, bound, pairs.p), bound)
+    domain, unit = _domain(pairs, set, beta, bound, theta_ref)
+    inner = pairs if unit is None else pairs.in_units(unit)
     if set is None:
-        few = merged(pairs, None)
-        atoms = pairs if few is None else few[0]
-        point = _solve(atoms, domain, None, lambda part, inner, _: solve_mean(part, beta, inner))
+        few = merged(inner, None)
+        atoms = inner if few is None else few[0]
+        point = _solve(atoms, domain, None, lambda part, within, _: solve_mean(part, beta, within))
     else:
         set.check_atoms(pairs.p.shape[1])
         if set.facts.unit.startswith("of the features"):
             warn_of_scales(pairs.ut, type(set).__name__, set.facts.size, feature_names(u))
         pairs, single = _for_each_size(pairs, single, set)
+        inner = PairBatch(inner.ut, pairs.p)
         size = set.check_size(pairs.replicates, pairs.p)
-        few = merged(pairs, set)
-        atoms, ball = (pairs, set) if few is None else (few[0], set.on_rows(few[1]))
-
+        few = merged(inner, set)
+        atoms, ball = (inner, set) if few is None else (few[0], set.on_rows(few[1]))
         ball.check_cost(atoms.p.shape[1], atoms.replicates)
 
-        def solver(part: PairBatch, inner: Domain, sizes: Tensor) -> Point:
-            found = ball.solve(part, beta, inner, sizes)
-            return nearest(part, found, ball.worst_weights, sizes, beta, inner)
+        def solver(part: PairBatch, within: Domain, sizes: Tensor) -> Point:
+            found = ball.solve(part, beta, within, sizes)
+            return nearest(part, found, ball.worst_weights, sizes, beta, within)
 
         point = _solve(atoms, domain, size, solver, ball.elements(atoms.p.shape[1]))
     point = _not_above_reference(point)
@@ -144,9 +137,12 @@ def fit(
     converged = torch.isfinite(value) & (gap <= small) & (point.gap >= -small)
     theta = torch.where(point.collapsed[:, None], domain.theta_ref, point.w + domain.theta_ref)
     at_bound = ~point.collapsed & (theta.norm(dim=-1) >= domain.bound * (1 - 1e-9))
+    if unit is not None:
+        theta = theta / unit
+        domain = Domain(domain.theta_ref / unit, domain.bound / unit.min().item())
     found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps, at_bound)
     found = replace(found, _several=point.several)
-    made = found.of(set, pairs, beta, domain, feature_names(u))
+    made = found.of(set, pairs, beta, domain, feature_names(u), bounded=bound is not None)
     return made.without_batch() if single else made
 
 
@@ -179,6 +175,39 @@ def is_single(u: ArrayLike, weights: ArrayLike | None) -> bool:
     """Whether neither the pairs nor their weights have a batch axis."""
     axes = [x.ndim if hasattr(x, "ndim") else np.ndim(x) for x in (u, weights) if x is not None]
     return axes[0] == 2 and axes[1:] in ([], [1])
+
+
+def _domain(
+    pairs: PairBatch,
+    set: "AmbiguitySet | None",
+    beta: float,
+    bound: float | None,
+    theta_ref: ArrayLike | None,
+) -> tuple[Domain, Tensor | None]:
+    """The feasible set, and the units (d,) of the features that it is in, None for their own.
+
+    Where neither a bound nor the set knows them, features of very different sizes are measured each
+    in its own: a ball around theta then fits all of them, and so does its certificate.
+    """
+    unit = None
+    if bound is None:
+        unit = None if set is not None and set.knows_units else pairs.own_units()
+        inner = pairs if unit is None else pairs.in_units(unit)
+        reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref")
+        bound = far_bound(inner, beta, reference if unit is None else reference * unit)
+    else:
+        inner = pairs
+    bound = check_scale(
+        "bound",
+        bound,
+        "It is B in ||theta|| <= B; leave it out, or None, where no bound is wanted.",
+    )
+    check_reach(inner, beta, bound)
+    if unit is None or theta_ref is None:
+        return Domain(check_reference(theta_ref, pairs.dimension, bound, pairs.p), bound), unit
+    far = bound / unit.min().item()  # the norm is bounded in the other unit
+    check = check_reference(theta_ref, pairs.dimension, far, pairs.p) * unit
+    return Domain(check, bound), unit
 
 
 def _for_each_size(pairs: PairBatch, single: bool, set: "AmbiguitySet") -> tuple[PairBatch, bool]:

@@ -369,7 +369,8 @@ def _resampled(
     """
     weights, m = sample.smaller(count, seed)
     u = made.pairs.ut[0].T
-    reference, bound = made.domain.theta_ref, made.domain.bound
+    reference = made.domain.theta_ref
+    bound = made.domain.bound if made.bounded else None
     again = fit(
         u, made.set, torch.from_numpy(weights), beta=made.beta, bound=bound, theta_ref=reference
     )

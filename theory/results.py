@@ -27,6 +27,7 @@ class Made:
     beta: float
     domain: Domain
     names: tuple[str, ...]
+    bounded: bool = True  # whether a bound was asked for
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -79,9 +80,11 @@ class Fit:
         beta: float,
         domain: Domain,
         names: tuple[str, ...],
+        *,
+        bounded: bool = True,
     ) -> "Fit":
         """The same, knowing what it was made from."""
-        return replace(self, _made=Made(set, pairs, beta, domain, names))
+        return replace(self, _made=Made(set, pairs, beta, domain, names, bounded))
 
     @staticmethod
     def joined(fits: Sequence["Fit"]) -> "Fit":

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from theory.batch import ArrayLike
 from theory.checks import check_clusters
-from theory.comparisons.radius import choose, scale, the_set
+from theory.comparisons.radius import choose, scale, scales_meant, the_set
 from theory.comparisons.report import RadiusPath, Summary, WorstPairs
 from theory.comparisons.table import (
     ORDER,
@@ -334,7 +334,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         if self.set_ is None:
             raise ValueError("plain DPO has no ambiguity set, and so no worst case. Name a set.")
-        worst = self.fit_.worst
+        with scales_meant():
+            worst = self.fit_.worst
         assert not isinstance(worst, list)
         rows = np.unique(self._scaled.pairs.row)
         mass = self._by_row(self._scaled.pairs.weights)

@@ -5,7 +5,9 @@ their coefficients by 1e4 leaves them out of the norm that a transport ball char
 beta |coefficient|/1e4 in the objective, which the gap counts.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -29,6 +31,14 @@ from theory.sets.wasserstein_free import WassersteinFree
 _UNMOVED = 1e4  # a larger cost would take digits off the certificate
 _SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 METRICS = ("columns", "whitened", "raw")
+
+
+@contextmanager
+def scales_meant() -> Iterator[None]:
+    """Without the warning of features in very different units: unpenalised ones are meant to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "feature .* times as large as feature", UserWarning)
+        yield
 
 
 def the_set(given: str | AmbiguitySet | None) -> AmbiguitySet | None:
@@ -84,7 +94,8 @@ class Scaled:
         """The fit of the pairs, or of R samples of them with weights (R, m)."""
         u = pd.DataFrame(self.u, columns=list(self.names))
         w = self.weights if weights is None else weights
-        found = fit(u, set, w, beta=self.beta, bound=self.bound, tolerance=self._tolerance)
+        with scales_meant():
+            found = fit(u, set, w, beta=self.beta, bound=self.bound, tolerance=self._tolerance)
         return self._at_rest(found, set) if found.theta.ndim == 1 else found
 
     @property

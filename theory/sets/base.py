@@ -139,6 +139,16 @@ class AmbiguitySet(ABC):
         """The same set, which takes distances between atoms, or a label's cost, where it has to."""
         return self
 
+    def with_units(self, pairs: PairBatch) -> PairBatch:
+        """Features in units of their own, where these do not matter to the set."""
+        unit = None if self.knows_units else pairs.own_units()
+        return pairs if unit is None else pairs.in_units(unit)
+
+    @property
+    def knows_units(self) -> bool:
+        """Whether the set moves features, so that their units matter to it."""
+        return not (self.facts.reweights or self.facts.atoms)
+
     def check_size(self, replicates: int, like: Tensor) -> Tensor:
         """The size as (R,), refused where it is out of range."""
         return check_radius(self.facts.size, self.size, replicates, like)
@@ -201,7 +211,7 @@ class AmbiguitySet(ABC):
         Raises:
             ValueError: no size makes the reference policy the answer.
         """
-        edge = self.collapse(pairs).item()
+        edge = self.collapse(self.with_units(pairs)).item()
         if math.isinf(edge):
             raise ValueError(
                 f"{type(self).__name__} never makes the reference policy the answer on these pairs"

@@ -93,7 +93,7 @@ class CVaR(AmbiguitySet):
 
     def size_at(self, fraction: float, pairs: PairBatch, **problem: Any) -> float:
         """Fractions are of 1/share - 1, which is 0 for the mean."""
-        edge = self.collapse(pairs).item()
+        edge = self.collapse(self.with_units(pairs)).item()
         return 1 / (1 + fraction * (1 / edge - 1)) if edge > 0 else 0.0
 
     def scaled(self, size: float, factor: float) -> float:

@@ -73,7 +73,7 @@ class Tilt(AmbiguitySet):
 
     def size_at(self, fraction: float, pairs: PairBatch, **problem: Any) -> float:
         """The dual optimum of the KL ball at the same fraction: the two correspond one to one."""
-        ball = KL(fraction * KL().collapse(pairs).item())
+        ball = KL(KL().size_at(fraction, pairs))
         found = fit(pairs.ut[0].T, ball, pairs.p[0], **problem).dual
         assert found is not None
         return found.item()

@@ -27,6 +27,8 @@ from theory.checks import as_array, check_clusters, check_number
 from theory.policy import Array
 from theory.transport import positive_power_mean
 
+_LARGEST = 1e300  # reward in magnitude
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -37,7 +39,9 @@ class Violation:
     or, in the second order, not all of them: bounds on the rewards or more of them are needed.
     ratio: violation of squares over all squares, 0 if U dominates V, 1 if V dominates U, None where
     the two samples are equal. interval: of the laws' ratio, by the limit law on the scale of
-    log-odds; None where the ratio is 0 or 1 and the law is not normal.
+    log-odds, for laws whose ratio is neither 0 nor 1: where one dominates the other, or both are
+    equal, the ratio of samples need not be normal, and the interval says nothing; None where the
+    samples' own ratio is 0 or 1.
     """
 
     violation: float
@@ -90,8 +94,9 @@ def dominance(
     """How far chosen rewards are from dominating rejected ones, in the first and second order.
 
     The certificate holds for every law and sample size if the draws *within* each sample are
-    independent (or the clusters are); the two samples may depend on each other in any way. The
-    interval holds for large samples, for laws with positive densities.
+    independent and of one law (or the clusters are); the two samples may depend on each other in
+    any way. The interval holds for large samples, for laws with positive densities of which neither
+    dominates the other (Theorem H3).
 
     Args:
         chosen, rejected: (n,) and (m,) rewards of held-out responses, not of those that the policy
@@ -323,6 +328,11 @@ def _rewards(name: str, x: ArrayLike, low: float | None, high: float | None) -> 
         raise ValueError(
             f"{name} holds {len(bad)} entries that are NaN or infinite among {len(rewards)}, the"
             f" first at {bad[0] + 1}. Leave them out only if that does not depend on the reward."
+        )
+    if np.abs(rewards).max() > _LARGEST:
+        raise ValueError(
+            f"{name} has a reward of magnitude {np.abs(rewards).max():.3g}, above {_LARGEST:g}:"
+            " differences of such overflow. Take another unit."
         )
     for bound, sign in ((low, 1), (high, -1)):
         if bound is None:

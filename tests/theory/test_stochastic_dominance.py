@@ -291,6 +291,7 @@ def test_dominance_and_its_opposite() -> None:
         ({"clusters": [1, 1, 1]}, "at least 2 different"),
         ({"clusters": [1, 2]}, "label for each of the 3"),
         ({"level": "0.95"}, "level must be"),
+        ({"chosen": [1.7e308, 1.0, 2.0]}, r"magnitude 1.7e\+308"),
         ({"low": -math.inf}, "low and high must be finite"),
         ({"high": math.nan}, "low and high must be finite"),
         ({"clusters": [math.nan, 1.0, 2.0]}, "without missing ones"),

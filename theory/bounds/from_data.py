@@ -19,12 +19,13 @@ from scipy.special import expit
 from theory.bounds.concentration import bousquet
 from theory.bounds.population import Size, check_population, not_stationary, seen_from
 from theory.bounds.tilted import third_over_second
-from theory.checks import check_positive
+from theory.checks import check_positive, check_scale
 from theory.policy import Array
 
 # of the failure probability: the gradient's noise, its two variances, and the second moments of the
 # features from below and from above
 _PARTS = {"noise": 0.7, "spread": 0.05, "widest": 0.05, "below": 0.1, "above": 0.1}
+_MANY = 1e100  # a deviation beyond which there is no bound
 _RATIO, _SPAN = 1.04, 1e6  # of neighbouring distances that are tried, and of the outermost
 
 
@@ -79,6 +80,7 @@ def certificate(
     if temperature is not None:
         t = 1 / check_positive("temperature", temperature, "For DPO leave it out.")
     longest = float(np.linalg.norm(u, axis=1).max())
+    reach = check_scale("reach", reach, "It is a norm that no pair of the population exceeds.")
     if not reach >= longest * (1 - 1e-12):
         raise ValueError(
             f"reach must be at least {longest:g}, the largest norm of u in the sample, got"
@@ -120,13 +122,18 @@ def certificate(
     inverse = (1 + above) * np.einsum("ki,ki->k", u @ root, u @ root)  # >= ||u||²_{Sigma^-1}
     off = not_stationary(g, theta, size.bound) * short
 
-    mass = float(p @ np.exp(t * local.losses))  # E_n e^{l/tau}, least at theta_n
+    with np.errstate(over="ignore"):
+        mass = float(p @ np.exp(t * local.losses))  # E_n e^{l/tau}, least at theta_n
+    if not math.isfinite(mass):
+        return none
 
     def noise(r: float) -> float:
         """The most that the gradient may be off if theta_rho is within r of theta_n."""
         far = min(float(np.linalg.norm(w)) + r * short, widest_w)
         low = np.maximum(margin - arm * r, -beta * np.linalg.norm(u, axis=1) * far)
-        heaviest = math.exp(t * math.log1p(math.exp(beta * reach * far)))
+        heaviest = _exp(t * float(np.logaddexp(0, beta * reach * far)))  # e^{l/tau} at -reach far
+        if math.isinf(heaviest):
+            return math.inf
         # inside the ball the population's gradient at theta_rho is 0
         inside = float(np.linalg.norm(theta)) + r * short < size.bound
         push = 0.0 if inside else beta * (longest_white if t else 1.0)
@@ -158,11 +165,18 @@ def _whitened_reach(sample: float, share: float) -> tuple[float, float]:
     M = sample
     for _ in range(500):
         y = M * share
+        if y > _MANY:
+            break
         e = y / 3 + math.sqrt(y**2 / 9 + 2 * y)
         if (1 + e) * sample <= M * (1 + 1e-12):
             return (1 + e) * sample * (1 + 1e-9), e * (1 + 1e-9)
         M = (1 + e) * sample
     return math.inf, math.inf
+
+
+def _exp(x: float) -> float:
+    """e^x, infinite from where its square would be."""
+    return math.exp(x) if x < 300 else math.inf
 
 
 def _variance(sample: float, largest: float, share: float) -> float:
@@ -185,9 +199,11 @@ def _largest_left(
     for place in range(len(r) - 1, -1, -1):
         # is a distance in (r[place - 1], r[place]] possible? The curvature up to r[place - 1]:
         loud = noise(float(r[place]))
-        rate = (rates + 3 * t * loud)[:place]
-        exponent = np.cumsum(rate * width[:place]) - rate * width[:place]
-        grown = float((np.exp(-exponent) * -np.expm1(-rate * width[:place]) / rate).sum())
-        if grown <= loud:
-            return (float(r[place]), loud) if place + 1 < len(r) else (math.inf, math.inf)
+        if math.isfinite(loud):
+            rate = (rates + 3 * t * loud)[:place]
+            exponent = np.cumsum(rate * width[:place]) - rate * width[:place]
+            grown = float((np.exp(-exponent) * -np.expm1(-rate * width[:place]) / rate).sum())
+            if grown > loud:
+                continue
+        return (float(r[place]), loud) if place + 1 < len(r) else (math.inf, math.inf)
     return float(r[0]), loud

@@ -192,8 +192,9 @@ def slow_pair(
             f"radius must lie in (0, log 2), got {radius}: from log 2 on the ball holds the point"
             " mass on one atom, and Assumption 2 fails."
         )
-    if not 0 < share <= n / 100:
-        raise ValueError(f"share must lie in (0, n/100], got {share} at n = {n:g}.")
+    if n < 100:
+        raise ValueError(f"n must be at least 100, got {n:g}: the rare pairs are not rare.")
+    _check_share(share, n, 99.0)
     u = np.array([[1.0, 0.5], [1.0, -0.5], [-1.0, 1.0]])
     mass = share / n
     rare = np.array([(1 - mass) / 2, (1 - mass) / 2, mass])
@@ -278,7 +279,7 @@ def deviation_floor(n: float, *, radius: float, spread: float, share: float = 1.
             number of the larger loss in a sample.
 
     Raises:
-        ValueError: a radius or spread that is not positive.
+        ValueError: a radius or spread that is not positive, or a share outside of (0, n).
 
     >>> round(deviation_floor(1e6, radius=0.1, spread=1.0), 5)
     0.01192
@@ -286,6 +287,7 @@ def deviation_floor(n: float, *, radius: float, spread: float, share: float = 1.
     check_constants(n)
     check_positive("radius", radius, "A ball of radius 0 has no robust part.")
     check_positive("spread", spread, "Equal losses do not deviate.")
+    _check_share(share, n)
     log_p = math.log(share) - math.log(n)
     log_rest = math.log1p(-math.exp(log_p))
 
@@ -297,6 +299,14 @@ def deviation_floor(n: float, *, radius: float, spread: float, share: float = 1.
     if log_p >= top or excess(top) <= 0:  # the ball holds the point mass on the larger loss
         return spread
     return spread * math.exp(brentq(excess, log_p, top, xtol=1e-14, rtol=1e-14))
+
+
+def _check_share(share: float, n: float, least: float = 1.0) -> None:
+    if not 0 < share < n / least:
+        raise ValueError(
+            f"share must lie between 0 and {n / least:g}, got {share} at n = {n:g}: it is how many"
+            " rare pairs a sample is expected to hold."
+        )
 
 
 def deviation_ceiling(

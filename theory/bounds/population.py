@@ -63,6 +63,13 @@ def check_population(
                 f"{name} holds {bad} entries that are NaN or infinite among {x.size}. Leave atoms"
                 " without numbers out, with their weights, or look at what computed them."
             )
+    for name, x in (("theta", at), ("theta_ref", ref)):
+        norm = float(np.linalg.norm(x))
+        if norm > size.bound * (1 + 1e-9):
+            raise ValueError(
+                f"{name} has norm {norm:g}, beyond the bound {size.bound:g}: it is not in Theta."
+                " Give the bound of the fit."
+            )
     return atoms, check_probability("p", p, len(atoms)), at
 
 

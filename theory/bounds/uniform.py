@@ -14,7 +14,7 @@ from collections.abc import Callable
 from scipy.optimize import minimize_scalar
 
 from theory.bounds.papers import check_constants, largest_loss
-from theory.checks import check_positive
+from theory.checks import check_positive, check_scale
 
 
 def pointwise_wasserstein(n: float, *, beta: float, bound: float, delta: float) -> float:
@@ -30,6 +30,8 @@ def pointwise_kl(
     """lamU e^{L/lamL} sqrt(log(2/delta)/2n) of Lemma 13, the same for KLDPO; dual_low <= lambda <=
     dual_high."""
     check_constants(n, beta=beta, bound=bound, delta=delta)
+    if not dual_low <= dual_high:
+        raise ValueError(f"dual_low must be at most dual_high, got {dual_low} and {dual_high}.")
     exponent = largest_loss(beta, bound) / dual_low if dual_low > 0 else math.inf
     return (
         dual_high * math.exp(exponent) * math.sqrt(math.log(2 / delta) / (2 * n))
@@ -59,6 +61,11 @@ def uniform_wasserstein(
     check_constants(n, beta=beta, bound=bound, delta=delta)
     check_positive("radius", radius, "For the plain mean there is no dual variable to cover.")
     check_positive("diameter", diameter, "It is the largest distance in Z.")
+    _check_dimension(d)
+    if power not in (1, 2):
+        raise ValueError(f"power must be 1 or 2, got {power!r}.")
+    check_scale("radius", radius, "It is in the unit of the distance.")
+    check_scale("diameter", diameter, "It is in the unit of the distance.")
     K = largest_loss(beta, bound)
     reach = K / radius**power
 
@@ -84,6 +91,7 @@ def uniform_kl(
     check_constants(n, beta=beta, bound=bound, delta=delta)
     check_positive("radius", radius, "For the plain mean there is no dual variable to cover.")
     check_positive("dual_low", dual_low, "It is where the dual variable is cut off, a choice.")
+    _check_dimension(d)
     K = largest_loss(beta, bound)
     if K / dual_low > 700:
         return math.inf
@@ -102,6 +110,11 @@ def uniform_kl(
         )
 
     return _best(width, largest)
+
+
+def _check_dimension(d: int) -> None:
+    if not d >= 1:
+        raise ValueError(f"d must be at least 1, got {d}. It is the dimension of theta.")
 
 
 def _best(width: Callable[[float], float], scale: float) -> float:

@@ -21,7 +21,7 @@ from scipy.stats import binom, chi2
 
 from theory.batch import ArrayLike
 from theory.bounds.papers import check_constants
-from theory.checks import as_array, check_positive, check_probability, check_scale
+from theory.checks import as_array, check_probability, check_scale
 from theory.policy import Array
 
 
@@ -38,7 +38,13 @@ class Price:
     root: bool
 
     def strength(self, n: float, radius: float) -> float:
-        """sqrt(2 n rho) or sqrt(n) rho."""
+        """sqrt(2 n rho) or sqrt(n) rho.
+
+        Raises:
+            ValueError: a radius that is negative or not a number.
+        """
+        if not radius >= 0:
+            raise ValueError(f"radius must not be negative, got {radius}.")
         return math.sqrt(2 * n * radius) if self.root else math.sqrt(n) * radius
 
     def mean_square(self, n: float, radius: float) -> float:
@@ -96,6 +102,11 @@ def price_of_radius(
     [[1.0]]
     """
     atoms, star = as_array(u, "u"), as_array(theta_star, "theta_star")
+    if not (np.isfinite(atoms).all() and np.isfinite(star).all()):
+        raise ValueError(
+            "u or theta_star holds NaN or infinite entries. Leave such atoms out, with their"
+            " probabilities, or look at the fit that gave theta_star."
+        )
     mass = check_probability("p", p, len(atoms))
     beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
     w = star - (0.0 if theta_ref is None else as_array(theta_ref, "theta_ref"))
@@ -157,15 +168,19 @@ def coin_error(n: int, chance: float, radius: float, bound: float = 12.0) -> flo
     ..)) = radius, or 0; |theta| <= bound. No sampling and no asymptotics.
 
     Raises:
-        ValueError: a chance outside of (1/2, 1), a negative radius, or a theta* beyond the bound.
+        ValueError: a chance outside of (1/2, 1), a radius that is negative or not a number, an n
+            that is no whole number, or a theta* beyond the bound.
     """
     if not 0.5 < chance < 1 or math.log(chance / (1 - chance)) >= bound:
         raise ValueError(
             f"chance must lie in (1/2, 1) with its log-odds below {bound:g}, got {chance}."
         )
-    if radius < 0:
-        raise ValueError(f"radius must not be negative, got {radius}.")
+    if not radius >= 0:
+        raise ValueError(f"radius must not be negative, got {radius}. It is in nats.")
     check_constants(n)
+    if n != int(n):
+        raise ValueError(f"n must be a whole number of pairs, got {n}.")
+    n = int(n)
     # all but 1e-16 of the binomial law
     low, high = (int(binom.ppf(level, n, chance)) for level in (1e-17, 1 - 1e-16))
     wins = np.arange(max(low - 1, 0), min(high + 2, n) + 1)
@@ -187,7 +202,11 @@ def coin_gain(chance: float) -> tuple[float, float]:
     >>> round(radius, 6), round(gain, 6)
     (0.666667, 7.111111)
     """
-    check_positive("chance", chance, "It is the probability that the first response wins.")
+    if not 0.5 < chance < 1:
+        raise ValueError(
+            f"chance must lie in (1/2, 1), got {chance}: it is the probability that the better"
+            " response wins."
+        )
     b2 = 1 / (chance * (1 - chance))
     return (2 * chance - 1) ** 2 * b2 / 2, ((2 * chance - 1) * b2) ** 2
 
@@ -204,7 +223,9 @@ def _robust_logit(share: Array, radius: float) -> Array:
         for _ in range(200):
             middle = (low + high) / 2
             q = expit(middle)
-            kl = q * np.log(q / p) + np.where(p < 1, (1 - q) * np.log((1 - q) / (1 - p)), np.inf)
+            # by what q is off, as for small radii the logs of the ratios cancel
+            off = p - q
+            kl = q * np.log1p(-off / p) + np.where(p < 1, (1 - q) * np.log1p(off / (1 - p)), np.inf)
             inside = kl <= radius  # the ball holds q: go further towards 1/2
             low, high = np.where(inside, low, middle), np.where(inside, middle, high)
         return np.where(p < 1, side * high, side * np.inf)

@@ -27,7 +27,7 @@ from theory.checks import as_array, check_clusters, check_number
 from theory.policy import Array
 from theory.transport import positive_power_mean
 
-_LARGEST = 1e300  # reward in magnitude
+_LARGEST = 8e307  # reward in magnitude, whose differences are numbers
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("output")
 
 
-def test_there_are_eight() -> None:
-    assert [name[:2] for name in NAMES] == [f"{k:02d}" for k in range(1, 9)]
+def test_there_are_nine() -> None:
+    assert [name[:2] for name in NAMES] == [f"{k:02d}" for k in range(1, 10)]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)

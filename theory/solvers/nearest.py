@@ -51,6 +51,9 @@ def nearest(
     for r in _flat(pairs, point, beta, domain).nonzero()[:, 0]:
         index = r[None]
         face = _Face(pairs.select(index), point, r, worst, sizes[index], beta, domain)
+        if face.reach == 0:  # no pair has features: all theta are as good
+            several[r] = True
+            continue
         found = face.project(-face.basis.T @ face.start)
         if found is None:
             continue

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from theory.batch import ArrayLike
 from theory.checks import check_clusters
 from theory.comparisons.radius import choose, scale, scales_meant, the_set
-from theory.comparisons.report import RadiusPath, Summary, WorstPairs
+from theory.comparisons.report import RadiusPath, Results, Summary, WorstPairs
 from theory.comparisons.table import (
     ORDER,
     as_table,
@@ -312,7 +312,32 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
     def summary(self) -> Summary:
         """The table of results, to be printed or written with `to_csv` and `to_latex`."""
         check_is_fitted(self)
-        return Summary.of(self)
+        return Summary.of(
+            Results(
+                names=self.names_,
+                coef=self.coef_,
+                inference=self.inference_,
+                dpo=self.dpo_,
+                rival_beta=self.rival_beta_,
+                rival=self.rival_,
+                set=self.set_,
+                size=self.radius_,
+                why=self.radius_why_,
+                metric=self.metric,
+                some_unmoved=bool(self._scaled.free.any()),
+                level=self.level,
+                comparisons=self.n_comparisons_,
+                ties=self.n_ties_,
+                ties_taken=self.ties,
+                groups=self.n_groups_,
+                objective=self.objective_,
+                gap=self.gap_,
+                converged=self.converged_,
+                effective=self.effective_,
+                kl=self.kl_,
+                remarks=self.fit_.remarks,
+            )
+        )
 
     def to_csv(self, path: Any) -> None:
         """Write the table of coefficients."""

@@ -8,14 +8,45 @@ import numpy as np
 import pandas as pd
 
 from theory.batch import ArrayLike
+from theory.inference import Inference
+from theory.policy import Array
+from theory.sets import AmbiguitySet
 from theory.solvers.adversary import WorstCase
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from theory.comparisons.model import PreferenceModel
 
 _FEW = 10  # effective comparisons a coefficient, below which it is said
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a fit has come to, as `PreferenceModel` names it. some_unmoved: whether there are
+    columns that a set which moves features does not move. ties_taken: "half" or "drop"."""
+
+    names: tuple[str, ...]
+    coef: Array
+    inference: Inference | None
+    dpo: Array
+    rival_beta: float
+    rival: Array
+    set: AmbiguitySet | None
+    size: float
+    why: str
+    metric: str
+    some_unmoved: bool
+    level: float
+    comparisons: int
+    ties: int
+    ties_taken: str
+    groups: int | None
+    objective: float
+    gap: float
+    converged: bool
+    effective: float
+    kl: float
+    remarks: list[str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,42 +65,44 @@ class Summary:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: "PreferenceModel") -> "Summary":
-        """That of a fitted model."""
-        seen, ball = model.inference_, model.set_
-        d, nothing = len(model.coef_), np.full(len(model.coef_), np.nan)
-        tail = 100 * (1 - model.level) / 2
+    def of(cls, results: "Results") -> "Summary":
+        """That of a fit."""
+        seen, ball = results.inference, results.set
+        d, nothing = len(results.coef), np.full(len(results.coef), np.nan)
+        tail = 100 * (1 - results.level) / 2
         errors = nothing if seen is None else seen.standard_errors
         with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where(errors > 0, model.coef_ / errors, np.nan)
-        rival = f"DPO, beta {model.rival_beta_:.3g}"
+            t = np.where(errors > 0, results.coef / errors, np.nan)
+        rival = f"DPO, beta {results.rival_beta:.3g}"
         table = pd.DataFrame(
             {
-                "coef": model.coef_,
+                "coef": results.coef,
                 "std err": errors,
                 "t": t if seen is None or seen.method == "sandwich" else nothing,
                 "P>|t|": nothing if seen is None else seen.p_values,
                 f"[{tail:g} %": nothing if seen is None else seen.intervals[:, 0],
                 f"{100 - tail:g} %]": nothing if seen is None else seen.intervals[:, 1],
             },
-            index=pd.Index(model.names_, name="feature"),
+            index=pd.Index(results.names, name="feature"),
         )
         if ball is not None:
-            table = table.assign(**{"DPO": model.dpo_, rival: model.rival_})
-        facts = {"comparisons": f"{model.n_comparisons_:,}"}
-        if model.n_ties_:
-            facts["ties"] = f"{model.n_ties_:,}, {'halved' if model.ties == 'half' else 'dropped'}"
-        if model.n_groups_ is not None:
-            facts["groups"] = f"{model.n_groups_:,}"
-        state = "converged" if model.converged_ else "NOT converged"
-        facts["objective"] = f"{model.objective_:.6f} nats, gap {model.gap_:.0e}, {state}"
+            table = table.assign(**{"DPO": results.dpo, rival: results.rival})
+        facts = {"comparisons": f"{results.comparisons:,}"}
+        if results.ties:
+            facts["ties"] = (
+                f"{results.ties:,}, {'halved' if results.ties_taken == 'half' else 'dropped'}"
+            )
+        if results.groups is not None:
+            facts["groups"] = f"{results.groups:,}"
+        state = "converged" if results.converged else "NOT converged"
+        facts["objective"] = f"{results.objective:.6f} nats, gap {results.gap:.0e}, {state}"
         if ball is not None:
-            facts[ball.facts.symbol] = f"{model.radius_:.4g} {_unit(model)}: {model.radius_why_}"
-        if np.isfinite(model.effective_):
-            facts["effective comparisons"] = f"{model.effective_:,.0f} in the worst case"
-        facts["KL to the reference"] = f"{model.kl_:.4f} nats a comparison"
+            facts[ball.facts.symbol] = f"{results.size:.4g} {_unit(results)}: {results.why}"
+        if np.isfinite(results.effective):
+            facts["effective comparisons"] = f"{results.effective:,.0f} in the worst case"
+        facts["KL to the reference"] = f"{results.kl:.4f} nats a comparison"
         title = "DPO" if ball is None else ball.facts.about
-        return cls(table, title, facts, _notes(model, rival, d))
+        return cls(table, title, facts, _notes(results, rival, d))
 
     def to_csv(self, path: Any) -> None:
         """Write the table, all digits."""
@@ -117,51 +150,55 @@ class Summary:
         return "\n".join([self.title, rule, *facts, rule, body, rule, *self.notes])
 
 
-def _unit(model: "PreferenceModel") -> str:
-    unit = model.set_.facts.unit if model.set_ is not None else ""
+def _unit(results: Results) -> str:
+    unit = results.set.facts.unit if results.set is not None else ""
     if "features" not in unit:
         return unit
     return {
         "columns": "root mean squares of the differences",
         "whitened": "in the whitened metric",
         "raw": "in the columns' own unit",
-    }[model.metric]
+    }[results.metric]
 
 
-def _notes(model: "PreferenceModel", rival: str, d: int) -> tuple[str, ...]:
+def _notes(results: Results, rival: str, d: int) -> tuple[str, ...]:
     notes = []
-    seen = model.inference_
+    seen = results.inference
     if seen is None:
         notes.append(
             "The radius is at or beyond collapse: the set holds a law that knows no preference"
-            + (" but for the unpenalised columns" if model._scaled.free.any() else "")
+            + (" but for the unpenalised columns" if results.some_unmoved else "")
             + ", and the answer is the reference. There is no law to infer from."
         )
     else:
-        by = "groups" if model.n_groups_ is not None else "comparisons"
+        by = "groups" if results.groups is not None else "comparisons"
         notes.append(
             f"Standard errors: {seen.method} over {seen.independent:,} {by}: {seen.reason}."
         )
-        if seen.method == "sandwich" and model.set_ is not None:
+        if seen.method == "sandwich" and results.set is not None:
             notes.append(
                 "P>|t|: of a coefficient of the robust target being 0, at this radius as given."
             )
-    if model.set_ is not None:
+    if results.set is not None:
         notes.append(
             f"{rival}: plain DPO that is as far from the reference; where the model is right KLDPO"
             " is just that. If it predicts as well, take it."
         )
-    if model.metric == "columns" and model.set_ is not None and "features" in model.set_.facts.unit:
-        coded = [name for name in model.names_ if "[" in name]
+    if (
+        results.metric == "columns"
+        and results.set is not None
+        and "features" in results.set.facts.unit
+    ):
+        coded = [name for name in results.names if "[" in name]
         if coded:
             notes.append(
                 f"The set moves features, and its answer depends on how {coded[0].split('[')[0]} is"
                 " coded (the category left out). metric='whitened' does not."
             )
-    notes += [f"{remark[0].upper()}{remark[1:]}." for remark in model.fit_.remarks]
-    if np.isfinite(model.effective_) and model.effective_ < _FEW * d:
+    notes += [f"{remark[0].upper()}{remark[1:]}." for remark in results.remarks]
+    if np.isfinite(results.effective) and results.effective < _FEW * d:
         notes.append(
-            f"The worst case leaves {model.effective_:,.0f} effective comparisons for {d}"
+            f"The worst case leaves {results.effective:,.0f} effective comparisons for {d}"
             " coefficients."
         )
     return tuple(notes)

@@ -1,5 +1,6 @@
 """The preference model against statsmodels, cvxpy and its own invariances."""
 
+import pickle
 from typing import Any
 
 import cvxpy as cp
@@ -10,7 +11,7 @@ import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
-from sklearn.model_selection import GroupKFold, cross_val_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 
 from theory import KL, PreferenceModel, WassersteinFree, fit
 from theory.policy import Array
@@ -30,7 +31,7 @@ def journeys(seed: int = 0, n: int = 600, people: int = 60) -> tuple[pd.DataFram
         table[f"comfort{side}"] = rng.integers(0, 3, n)
         comfort = np.array([0.0, -0.4, -1.0])[table[f"comfort{side}"]]
         score += sign * (-6e-4 * table[f"price{side}"] - 0.01 * table[f"time{side}"] + comfort)
-    return table, rng.random(n) < 1 / (1 + np.exp(-score)), person
+    return table, rng.random(n) < 1 / (1 + np.exp(-np.asarray(score))), person
 
 
 def fitted(set: Any = "kl", groups: bool = True, **settings: Any) -> PreferenceModel:
@@ -119,7 +120,7 @@ def test_beyond_all_that_moves_only_the_unpenalised_are_left(power: int) -> None
     model = fitted(WassersteinFree(power=power), of_collapse=1.0)
     share = first.mean()
     np.testing.assert_allclose(model.coef_, [0, 0, 0, 0, np.log(share / (1 - share))], atol=1e-9)
-    assert model.collapsed_ and model.inference_ is None and "no law" in repr(model.summary())
+    assert model.collapsed_ and model.inference_ is None and "collapse" in repr(model.summary())
     just = fitted(WassersteinFree(power=power), of_collapse=0.999)
     assert not just.collapsed_ and np.abs(just.coef_[:4]).max() > 0
 
@@ -240,6 +241,18 @@ def test_it_keeps_scikit_learn_s_conventions() -> None:
     chance = model.predict_proba(table)
     np.testing.assert_allclose(chance.sum(1), 1)
     assert ((chance[:, 1] > 0.5) == model.predict(table)).all()
+    # a search hands the table on, and no groups: their column is named
+    search = GridSearchCV(
+        PreferenceModel(FORMULA, sides=("1", "2"), groups="person"), {"radius": [0.001, 0.01]}
+    )
+    best = search.fit(table, first).best_estimator_
+    assert best.n_groups_ == table.person.nunique()
+    by_hand = clone(best).set_params(groups=None).fit(table, first, groups=person)
+    np.testing.assert_allclose(
+        best.inference_.standard_errors, by_hand.inference_.standard_errors, rtol=1e-9
+    )
+    again = pickle.loads(pickle.dumps(best))
+    np.testing.assert_array_equal(again.predict_proba(table), best.predict_proba(table))
     with pytest.raises(Exception, match="not fitted"):
         PreferenceModel(radius=0.1).predict([[1.0]])
 
@@ -269,9 +282,34 @@ def test_what_cannot_be_read_is_told() -> None:
     model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01)
     holes = table.astype({"time1": float})
     holes.loc[5, "time1"] = np.nan
+
+    def fitted_with(**columns: Any) -> Any:
+        return clone(model).fit(table.assign(**columns), first)
+
+    def holed(table: pd.DataFrame, hole: int) -> Any:
+        return table.comfort1.astype("Int64").where(table.index != hole)
+
     cases: list[tuple[Any, str]] = [
-        (lambda: model.fit(holes, first), "'time' has .*nan.* in row 5"),
+        (lambda: model.fit(holes, first), "'time' has no entry in row 5"),
         (lambda: model.fit(table, first * 2), "y has 2 in row"),
+        (lambda: model.fit(table, first * 0.0 + 0.5), "all comparisons are ties"),
+        (lambda: model.fit(table, pd.array([None, *first[1:]], dtype="boolean")), "row 0"),
+        (
+            lambda: model.fit(table, pd.Series(first)[::-1]),
+            "y has another",
+        ),
+        (lambda: fitted_with(comfort1=holed(table, 3)), "'comfort' has no entry in row 3"),
+        (lambda: fitted_with(price1=table.price1.astype(str)), "'price' holds numbers written as"),
+        (lambda: clone(model).set_params(formula="first ~ price").fit(table, first), "left side"),
+        (lambda: clone(model).set_params(groups="town").fit(table, first), "'town'"),
+        (
+            lambda: (
+                clone(model)
+                .set_params(formula="price + time + I(price + 2 * time)")
+                .fit(table, first)
+            ),
+            "is a combination of",
+        ),
         (lambda: model.fit(table, np.where(first, "a", "b")), "make a comparison"),
         (lambda: model.fit(table, first[:-1]), "a label for each of 600"),
         (lambda: model.fit(table, first, sample_weight=-np.ones(600)), "not negative"),
@@ -298,6 +336,87 @@ def test_what_cannot_be_read_is_told() -> None:
     for attempt, words in cases:
         with pytest.raises(ValueError, match=words):
             attempt()
+
+
+def test_missing_categories_are_not_the_first_one() -> None:
+    table, first, _ = journeys()
+    for kind in ("object", "category", "string"):
+        words = table.assign(
+            comfort1=table.comfort1.map({0: "a", 1: "b", 2: "c"}).astype(kind),
+            comfort2=table.comfort2.map({0: "a", 1: "b", 2: "c"}).astype(kind),
+        )
+        model = PreferenceModel("price + comfort", sides=("1", "2"), radius=0.01).fit(words, first)
+        assert model.names_ == ("price", "comfort[T.b]", "comfort[T.c]")
+        words.loc[4, "comfort2"] = None
+        with pytest.raises(ValueError, match="'comfort' has no entry in row 4"):
+            model.predict(words)
+        with pytest.raises(ValueError, match="'comfort' has no entry in row 4"):
+            model.fit(words, first)
+
+
+def test_a_set_that_moves_features_has_an_estimate_where_plain_dpo_has_none() -> None:
+    table, first, person = journeys()
+    rare = table.assign(rare1=0, rare2=0)
+    rare.loc[np.flatnonzero(first)[:2], "rare1"] = 1
+    how: dict[str, Any] = {"formula": "price + rare", "sides": ("1", "2")}
+    for set in (None, "kl"):
+        size = {} if set is None else {"radius": 0.01}
+        with pytest.raises(ValueError, match=r"separable .*direction of rare.*w2-free"):
+            PreferenceModel(**how, set=set, **size).fit(rare, first)
+        held = PreferenceModel(**how, set=set, bound=3.0, **size).fit(rare, first, groups=person)
+        assert np.isfinite(held.coef_).all() and "separable" in repr(held.summary())
+    for power in (1, 2):
+        model = PreferenceModel(**how, set=WassersteinFree(0.05, power=power)).fit(rare, first)
+        assert 0 < model.coef_[1] < 10 and np.isnan(model.dpo_).all()
+        assert "no finite estimate" in repr(model.summary()) and model.to_latex()
+
+
+def test_no_p_values_where_a_null_would_be_significant() -> None:
+    """b has no effect and goes with a, whose coefficient the set shares with it."""
+    rng = np.random.default_rng(0)
+    low = []
+    for _ in range(20):
+        a = rng.normal(size=600)
+        x = np.column_stack([a, a + 0.7 * rng.normal(size=600)])
+        y = rng.random(600) < 1 / (1 + np.exp(-1.5 * a))
+        model = PreferenceModel(set="w2-free", of_collapse=0.2).fit(x, y)
+        assert model.inference_ is not None
+        low.append(model.inference_.p_values[1] < 0.05)
+        assert model.summary().table["P>|t|"].isna().all() and "No P" in repr(model.summary())
+    assert np.mean(low) > 0.9
+
+
+def test_few_groups_leave_the_coefficients() -> None:
+    table, first, person = journeys()
+    some = person < 3
+    model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01)
+    model.fit(table[some], first[some], groups=person[some])
+    assert model.inference_ is None and "too few" in repr(model.summary())
+    assert np.isfinite(model.coef_).all() and len(model.predict(table)) == len(table)
+
+
+def test_sides_without_a_mark_and_latex_of_any_name() -> None:
+    table, first, _ = journeys()
+    bare = table.rename(columns={"price1": "price", "time1": "time"})
+    bare = bare.rename(columns={"price2": "price1", "time2": "time1"})
+    model = PreferenceModel("price + time", sides=("", "1"), radius=0.01).fit(bare, first)
+    twin = PreferenceModel("price + time", sides=("1", "2"), radius=0.01).fit(table, first)
+    np.testing.assert_allclose(model.coef_, twin.coef_)
+    x = pd.DataFrame({"50% off_R&D": table.price1 - table.price2, "t": table.time1 - table.time2})
+    odd = PreferenceModel(radius=0.01).fit(x, first)
+    text = odd.to_latex(
+        label="tab:a", caption="A_b", names={"t": "time #1"}, columns=["coef", "DPO"]
+    )
+    assert r"50\% off\_R\&D" in text and r"time \#1" in text and r"\caption{A\_b}" in text
+    with pytest.raises(ValueError, match="no column 'se'"):
+        odd.to_latex(columns=["se"])
+
+
+def test_a_radius_of_0_is_still_that_of_its_set() -> None:
+    model = fitted("kl", radius=0.0)
+    assert "with the rho 0" in repr(model.summary()) and "0 nats: given" in repr(model.summary())
+    with pytest.raises(ValueError, match="its radius is 0"):
+        model.worst_case()
 
 
 def test_the_summary_is_printed_and_written(tmp_path: Any) -> None:

@@ -22,10 +22,13 @@ from sklearn.utils.validation import check_is_fitted
 from theory.batch import ArrayLike
 from theory.checks import check_clusters
 from theory.comparisons.radius import choose, scale, scales_meant, the_set
-from theory.comparisons.report import RadiusPath, Results, Summary, WorstPairs
+from theory.comparisons.report import RadiusPath, WorstPairs
+from theory.comparisons.summary import Results, Summary
 from theory.comparisons.table import (
     ORDER,
+    SignedPairs,
     as_table,
+    check_index,
     read_design,
     signed_pairs,
 )
@@ -34,6 +37,8 @@ from theory.policy import Array
 from theory.results import Fit
 from theory.separable import separation
 from theory.sets import AmbiguitySet
+
+_NOTHING = 1e-14  # KL to the reference, in nats, of a policy that is the reference but for rounding
 
 
 class PreferenceModel(ClassifierMixin, BaseEstimator):
@@ -69,6 +74,9 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         level: of the intervals.
         folds: of the cross-validation.
         random_state: a seed, of the folds and of draws.
+        groups: name of the column of the table that says which comparisons belong together, where
+            `fit` is given none; scikit-learn's searches hand a table on, but no groups.
+        resamples: fits to smaller samples, where the law of the fit is not normal.
 
     Attributes:
         coef_: (d,) in the inverse units of the columns. names_: (d,). intercept_: the order effect,
@@ -116,6 +124,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         level: float = 0.95,
         folds: int = 5,
         random_state: int = 0,
+        groups: str | None = None,
+        resamples: int = 200,
     ) -> None:
         self.formula = formula
         self.sides = sides
@@ -130,6 +140,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         self.level = level
         self.folds = folds
         self.random_state = random_state
+        self.groups = groups
+        self.resamples = resamples
 
     # ------------------------------------------------------------------------------------- the fit
     def fit(
@@ -152,25 +164,28 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         Returns:
             The model itself.
         """
+        check_index(X, y=y, groups=groups, sample_weight=sample_weight)
         order = any(name in (ORDER, "intercept") for name in _texts(self.unpenalised))
-        self.design_ = read_design(X, self.formula, self.sides, order)
+        self.design_ = read_design(X, self.formula, self.sides, order, self.groups)
         x = self.design_.differences(X)
         pairs = signed_pairs(x, y, sample_weight, self.ties)
-        member = (
-            None if groups is None else check_clusters(groups, len(x), name="groups")[pairs.row]
-        )
+        if groups is None and self.groups is not None:
+            groups = as_table(X, (self.groups,))[self.groups]
+        member = None
+        if groups is not None:
+            member = check_clusters(groups, len(x), name="groups")[pairs.row]
         self.names_ = self.design_.names
         self.n_features_in_ = len(as_table(X).columns)
         if isinstance(X, pd.DataFrame):
             self.feature_names_in_ = np.array([str(name) for name in X.columns], dtype=object)
         self.classes_ = np.array([0, 1])
-        if self.bound is None and (found := separation(pairs.u, pairs.weights)) is not None:
-            raise ValueError(f"{found.describe(self.names_)}.")
-        kind = the_set(self.set)
+        free, kind = self._unmoved(), the_set(self.set)
+        if self.bound is None:
+            _refuse_separable(pairs, free, kind, self.names_)
         scaled = scale(
             pairs,
             x,
-            self._unmoved(),
+            free,
             kind,
             member,
             self.metric,
@@ -212,7 +227,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             worst = found.worst
             assert not isinstance(worst, list) and worst.weights is not None
             self.effective_ = float(1 / np.square(self._by_row(worst.weights)).sum())
-        self.inference_ = self._inferred(found)
+        self.inference_, self._no_inference = self._inferred(found)
 
     def _unmoved(self) -> NDArray[np.bool_]:
         """(d,) which features no set moves."""
@@ -237,16 +252,29 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         return found
 
     # ------------------------------------------------------------------------ what follows from it
-    def _inferred(self, found: Fit) -> Inference | None:
-        """In the columns' own units; None where the fit is exactly at rest."""
+    def _inferred(self, found: Fit) -> tuple[Inference | None, str]:
+        """In the columns' own units; None, and why, where there is none."""
         if bool(found.collapsed):
-            return None
+            left = " but for the unpenalised columns" if self._scaled.free.any() else ""
+            return None, (
+                "the radius is at or beyond collapse: the set holds a law that knows no preference"
+                f"{left}, and the answer is the reference"
+            )
         scaled = self._scaled
         equal = bool(np.allclose(scaled.weights, scaled.weights[0], rtol=1e-9, atol=0))
         once = scaled.member is None and len(np.unique(scaled.units)) == len(scaled.units)
         clusters = None if once and equal else scaled.units
-        seen = infer(found, clusters=clusters, level=self.level, seed=self.random_state)
-        return seen.in_units(scaled.unit, self.names_)
+        try:
+            seen = infer(
+                found,
+                clusters=clusters,
+                level=self.level,
+                resamples=self.resamples,
+                seed=self.random_state,
+            )
+        except (ValueError, RuntimeError) as error:  # the coefficients stand without
+            return None, str(error)
+        return seen.in_units(scaled.unit, self.names_), ""
 
     def _rival(self) -> tuple[float, Array]:
         """Plain DPO at the beta at which its KL to the reference is that of the fit.
@@ -254,7 +282,9 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         Its minimiser at beta s is 1/s times that at beta, so that a line search in s is all.
         """
         target = self._kl(self.coef_)
-        if self.kl_is_zero(target):
+        if not np.isfinite(self.dpo_).all():
+            return float("nan"), self.dpo_
+        if target < _NOTHING:
             return float("inf"), np.zeros_like(self.coef_)
         low, high = 0.0, 1.0
         while self._kl(high * self.dpo_) < target and high < 1e6:
@@ -263,11 +293,6 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             middle = (low + high) / 2
             low, high = (middle, high) if self._kl(middle * self.dpo_) < target else (low, middle)
         return self.beta / high, high * self.dpo_
-
-    @staticmethod
-    def kl_is_zero(kl: float) -> bool:
-        """Whether a policy is the reference but for rounding."""
-        return kl < 1e-14
 
     def _kl(self, coef: Array) -> float:
         """Mean over the comparisons of KL(policy || uniform) on the two alternatives, in nats; the
@@ -317,9 +342,11 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
                 names=self.names_,
                 coef=self.coef_,
                 inference=self.inference_,
+                inferred=self._no_inference,
                 dpo=self.dpo_,
                 rival_beta=self.rival_beta_,
                 rival=self.rival_,
+                asked=the_set(self.set),
                 set=self.set_,
                 size=self.radius_,
                 why=self.radius_why_,
@@ -343,9 +370,10 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         """Write the table of coefficients."""
         self.summary().to_csv(path)
 
-    def to_latex(self, path: Any = None) -> str:
-        """The table of coefficients in LaTeX (booktabs), also written where a path is given."""
-        return self.summary().to_latex(path)
+    def to_latex(self, path: Any = None, **how: Any) -> str:
+        """The table of coefficients in LaTeX (booktabs), also written where a path is given; how:
+        caption, label, names and columns, as `Summary.to_latex`."""
+        return self.summary().to_latex(path, **how)
 
     def worst_case(self) -> WorstPairs:
         """What the adversary does to each comparison at the fit.
@@ -358,7 +386,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if self.set_ is None:
-            raise ValueError("plain DPO has no ambiguity set, and so no worst case. Name a set.")
+            why = "" if the_set(self.set) is None else f": its radius is 0 ({self.radius_why_})"
+            raise ValueError(f"plain DPO has no worst case{why}. Take a set with another radius.")
         with scales_meant():
             worst = self.fit_.worst
         assert not isinstance(worst, list)
@@ -410,7 +439,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             pd.concat([table, pd.DataFrame(coef, columns=list(self.names_))], axis=1),
             self.names_,
             self.radius_,
-            kind.facts.symbol,
+            np.abs(self.coef_) * np.sqrt(np.mean(self._scaled.pairs.u**2, axis=0)),
         )
 
     def bootstrap(self, resamples: int = 300) -> pd.DataFrame:
@@ -432,3 +461,20 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
 
 def _texts(names: Sequence[str]) -> Sequence[str]:
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _refuse_separable(
+    pairs: SignedPairs,
+    free: NDArray[np.bool_],
+    kind: AmbiguitySet | None,
+    names: tuple[str, ...],
+) -> None:
+    """No finite estimate exists where comparisons are separable, by the columns that nothing holds:
+    a set that moves features puts a price on the others."""
+    held = np.ones(len(free), dtype=bool) if kind is None or not kind.knows_units else free
+    if not held.any():
+        return
+    found = separation(pairs.u[:, held], pairs.weights)
+    if found is not None:
+        kept = [name for name, own in zip(names, held, strict=True) if own]
+        raise ValueError(f"{found.describe(kept)}; or take a set that moves features, w2-free.")

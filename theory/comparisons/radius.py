@@ -25,6 +25,7 @@ from theory.fitting import dpo, far_bound, fit
 from theory.policy import Array
 from theory.radius_choice import suggest_radii
 from theory.results import Fit
+from theory.separable import separation
 from theory.sets import SETS, AmbiguitySet
 from theory.sets.wasserstein_free import WassersteinFree
 
@@ -168,8 +169,11 @@ def scale(
     unit = _unit(x, free, metric)
     u = pairs.u @ unit
     far = far_bound(pair_batch(u, pairs.weights), beta) if bound is None else bound
-    theta = dpo(u, pairs.weights, beta=beta, bound=far).theta.numpy()
+    found = dpo(u, pairs.weights, beta=beta, bound=far)
+    theta = found.theta.numpy()
     plain = unit @ theta
+    if bound is None and separation(pairs.u, pairs.weights) is not None:
+        plain = np.full(len(plain), np.nan)
     moves = kind is not None and not kind.facts.reweights
     if free.any() and moves:
         unit = unit * np.where(free, _UNMOVED, 1.0)
@@ -264,8 +268,8 @@ def _coverage(kind: AmbiguitySet, scaled: Scaled) -> float:
     if name is None or scaled.free.any():
         raise ValueError(
             "a radius that covers the truth is known for kl, and for w1-free and w2-free without"
-            f" unpenalised columns, not for {kind.name} here. Give radius or of_collapse, or take"
-            " 'cv'."
+            f" unpenalised columns (as the order effect), not for {kind.name} here. Give radius or"
+            " of_collapse, or take 'cv'."
         )
     choice = suggest_radii(
         scaled.u,
@@ -290,6 +294,7 @@ def _cross_validated(kind: AmbiguitySet, scaled: Scaled, folds: int, seed: int) 
     if not 2 <= folds <= count:
         raise ValueError(
             f"folds must be from 2 to the number of groups or comparisons, {count}, got {folds}."
+            f" Set folds={max(count, 2)}, or fewer."
         )
     split = GroupKFold(folds, shuffle=True, random_state=seed)
     held = np.zeros(len(sizes))

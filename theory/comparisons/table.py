@@ -8,6 +8,7 @@ names end (or begin) with the two sides, such as price1 and price2, or their dif
     signed_pairs(x, label, weights=None, ties="half")  # (2y-1) x, a row for each comparison
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.linalg import qr
+from torch import Tensor
 
 from theory.batch import ArrayLike
 from theory.checks import as_array
@@ -60,6 +63,7 @@ def read_design(
     formula: str | None,
     sides: tuple[str, str] | None,
     order: bool,
+    groups: str | None = None,
 ) -> Design:
     """The design of a table.
 
@@ -71,12 +75,16 @@ def read_design(
         sides: what tells the columns of the first and of the second alternative apart, as an ending
             or a beginning; None: the columns are differences.
         order: whether to add the order effect.
+        groups: a column that is no feature.
 
     Raises:
         ValueError: no such columns, a formula that cannot be read, or a feature that is the same
             for both alternatives everywhere.
     """
     frame = as_table(table)
+    if groups is not None:
+        as_table(table, (groups,))  # it is there
+        frame = frame.drop(columns=groups)
     if sides is None:
         if formula is not None:
             raise ValueError(
@@ -85,18 +93,35 @@ def read_design(
             )
         names = tuple(map(str, frame.columns))
         found = Design(names + (ORDER,) * order, order, names)
-        _check_varies(_numbers(frame, names), names)
+        x = _numbers(frame, names)
+        _check_varies(x, names)
+        _check_independent(x, names)
         return found
+    if formula is not None and "~" in formula:
+        raise ValueError(
+            f"the formula {formula!r} has a left side: give the right one alone, as in 'price +"
+            " time'; the answers are y."
+        )
     first, second = _two_sides(frame, sides)
-    shared = [name for name in first if name not in _paired(frame, sides)]
+    paired = _paired(frame, sides)
     if formula is None:
-        formula = " + ".join(f"`{name}`" for name in first if name not in shared)
+        words = [name for name in paired if not pd.api.types.is_numeric_dtype(first[name])]
+        if words:
+            raise ValueError(
+                f"{words[0]!r} is no number: name the features by a formula, with C({words[0]}) for"
+                " categories."
+            )
+        formula = " + ".join(f"`{name}`" for name in paired)
     both = pd.concat([first, second], ignore_index=True)
     spec = _read_formula(formula, both)
     x = _evaluated(first, spec) - _evaluated(second, spec)
     names = tuple(str(name) for name in spec.column_names if name != "Intercept")
     _check_varies(x, names)
-    return Design(names + (ORDER,) * order, order, tuple(map(str, frame.columns)), sides, spec)
+    _check_independent(x, names)
+    used = {str(name) for name in spec.required_variables}
+    columns = [c for name, both in paired.items() if name in used for c in both]
+    columns += [c for c in frame.columns if c in used and c not in columns]
+    return Design(names + (ORDER,) * order, order, tuple(columns), sides, spec)
 
 
 def as_table(table: pd.DataFrame | ArrayLike, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -127,6 +152,18 @@ def as_table(table: pd.DataFrame | ArrayLike, columns: Sequence[str] = ()) -> pd
     return pd.DataFrame(x, columns=names)
 
 
+def check_index(table: object, **others: object) -> None:
+    """Rows match by place: a Series with another index than the table's would be taken wrongly."""
+    if not isinstance(table, pd.DataFrame):
+        return
+    for name, other in others.items():
+        if isinstance(other, pd.Series) and not other.index.equals(table.index):
+            raise ValueError(
+                f"{name} has another index than X, and rows are matched by place. Bring it into the"
+                f" order of X, as {name}.loc[X.index], or give {name}.to_numpy() if it is."
+            )
+
+
 # --------------------------------------------------------------------------------------- the sides
 def _paired(frame: pd.DataFrame, sides: tuple[str, str]) -> dict[str, tuple[str, str]]:
     """Name without side -> its columns, by endings or, where there are none, by beginnings."""
@@ -134,9 +171,11 @@ def _paired(frame: pd.DataFrame, sides: tuple[str, str]) -> dict[str, tuple[str,
     for ends in (True, False):
         found = {}
         for column in frame.columns:
+            if not (column.endswith(a) if ends else column.startswith(a)):
+                continue
             stem = column.removesuffix(a) if ends else column.removeprefix(a)
             other = stem + b if ends else b + stem
-            if stem != column and stem and other in frame:
+            if stem and other != column and other in frame:
                 found[stem.strip("_. ") or stem] = (column, other)
         if found:
             return found
@@ -156,25 +195,61 @@ def _two_sides(frame: pd.DataFrame, sides: tuple[str, str]) -> tuple[pd.DataFram
     shared = frame[[column for column in frame.columns if column not in taken]]
     made = []
     for side in (0, 1):
-        own = pd.DataFrame({name: frame[both[side]] for name, both in pairs.items()})
-        made.append(pd.concat([own, shared[[c for c in shared if c not in own]]], axis=1))
+        own = pd.DataFrame({name: _plain(frame[both[side]]) for name, both in pairs.items()})
+        rest = {c: _plain(shared[c]) for c in shared if c not in own}
+        made.append(pd.concat([own, pd.DataFrame(rest, index=own.index)], axis=1))
     return made[0], made[1]
+
+
+def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Truth values as numbers, and text as plain text, whatever holds it."""
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return column.astype("Float64" if column.hasnans else float)
+    if isinstance(column.dtype, pd.StringDtype):
+        return column.astype(object)
+    return column
 
 
 # ------------------------------------------------------------------------------------- the formula
 def _read_formula(formula: str, both: pd.DataFrame) -> Any:
     """The specification of a formula, with the categories of both sides."""
     from formulaic import Formula
-    from formulaic.errors import FormulaicError
 
     try:
-        return Formula(formula).get_model_matrix(both, na_action="ignore").model_spec
-    except (FormulaicError, NameError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        spec = Formula(formula).get_model_matrix(both, na_action="ignore").model_spec
+    except Exception as error:  # formulaic lets errors of many kinds through
+        said = re.sub(r"\x1b\[[0-9;]*m|[⧛⧚]", "", str(error)).splitlines()
         raise ValueError(
             f"the formula {formula!r} cannot be read with the columns"
-            f" {', '.join(map(str, both.columns[:20]))}: {error}. Names are those without their"
-            " side; C(name) makes categories; a name with blanks goes between backticks."
+            f" {', '.join(map(str, both.columns[:20]))}: {said[0] if said else error!r}. Names are"
+            " those without their side; C(name) makes categories; a name with blanks goes between"
+            " backticks; a condition is I(name == 'word')."
         ) from error
+    for name in spec.required_variables:
+        column = both[name]
+        if not pd.api.types.is_numeric_dtype(column.dtype) and column.notna().any():
+            numbers = pd.to_numeric(column.dropna(), errors="coerce")
+            if numbers.notna().mean() > 0.5:
+                raise ValueError(
+                    f"{name!r} holds numbers written as text, such as {column.dropna().iloc[0]!r}:"
+                    " make them numbers first, by pd.to_numeric(table[name]), or words if they are"
+                    " names."
+                )
+    _check_complete(both, spec, len(both) // 2)
+    return spec
+
+
+def _check_complete(side: pd.DataFrame, spec: Any, rows: int) -> None:
+    """No missing entry in what the formula takes: formulaic would take it for the first
+    category."""
+    for name in sorted(map(str, spec.required_variables)):
+        missing = np.flatnonzero(side[name].isna())
+        if len(missing):
+            raise ValueError(
+                f"column {name!r} has no entry in row {int(missing[0]) % rows} (counted from"
+                f" 0), and {len(missing)} such entries: drop or fill these rows, or make missing a"
+                " category of its own."
+            )
 
 
 def _evaluated(side: pd.DataFrame, spec: Any) -> Array:
@@ -188,7 +263,14 @@ def _evaluated(side: pd.DataFrame, spec: Any) -> Array:
                     f" the model was fitted; it knew {', '.join(map(str, levels))}. Join it with"
                     " one of these, or fit with rows that have it."
                 )
-    matrix = spec.get_model_matrix(side, na_action="ignore")
+    _check_complete(side, spec, len(side))
+    try:
+        matrix = spec.get_model_matrix(side, na_action="ignore")
+    except Exception as error:  # such as categories where the fit had numbers
+        raise ValueError(
+            f"the columns do not have the kinds that the fit had ({str(error).splitlines()[0]})."
+            " Give both sides of a feature the same kind: numbers, or words."
+        ) from error
     kept = [name for name in matrix.columns if name != "Intercept"]
     return _numbers(pd.DataFrame(matrix)[kept], kept)
 
@@ -232,6 +314,24 @@ def _check_varies(x: Array, names: Sequence[str]) -> None:
             f" {'it' if len(still) == 1 else 'them'} out, or let it meet a feature that differs, as"
             " in price:income."
         )
+
+
+def _check_independent(x: Array, names: Sequence[str]) -> None:
+    """No feature is a combination of others: which coefficients are meant is then open."""
+    size = np.sqrt(np.mean(x**2, axis=0))
+    _, upper, order = qr(x / size, mode="economic", pivoting=True)
+    diagonal = np.abs(np.diag(upper))
+    rank = int((diagonal > 1e-9 * diagonal[0]).sum())
+    if rank == x.shape[1] or len(x) < x.shape[1]:
+        return
+    extra = order[rank]
+    weights = np.linalg.lstsq(upper[:rank, :rank], upper[:rank, rank], rcond=None)[0]
+    others = [names[order[k]] for k in np.flatnonzero(np.abs(weights) > 1e-6)]
+    raise ValueError(
+        f"{names[extra]} is a combination of {', '.join(others[:6])}: their coefficients cannot be"
+        " told apart. Leave one of them out. Categories of a person meet one category of an"
+        " alternative at a time, as in I(fuel == 'electric'):college."
+    )
 
 
 # -------------------------------------------------------------------------------------- the labels
@@ -282,6 +382,8 @@ def signed_pairs(
     if ties == "drop":
         halves = halves[:0]
     row = np.concatenate([plain, halves, halves])
+    if not len(plain) and len(halves):
+        raise ValueError("all comparisons are ties, from which no preference can be fitted.")
     if not len(row):
         raise ValueError("no comparison is left: all are ties that are dropped, or have weight 0.")
     sign = np.concatenate([2 * y[plain] - 1, np.ones(len(halves)), -np.ones(len(halves))])
@@ -293,6 +395,13 @@ def signed_pairs(
 
 def check_labels(label: ArrayLike, n: int) -> Array:
     """(n,) labels 0, 0.5 or 1."""
+    if np.ndim(label) == 1 and not isinstance(label, Tensor):
+        missing = np.flatnonzero(pd.isna(np.asarray(label, dtype=object)))
+        if len(missing):
+            raise ValueError(
+                f"y has no answer in row {int(missing[0])} (counted from 0), and {len(missing)}"
+                " such rows: drop them; 0.5 is a tie."
+            )
     try:
         y = as_array(label, "y")
     except ValueError as error:

@@ -1,0 +1,276 @@
+"""The table of results of a preference model, printed and in LaTeX."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from theory.inference import Inference
+from theory.policy import Array
+from theory.sets import AmbiguitySet
+
+_FEW = 10  # effective comparisons a coefficient, below which it is said
+_DIGITS = 2  # of a standard error; coefficients are given to the same decimals
+_SIGNS = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"$|$",
+    "<": r"$<$",
+    ">": r"$>$",
+} | {sign: "\\" + sign for sign in "%&#_{}$"}
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a fit has come to, as `PreferenceModel` names it.
+
+    asked, set: the set that was asked for, and with its size; the latter None where that is plain
+    DPO. inferred: why there is no inference. some_unmoved: whether there are columns that a set
+    which moves features does not move. ties_taken: "half" or "drop".
+    """
+
+    names: tuple[str, ...]
+    coef: Array
+    inference: Inference | None
+    inferred: str
+    dpo: Array
+    rival_beta: float
+    rival: Array
+    asked: AmbiguitySet | None
+    set: AmbiguitySet | None
+    size: float
+    why: str
+    metric: str
+    some_unmoved: bool
+    level: float
+    comparisons: int
+    ties: int
+    ties_taken: str
+    groups: int | None
+    objective: float
+    gap: float
+    converged: bool
+    effective: float
+    kl: float
+    remarks: list[str]
+
+    @property
+    def moves(self) -> bool:
+        """Whether the set moves features."""
+        return self.set is not None and self.set.knows_units
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """The results of a fit, in the manner of statsmodels; printing it shows them.
+
+    table: a row for each feature, with the columns coef, std err, t, P>|t|, the ends of the
+    interval, and the coefficients of plain DPO, at the same beta and at the one at which it is as
+    far from the reference as this fit. facts: name -> value, in words. notes: what to know before
+    it is believed.
+    """
+
+    table: pd.DataFrame
+    title: str
+    facts: dict[str, str]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, results: Results) -> "Summary":
+        """That of a fit."""
+        seen, nothing = results.inference, np.full(len(results.coef), np.nan)
+        tail = 100 * (1 - results.level) / 2
+        errors = nothing if seen is None else seen.standard_errors
+        p = nothing if seen is None or results.moves else seen.p_values
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = np.where(np.isfinite(p), results.coef / errors, np.nan)
+        rival = f"DPO, beta {results.rival_beta:.3g}"
+        table = pd.DataFrame(
+            {
+                "coef": results.coef,
+                "std err": errors,
+                "t": t,
+                "P>|t|": p,
+                f"[{tail:g} %": nothing if seen is None else seen.intervals[:, 0],
+                f"{100 - tail:g} %]": nothing if seen is None else seen.intervals[:, 1],
+            },
+            index=pd.Index(results.names, name="feature"),
+        )
+        if results.set is not None:
+            table = table.assign(**{"DPO": results.dpo, rival: results.rival})
+        return cls(table, _title(results), _facts(results), _notes(results, rival))
+
+    def to_csv(self, path: Any) -> None:
+        """Write the table, all digits."""
+        self.table.to_csv(path)
+
+    def to_latex(
+        self,
+        path: Any = None,
+        *,
+        caption: str | None = None,
+        label: str | None = None,
+        names: Mapping[str, str] | None = None,
+        columns: list[str] | None = None,
+    ) -> str:
+        """The table in LaTeX, facts and notes below it; needs booktabs.
+
+        Args:
+            path: of a file to write as well.
+            caption: None: the estimator.
+            label: for references.
+            names: feature -> what it is called; others keep their names.
+            columns: of `table`, in this order; None: all.
+
+        Raises:
+            ValueError: columns that the table does not have.
+        """
+        missing = [name for name in columns or [] if name not in self.table]
+        if missing:
+            raise ValueError(f"no column {missing[0]!r}; there are {', '.join(self.table)}.")
+        shown = self._shown()[columns or list(self.table)]
+        called = names or {}
+        rows = [
+            " & ".join([_tex(called.get(str(name), str(name))), *map(_tex, row)]) + r" \\"
+            for name, row in zip(shown.index, shown.to_numpy(), strict=True)
+        ]
+        facts = "; ".join(f"{name}: {value}" for name, value in self.facts.items())
+        below = " ".join([f"{facts}.", *self.notes])
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(caption or self.title)}}}",
+            *([rf"\label{{{label}}}"] if label else []),
+            rf"\begin{{tabular}}{{l{'r' * shown.shape[1]}}}",
+            r"\toprule",
+            " & ".join(["", *map(_tex, shown.columns)]) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+            rf"\medskip\parbox{{\linewidth}}{{\footnotesize {_tex(below)}}}",
+            r"\end{table}",
+        ]
+        text = "\n".join(lines) + "\n"
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def _shown(self) -> pd.DataFrame:
+        """As text: each row to the decimals of its standard error."""
+        shown = pd.DataFrame("", index=self.table.index, columns=self.table.columns)
+        for k, (_, row) in enumerate(self.table.iterrows()):
+            decimals = _decimals(row)
+            for j, (name, x) in enumerate(row.items()):
+                if not math.isfinite(x):
+                    continue
+                if name == "P>|t|":
+                    shown.iloc[k, j] = f"{x:.3f}" if x >= 0.0005 else "<0.001"
+                elif name == "t":
+                    shown.iloc[k, j] = f"{x:.2f}"
+                else:
+                    shown.iloc[k, j] = f"{x:.{decimals}f}"
+        return shown
+
+    def __repr__(self) -> str:
+        """The title, the facts, the table and the notes."""
+        wide = max(map(len, self.facts))
+        facts = [f"{name:<{wide}}  {value}" for name, value in self.facts.items()]
+        body = self._shown().rename_axis(None).to_string(justify="right")
+        rule = "=" * max(map(len, body.splitlines()))
+        return "\n".join([self.title, rule, *facts, rule, body, rule, *self.notes])
+
+
+def _decimals(row: "pd.Series[float]") -> int:
+    size = row["std err"] if row["std err"] > 0 else abs(row["coef"]) / 10
+    if not (math.isfinite(size) and size > 0):
+        return 4
+    return min(max(_DIGITS - 1 - math.floor(math.log10(size)), 0), 12)
+
+
+def _tex(text: str) -> str:
+    return "".join(_SIGNS.get(sign, sign) for sign in text)
+
+
+def _title(results: Results) -> str:
+    if results.set is not None:
+        return results.set.facts.about
+    if results.asked is None:
+        return "DPO"
+    facts = results.asked.facts
+    return f"DPO ({facts.about}, with the {facts.symbol} 0)"
+
+
+def _facts(results: Results) -> dict[str, str]:
+    facts = {"comparisons": f"{results.comparisons:,}"}
+    if results.ties:
+        taken = "halved" if results.ties_taken == "half" else "dropped"
+        facts["ties"] = f"{results.ties:,}, {taken}"
+    if results.groups is not None:
+        facts["groups"] = f"{results.groups:,}"
+    state = "converged" if results.converged else "NOT converged"
+    facts["objective"] = f"{results.objective:.6f} nats, gap {results.gap:.0e}, {state}"
+    if results.asked is not None:
+        size = f"{results.size:.4g} {_unit(results.asked, results.metric)}".strip()
+        facts[results.asked.facts.symbol] = f"{size}: {results.why}"
+    if math.isfinite(results.effective):
+        facts["effective comparisons"] = f"{results.effective:,.0f} in the worst case"
+    facts["KL to the reference"] = f"{results.kl:.4f} nats a comparison"
+    return facts
+
+
+def _unit(kind: AmbiguitySet, metric: str) -> str:
+    if "features" not in kind.facts.unit:
+        return kind.facts.unit
+    return {
+        "columns": "root mean squares of the differences",
+        "whitened": "in the whitened metric",
+        "raw": "in the columns' own unit",
+    }[metric]
+
+
+def _notes(results: Results, rival: str) -> tuple[str, ...]:
+    notes = []
+    seen = results.inference
+    if seen is None:
+        notes.append(f"No standard errors: {results.inferred.rstrip('.')}.")
+    else:
+        by = "groups" if results.groups is not None else "comparisons"
+        notes.append(
+            f"Standard errors: {seen.method} over {seen.independent:,} {by}: {seen.reason}."
+        )
+    if results.moves:
+        notes.append(
+            "No P: a set that moves features shares its penalty among those that go together, so"
+            " that the robust coefficient of a feature without any effect is not 0. Test effects"
+            " with plain DPO."
+        )
+        coded = [name for name in results.names if "[" in name]
+        if results.metric == "columns" and coded:
+            notes.append(
+                f"The answer depends on how {coded[0].split('[')[0]} is coded (the category left"
+                " out). metric='whitened' does not."
+            )
+    elif results.set is not None and seen is not None and seen.method == "sandwich":
+        notes.append("P: of a coefficient of the robust target being 0, at this radius as given.")
+    if results.set is not None and np.isfinite(results.rival).all():
+        notes.append(
+            f"{rival}: plain DPO that is as far from the reference; where the model is right KLDPO"
+            " is just that. If it predicts as well, take it."
+        )
+    if results.set is not None and not np.isfinite(results.dpo).all():
+        notes.append("Plain DPO has no finite estimate here: the comparisons are separable.")
+    notes += [f"{remark[0].upper()}{remark[1:].rstrip('.')}." for remark in results.remarks]
+    d = len(results.coef)
+    if math.isfinite(results.effective) and results.effective < _FEW * d:
+        notes.append(
+            f"The worst case leaves {results.effective:,.0f} effective comparisons for {d}"
+            " coefficients."
+        )
+    return tuple(notes)

@@ -44,7 +44,7 @@ FENCE = re.compile(
     r"^```[ ]?([a-z]*)(?: title=\"([^\"]*)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
 PRINTS = "prints"
-GAP = re.compile(r"gap \d\.\de-\d+")  # of a fit: rounding, which is another on another machine
+GAP = re.compile(r"gap \d\.\de[-+]\d+")  # of a fit: rounding, which is another on another machine
 
 
 @dataclass(frozen=True)

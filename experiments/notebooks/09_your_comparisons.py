@@ -158,4 +158,4 @@ print(
     f" standard errors are clustered by person. An hour is worth {60 * robust.coef_[1] / robust.coef_[0]:,.0f}"
     f" (plain DPO: {worth:,.0f}). Plain DPO at beta = {robust.rival_beta_:.2f}, which is as far from the reference, is given beside it."
 )
-print(table_out.to_latex()[:300], "...")
+print(table_out.to_latex(caption="Train choices, KL-robust", label="tab:train", columns=["coef", "std err", "P>|t|", "DPO"])[:900], "...")

@@ -215,7 +215,7 @@ def _facts(results: Results) -> dict[str, str]:
     if results.groups is not None:
         facts["groups"] = f"{results.groups:,}"
     state = "converged" if results.converged else "NOT converged"
-    facts["objective"] = f"{results.objective:.6f} nats, gap {results.gap:.0e}, {state}"
+    facts["objective"] = f"{results.objective:.6f} nats, gap {results.gap:.1e}, {state}"
     if results.asked is not None:
         size = f"{results.size:.4g} {_unit(results.asked, results.metric)}".strip()
         facts[results.asked.facts.symbol] = f"{size}: {results.why}"

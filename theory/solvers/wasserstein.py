@@ -45,6 +45,9 @@ _TARGETS = 10
 _ROUNDS = (False, False, False, True, True)
 # pairs near the kink that the screened solver for label moves leaves to the interior-point method
 _BAND = 96
+# how often the band may move, the gap from which on that leads nowhere, and the pairs that the
+# smoothed kink may leave in doubt before it
+_BANDS, _ASTRAY, _SMOOTHED = 3, 1e-5, 300
 
 
 def solve_w1(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) -> Point:
@@ -244,19 +247,47 @@ def _w1_label_screened(
 ) -> Point:
     """Large samples: Newton's method on a smoothed hinge finds which labels surely stay or flip;
     the interior point decides the rest, the `_BAND` pairs nearest to the kink m = kappa eta. The
-    certificate covers all pairs, so that a wrong guess shows.
+    certificate covers all pairs, so that a wrong guess shows; the band then moves to the kink of
+    what was found.
     """
     w = linear_start(pairs, beta, domain)
     scale = (pairs.p * (beta * pairs.project(w)) ** 2).sum(-1).sqrt().clamp(min=1e-9)
     v = torch.cat([w, (1.5 * beta * w.norm(dim=-1) + scale)[:, None]], -1)
     taken = torch.zeros_like(radius, dtype=torch.int64)
-    for fraction, sample in ((0.1, _head(pairs)), (0.01, pairs)):
+    stages = [(0.1, _head(pairs)), (0.01, pairs)]
+    while pairs.p.shape[1] * stages[-1][0] > _SMOOTHED:  # pairs under the smoothed kink, about
+        stages.append((stages[-1][0] / 10, pairs))
+    for fraction, sample in stages:
         eps = fraction * scale
         function = SmoothedLabelLoss(
             sample, beta, radius, kappa, eps, (0.1 * eps**2).minimum(0.03 * eps)
         )
         v, _, steps = minimise(function, v, domain, max_steps=7)
         taken = taken + steps
+    point = _w1_label_band(pairs, beta, domain, radius, kappa, v, taken)
+    for _ in range(_BANDS - 1):
+        hard = ((point.gap > DOUBTFUL) & (point.gap < _ASTRAY)).nonzero()[:, 0]
+        if not hard.numel():
+            break
+        part = pairs.select(hard)
+        assert point.dual is not None
+        v = torch.cat([point.w[hard], point.dual[hard, None]], -1)
+        again = _w1_label_band(part, beta, domain, radius[hard], kappa, v, point.steps[hard])
+        point = keep_better(point, hard, again)
+    return point
+
+
+def _w1_label_band(
+    pairs: PairBatch,
+    beta: float,
+    domain: Domain,
+    radius: Tensor,
+    kappa: float,
+    v: Tensor,
+    taken: Tensor,
+) -> Point:
+    """The interior point on the pairs near the kink at v = (w, eta), all other labels as they are
+    there."""
     over = beta * pairs.project(v[:, :-1]) - kappa * v[:, -1:]
     near = over.abs().topk(_BAND, dim=-1, largest=False, sorted=False).indices
     far = torch.ones_like(over, dtype=torch.bool).scatter_(1, near, False)

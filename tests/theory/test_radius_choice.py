@@ -444,7 +444,7 @@ def test_theta_is_covered_where_pairs_come_from_people(people: int, star: Array)
     assert (need <= kl_coverage(u.shape[1], 0.05, 2)).mean() < 0.8
 
 
-@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("power", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_transport_covers_theta_where_pairs_come_from_people(power: int, star: Array) -> None:
     """A Q with E_Q grad l(theta*) = 0, of moves in proportion to their slope, is built for each
     sample: what it costs is enough."""
@@ -575,6 +575,7 @@ def test_ties_are_two_rows_of_half_a_weight_in_one_group() -> None:
     assert choice.units == 80 and choice.effective == pytest.approx(1 / (60 / 80**2 + 40 / 160**2))
 
 
+@pytest.mark.slow
 def test_weights_are_a_sample_that_was_drawn_unevenly() -> None:
     """Half of a population is drawn twice as often, and weighs half as much: 400 samples cover."""
     rng, missed = np.random.default_rng(0), 0

@@ -29,7 +29,9 @@ from theory.solvers.smooth import loss_and_slope
 # (losses (1, n), p (1, n), size (1,)) -> the worst case
 Worst = Callable[[Tensor, Tensor, Tensor], BallDual]
 
-_MASS = 1e-7  # of an atom in the worst case, below which it has none
+# of an atom in the worst case, below which it has none; and the share of its own probability, for
+# rare atoms
+_MASS, _SHARE = 1e-7, 1e-4
 _RANK = 1e-10  # squared singular values, relative to the largest, that count as none
 _PRESSED = 1e-7  # share of the gradient that the bound has to hold to hold theta
 _MOVED = 1e-6  # change of a margin from which on minimisers are two
@@ -77,7 +79,7 @@ def _flat(pairs: PairBatch, point: Point, beta: float, domain: Domain) -> Tensor
     """Where the atoms with mass do not span all directions, and the bound does not hold theta."""
     mass = point.mass
     assert mass is not None
-    live = (mass > _MASS).to(mass.dtype)
+    live = _live(mass, pairs.p).to(mass.dtype)
     size = (pairs.ut**2).mean(-1).sqrt().clamp(min=1e-300)  # (R or 1, d)
     unit = PairBatch(pairs.ut / size[:, :, None], pairs.p)
     spread = torch.linalg.eigvalsh(unit.outer(live))
@@ -87,6 +89,11 @@ def _flat(pairs: PairBatch, point: Point, beta: float, domain: Domain) -> Tensor
     pressed = (point.w + domain.theta_ref).norm(dim=-1) >= domain.bound * (1 - 1e-9)
     pressed &= pairs.pull(slope).norm(dim=-1) > _PRESSED * pushes
     return torch.isfinite(mass).all(-1) & flat & ~pressed & torch.isfinite(point.value)
+
+
+def _live(mass: Tensor, p: Tensor) -> Tensor:
+    """Which atoms have mass in the worst case."""
+    return mass > (_SHARE * p).clamp(max=_MASS)
 
 
 class _Face:
@@ -108,7 +115,7 @@ class _Face:
         self.u = one.ut[0].T.cpu().numpy()
         self.start = point.w[r].cpu().numpy()
         self.reach = beta * np.linalg.norm(self.u, axis=1).max()  # margins per length
-        live = self.u[(point.mass[r] > _MASS).cpu().numpy()]
+        live = self.u[_live(point.mass[r], one.p[0]).cpu().numpy()]
         live = live / np.linalg.norm(live, axis=1, keepdims=True).clip(min=1e-300)
         _, sizes, right = np.linalg.svd(live)
         rank = int((sizes**2 > _RANK * sizes[0] ** 2).sum()) if len(sizes) else 0

@@ -237,7 +237,7 @@ if "kind" in pairs:
     print(f"pairs of annotators who want it short: {short.mean():.2f} of the sample, {share:.2f} of the worst case")
 
 # %%
-change = pd.DataFrame({"all pairs": u.mean(0), "worst case": worst.weights @ u.to_numpy()}, index=names).iloc[order]
+change = pd.DataFrame({"all pairs": u.mean(axis=0), "worst case": worst.weights @ u.to_numpy()}, index=names).iloc[order]
 with paper():
     figure, axes = grid(PAGE * 0.6, [0.25 + 0.2 * len(names)], 1, left=1.3, right=0.8)
     panel, rows = axes[0, 0], np.arange(len(names))

@@ -89,7 +89,7 @@ class PairBatch:
 
     def own_units(self) -> Tensor | None:
         """(d,) root mean squares of the features; None where they are of about one size."""
-        size = self.ut.square().mean((0, 2)).sqrt()
+        size = root_mean_squares(self.ut)
         live = size > 0
         if not bool(live.any()) or bool(size[live].max() <= _SIMILAR * size[live].min()):
             return None
@@ -189,10 +189,15 @@ def check_magnitudes(name: str, x: Tensor) -> None:
         )
 
 
+def root_mean_squares(ut: Tensor) -> Tensor:
+    """(d,) sizes of the features (R, d, n)."""
+    return ut.square().mean((0, 2)).sqrt()
+
+
 def warn_of_scales(ut: Tensor, kind: str, size: str, names: Sequence[str] = ()) -> None:
     """Features (R, d, n) in very different units, under a set whose size is in the unit of them
     all."""
-    spread = ut.square().mean((0, 2)).sqrt()
+    spread = root_mean_squares(ut)
     least = int(torch.where(spread > 0, spread, math.inf).argmin())
     most = int(spread.argmax())
     ratio = float(spread[most] / spread[least]) if spread[least] > 0 else 1.0

@@ -38,7 +38,7 @@ def collapse_radius(u: ArrayLike, set: AmbiguitySet, weights: ArrayLike | None =
     check_set(u, set)
     pairs = pair_batch(u, weights)
     set.check_atoms(pairs.p.shape[1])
-    if set.facts.unit.startswith("of the features"):
+    if set.knows_units:
         warn_of_scales(pairs.ut, type(set).__name__, set.facts.size, feature_names(u))
     pairs = set.with_units(pairs)
     parts = [

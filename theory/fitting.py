@@ -16,7 +16,6 @@ solver. See Boyd and Vandenberghe, Convex Optimization, section 5.5.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,15 +107,15 @@ def fit(
     tolerance = check_positive(
         "tolerance", tolerance, "It is how large a certified gap may be; 1e-10 is the default."
     )
-    domain, unit = _domain(pairs, set, beta, bound, theta_ref)
-    inner = pairs if unit is None else pairs.in_units(unit)
+    inner, unit = _inner(pairs, set, bound)
+    domain, within = _domains(inner, unit, beta, bound, theta_ref)
     if set is None:
         few = merged(inner, None)
         atoms = inner if few is None else few[0]
-        point = _solve(atoms, domain, None, lambda part, within, _: solve_mean(part, beta, within))
+        point = _solve(atoms, within, None, lambda part, here, _: solve_mean(part, beta, here))
     else:
         set.check_atoms(pairs.p.shape[1])
-        if set.facts.unit.startswith("of the features"):
+        if set.knows_units:
             warn_of_scales(pairs.ut, type(set).__name__, set.facts.size, feature_names(u))
         pairs, single = _for_each_size(pairs, single, set)
         inner = PairBatch(inner.ut, pairs.p)
@@ -125,23 +124,31 @@ def fit(
         atoms, ball = (inner, set) if few is None else (few[0], set.on_rows(few[1]))
         ball.check_cost(atoms.p.shape[1], atoms.replicates)
 
-        def solver(part: PairBatch, within: Domain, sizes: Tensor) -> Point:
-            found = ball.solve(part, beta, within, sizes)
-            return nearest(part, found, ball.worst_weights, sizes, beta, within)
+        def solver(part: PairBatch, here: Domain, sizes: Tensor) -> Point:
+            found = ball.solve(part, beta, here, sizes)
+            return nearest(part, found, ball.worst_weights, sizes, beta, here)
 
-        point = _solve(atoms, domain, size, solver, ball.elements(atoms.p.shape[1]))
+        point = _solve(atoms, within, size, solver, ball.elements(atoms.p.shape[1]))
     point = _not_above_reference(point)
     value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
     gap = gap.minimum(value)  # no loss is negative, and so no optimum
     small = tolerance * value.abs().clamp(min=1)
     converged = torch.isfinite(value) & (gap <= small) & (point.gap >= -small)
-    theta = torch.where(point.collapsed[:, None], domain.theta_ref, point.w + domain.theta_ref)
-    at_bound = ~point.collapsed & (theta.norm(dim=-1) >= domain.bound * (1 - 1e-9))
-    if unit is not None:
-        theta = theta / unit
-        domain = Domain(domain.theta_ref / unit, domain.bound / unit.min().item())
-    found = Fit(theta, value, gap, point.dual, converged, point.collapsed, point.steps, at_bound)
-    found = replace(found, _several=point.several)
+    reach = (point.w + within.theta_ref).norm(dim=-1)
+    at_bound = ~point.collapsed & (reach >= within.bound * (1 - 1e-9))
+    w = point.w if unit is None else point.w / unit
+    theta = torch.where(point.collapsed[:, None], domain.theta_ref, w + domain.theta_ref)
+    found = Fit(
+        theta,
+        value,
+        gap,
+        point.dual,
+        converged,
+        point.collapsed,
+        point.steps,
+        at_bound,
+        _several=point.several,
+    )
     made = found.of(set, pairs, beta, domain, feature_names(u), bounded=bound is not None)
     return made.without_batch() if single else made
 
@@ -177,37 +184,44 @@ def is_single(u: ArrayLike, weights: ArrayLike | None) -> bool:
     return axes[0] == 2 and axes[1:] in ([], [1])
 
 
-def _domain(
-    pairs: PairBatch,
-    set: "AmbiguitySet | None",
-    beta: float,
-    bound: float | None,
-    theta_ref: ArrayLike | None,
-) -> tuple[Domain, Tensor | None]:
-    """The feasible set, and the units (d,) of the features that it is in, None for their own.
+def _inner(
+    pairs: PairBatch, set: "AmbiguitySet | None", bound: float | None
+) -> tuple[PairBatch, Tensor | None]:
+    """The pairs to solve with, and the units (d,) that their features are measured in, None for
+    their own.
 
     Where neither a bound nor the set knows them, features of very different sizes are measured each
     in its own: a ball around theta then fits all of them, and so does its certificate.
     """
-    unit = None
+    blind = bound is None and (set is None or not set.knows_units)
+    unit = pairs.own_units() if blind else None
+    return (pairs if unit is None else pairs.in_units(unit)), unit
+
+
+def _domains(
+    inner: PairBatch,
+    unit: Tensor | None,
+    beta: float,
+    bound: float | None,
+    theta_ref: ArrayLike | None,
+) -> tuple[Domain, Domain]:
+    """The feasible set in the units that were given, and in those that are solved in; where these
+    differ, the first is a ball around the second."""
     if bound is None:
-        unit = None if set is not None and set.knows_units else pairs.own_units()
-        inner = pairs if unit is None else pairs.in_units(unit)
-        reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref")
-        bound = far_bound(inner, beta, reference if unit is None else reference * unit)
-    else:
-        inner = pairs
+        near = theta_ref
+        if unit is not None and theta_ref is not None:
+            near = as_float64(theta_ref, "theta_ref", unit.device) * unit
+        bound = far_bound(inner, beta, near)
     bound = check_scale(
         "bound",
         bound,
         "It is B in ||theta|| <= B; leave it out, or None, where no bound is wanted.",
     )
     check_reach(inner, beta, bound)
-    if unit is None or theta_ref is None:
-        return Domain(check_reference(theta_ref, pairs.dimension, bound, pairs.p), bound), unit
-    far = bound / unit.min().item()  # the norm is bounded in the other unit
-    check = check_reference(theta_ref, pairs.dimension, far, pairs.p) * unit
-    return Domain(check, bound), unit
+    outer = bound if unit is None else bound / unit.min().item()
+    reference = check_reference(theta_ref, inner.dimension, outer, inner.p)
+    domain = Domain(reference, outer)
+    return domain, domain if unit is None else Domain(reference * unit, bound)
 
 
 def _for_each_size(pairs: PairBatch, single: bool, set: "AmbiguitySet") -> tuple[PairBatch, bool]:

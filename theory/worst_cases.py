@@ -83,7 +83,7 @@ def worst_case(
         if beta is None:
             raise ValueError("beta is missing: the loss is log(1 + exp(-beta w.u)).")
     n, d = atoms.shape
-    if set.facts.unit.startswith("of the features"):
+    if set.knows_units:
         units = torch.from_numpy(atoms.T)[None]
         warn_of_scales(units, type(set).__name__, set.facts.size, names)
     p = np.full(n, 1 / n) if weights is None else check_probability("weights", weights, n)

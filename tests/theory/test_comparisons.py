@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 
 from theory import KL, PreferenceModel, WassersteinFree, fit
 from theory.policy import Array
+from theory.sets.gradient_penalty import GradientPenalty
 
 FORMULA = "price + time + C(comfort)"
 
@@ -417,6 +418,59 @@ def test_a_radius_of_0_is_still_that_of_its_set() -> None:
     assert "with the rho 0" in repr(model.summary()) and "0 nats: given" in repr(model.summary())
     with pytest.raises(ValueError, match="its radius is 0"):
         model.worst_case()
+
+
+def test_pictures_of_many_features_and_groups() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 11)) * np.r_[np.ones(10), 1e-9]
+    y = rng.random(400) < 1 / (1 + np.exp(-x[:, :10] @ np.linspace(1, 0.1, 10)))
+    person = np.repeat(np.arange(40), 10)
+    model = PreferenceModel(radius=0.01).fit(x, y, groups=person)
+    axes = model.path([0.0, 0.3, 0.6]).plot()
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(named) == 8 and named[-1].endswith("others") and "feature 1" in named
+    worst = model.worst_case()
+    groups = worst.plot(person)
+    assert len(groups.get_yticks()) == 15 and "15 of 40" in groups.get_ylabel()
+    order = worst.by(person).times.to_numpy()  # both ends are shown
+    (dots,) = [line for line in groups.lines if len(line.get_xdata()) == 15]
+    np.testing.assert_allclose(dots.get_xdata(), [*order[:10], *order[-5:]])
+    with pytest.raises(ValueError, match="1 comparisons have no group, that in row 3"):
+        worst.by(pd.Series(person).astype(object).where(np.arange(400) != 3))
+
+
+def test_sets_and_metrics_that_are_seldom_taken() -> None:
+    table, first, _ = journeys()
+    u = np.where(first, 1.0, -1.0)[:, None] * PreferenceModel(
+        FORMULA, sides=("1", "2"), set=None
+    ).fit(table, first).design_.differences(table)
+    size = np.sqrt((u**2).mean(0))
+    for kind in (WassersteinFree(0.05, label_cost=1.0), GradientPenalty(0.05)):
+        model = PreferenceModel(FORMULA, sides=("1", "2"), set=kind).fit(table, first)
+        truth = fit(u / size, kind, beta=1.0).theta.numpy() / size
+        np.testing.assert_allclose(model.coef_, truth, rtol=1e-5, atol=1e-9)
+        with pytest.raises(ValueError, match="leaves only the unpenalised columns is not known"):
+            PreferenceModel(
+                FORMULA,
+                sides=("1", "2"),
+                set=kind.sized(None),
+                of_collapse=0.2,
+                unpenalised="order",
+            ).fit(table, first)
+    x = pd.DataFrame(u[:, 1:3], columns=["a", "b"])
+    raw = PreferenceModel(set="w1-free", radius=0.1, metric="raw").fit(x, np.ones(len(x)))
+    truth = fit(u[:, 1:3], WassersteinFree(0.1), beta=1.0).theta.numpy()
+    np.testing.assert_allclose(raw.coef_, truth, rtol=1e-6)
+    assert "in the columns' own unit" in repr(raw.summary())
+
+
+def test_answers_of_another_index_are_refused_by_score_too() -> None:
+    table, first, _ = journeys()
+    model = fitted("kl", radius=0.01)
+    with pytest.raises(ValueError, match="y has another index"):
+        model.score(table, pd.Series(first)[::-1])
+    halves = np.full(len(table), 0.5)  # ties can be judged, if not fitted to
+    assert model.score(table, halves) < -np.log(2)
 
 
 def test_the_summary_is_printed_and_written(tmp_path: Any) -> None:

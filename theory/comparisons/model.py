@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import expit, xlogy
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
@@ -25,6 +26,7 @@ from theory.comparisons.radius import choose, scale, scales_meant, the_set
 from theory.comparisons.report import RadiusPath, WorstPairs
 from theory.comparisons.summary import Results, Summary
 from theory.comparisons.table import (
+    ALIASES,
     ORDER,
     SignedPairs,
     as_table,
@@ -165,10 +167,11 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             The model itself.
         """
         check_index(X, y=y, groups=groups, sample_weight=sample_weight)
-        order = any(name in (ORDER, "intercept") for name in _texts(self.unpenalised))
-        self.design_ = read_design(X, self.formula, self.sides, order, self.groups)
-        x = self.design_.differences(X)
+        order = any(name in ALIASES for name in _texts(self.unpenalised))
+        self.design_, x = read_design(X, self.formula, self.sides, order, self.groups)
         pairs = signed_pairs(x, y, sample_weight, self.ties)
+        if len(pairs.row) == 2 * pairs.pairs:
+            raise ValueError("all comparisons are ties, from which no preference can be fitted.")
         if groups is None and self.groups is not None:
             groups = as_table(X, (self.groups,))[self.groups]
         member = None
@@ -226,12 +229,12 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         if self.set_ is not None and self.set_.facts.reweights and not self.collapsed_:
             worst = found.worst
             assert not isinstance(worst, list) and worst.weights is not None
-            self.effective_ = float(1 / np.square(self._by_row(worst.weights)).sum())
+            self.effective_ = float(1 / np.square(pairs.by_comparison(worst.weights)).sum())
         self.inference_, self._no_inference = self._inferred(found)
 
     def _unmoved(self) -> NDArray[np.bool_]:
         """(d,) which features no set moves."""
-        wanted = {ORDER if name == "intercept" else name for name in _texts(self.unpenalised)}
+        wanted = {ORDER if name in ALIASES else name for name in _texts(self.unpenalised)}
         found = np.array([name in wanted for name in self.names_])
         missing = wanted - {name for name in self.names_}
         for name in list(missing):  # a column of the table, or a category with all its levels
@@ -289,10 +292,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         low, high = 0.0, 1.0
         while self._kl(high * self.dpo_) < target and high < 1e6:
             low, high = high, 2 * high
-        for _ in range(80):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._kl(middle * self.dpo_) < target else (low, middle)
-        return self.beta / high, high * self.dpo_
+        shrink = brentq(lambda s: self._kl(s * self.dpo_) - target, low, high, xtol=1e-14)
+        return self.beta / shrink, shrink * self.dpo_
 
     def _kl(self, coef: Array) -> float:
         """Mean over the comparisons of KL(policy || uniform) on the two alternatives, in nats; the
@@ -300,11 +301,6 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         chance = expit(self.beta * self._scaled.pairs.u @ coef)
         each = xlogy(chance, 2 * chance) + xlogy(1 - chance, 2 * (1 - chance))
         return float(self._scaled.pairs.weights @ each)
-
-    def _by_row(self, q: Array) -> Array:
-        """Weights of the comparisons from those of their signed rows."""
-        _, place = np.unique(self._scaled.pairs.row, return_inverse=True)
-        return np.bincount(place, q).astype(float)
 
     # ------------------------------------------------------------------------------- scikit-learn's
     def decision_function(self, X: pd.DataFrame | ArrayLike) -> Array:
@@ -329,6 +325,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
     ) -> float:
         """Mean log-likelihood of comparisons, in nats: -log 2 for a coin, larger is better. For the
         share that is predicted rightly use `scoring="accuracy"`."""
+        check_index(X, y=y, sample_weight=sample_weight)
         x = self.design_.differences(X)
         pairs = signed_pairs(x, y, sample_weight, self.ties)
         return -float(pairs.weights @ np.logaddexp(0, -self.beta * pairs.u @ self.coef_))
@@ -391,22 +388,20 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         with scales_meant():
             worst = self.fit_.worst
         assert not isinstance(worst, list)
-        rows = np.unique(self._scaled.pairs.row)
-        mass = self._by_row(self._scaled.pairs.weights)
-        table = pd.DataFrame({"row": rows, "share": mass})
+        pairs = self._scaled.pairs
+        mass = pairs.by_comparison(pairs.weights)
+        table = pd.DataFrame({"row": pairs.rows, "share": mass})
         if worst.weights is not None:
-            table["worst_share"] = self._by_row(worst.weights)
+            table["worst_share"] = pairs.by_comparison(worst.weights)
             table["times"] = table.worst_share / table.share
         else:
             assert worst.moves is not None
             moves = worst.moves
-            _, place = np.unique(self._scaled.pairs.row, return_inverse=True)
-            moved = np.bincount(place[moves.source], moves.mass * moves.distance, len(rows))
-            turned = np.bincount(place[moves.source], moves.mass * moves.flipped, len(rows))
-            table["moved"] = moved / mass
-            table["flipped"] = turned / mass
-        margin = self.beta * self._scaled.pairs.u @ self.coef_
-        table["loss"] = self._by_row(self._scaled.pairs.weights * np.logaddexp(0, -margin)) / mass
+            far, turned = moves.mass * moves.distance, moves.mass * moves.flipped
+            table["moved"] = pairs.by_comparison(far, moves.source) / mass
+            table["flipped"] = pairs.by_comparison(turned, moves.source) / mass
+        margin = self.beta * pairs.u @ self.coef_
+        table["loss"] = pairs.by_comparison(pairs.weights * np.logaddexp(0, -margin)) / mass
         return WorstPairs(table, worst, self.n_comparisons_)
 
     def path(self, shares: ArrayLike | None = None) -> RadiusPath:
@@ -424,7 +419,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             raise ValueError("plain DPO has no radius to vary. Name a set.")
         given = np.linspace(0, 0.96, 25) if shares is None else np.asarray(shares, dtype=float)
         asked = [float(x) for x in given if x > 0 or kind.smallest == 0]
-        sizes = np.array([self._scaled.part(kind, x) for x in asked])
+        sizes = self._scaled.parts(kind, asked)
         if not np.isfinite(sizes).all():
             raise ValueError(
                 f"the collapse radius of {type(kind).__name__} is infinite here, so that there are"

@@ -103,12 +103,12 @@ class Scaled:
     def _tolerance(self) -> float:
         return 1e-8 if self.free.any() else 1e-10
 
-    def part(self, kind: AmbiguitySet, share: float) -> float:
-        """The size at a share of the way to collapse."""
+    def parts(self, kind: AmbiguitySet, shares: Sequence[float]) -> Array:
+        """The sizes at these shares of the way to collapse."""
         if self.free.any():
-            return share * self._rest(kind)[0]
-        pairs = pair_batch(self.u, self.weights)
-        return kind.size_at(share, pairs, beta=self.beta, bound=self.bound)
+            return np.array(shares) * self._rest(kind)[0]
+        pairs, how = pair_batch(self.u, self.weights), {"beta": self.beta, "bound": self.bound}
+        return np.array([kind.size_at(share, pairs, **how) for share in shares])
 
     def _rest(self, kind: AmbiguitySet) -> tuple[float, Array]:
         """Where all features that may move have the coefficient 0, and theta there.
@@ -172,9 +172,10 @@ def scale(
     found = dpo(u, pairs.weights, beta=beta, bound=far)
     theta = found.theta.numpy()
     plain = unit @ theta
-    if bound is None and separation(pairs.u, pairs.weights) is not None:
+    moves = kind is not None and kind.knows_units
+    # other sets have refused such comparisons
+    if bound is None and moves and separation(pairs.u, pairs.weights) is not None:
         plain = np.full(len(plain), np.nan)
-    moves = kind is not None and not kind.facts.reweights
     if free.any() and moves:
         unit = unit * np.where(free, _UNMOVED, 1.0)
         if bound is None:  # gaps grow with the bound, and robust coefficients are not larger
@@ -238,7 +239,8 @@ def choose(
         share = check_number("of_collapse", of_collapse)
         if not 0 <= share <= 1:
             raise ValueError(f"of_collapse must be between 0 and 1, got {share:g}.")
-        return _of(kind, scaled.part(kind, share), f"{share:.0%} of the way to collapse")
+        size = float(scaled.parts(kind, [share])[0])
+        return _of(kind, size, f"{share:.0%} of the way to collapse")
     if radius is None:
         own = getattr(kind, kind.facts.size)
         if own is None:
@@ -284,7 +286,7 @@ def _coverage(kind: AmbiguitySet, scaled: Scaled) -> float:
 def _cross_validated(kind: AmbiguitySet, scaled: Scaled, folds: int, seed: int) -> Sized:
     """The size of least held-out loss, whole groups held out: one batched fit for each fold."""
     shares = [x for x in _SHARES if x > 0 or kind.smallest == 0]
-    sizes = np.array([scaled.part(kind, x) for x in shares])
+    sizes = scaled.parts(kind, shares)
     if not np.isfinite(sizes).all() or len(np.unique(sizes)) < 2:
         raise ValueError(
             f"{type(kind).__name__} has no radii to choose among here: its collapse radius is"

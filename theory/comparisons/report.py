@@ -88,7 +88,7 @@ class WorstPairs:
             axes.plot(found[self.measure], places, "o", color="#0072B2")
             names = [f"{name} ({n})" for name, n in found.comparisons.items()]
             axes.set_yticks(places, names, fontsize="small")
-            some = "" if len(found) == len(every) else f", {len(found)} of {len(every)}: both ends"
+            some = "" if len(found) == len(every) else f"\n{len(found)} of {len(every)}: both ends"
             axes.set(xlabel=label[self.measure], ylabel=f"group (comparisons){some}")
         if self.measure == "times":
             line = axes.axhline if groups is None else axes.axvline

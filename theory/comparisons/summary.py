@@ -226,7 +226,7 @@ def _facts(results: Results) -> dict[str, str]:
 
 
 def _unit(kind: AmbiguitySet, metric: str) -> str:
-    if "features" not in kind.facts.unit:
+    if not kind.knows_units:
         return kind.facts.unit
     return {
         "columns": "root mean squares of the differences",

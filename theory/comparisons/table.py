@@ -11,6 +11,7 @@ names end (or begin) with the two sides, such as price1 and price2, or their dif
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from theory.checks import as_array
 from theory.policy import Array
 
 ORDER = "order"  # the name of what being shown first is worth
-_ALIASES = (ORDER, "intercept")
+ALIASES = (ORDER, "intercept")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,11 @@ class Design:
         else:
             first, second = _two_sides(frame, self.sides or ("", ""))
             x = _evaluated(first, self.spec) - _evaluated(second, self.spec)
-        return np.column_stack([x, np.ones(len(x))]) if self.order else x
+        return _with_order(x, self.order)
+
+
+def _with_order(x: Array, order: bool) -> Array:
+    return np.column_stack([x, np.ones(len(x))]) if order else x
 
 
 def read_design(
@@ -64,8 +69,8 @@ def read_design(
     sides: tuple[str, str] | None,
     order: bool,
     groups: str | None = None,
-) -> Design:
-    """The design of a table.
+) -> tuple[Design, Array]:
+    """The design of a table, and its differences (n, d).
 
     Args:
         table: a row for each comparison.
@@ -92,11 +97,10 @@ def read_design(
                 " needs both: say how their columns are told apart, as in sides=('1', '2')."
             )
         names = tuple(map(str, frame.columns))
-        found = Design(names + (ORDER,) * order, order, names)
         x = _numbers(frame, names)
         _check_varies(x, names)
         _check_independent(x, names)
-        return found
+        return Design(names + (ORDER,) * order, order, names), _with_order(x, order)
     if formula is not None and "~" in formula:
         raise ValueError(
             f"the formula {formula!r} has a left side: give the right one alone, as in 'price +"
@@ -121,7 +125,8 @@ def read_design(
     used = {str(name) for name in spec.required_variables}
     columns = [c for name, both in paired.items() if name in used for c in both]
     columns += [c for c in frame.columns if c in used and c not in columns]
-    return Design(names + (ORDER,) * order, order, tuple(columns), sides, spec)
+    design = Design(names + (ORDER,) * order, order, tuple(columns), sides, spec)
+    return design, _with_order(x, order)
 
 
 def as_table(table: pd.DataFrame | ArrayLike, columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -348,6 +353,17 @@ class SignedPairs:
     pairs: int
     ties: int
 
+    @cached_property
+    def rows(self) -> NDArray[np.intp]:
+        """(pairs,) the comparisons that count, each once."""
+        return np.unique(self.row)
+
+    def by_comparison(self, mass: Array, place: NDArray[np.intp] | None = None) -> Array:
+        """(pairs,) sums over the rows of each comparison; place: the row of each of the masses,
+        None: theirs in order."""
+        row = self.row if place is None else self.row[place]
+        return np.bincount(np.searchsorted(self.rows, row), mass, len(self.rows)).astype(float)
+
 
 def signed_pairs(
     x: Array,
@@ -382,8 +398,6 @@ def signed_pairs(
     if ties == "drop":
         halves = halves[:0]
     row = np.concatenate([plain, halves, halves])
-    if not len(plain) and len(halves):
-        raise ValueError("all comparisons are ties, from which no preference can be fitted.")
     if not len(row):
         raise ValueError("no comparison is left: all are ties that are dropped, or have weight 0.")
     sign = np.concatenate([2 * y[plain] - 1, np.ones(len(halves)), -np.ones(len(halves))])

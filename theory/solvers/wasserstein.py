@@ -269,12 +269,16 @@ def _w1_label_screened(
         hard = ((point.gap > DOUBTFUL) & (point.gap < _ASTRAY)).nonzero()[:, 0]
         if not hard.numel():
             break
-        part = pairs.select(hard)
-        assert point.dual is not None
-        v = torch.cat([point.w[hard], point.dual[hard, None]], -1)
+        part, v = pairs.select(hard), _variables(point, hard)
         again = _w1_label_band(part, beta, domain, radius[hard], kappa, v, point.steps[hard])
         point = keep_better(point, hard, again)
     return point
+
+
+def _variables(point: Point, index: Tensor) -> Tensor:
+    """(w, eta) of some of the points."""
+    assert point.dual is not None
+    return torch.cat([point.w[index], point.dual[index, None]], -1)
 
 
 def _w1_label_band(
@@ -457,9 +461,7 @@ def _finite_screened(
         hard, targets = hard[left], targets[left]
         if not hard.numel() or targets.shape[1] + _TARGETS > cost.shape[0]:
             break
-        assert point.dual is not None
-        part = pairs.select(hard)
-        v = torch.cat([point.w[hard], point.dual[hard, None]], -1)
+        part, v = pairs.select(hard), _variables(point, hard)
         gain = FiniteMoves(part, cost, beta).move(v).scatter_(1, targets, -torch.inf)
         targets = torch.cat([targets, gain.topk(_TARGETS, dim=1, sorted=False).indices], 1)
         few = FiniteMoves(part, cost, beta, targets)

@@ -5,7 +5,7 @@ Section 6 and Appendix F, arXiv:2502.01930: r*(alpha) = alpha r1 + (1 - alpha) r
 - alpha).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,9 @@ class Completions:
     prompts: Rows
     completions: Rows
 
-    def batch(self, rows: slice, pad: int) -> dict[str, Tensor]:
+    def batch(self, rows: Iterable[int], pad: int) -> dict[str, Tensor]:
         """Some rows as `llm.logprobs.sequence_logprobs` takes them."""
-        pairs = list(zip(self.prompts[rows], self.completions[rows], strict=True))
+        pairs = [(self.prompts[row], self.completions[row]) for row in rows]
         ids = padded([[*prompt, *completion] for prompt, completion in pairs], pad)
         completion_mask = padded(
             [[0] * len(prompt) + [1] * len(completion) for prompt, completion in pairs], 0

@@ -19,7 +19,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput
 
 from llm.arguments import PreferenceArguments
-from llm.compatibility import refuse_columns, refuse_inexact, warn_of_lost_steps, warn_of_rounding
+from llm.compatibility import (
+    refuse_columns,
+    refuse_inexact,
+    warn_of_lost_steps,
+    warn_of_rounding,
+    warn_of_slow_bfloat16,
+)
 from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
 from llm.judges.divergence import kl_on_own_samples
@@ -123,6 +129,8 @@ class PreferenceTrainer(Trainer):
             refuse_columns(self.parameters, rows)
         refuse_inexact(self.parameters, self.objective, self.model, args, self.accelerator)
         warn_of_rounding(self.parameters, self.model, args)
+        if args.bf16:
+            warn_of_slow_bfloat16("To leave out --bf16")
         warn_of_lost_steps(self.model, args, self.accelerator)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
         self.step = self._make_step(fused=head_can_be_fused(self.model))

@@ -78,6 +78,10 @@ def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
             more=more_options(options.training),
         )
     )
+    if sizes.bf16:
+        from llm.compatibility import warn_of_slow_bfloat16
+
+        warn_of_slow_bfloat16("--no-bf16")
     workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
     others = (
         *("armorm.py", "leaderboard.py", "aot_benchmark.py", "emotion.py"),

@@ -73,6 +73,7 @@ def completion_logprobs(
     """log pi(y|x) of each completion (n,), in nats; `fused` and `temperature` as
     `llm.logprobs.sequence_logprobs` has them.
 
+    Batches are of completions of like length, whatever their order, so that little is padding.
     fused None: find out.
     """
     training = model.training
@@ -80,17 +81,20 @@ def completion_logprobs(
         fused = head_can_be_fused(model)
     model.eval()
     device = next(model.parameters()).device
-    parts = []
-    for start in range(0, len(completions.prompts), batch_size):
-        batch = {
-            name: tensor.to(device)
-            for name, tensor in completions.batch(slice(start, start + batch_size), pad).items()
-        }
-        parts.append(
-            sequence_logprobs(model, batch, fused=fused, temperature=temperature).cpu().numpy()
-        )
+    lengths = [
+        len(x) + len(y) for x, y in zip(completions.prompts, completions.completions, strict=True)
+    ]
+    found = np.empty(len(lengths))
+    order = np.argsort(lengths, kind="stable")[
+        ::-1
+    ]  # longest first: what fits, fits from the start
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = {name: tensor.to(device) for name, tensor in completions.batch(rows, pad).items()}
+        scored = sequence_logprobs(model, batch, fused=fused, temperature=temperature)
+        found[rows] = scored.cpu().numpy()
     model.train(training)
-    return np.concatenate(parts).astype(np.float64)
+    return found
 
 
 def rewards_under_shift(

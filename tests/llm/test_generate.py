@@ -108,12 +108,12 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_a_batch_marks_the_completion() -> None:
     written = Completions([[5, 6], [7]], [[8, EOS], [9, 10, 11]])
-    batch = {name: tensor.tolist() for name, tensor in written.batch(slice(None), PAD).items()}
+    batch = {name: tensor.tolist() for name, tensor in written.batch(range(2), PAD).items()}
     assert batch["input_ids"] == [[5, 6, 8, EOS], [7, 9, 10, 11]]
     assert batch["completion_mask"] == [[0, 0, 1, 1], [0, 1, 1, 1]]
     assert batch["attention_mask"] == [[1, 1, 1, 1], [1, 1, 1, 1]]
     assert written.texts(EOS) == [[5, 6, 8], [7, 9, 10, 11]]
-    uneven = Completions([[5, 6], [7]], [[8], [9, 10, 11]]).batch(slice(None), PAD)
+    uneven = Completions([[5, 6], [7]], [[8], [9, 10, 11]]).batch(range(2), PAD)
     assert uneven["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 

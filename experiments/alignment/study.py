@@ -81,7 +81,7 @@ def begin(out: Path, sizes: Sizes, options: Options, experiment: Path) -> Study:
     if sizes.bf16:
         from llm.compatibility import warn_of_slow_bfloat16
 
-        warn_of_slow_bfloat16("--no-bf16")
+        warn_of_slow_bfloat16("--bf16 False")
     workers = options.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
     others = (
         *("armorm.py", "leaderboard.py", "aot_benchmark.py", "emotion.py"),

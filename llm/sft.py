@@ -132,7 +132,7 @@ def heldout_loss(
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch = Completions([row[:1] for row in part], [row[1:] for row in part]).batch(
-            slice(None), tokenizer.pad_token_id
+            range(len(part)), tokenizer.pad_token_id
         )
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         total += float(wide(sequence_logprobs(model, batch, fused=False)).sum())

@@ -251,6 +251,10 @@ def run(config: Emotion) -> dict[str, pd.DataFrame]:
         StoreError, CellsFailed: as `experiments.engine.runner.run_cells`.
     """
     profile, began = plan(config), time.perf_counter()
+    if profile.bf16:
+        from llm.compatibility import warn_of_slow_bfloat16
+
+        warn_of_slow_bfloat16("--bf16 False")
     workers = config.workers or (1 if torch.cuda.is_available() else joblib.cpu_count())
     with open_run(config.out) as out:
         places, digests = prepare(

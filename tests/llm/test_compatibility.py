@@ -15,7 +15,13 @@ import torch
 from datasets import Dataset
 from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausalLM
 
-from llm.compatibility import refuse_inexact, warn_of_rounding
+from llm import compatibility
+from llm.compatibility import (
+    bfloat16_slowdown,
+    refuse_inexact,
+    warn_of_rounding,
+    warn_of_slow_bfloat16,
+)
 from llm.data.tokens import PreferenceCollator
 from llm.objectives import ObjectiveParameters, make_objective
 from llm.trainer import PreferenceTrainer, turn_off_dropout
@@ -470,3 +476,18 @@ def test_an_adapter_on_a_half_model_takes_every_step(tmp_path: Path) -> None:
             UserWarning, match="the trained weights are bfloat16"
         ):  # one that was trained before
             trainer_of(DPO, tmp_path, model=adapted, learning_rate=1e-6)
+
+
+@pytest.mark.parametrize("slower", [0.5, 7.0])
+def test_bfloat16_that_is_emulated_is_warned_of(
+    slower: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bfloat16_slowdown() > 0
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(compatibility, "bfloat16_slowdown", lambda: slower)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        warn_of_slow_bfloat16("--bf16 False")
+    assert [str(one.message).split(":")[0] for one in said] == (
+        ["bfloat16 takes 7.0 times as long as float32 here"] if slower > 1 else []
+    )

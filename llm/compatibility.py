@@ -202,8 +202,8 @@ def warn_of_rounding(p: ObjectiveParameters, model: nn.Module, args: PreferenceA
 def bfloat16_slowdown() -> float:
     """Time of a product of matrices in bfloat16 over that in float32, on this processor, now.
 
-    Processors without instructions for bfloat16 emulate it: of one with AVX2 only it was 7 to 20, of
-    one with AVX-512 BF16 1/2.
+    Processors without instructions for bfloat16 emulate it: of one with AVX2 only it was 7 to 20,
+    of one with AVX-512 BF16 1/2.
     """
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):

@@ -142,8 +142,9 @@ def _continue(
     ragged = bool((attention == 0).any())
     positions = (attention.cumsum(1) - 1).clamp(min=0)
     cache, tokens = None, torch.zeros(uniforms.shape, dtype=torch.long)
+    rows = torch.arange(len(prompts))  # those that the model still goes on with
     ended = torch.zeros(len(prompts), dtype=torch.bool)
-    for k, u in enumerate(uniforms.T):
+    for k in range(uniforms.shape[1]):
         # without padding the model's own positions and mask are right, also for models that take no
         # positions
         more = {"attention_mask": attention, "position_ids": positions} if ragged else {}
@@ -152,7 +153,8 @@ def _continue(
         # in double precision, where there is: in single, the sum over a large vocabulary loses the
         # tail of the distribution
         cumulative = torch.softmax(wide(output.logits[:, -1]) / temperature, -1).cumsum(-1)
-        target = u.to(cumulative.dtype).to(device)[:, None] * cumulative[:, -1:]
+        u = uniforms[rows, k].to(cumulative.dtype).to(device)
+        target = u[:, None] * cumulative[:, -1:]
         step = torch.searchsorted(cumulative, target, right=True).clamp(
             max=cumulative.shape[-1] - 1
         )
@@ -160,12 +162,18 @@ def _continue(
             torch.cat([attention, torch.ones_like(step)], 1),
             positions[:, -1:] + 1,
         )
-        tokens[:, k] = step[:, 0].cpu()
+        tokens[rows, k] = step[:, 0].cpu()
         ended |= tokens[:, k] == eos
         if ended.all():
             break
-    rows = [row[: k + 1] for row in tokens.tolist()]
-    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+        alive = ~ended[rows]
+        if alive.sum() <= len(rows) // 2 and hasattr(cache, "batch_select_indices"):
+            kept = alive.nonzero()[:, 0]
+            rows, kept = rows[kept], kept.to(device)
+            cache.batch_select_indices(kept)
+            step, attention, positions = step[kept], attention[kept], positions[kept]
+    written = [row[: k + 1] for row in tokens.tolist()]
+    return [row[: row.index(eos) + 1] if eos in row else row for row in written]
 
 
 # ------------------------------------------------------------------------------------------- labels

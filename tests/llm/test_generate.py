@@ -52,6 +52,21 @@ def test_completions_are_those_of_each_prompt_alone(
     assert len({tuple(row) for row in truth}) > 1
 
 
+@pytest.mark.parametrize("model", [tiny_gpt2(), tiny_llama()], ids=["gpt2", "llama"])
+def test_what_has_ended_leaves_the_batch(model: nn.Module) -> None:
+    prompts, seen = [PROMPTS[k % 6] for k in range(24)], []
+    uniforms = draw_uniforms(24, 40, 5)
+    truth = [one_by_one(model, prompt, u) for prompt, u in zip(prompts, uniforms, strict=True)]
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    written = complete(model, prompts, uniforms, eos=EOS, pad=PAD).completions
+    hook.remove()
+    assert written == truth
+    assert seen[0] == 24
+    assert seen[-1] <= 12
+
+
 def test_completions_end() -> None:
     model = tiny_gpt2()
     written = complete(model, [[5]] * 60, draw_uniforms(60, 30, 3), eos=EOS, pad=PAD).completions

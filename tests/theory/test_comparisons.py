@@ -6,6 +6,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
@@ -500,6 +501,22 @@ def test_sides_without_a_mark_and_latex_of_any_name() -> None:
         odd.to_latex(columns=["se"])
 
 
+def test_tables_of_other_libraries_are_those_of_pandas() -> None:
+    table, first, _ = journeys()
+    for side in ("comfort1", "comfort2"):
+        table[side] = table[side].map({0: "good", 1: "fair", 2: "poor"})
+    other = pa.Table.from_pandas(table)
+    how: dict[str, Any] = {"sides": ("1", "2"), "radius": 0.01, "groups": "person"}
+    model = PreferenceModel(FORMULA, **how).fit(table, first)
+    twin = PreferenceModel(FORMULA, **how).fit(other, pa.array(first))
+    assert twin.names_ == model.names_ and twin.n_groups_ == model.n_groups_
+    np.testing.assert_array_equal(twin.coef_, model.coef_)
+    np.testing.assert_array_equal(twin.feature_names_in_, model.feature_names_in_)
+    np.testing.assert_array_equal(twin.predict_proba(other), model.predict_proba(table))
+    plain = PreferenceModel(set=None).fit(other.select(["price1", "time2"]), first)
+    assert plain.names_ == ("price1", "time2")
+
+
 def test_a_radius_of_0_is_still_that_of_its_set() -> None:
     model = fitted("kl", radius=0.0)
     assert "with the rho 0" in repr(model.summary()) and "0 nats: given" in repr(model.summary())
@@ -579,4 +596,9 @@ def test_the_summary_is_printed_and_written(tmp_path: Any) -> None:
     text = model.to_latex(tmp_path / "table.tex")
     assert text.count(r"\\") == len(model.names_) + 1 and "booktabs" not in text
     assert (tmp_path / "table.tex").read_text() == text and r"\%" in text
+    # a minus is none where it is a hyphen; names keep theirs
+    price = next(line for line in text.splitlines() if line.startswith("price"))
+    assert price.startswith(f"price & $-${abs(model.coef_[0]):.5f}"[:15]) and "& -" not in text
+    assert r"\footnotesize\setlength" in text
+    assert r"\setlength" not in model.to_latex(columns=["coef", "std err"])
     assert model.path().plot().get_xlabel() and model.worst_case().plot(journeys()[2]).get_ylabel()

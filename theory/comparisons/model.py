@@ -158,7 +158,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         """Fit to comparisons.
 
         Args:
-            X: (n, ...) a row for each comparison, as `formula` and `sides` read it.
+            X: (n, ...) a row for each comparison, as `formula` and `sides` read it: a table of
+                pandas, polars or pyarrow, or an array.
             y: (n,) 1 or True where the first alternative was preferred, 0 or False where the
                 second, 0.5 for a tie.
             groups: (n,) labels of people, prompts or sessions, whose comparisons may depend on each
@@ -185,9 +186,10 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             found = check_groupings(groups, len(x), name="groups")
             members = tuple(member[pairs.row] for member in found)
         self.names_ = self.design_.names
-        self.n_features_in_ = len(as_table(X).columns)
-        if isinstance(X, pd.DataFrame):
-            self.feature_names_in_ = np.array([str(name) for name in X.columns], dtype=object)
+        read = as_table(X)
+        self.n_features_in_ = len(read.columns)
+        if isinstance(X, pd.DataFrame) or hasattr(X, "to_pandas"):
+            self.feature_names_in_ = np.array(read.columns, dtype=object)
         self.classes_ = np.array([0, 1])
         free, kind = self._unmoved(), the_set(self.set)
         if self.bound is None:

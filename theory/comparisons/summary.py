@@ -16,6 +16,8 @@ from theory.sets import AmbiguitySet
 _ODDS = "odds ratio"
 _TESTS = ("t", "P>|t|")  # columns that are in no unit
 _LONG = 1e7  # from here on with an exponent
+_FITS = 5  # columns of numbers that the text width of LaTeX's article holds in its own type
+_NARROW = r"\footnotesize\setlength{\tabcolsep}{2pt}"
 _FEW = 10  # effective comparisons a coefficient, below which it is said
 _DIGITS = 2  # of a standard error; coefficients are given to the same decimals
 _SIGNS = {
@@ -136,7 +138,8 @@ class Summary:
         names: Mapping[str, str] | None = None,
         columns: list[str] | None = None,
     ) -> str:
-        """The table in LaTeX, facts and notes below it; needs booktabs.
+        """The table in LaTeX, facts and notes below it; needs booktabs. In small type where it has
+        more than five columns of numbers.
 
         Args:
             path: of a file to write as well.
@@ -154,7 +157,7 @@ class Summary:
         shown = self._shown()[columns or list(self.table)]
         called = names or {}
         rows = [
-            " & ".join([_tex(called.get(str(name), str(name))), *map(_tex, row)]) + r" \\"
+            " & ".join([_tex(called.get(str(name), str(name))), *map(_tex_number, row)]) + r" \\"
             for name, row in zip(shown.index, shown.to_numpy(), strict=True)
         ]
         facts = "; ".join(f"{name}: {value}" for name, value in self.facts.items())
@@ -164,7 +167,8 @@ class Summary:
             r"\centering",
             rf"\caption{{{_tex(caption or self.title)}}}",
             *([rf"\label{{{label}}}"] if label else []),
-            rf"\begin{{tabular}}{{l{'r' * shown.shape[1]}}}",
+            *([_NARROW] if shown.shape[1] > _FITS else []),
+            rf"\begin{{tabular}}{{@{{}}l{'r' * shown.shape[1]}@{{}}}}",
             r"\toprule",
             " & ".join(["", *map(_tex, shown.columns)]) + r" \\",
             r"\midrule",
@@ -254,6 +258,11 @@ def _told(term: str, test: Wald) -> str:
 
 def _tex(text: str) -> str:
     return "".join(_SIGNS.get(sign, sign) for sign in text)
+
+
+def _tex_number(text: str) -> str:
+    """A hyphen is no minus."""
+    return f"$-${text[1:]}" if text.startswith("-") else _tex(text)
 
 
 def _title(results: Results) -> str:

@@ -86,7 +86,7 @@ def read_design(
     """The design of a table, and its differences (n, d).
 
     Args:
-        table: a row for each comparison.
+        table: a row for each comparison: of pandas, or of polars or pyarrow; or an array.
         formula: right side of a formula of formulaic in the names without their side, such as
             "price + time + C(comfort) + price:income"; None: all columns of both sides, or all
             differences.
@@ -143,7 +143,13 @@ def read_design(
 
 
 def as_table(table: pd.DataFrame | ArrayLike, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A DataFrame with a fresh index; an array is given the names of `columns`, or numbers."""
+    """A DataFrame with a fresh index; an array is given the names of `columns`, or numbers.
+
+    Tables of other libraries that can become one of pandas, such as those of polars and pyarrow,
+    are converted.
+    """
+    if hasattr(table, "to_pandas"):
+        table = table.to_pandas()
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
         frame.columns = [str(name) for name in frame.columns]

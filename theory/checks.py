@@ -217,3 +217,19 @@ def check_clusters(
             f" got shape {np.shape(clusters)} with {len(found)} different labels."
         )
     return label
+
+
+def check_groupings(
+    clusters: ArrayLike, n: int, *, name: str = "clusters"
+) -> tuple[NDArray[np.intp], ...]:
+    """The numbers of `check_clusters` for each grouping of n rows: one for labels (n,), two for
+    labels (n, 2), a column each."""
+    labels = clusters if isinstance(clusters, np.ndarray) else np.asarray(clusters)
+    if labels.ndim != 2:
+        return (check_clusters(labels, n, name=name),)
+    if labels.shape != (n, 2):
+        raise ValueError(
+            f"{name} must be (n,) labels, or (n, 2) where rows belong together in two ways, got"
+            f" shape {labels.shape} for n = {n} rows. Join further groupings into one of these two."
+        )
+    return tuple(check_clusters(column, n, name=name) for column in labels.T)

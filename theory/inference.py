@@ -2,10 +2,15 @@
 
 The limit law of the fit (`theory.laws`) with the sample in the place of the population: the
 influence of each pair, summed within clusters where pairs are not independent, gives the covariance
-of theta. What decides the law, which kinks hold theta and whether it is on the bound, is estimated
+of theta; for two groupings that cross, such as people and items, by Cameron, Gelbach and Miller
+(2011). What decides the law, which kinks hold theta and whether it is on the bound, is estimated
 as well. Where the sample does not settle it, or the fit collapsed, the law need not be normal, the
 ordinary bootstrap fails with it (Fang and Santos, 2019), and smaller samples are drawn instead: the
 m out of n bootstrap of Bickel, Götze and van Zwet (1997).
+
+Smaller samples are separable more often than the sample, and their fits are then as far out as the
+bound lets them be: one such fit would decide a root mean square. Standard errors from smaller
+samples are therefore the distance of two quantiles over that of the normal law.
 """
 
 from collections.abc import Sequence
@@ -14,10 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.stats import f as f_law
+from scipy.stats import norm
 from scipy.stats import t as t_law
 
 from theory.batch import ArrayLike
-from theory.checks import check_clusters, check_number
+from theory.checks import check_groupings, check_number
 from theory.fitting import fit
 from theory.laws.law import derivative_at, local_program
 from theory.laws.program import SPHERE, Derivative, Places
@@ -27,8 +33,31 @@ from theory.results import Fit, Made
 from theory.solvers.local import NoLaw
 
 _SURE = 2.0  # standard errors by which a multiplier, or what is not met, has to be away from 0
+_NEGATIVE = "the variance of two groupings is negative in some direction, and 0 there"
 _SEEN = 5  # times that an atom has to be seen on average, where the law is one of atoms
 _POWER = 2 / 3  # m = n^(2/3) in the m out of n bootstrap
+_TAIL = 0.07  # of the draws on each side that a standard error does not look at; Mosteller (1946):
+# no other two quantiles tell the deviation of a normal law better (by 65 % of what all draws tell)
+
+
+@dataclass(frozen=True)
+class Wald:
+    """A test of several coefficients being 0 together.
+
+    Attributes:
+        names: of the coefficients.
+        statistic: theta' V^-1 theta over them, chi-squared in large samples where all are 0; NaN
+            where the law is not known to be normal, or V is singular: the fit holds one fast.
+        degrees: of freedom, the number of coefficients k.
+        p_value: by Hotelling's law with G independent units, statistic (G - k)/(k (G - 1)) being F
+            with k and G - k degrees; that is chi-squared where they are many, and the squared t
+            test of `Inference.p_values` for a single coefficient. NaN with the statistic.
+    """
+
+    names: tuple[str, ...]
+    statistic: float
+    degrees: int
+    p_value: float
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,13 +68,14 @@ class Inference:
 
     Attributes:
         theta: (d,) the fit, in the inverse unit of the features.
-        covariance: (d, d) of the fit, estimated.
+        covariance: (d, d) of the fit, estimated; by "m out of n", with the scales of
+            `standard_errors` and the correlations of the draws between those quantiles.
         intervals: (d, 2) for each coordinate, at the level.
         level: of the intervals and of the region, each by itself.
         method: "sandwich" or "m out of n".
         reason: in words, why this method.
         names: of the features.
-        independent: number of pairs, or of clusters.
+        independent: number of pairs, or of clusters; of two groupings, the smaller number.
 
     >>> from theory import KL, fit, infer
     >>> found = fit([[1.0], [-1.0]], KL(0.01), [0.7, 0.3], beta=1.0)
@@ -67,7 +97,13 @@ class Inference:
 
     @property
     def standard_errors(self) -> Array:
-        """(d,) of the coordinates."""
+        """(d,) of the coordinates.
+
+        By "m out of n": from the 7 % to the 93 % quantile of the draws, divided by what that is for
+        a normal law of deviation 1, 2.95, so that fits that ran away do not count: Mosteller
+        (1946), Annals of Mathematical Statistics 17. The root mean square where both are the same
+        number.
+        """
         return np.sqrt(np.diag(self.covariance))
 
     def contains(self, theta: ArrayLike) -> bool:
@@ -90,14 +126,15 @@ class Inference:
 
         An interval by resampling is that of the new coefficients' own draws.
         """
-        theta, covariance = unit @ self.theta, unit @ self.covariance @ unit.T
+        theta = unit @ self.theta
         draws = None if self._draws is None else self._draws @ unit.T
         if draws is None:
+            covariance = unit @ self.covariance @ unit.T
             reach = t_law.ppf((1 + self.level) / 2, self.independent - 1)
             reach = reach * np.sqrt(np.diag(covariance).clip(min=0))
             intervals, limit = np.stack([theta - reach, theta + reach], 1), self._limit
         else:
-            intervals = _percentiles(theta, draws, self.level)
+            covariance, intervals = _spread(draws), _percentiles(theta, draws, self.level)
             limit = float(np.quantile(np.linalg.norm(draws, axis=1), self.level))
         return replace(
             self,
@@ -119,6 +156,35 @@ class Inference:
         with np.errstate(divide="ignore", invalid="ignore"):
             found = 2 * t_law.sf(np.abs(self.theta) / errors, self.independent - 1)
         return np.where(errors > 0, found, np.nan)
+
+    def wald(self, names: Sequence[str]) -> Wald:
+        """The test that the coefficients of these features are all 0, as of a category.
+
+        Args:
+            names: of the features, each once.
+
+        Raises:
+            ValueError: names that are no features, twice the same, or none.
+        """
+        unknown = [name for name in names if name not in self.names]
+        if unknown or not names or len({*names}) < len(names) or isinstance(names, str):
+            raise ValueError(
+                f"a test takes a list of features, each once, of {', '.join(self.names)}; got"
+                f" {names!r}."
+            )
+        index = [self.names.index(name) for name in names]
+        k, nothing = len(index), Wald(tuple(names), np.nan, len(index), np.nan)
+        size = self.standard_errors[index]
+        if self._draws is not None or not (size > 0).all() or self.independent <= k:
+            return nothing
+        shape = self.covariance[np.ix_(index, index)] / np.outer(size, size)
+        if np.linalg.eigvalsh(shape)[0] < 1e-9:
+            return nothing
+        away = self.theta[index] / size
+        statistic = float(away @ np.linalg.solve(shape, away))
+        units = self.independent
+        p = f_law.sf(statistic * (units - k) / (k * (units - 1)), k, units - k)
+        return replace(nothing, statistic=statistic, p_value=float(p))
 
     def __repr__(self) -> str:
         """A short table."""
@@ -146,8 +212,11 @@ def infer(
     population.
 
     The radius is held fixed. Theorems F1 to F3, docs/theorems/limit-laws.md; for clusters Liang and
-    Zeger (1986). Intervals use the t and Hotelling's law with the number of independent units less
-    one.
+    Zeger (1986), for two groupings A and B Cameron, Gelbach and Miller (2011): V_A + V_B - V_AB, AB
+    the pairs that share both, each with its own factor G/(G - 1). Where that is negative in some
+    direction it counts as 0 there, as theirs does; directions are told apart in the metric of V_A +
+    V_B, so that the units and the coding of features do not matter. Intervals use the t and
+    Hotelling's law with the number of independent units less one.
 
     Args:
         found: one fit; of a batch `found.one(r)`.
@@ -155,7 +224,8 @@ def infer(
             then the shares of distinct pairs; else, and with clusters, their number is known.
         clusters: (n,) a label for each row: pairs with the same label, such as those of one
             annotator or prompt, may depend on each other in any way; weights are then those of the
-            rows, as sampling weights. None: all are independent.
+            rows, as sampling weights. (n, 2): two labels, such as annotator and prompt: pairs that
+            share either may depend on each other. None: all are independent.
         level: of the intervals, in (0, 1).
         resamples: fits to smaller samples, where those are needed.
         seed: of the smaller samples.
@@ -165,8 +235,8 @@ def infer(
 
     Raises:
         ValueError: a batch, a fit that did not converge, weights without `pairs`, labels that do
-            not match the rows, too few independent units, or atoms that were not seen often enough
-            for a set that lives on them.
+            not match the rows, too few independent units, atoms that were not seen often enough for
+            a set that lives on them, or two groupings where smaller samples would be needed.
 
     >>> from theory import dpo, infer
     >>> found = dpo([[1.0], [1.0], [1.0], [-1.0]] * 100, beta=1.0)
@@ -189,7 +259,8 @@ def infer(
         doubt = str(error)
     if doubt:
         return _resampled(found, made, sample, level, resamples, seed, doubt)
-    covariance = sample.covariance(moved.influence[:, : len(found.theta)])
+    influence = moved.influence[:, : len(found.theta)]
+    covariance, negative = sample.seen(influence)
     units, d = sample.units, np.linalg.matrix_rank(covariance, tol=1e-12 * np.trace(covariance))
     reach = t_law.ppf((1 + level) / 2, units - 1) * np.sqrt(np.diag(covariance))
     theta = found.theta.numpy()
@@ -199,7 +270,9 @@ def infer(
         np.stack([theta - reach, theta + reach], 1),
         level,
         "sandwich",
-        "the law is normal" + (f" in {d} directions" if d < len(theta) else ""),
+        "the law is normal"
+        + (f" in {d} directions" if d < len(theta) else "")
+        + (f"; {_NEGATIVE}" if negative else ""),
         found.names,
         units,
         None,
@@ -210,46 +283,83 @@ def infer(
 # ------------------------------------------------------------------------------------ the sample
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    """p: (rows,) their shares. pairs: n. member: (rows,) the cluster of each, or None. atom:
-    (rows,) its place among the K atoms of the program."""
+    """p: (rows,) their shares. pairs: n. members: (rows,) the cluster of each, in none, one or two
+    groupings. atom: (rows,) its place among the K atoms of the program."""
 
     p: Array
     pairs: int
-    member: np.ndarray | None
+    members: tuple[Places, ...]
     atom: Places
 
     @property
     def units(self) -> int:
-        """Independent ones: pairs or clusters."""
-        return self.pairs if self.member is None else int(self.member.max()) + 1
+        """Independent ones: pairs or clusters, of the grouping that has fewer."""
+        return min((int(member.max()) + 1 for member in self.members), default=self.pairs)
 
     def covariance(self, influence: Array) -> Array:
         """(m, m) of the mean of the influence (K, m) over the sample."""
+        return self.seen(influence)[0]
+
+    def seen(self, influence: Array) -> tuple[Array, bool]:
+        """That, and whether it was negative in some direction, where it is 0."""
         influence = influence[self.atom]
         centred = influence - self.p @ influence
-        if self.member is None:
-            return (centred * self.p[:, None]).T @ centred / (self.pairs - 1)
-        sums = np.zeros((self.units, influence.shape[1]))
-        np.add.at(sums, self.member, centred * self.p[:, None])
-        return sums.T @ sums * self.units / (self.units - 1)
+        if not self.members:
+            return (centred * self.p[:, None]).T @ centred / (self.pairs - 1), False
+        parts = centred * self.p[:, None]
+        alone = [_between(parts, member) for member in self.members]
+        if len(alone) == 1:
+            return alone[0], False
+        a, b = self.members
+        both = np.unique(a * (b.max() + 1) + b, return_inverse=True)[1]
+        return _two_way(alone[0] + alone[1], _between(parts, both))
 
     def errors(self, influence: Array) -> Array:
-        """(m,) standard errors, the root of the diagonal of `covariance`."""
+        """(m,) standard errors, the root of the diagonal of `covariance`; with two groupings at
+        least those of either alone, as a variance that comes out negative settles nothing."""
         parts = [influence[:, k : k + 1] for k in range(influence.shape[1])]
-        return np.array([np.sqrt(self.covariance(part)[0, 0]) for part in parts])
+        found = np.array([np.sqrt(self.covariance(part)[0, 0]) for part in parts])
+        if len(self.members) < 2:
+            return found
+        alone = [replace(self, members=(member,)).errors(influence) for member in self.members]
+        return np.maximum.reduce([found, *alone])
 
     def smaller(self, count: int, seed: int) -> tuple[Array, int]:
         """(count, K) shares of the atoms in samples of m < n pairs or clusters, and m."""
         rng, m = np.random.default_rng(seed), max(int(self.units**_POWER), 2)
-        if self.member is None:
+        if not self.members:
             rows = rng.multinomial(m, self.p / self.p.sum(), size=count) / m
         else:
             times = rng.multinomial(m, np.full(self.units, 1 / self.units), size=count)
-            rows = times[:, self.member] * self.p
+            rows = times[:, self.members[0]] * self.p
             rows /= rows.sum(1, keepdims=True)
         weights = np.zeros((count, self.atom.max() + 1))
         np.add.at(weights.T, self.atom, rows.T)
         return weights, m
+
+
+def _between(parts: Array, member: Places) -> Array:
+    """(m, m) sum over the clusters of the squares of their sums, times G/(G - 1)."""
+    units = int(member.max()) + 1
+    sums = np.zeros((units, parts.shape[1]))
+    np.add.at(sums, member, parts)
+    return sums.T @ sums * units / (units - 1)
+
+
+def _two_way(either: Array, both: Array) -> tuple[Array, bool]:
+    """V_A + V_B - V_AB, for either = V_A + V_B and both = V_AB, with 0 for what is negative, and
+    whether anything was."""
+    size = np.sqrt(np.diag(either))
+    size[size == 0] = 1.0
+    values, axes = np.linalg.eigh(either / np.outer(size, size))
+    kept = values > 1e-12 * values[-1]
+    root = size[:, None] * axes[:, kept] * np.sqrt(values[kept])  # either = root root'
+    back = axes[:, kept] / np.sqrt(values[kept]) / size[:, None]
+    left, turn = np.linalg.eigh(np.eye(int(kept.sum())) - back.T @ both @ back)
+    if len(left) and left[0] < -1e-9:
+        along = root @ turn * np.sqrt(left.clip(min=0))
+        return along @ along.T, True
+    return either - both, False
 
 
 def _single(found: Fit) -> Made:
@@ -277,15 +387,15 @@ def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -
             )
         pairs = len(p)
     n = int(check_number("pairs", pairs))
-    member = None
+    members: tuple[Places, ...] = ()
     if clusters is not None:
-        member = check_clusters(clusters, len(p))
+        members = check_groupings(clusters, len(p))
         if n != len(p):
             raise ValueError(
                 f"clusters are of the rows, but these are {len(p)} rows for {n} pairs: fit the"
                 " pairs themselves, one row each, with their own weights."
             )
-    sample = _Sample(p, n, member, np.arange(len(p)))
+    sample = _Sample(p, n, members, np.arange(len(p)))
     if sample.units < d + 2:
         raise ValueError(
             f"{sample.units} independent pairs or clusters are too few for {d} features: at least"
@@ -367,6 +477,11 @@ def _resampled(
 
     Bickel, Götze and van Zwet (1997), Statistica Sinica 7.
     """
+    if len(sample.members) > 1:
+        raise ValueError(
+            f"{why}, so that the law need not be normal, and smaller samples are drawn for one"
+            " grouping only. Give the one whose groups matter more."
+        )
     weights, m = sample.smaller(count, seed)
     u = made.pairs.ut[0].T
     reference = made.domain.theta_ref
@@ -378,7 +493,7 @@ def _resampled(
     draws = (again.theta.numpy() - theta) * np.sqrt(m / sample.units)
     return Inference(
         theta,
-        draws.T @ draws / count,
+        _spread(draws),
         _percentiles(theta, draws, level),
         level,
         "m out of n",
@@ -388,6 +503,22 @@ def _resampled(
         draws,
         float(np.quantile(np.linalg.norm(draws, axis=1), level)),
     )
+
+
+def _spread(draws: Array) -> Array:
+    """(d, d) covariance that a few draws (count, d) do not move, however far they are out."""
+    low, high = np.quantile(draws, [_TAIL, 1 - _TAIL], axis=0)
+    scale = (high - low) / (norm.ppf(1 - _TAIL) - norm.ppf(_TAIL))
+    held = scale <= 0  # most draws are one number, as where most samples collapse
+    scale[held] = np.sqrt(np.mean(draws[:, held] ** 2, axis=0))
+    inner = np.where(held, draws, draws.clip(low, high))
+    inner = inner - inner.mean(0)
+    size = np.sqrt((inner**2).mean(0))
+    size[size == 0] = 1.0
+    inner /= size
+    found = inner.T @ inner / len(draws) * np.outer(scale, scale)
+    np.fill_diagonal(found, scale**2)
+    return found
 
 
 def _percentiles(theta: Array, draws: Array, level: float) -> Array:

@@ -273,17 +273,26 @@ def estimation_error(study: Study) -> Figure | None:
 
 
 def _bound_note(study: Study, rows: pd.DataFrame) -> str:
-    """A line of its own: how many of the fits that are shown lie at the bound, and in which main
-    worlds targets do. Tables from before that was written say nothing."""
+    """A line of its own: how many of the fits that are shown lie at the bound, and in which of
+    their worlds targets do. Tables from before that was written say nothing."""
     notes = []
     if "at_bound" in rows and (met := int(rows.at_bound.sum())):
         notes.append(
             rf"{met} of {len(rows)} fits lie at $\|\theta\| = B$, up to $n$ ="
             f" {rows.n[rows.at_bound.astype(bool)].max():,}"
         )
-    if bound := [world.called for world in study.main if world.targets_at_bound]:
+    shown = set(rows.world)
+    bound: dict[str, set[float]] = {}  # worlds of one name differ in their B
+    for world in study.worlds:
+        if world.targets_at_bound and world.name in shown:
+            bound.setdefault(world.called, set()).add(world.bound)
+    if bound:
+        worlds = (
+            rf"{called} ($B$ = {', '.join(f'{b:g}' for b in sorted(radii))})"
+            for called, radii in bound.items()
+        )
         notes.append(
-            rf"in the population of {', '.join(bound)} the bound binds: its targets are those of"
+            f"in the population of {', '.join(worlds)} the bound binds: its targets are those of"
             " $B$"
         )
     return "; ".join(notes) + "." if notes else ""
@@ -521,8 +530,20 @@ def tightness(study: Study) -> Figure | None:
     if bounds.empty:
         return None
     worlds = [world for world in study.main if (bounds.world == world.name).any()]
+    shown = study.errors[
+        study.errors.world.isin([world.name for world in worlds])
+        & study.errors.method.isin(set(bounds.method))
+        & study.errors.radius.isin(set(bounds.radius))
+    ]
+    note = _bound_note(study, shown)
     figure, axes = style.grid(
-        style.PAGE, [2.4], len(worlds), left=0.48, right=1.1, bottom=0.72, gap_x=1.42
+        style.PAGE,
+        [2.4],
+        len(worlds),
+        left=0.48,
+        right=1.1,
+        bottom=0.72 + _room(note),
+        gap_x=1.42,
     )
     last = bounds.groupby(["world", "method", "statement", "radius"]).tightness.last()
     low, high = (
@@ -576,7 +597,7 @@ def tightness(study: Study) -> Figure | None:
         for face in ("white", style.BLACK)
     ]
     names = ["trivial: no less than the diameter of the ball", "informative"]
-    above_footnote = (0.5, 0.16 / figure.get_size_inches()[1])
+    above_footnote = (0.5, (_LINE + _room(note)) / figure.get_size_inches()[1])
     figure.legend(
         marks,
         names,
@@ -593,7 +614,7 @@ def tightness(study: Study) -> Figure | None:
     notes += [
         f"{statement} as printed is infinite at every $n$" for statement in _always_infinite(study)
     ]
-    style.footnote(figure, "; ".join(notes) + ".")
+    style.footnote(figure, "; ".join(notes) + "." + ("\n" + note if note else ""))
     return figure
 
 

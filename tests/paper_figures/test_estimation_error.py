@@ -4,7 +4,7 @@ beforehand."""
 import ast
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +282,7 @@ def test_fits_at_the_bound_are_in_the_footnotes(tmp_path: Path) -> None:
     """Tables that do not know of them say nothing; a bound that binds in the population is told,
     too."""
     folder = write_study(tmp_path)
-    drawn = (figures.estimation_error, figures.slopes, figures.bias)
+    drawn = (figures.estimation_error, figures.slopes, figures.bias, figures.tightness)
     assert not any("theta\\| = B" in footnotes(draw(figures.read(folder))) for draw in drawn)
     errors = pd.read_parquet(folder / "errors.parquet")
     met = (errors.n == 100) & (errors.method == "kldpo") & (errors.replicate == 0)
@@ -294,7 +294,13 @@ def test_fits_at_the_bound_are_in_the_footnotes(tmp_path: Path) -> None:
     first = footnotes(figures.estimation_error(study))
     assert f"2 of {len(shown)} fits lie" in first and "= 100" in first
     for draw in drawn:
-        assert "population of finite world" in footnotes(draw(study))
+        assert f"population of finite world ($B$ = {FINITE.bound:g}) the" in footnotes(draw(study))
+    # worlds that differ in B alone are one name, and those that are not shown are none
+    twin = replace(study.worlds[0], name="twin", bound=9.0)
+    several = replace(study, worlds=(*study.worlds, twin))
+    assert "9)" not in footnotes(figures.bias(several))
+    both = figures._bound_note(several, pd.concat([errors, errors[:1].assign(world="twin")]))
+    assert f"finite world ($B$ = {FINITE.bound:g}, 9) the" in both
     summary = figures.summary(study)
     assert f", {int(met.sum())} at the bound" in summary
     assert f"population of {FINITE.name}, for kldpo 0.5" in summary

@@ -6,6 +6,7 @@ from typing import Any
 import cvxpy as cp
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
@@ -223,6 +224,93 @@ def test_moves_of_a_transport_ball_use_up_its_radius() -> None:
     assert float(moves.mass @ moves.distance**2) == pytest.approx(model.radius_**2, rel=1e-3)
 
 
+def test_two_groupings_and_joint_tests_are_those_of_statsmodels() -> None:
+    table, first, person = journeys()
+    table["town"] = np.random.default_rng(5).integers(25, size=len(table))
+    how: dict[str, Any] = {"sides": ("1", "2"), "set": None, "unpenalised": ("order",)}
+    model = PreferenceModel(FORMULA, **how).fit(table, first, groups=table[["person", "town"]])
+    x = model.design_.differences(table)
+    n, d = x.shape
+    truth = sm.Logit(first.astype(float), x).fit(
+        disp=0,
+        method="newton",
+        tol=1e-14,
+        cov_type="cluster",
+        cov_kwds={"groups": np.column_stack([person, table.town])},
+    )
+    factor = (n - 1) / (n - d)
+    assert model.inference_ is not None
+    np.testing.assert_allclose(
+        model.inference_.covariance, truth.cov_params() / factor, rtol=1e-5, atol=1e-12
+    )
+    assert model.n_groups_ == (60, 25)
+    shown = model.summary()
+    assert "60 and 25" in repr(shown) and "t law of the fewer, 25" in repr(shown)
+    # the category as a whole, as wald_test_terms has it
+    wald = truth.wald_test(np.eye(d)[2:4], use_f=False, scalar=True).statistic * factor
+    np.testing.assert_allclose(shown.tests.loc["C(comfort)", "chi2"], wald, rtol=1e-5)
+    assert shown.tests.df.tolist() == [2] and f"Wald chi2 {wald:.2f} on 2 df" in repr(shown)
+    tested = model.wald("C(comfort)")
+    assert tested.p_value == shown.tests.P.item()
+    assert model.wald("price", "order").degrees == 2
+    # by the names of the columns, in the constructor
+    named = PreferenceModel(FORMULA, **how, groups=("person", "town")).fit(table, first)
+    assert named.inference_ is not None
+    np.testing.assert_array_equal(named.inference_.covariance, model.inference_.covariance)
+    # both are resampled, of which the spread is rather too large: Owen (2007)
+    spread = named.bootstrap(200).std() / model.inference_.standard_errors
+    assert (spread > 0.8).all() and (spread < np.sqrt(3) * 1.2).all()
+    cv = PreferenceModel(FORMULA, **how | {"set": "kl"}, radius="cv", groups=("person", "town"))
+    assert "over the first groups" in cv.fit(table, first).radius_why_
+    with pytest.raises(ValueError, match="known for one grouping"):
+        cv.set_params(radius="coverage").fit(table, first)
+    with pytest.raises(ValueError, match="groups has another index"):
+        model.fit(table, first, groups=table[["person", "town"]][::-1])
+
+
+def test_a_joint_test_is_refused_where_single_ones_are() -> None:
+    model = fitted("kl", radius=0.01)
+    assert list(model.summary().tests.index) == ["C(comfort)"]
+    with pytest.raises(ValueError, match="no term 'comfort' to test; there are price, time"):
+        model.wald("comfort")
+    moves = fitted("w1-free", radius=0.05)
+    assert not len(moves.summary().tests)
+    with pytest.raises(ValueError, match="moves features"):
+        moves.wald("C(comfort)")
+    smaller = fitted("cvar", of_collapse=0.3, resamples=20)
+    assert smaller.inference_ is not None and smaller.inference_.method == "m out of n"
+    assert not len(smaller.summary().tests) and np.isnan(smaller.wald("price").p_value)
+    table, first, person = journeys()
+    few = clone(model).fit(table[person < 3], first[person < 3], groups=person[person < 3])
+    with pytest.raises(ValueError, match="no standard errors to test with"):
+        few.wald("price")
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_odds_ratios_are_those_of_the_odds_themselves(beta: float, tmp_path: Any) -> None:
+    table, *_ = journeys()
+    model = fitted("kl", radius=0.005, beta=beta)
+    odds = model.summary(odds=True).table
+    assert list(odds)[:3] == ["odds ratio", "t", "P>|t|"] and "std err" not in odds
+    # one more of a feature, by the model's own probabilities
+    for name, feature in (("time", "time1"), ("price", "price1")):
+        chance = model.predict_proba(table)[:, 1]
+        more = model.predict_proba(table.assign(**{feature: table[feature] + 1}))[:, 1]
+        times = (more / (1 - more)) / (chance / (1 - chance))
+        np.testing.assert_allclose(times, odds.loc[name, "odds ratio"], rtol=1e-9)
+    plain = model.summary().table
+    for end in ("[2.5 %", "97.5 %]", "DPO"):
+        np.testing.assert_allclose(np.log(odds[end]), beta * plain[end], rtol=1e-9)
+    np.testing.assert_array_equal(odds["P>|t|"], plain["P>|t|"])
+    model.to_csv(tmp_path / "odds.csv", odds=True)
+    back = pd.read_csv(tmp_path / "odds.csv", index_col=0)
+    np.testing.assert_allclose(back, odds)
+    text = model.to_latex(odds=True, columns=["odds ratio", "[2.5 %", "97.5 %]"])
+    assert "odds ratio" in text and ("exp(coef)" if beta == 1 else "exp(0.5 coef)") in text
+    with pytest.raises(ValueError, match="no column 'std err'"):
+        model.to_latex(odds=True, columns=["std err"])
+
+
 def test_it_keeps_scikit_learn_s_conventions() -> None:
     table, first, person = journeys()
     model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01)
@@ -413,6 +501,22 @@ def test_sides_without_a_mark_and_latex_of_any_name() -> None:
         odd.to_latex(columns=["se"])
 
 
+def test_tables_of_other_libraries_are_those_of_pandas() -> None:
+    table, first, _ = journeys()
+    for side in ("comfort1", "comfort2"):
+        table[side] = table[side].map({0: "good", 1: "fair", 2: "poor"})
+    other = pa.Table.from_pandas(table)
+    how: dict[str, Any] = {"sides": ("1", "2"), "radius": 0.01, "groups": "person"}
+    model = PreferenceModel(FORMULA, **how).fit(table, first)
+    twin = PreferenceModel(FORMULA, **how).fit(other, pa.array(first))
+    assert twin.names_ == model.names_ and twin.n_groups_ == model.n_groups_
+    np.testing.assert_array_equal(twin.coef_, model.coef_)
+    np.testing.assert_array_equal(twin.feature_names_in_, model.feature_names_in_)
+    np.testing.assert_array_equal(twin.predict_proba(other), model.predict_proba(table))
+    plain = PreferenceModel(set=None).fit(other.select(["price1", "time2"]), first)
+    assert plain.names_ == ("price1", "time2")
+
+
 def test_a_radius_of_0_is_still_that_of_its_set() -> None:
     model = fitted("kl", radius=0.0)
     assert "with the rho 0" in repr(model.summary()) and "0 nats: given" in repr(model.summary())
@@ -492,4 +596,9 @@ def test_the_summary_is_printed_and_written(tmp_path: Any) -> None:
     text = model.to_latex(tmp_path / "table.tex")
     assert text.count(r"\\") == len(model.names_) + 1 and "booktabs" not in text
     assert (tmp_path / "table.tex").read_text() == text and r"\%" in text
+    # a minus is none where it is a hyphen; names keep theirs
+    price = next(line for line in text.splitlines() if line.startswith("price"))
+    assert price.startswith(f"price & $-${abs(model.coef_[0]):.5f}"[:15]) and "& -" not in text
+    assert r"\footnotesize\setlength" in text
+    assert r"\setlength" not in model.to_latex(columns=["coef", "std err"])
     assert model.path().plot().get_xlabel() and model.worst_case().plot(journeys()[2]).get_ylabel()

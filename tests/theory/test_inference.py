@@ -1,9 +1,13 @@
-"""Standard errors and regions against closed forms and the jackknife."""
+"""Standard errors and regions against closed forms, the jackknife and statsmodels."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from theory import (
     KL,
@@ -62,6 +66,128 @@ def test_the_covariance_is_that_of_the_jackknife(ball: AmbiguitySet | None) -> N
     np.testing.assert_allclose(
         grouped.covariance, jackknife(u, ball, groups), atol=0.12 * grouped.covariance.max()
     )
+
+
+def crossed(seed: int, n: int = 900) -> tuple[Array, Array, Array]:
+    """Differences, answers and labels (n, 2) of people and items that both have effects."""
+    rng = np.random.default_rng(seed)
+    labels = np.column_stack([rng.integers(60, size=n), rng.integers(40, size=n)])
+    x = rng.normal(size=(n, 3)) + rng.normal(size=(60, 3))[labels[:, 0]] / 2
+    effect = rng.normal(size=60)[labels[:, 0]] + rng.normal(size=40)[labels[:, 1]]
+    wins = rng.random(n) < 1 / (1 + np.exp(-x @ [1.0, -0.5, 0.2] - effect))
+    return x, wins, labels
+
+
+def test_two_groupings_and_joint_tests_are_those_of_statsmodels() -> None:
+    x, wins, labels = crossed(0)
+    n, d = x.shape
+    seen = infer(dpo(np.where(wins[:, None], x, -x), beta=1.0), clusters=labels)
+    truth = sm.Logit(wins.astype(float), x).fit(
+        disp=0, method="newton", tol=1e-14, cov_type="cluster", cov_kwds={"groups": labels}
+    )
+    factor = (n - 1) / (n - d)  # statsmodels' own, on each of the three
+    np.testing.assert_allclose(seen.covariance, truth.cov_params() / factor, rtol=1e-6)
+    assert seen.independent == 40
+    for k in (1, 2, 3):
+        tested = seen.wald(seen.names[:k])
+        wald = truth.wald_test(np.eye(d)[:k], use_f=False, scalar=True)
+        np.testing.assert_allclose(tested.statistic, wald.statistic * factor, rtol=1e-6)
+        assert tested.degrees == k and tested.p_value > wald.pvalue  # few groups are allowed for
+    np.testing.assert_allclose(seen.wald(seen.names[:1]).p_value, seen.p_values[0], rtol=1e-9)
+
+
+def test_hotelling_s_law_is_chi_squared_where_units_are_many() -> None:
+    """Two log-odds of pairs that have nothing to do with each other, in closed form."""
+    p, n = np.array([0.26, 0.24, 0.253, 0.247]), 2000
+    seen = infer(dpo([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], p, beta=1.0), pairs=n)
+    tested = seen.wald(seen.names)
+    odds, variance = np.log(p[::2] / p[1::2]), (1 / p[::2] + 1 / p[1::2]) / n
+    np.testing.assert_allclose(tested.statistic, (odds**2 / variance).sum(), rtol=2 / n)
+    # F has the quantiles of chi-squared to order 1/n; the tail at x is off by about x²/n
+    truth = chi2.sf(tested.statistic, 2)
+    np.testing.assert_allclose(tested.p_value, truth, rtol=tested.statistic**2 / n)
+
+
+@pytest.mark.parametrize("ball", [None, KL(0.01), WassersteinFree(0.05)])
+def test_a_grouping_within_another_adds_nothing(ball: AmbiguitySet | None) -> None:
+    u = sample(0)
+    wide = np.arange(len(u)) // 20
+    found = fit(u, ball, beta=1.0, bound=20.0)
+    one = infer(found, clusters=wide)
+    for narrow in (np.arange(len(u)) // 5, wide):
+        for labels in ((wide, narrow), (narrow, wide)):
+            two = infer(found, clusters=np.column_stack(labels))
+            np.testing.assert_allclose(two.covariance, one.covariance, rtol=1e-9)
+            np.testing.assert_allclose(two.intervals, one.intervals, rtol=1e-9)
+
+
+def test_a_negative_variance_of_two_groupings_is_0_in_any_coding() -> None:
+    # the first feature is +1 or -1 as on a chessboard: its sums over rows and over columns vanish,
+    # and those over the fields, of two pairs each, do not
+    a, b = np.divmod(np.arange(36), 6)
+    board = np.where((a + b) % 2, 1.0, -1.0)
+    rng = np.random.default_rng(0)
+    u = np.column_stack([np.tile(board, 2), rng.normal(size=(72, 2))])
+    labels = np.tile(np.column_stack([a, b]), (2, 1))
+    seen = infer(dpo(u, beta=1.0), clusters=labels)
+    assert "negative in some direction" in seen.reason
+    values = np.linalg.eigvalsh(seen.covariance)
+    assert values[0] > -1e-12 * values[-1]
+    turn = np.array([[2.0, 1.0, 0.0], [0.0, 100.0, 5.0], [0.0, 0.0, 0.01]])
+    again = infer(dpo(u @ np.linalg.inv(turn), beta=1.0), clusters=labels)
+    np.testing.assert_allclose(
+        again.covariance, turn @ seen.covariance @ turn.T, rtol=1e-5, atol=1e-9
+    )
+    tested = seen.wald(seen.names)
+    assert np.isnan(tested.statistic) and np.isnan(tested.p_value)
+
+
+def test_a_joint_test_is_of_size_where_all_are_0() -> None:
+    """12 groups: chi-squared would reject far more often."""
+    rng = np.random.default_rng(1)
+    group = np.repeat(np.arange(12), 40)
+    rejected = []
+    for _ in range(300):
+        x = rng.normal(size=(480, 3)) + rng.normal(size=(12, 3))[group] / 2
+        u = np.where(rng.random(480) < 0.5, 1.0, -1.0)[:, None] * x
+        seen = infer(dpo(u, beta=1.0), clusters=group)
+        tested = seen.wald(seen.names)
+        rejected.append((tested.p_value < 0.05, tested.statistic > chi2.ppf(0.95, 3)))
+    ours, naive = np.mean(rejected, axis=0)
+    # three standard errors of 300 draws at 0.05, and what 12 groups leave to the limit
+    assert ours < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300) + 0.03 < naive
+
+
+def test_fits_that_ran_away_do_not_move_the_standard_errors_of_smaller_samples() -> None:
+    u = np.random.default_rng(2).normal(size=(80, 4)) + [0.8, 0.0, 0.0, 0.0]
+    seen = infer(fit(u, CVaR(0.7), beta=1.0), resamples=200)
+    assert seen.method == "m out of n" and seen._draws is not None
+    # smaller samples of these pairs are separable at times, and their fits as far as the bound
+    root = np.sqrt((seen._draws**2).mean(0))
+    assert (root[1:] > 2 * seen.standard_errors[1:]).all()
+    spoilt = seen._draws.copy()
+    spoilt[np.argmax(spoilt, axis=0), np.arange(4)] = 1e9  # those that were the largest already
+    before, after = (
+        replace(seen, _draws=draws).in_units(np.eye(4), seen.names)
+        for draws in (seen._draws, spoilt)
+    )
+    np.testing.assert_array_equal(after.covariance, before.covariance)
+    np.testing.assert_array_equal(before.covariance, seen.covariance)
+    assert np.linalg.eigvalsh(after.covariance)[0] > 0
+
+
+def test_the_scale_of_smaller_samples_is_a_deviation_where_the_law_is_normal() -> None:
+    seen = infer(fit(sample(0, 80), CVaR(0.7), beta=1.0), resamples=20)
+    rng = np.random.default_rng(0)
+    draws = rng.multivariate_normal([0, 0], [[4.0, 1.2], [1.2, 1.0]], size=20_000)
+    made = replace(seen, _draws=draws).in_units(np.eye(2), seen.names)
+    # Mosteller's two quantiles are 65 % efficient: 1/sqrt(2 * 0.65 * 20,000) relative; 4 of these
+    np.testing.assert_allclose(made.standard_errors, [2.0, 1.0], rtol=4 / np.sqrt(1.3 * 20_000))
+    assert 0.5 < made.covariance[0, 1] / 2 < 0.61  # 0.6, and a little less where draws are clipped
+    flat = np.zeros((200, 2))
+    flat[:10] = 1.0  # most are one number: no quantile tells the scale
+    held = replace(seen, _draws=flat).in_units(np.eye(2), seen.names)
+    np.testing.assert_allclose(held.standard_errors, np.sqrt(10 / 200))
 
 
 @pytest.mark.parametrize("ball", BALLS)
@@ -194,6 +320,14 @@ def test_what_cannot_be_answered_is_refused() -> None:
         infer(found, level=1.0)
     with pytest.raises(ValueError, match="shape"):
         infer(found, clusters=[1, 2])
+    with pytest.raises(ValueError, match=r"\(n, 2\) where rows belong together in two ways"):
+        infer(found, clusters=np.zeros((50, 3)))
+    with pytest.raises(ValueError, match="one grouping only"):
+        both = np.column_stack([np.arange(50), np.arange(50) // 2])
+        infer(fit(u, CVaR(0.7), beta=1.0), clusters=both)
+    with pytest.raises(ValueError, match="a list of features"):
+        infer(found).wald(["feature 1", "feature 1"])
+    assert np.isnan(infer(fit(u, CVaR(0.7), beta=1.0), resamples=20).wald(found.names).p_value)
     with pytest.raises(ValueError, match="too few"):
         infer(found, clusters=np.arange(50) % 2)
     for missing in (np.r_[np.arange(49.0), np.nan], [None] * 50):

@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from theory.batch import ArrayLike
-from theory.checks import check_clusters
+from theory.checks import check_groupings
 from theory.comparisons.radius import choose, scale, scales_meant, the_set
 from theory.comparisons.report import RadiusPath, WorstPairs
 from theory.comparisons.summary import Results, Summary
@@ -34,7 +34,7 @@ from theory.comparisons.table import (
     read_design,
     signed_pairs,
 )
-from theory.inference import Inference, infer
+from theory.inference import Inference, Wald, infer
 from theory.policy import Array
 from theory.results import Fit
 from theory.separable import separation
@@ -76,8 +76,9 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         level: of the intervals.
         folds: of the cross-validation.
         random_state: a seed, of the folds and of draws.
-        groups: name of the column of the table that says which comparisons belong together, where
-            `fit` is given none; scikit-learn's searches hand a table on, but no groups.
+        groups: name of the column of the table that says which comparisons belong together, or of
+            two columns, where `fit` is given none; scikit-learn's searches hand a table on, but no
+            groups.
         resamples: fits to smaller samples, where the law of the fit is not normal.
 
     Attributes:
@@ -91,7 +92,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         effective_: effective number of comparisons that the worst case leaves; NaN where features
             move.
         kl_: mean KL to the reference over the comparisons, in nats.
-        n_comparisons_, n_ties_, n_groups_: what was fitted to.
+        n_comparisons_, n_ties_, n_groups_: what was fitted to; the last None without groups, a
+            pair of numbers with two groupings.
         fit_: the `theory.Fit` in the unit of `metric`.
 
     Raises:
@@ -126,7 +128,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         level: float = 0.95,
         folds: int = 5,
         random_state: int = 0,
-        groups: str | None = None,
+        groups: str | Sequence[str] | None = None,
         resamples: int = 200,
     ) -> None:
         self.formula = formula
@@ -156,11 +158,14 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         """Fit to comparisons.
 
         Args:
-            X: (n, ...) a row for each comparison, as `formula` and `sides` read it.
+            X: (n, ...) a row for each comparison, as `formula` and `sides` read it: a table of
+                pandas, polars or pyarrow, or an array.
             y: (n,) 1 or True where the first alternative was preferred, 0 or False where the
                 second, 0.5 for a tie.
             groups: (n,) labels of people, prompts or sessions, whose comparisons may depend on each
-                other: standard errors, coverage, folds and the bootstrap go by them.
+                other: standard errors, coverage, folds and the bootstrap go by them. (n, 2) for two
+                groupings that cross, such as people and the items that all of them saw: standard
+                errors and the bootstrap go by both, folds by the first.
             sample_weight: (n,) not negative.
 
         Returns:
@@ -168,19 +173,23 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         """
         check_index(X, y=y, groups=groups, sample_weight=sample_weight)
         order = any(name in ALIASES for name in _texts(self.unpenalised))
-        self.design_, x = read_design(X, self.formula, self.sides, order, self.groups)
+        columns = () if self.groups is None else _texts(self.groups)
+        self.design_, x = read_design(X, self.formula, self.sides, order, columns)
         pairs = signed_pairs(x, y, sample_weight, self.ties)
         if len(pairs.row) == 2 * pairs.pairs:
             raise ValueError("all comparisons are ties, from which no preference can be fitted.")
-        if groups is None and self.groups is not None:
-            groups = as_table(X, (self.groups,))[self.groups]
-        member = None
+        if groups is None and columns:
+            named = as_table(X, columns)
+            groups = named[columns[0]] if len(columns) == 1 else named
+        members: tuple[NDArray[np.intp], ...] = ()
         if groups is not None:
-            member = check_clusters(groups, len(x), name="groups")[pairs.row]
+            found = check_groupings(groups, len(x), name="groups")
+            members = tuple(member[pairs.row] for member in found)
         self.names_ = self.design_.names
-        self.n_features_in_ = len(as_table(X).columns)
-        if isinstance(X, pd.DataFrame):
-            self.feature_names_in_ = np.array([str(name) for name in X.columns], dtype=object)
+        read = as_table(X)
+        self.n_features_in_ = len(read.columns)
+        if isinstance(X, pd.DataFrame) or hasattr(X, "to_pandas"):
+            self.feature_names_in_ = np.array(read.columns, dtype=object)
         self.classes_ = np.array([0, 1])
         free, kind = self._unmoved(), the_set(self.set)
         if self.bound is None:
@@ -190,7 +199,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             x,
             free,
             kind,
-            member,
+            members,
             self.metric,
             self.names_,
             beta=self.beta,
@@ -213,7 +222,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
 
     def _settle(self, found: Fit) -> None:
         """Everything that follows from the fit."""
-        scaled, member = self._scaled, self._scaled.member
+        scaled = self._scaled
         pairs = scaled.pairs
         self.fit_ = found
         self.coef_ = scaled.unit @ found.theta.numpy()
@@ -224,7 +233,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         self.rival_beta_, self.rival_ = self._rival()
         self.kl_ = self._kl(self.coef_)
         self.n_comparisons_, self.n_ties_ = pairs.pairs, pairs.ties
-        self.n_groups_ = None if member is None else int(member.max()) + 1
+        counts = tuple(len(np.unique(member)) for member in scaled.members)
+        self.n_groups_ = counts if len(counts) > 1 else next(iter(counts), None)
         self.effective_ = float("nan")
         if self.set_ is not None and self.set_.facts.reweights and not self.collapsed_:
             worst = found.worst
@@ -265,8 +275,10 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             )
         scaled = self._scaled
         equal = bool(np.allclose(scaled.weights, scaled.weights[0], rtol=1e-9, atol=0))
-        once = scaled.member is None and len(np.unique(scaled.units)) == len(scaled.units)
+        once = not scaled.members and len(np.unique(scaled.units)) == len(scaled.units)
         clusters = None if once and equal else scaled.units
+        if len(scaled.members) > 1:
+            clusters = np.column_stack(scaled.members)
         try:
             seen = infer(
                 found,
@@ -331,8 +343,14 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         return -float(pairs.weights @ np.logaddexp(0, -self.beta * pairs.u @ self.coef_))
 
     # ----------------------------------------------------------------------------------- results
-    def summary(self) -> Summary:
-        """The table of results, to be printed or written with `to_csv` and `to_latex`."""
+    def summary(self, *, odds: bool = False) -> Summary:
+        """The table of results, to be printed or written with `to_csv` and `to_latex`.
+
+        Args:
+            odds: odds ratios exp(beta coef) with their intervals in the place of coefficients: by
+                how much the odds of an alternative are multiplied where the feature is larger by
+                one.
+        """
         check_is_fitted(self)
         return Summary.of(
             Results(
@@ -360,17 +378,51 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
                 effective=self.effective_,
                 kl=self.kl_,
                 remarks=self.fit_.remarks,
-            )
+                beta=self.beta,
+                terms=self.design_.terms,
+            ),
+            odds,
         )
 
-    def to_csv(self, path: Any) -> None:
-        """Write the table of coefficients."""
-        self.summary().to_csv(path)
+    def to_csv(self, path: Any, *, odds: bool = False) -> None:
+        """Write the table of coefficients, or of odds ratios."""
+        self.summary(odds=odds).to_csv(path)
 
-    def to_latex(self, path: Any = None, **how: Any) -> str:
-        """The table of coefficients in LaTeX (booktabs), also written where a path is given; how:
-        caption, label, names and columns, as `Summary.to_latex`."""
-        return self.summary().to_latex(path, **how)
+    def to_latex(self, path: Any = None, *, odds: bool = False, **how: Any) -> str:
+        """The table of coefficients, or of odds ratios, in LaTeX (booktabs), also written where a
+        path is given; how: caption, label, names and columns, as `Summary.to_latex`."""
+        return self.summary(odds=odds).to_latex(path, **how)
+
+    def wald(self, *terms: str) -> Wald:
+        """Wald's test that all coefficients of these terms are 0.
+
+        Args:
+            terms: of the formula, as "C(comfort)" for all its levels, or features by their names.
+
+        Returns:
+            A `theory.inference.Wald`: statistic, degrees of freedom, P; NaN where the law of the
+            fit is not known to be normal.
+
+        Raises:
+            ValueError: no such term, a fit without standard errors, or a set that moves features:
+                the robust coefficient of a feature without any effect is then not 0.
+        """
+        check_is_fitted(self)
+        known = self.design_.terms | {name: (name,) for name in self.names_}
+        unknown = [term for term in terms if term not in known]
+        if unknown or not terms:
+            raise ValueError(
+                f"no term {unknown[0] if unknown else ''!r} to test; there are {', '.join(known)}."
+            )
+        if self.set_ is not None and self.set_.knows_units:
+            raise ValueError(
+                f"{self.set_.name} moves features, and shares its penalty among those that go"
+                " together: the robust coefficient of a feature without any effect is not 0, and a"
+                " test of that says nothing. Test with set=None."
+            )
+        if self.inference_ is None:
+            raise ValueError(f"no standard errors to test with: {self._no_inference.rstrip('.')}.")
+        return self.inference_.wald([name for term in terms for name in known[term]])
 
     def worst_case(self) -> WorstPairs:
         """What the adversary does to each comparison at the fit.
@@ -441,14 +493,18 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         """Coefficients of fits to resampled comparisons, or groups where there are groups:
         (resamples, d), one batched fit. The size of the set is kept.
 
-        Efron and Tibshirani (1993); percentile intervals are its quantiles.
+        Efron and Tibshirani (1993); percentile intervals are its quantiles. With two groupings both
+        are resampled, and a comparison counts as often as its two groups together: the pigeonhole
+        bootstrap of Owen (2007), Annals of Applied Statistics 1, whose spread is rather too large.
         """
         check_is_fitted(self)
-        _, place = np.unique(self._scaled.units, return_inverse=True)
-        count = int(place.max()) + 1
         rng = np.random.default_rng(self.random_state)
-        times = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
-        weights = times[:, place] * self._scaled.pairs.weights
+        weights = np.tile(self._scaled.pairs.weights, (resamples, 1))
+        for labels in self._scaled.members or (self._scaled.units,):
+            _, place = np.unique(labels, return_inverse=True)
+            count = int(place.max()) + 1
+            weights *= rng.multinomial(count, np.full(count, 1 / count), size=resamples)[:, place]
+        weights = weights[weights.sum(1) > 0]  # of few groups, those drawn may never have met
         weights /= weights.sum(1, keepdims=True)
         found = self._scaled.fit(self.set_, weights)
         return pd.DataFrame(found.theta.numpy() @ self._scaled.unit.T, columns=list(self.names_))

@@ -65,13 +65,13 @@ def the_set(given: str | AmbiguitySet | None) -> AmbiguitySet | None:
 class Scaled:
     """pairs: as they are. unit: (d, d), pairs.u times this is in the unit of the metric, and a
     coefficient is this times theta. free: (d,) which columns a set that moves features does not
-    move. member: (m,) the group of each row, or None. plain: (d,) coefficients of plain DPO. bound:
-    of theta."""
+    move. members: (m,) the group of each row, in none, one or two groupings. plain: (d,)
+    coefficients of plain DPO. bound: of theta."""
 
     pairs: SignedPairs
     unit: Array
     free: NDArray[np.bool_]
-    member: NDArray[np.intp] | None
+    members: tuple[NDArray[np.intp], ...]
     plain: Array
     names: tuple[str, ...]
     beta: float
@@ -88,8 +88,9 @@ class Scaled:
 
     @property
     def units(self) -> NDArray[np.intp]:
-        """(m,) what is independent of what: groups, or comparisons, of which a tie has two rows."""
-        return self.pairs.row if self.member is None else self.member
+        """(m,) what is independent of what: groups, the first where there are two groupings, or
+        comparisons, of which a tie has two rows."""
+        return self.members[0] if self.members else self.pairs.row
 
     def fit(self, set: AmbiguitySet | None, weights: Array | None = None) -> Fit:
         """The fit of the pairs, or of R samples of them with weights (R, m)."""
@@ -158,7 +159,7 @@ def scale(
     x: Array,
     free: NDArray[np.bool_],
     kind: AmbiguitySet | None,
-    member: NDArray[np.intp] | None,
+    members: tuple[NDArray[np.intp], ...],
     metric: str,
     names: Sequence[str],
     *,
@@ -181,7 +182,7 @@ def scale(
         if bound is None:  # gaps grow with the bound, and robust coefficients are not larger
             far = 4 * (1.0 + float(np.linalg.norm(theta)))
     held = free if moves else free & False
-    return Scaled(pairs, unit, held, member, plain, tuple(names), beta, far)
+    return Scaled(pairs, unit, held, members, plain, tuple(names), beta, far)
 
 
 def _unit(x: Array, free: NDArray[np.bool_], metric: str) -> Array:
@@ -251,7 +252,7 @@ def choose(
         return _of(kind, check_number(kind.facts.size, own), "given")
     if isinstance(radius, str):
         if radius == "coverage":
-            by = "" if scaled.member is None else ", groups counted"
+            by = ", groups counted" if scaled.members else ""
             return _of(kind, _coverage(kind, scaled), f"covers the truth with 95 %{by}")
         if radius == "cv":
             return _cross_validated(kind, scaled, folds, seed)
@@ -272,6 +273,11 @@ def _coverage(kind: AmbiguitySet, scaled: Scaled) -> float:
             "a radius that covers the truth is known for kl, and for w1-free and w2-free without"
             f" unpenalised columns (as the order effect), not for {kind.name} here. Give radius or"
             " of_collapse, or take 'cv'."
+        )
+    if len(scaled.members) > 1:
+        raise ValueError(
+            "a radius that covers the truth is known for one grouping, not for two that cross. Give"
+            " radius or of_collapse, take 'cv', or fit with one grouping and give its radius_."
         )
     choice = suggest_radii(
         scaled.u,
@@ -308,6 +314,6 @@ def _cross_validated(kind: AmbiguitySet, scaled: Scaled, folds: int, seed: int) 
         held += scaled.weights[test] @ loss
     best = int(np.argmin(held))
     table = pd.DataFrame({"share": shares, "radius": sizes, "held_out_loss": held})
-    by = "comparisons" if scaled.member is None else "groups"
+    by = ("comparisons", "groups", "the first groups")[len(scaled.members)]
     why = f"{shares[best]:.0%} of the way to collapse, by {folds}-fold validation over {by}"
     return _of(kind, float(sizes[best]), why, table)

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from theory.inference import Inference
+from theory.inference import Inference, Wald
 from theory.policy import Array
 from theory.sets import AmbiguitySet
 
+_ODDS = "odds ratio"
+_TESTS = ("t", "P>|t|")  # columns that are in no unit
+_LONG = 1e7  # from here on with an exponent
+_FITS = 5  # columns of numbers that the text width of LaTeX's article holds in its own type
+_NARROW = r"\footnotesize\setlength{\tabcolsep}{2pt}"
 _FEW = 10  # effective comparisons a coefficient, below which it is said
 _DIGITS = 2  # of a standard error; coefficients are given to the same decimals
 _SIGNS = {
@@ -31,7 +36,8 @@ class Results:
 
     asked, set: the set that was asked for, and with its size; the latter None where that is plain
     DPO. inferred: why there is no inference. some_unmoved: whether there are columns that a set
-    which moves features does not move. ties_taken: "half" or "drop".
+    which moves features does not move. ties_taken: "half" or "drop". terms: of the formula, with
+    the features of each.
     """
 
     names: tuple[str, ...]
@@ -51,13 +57,15 @@ class Results:
     comparisons: int
     ties: int
     ties_taken: str
-    groups: int | None
+    groups: int | tuple[int, ...] | None
     objective: float
     gap: float
     converged: bool
     effective: float
     kl: float
     remarks: list[str]
+    beta: float
+    terms: Mapping[str, tuple[str, ...]]
 
     @property
     def moves(self) -> bool:
@@ -71,17 +79,21 @@ class Summary:
 
     table: a row for each feature, with the columns coef, std err, t, P>|t|, the ends of the
     interval, and the coefficients of plain DPO, at the same beta and at the one at which it is as
-    far from the reference as this fit. facts: name -> value, in words. notes: what to know before
-    it is believed.
+    far from the reference as this fit; with odds, the odds ratio exp(beta coef) and the exp of all
+    that is in its unit, and no std err, which has no interval there. facts: name -> value, in
+    words. notes: what to know before it is believed. tests: a row for each term of the formula that
+    has several features, with Wald's chi2, its degrees of freedom df, and P, of all being 0; empty
+    where a single coefficient has no P either.
     """
 
     table: pd.DataFrame
     title: str
     facts: dict[str, str]
     notes: tuple[str, ...]
+    tests: pd.DataFrame
 
     @classmethod
-    def of(cls, results: Results) -> "Summary":
+    def of(cls, results: Results, odds: bool = False) -> "Summary":
         """That of a fit."""
         seen, nothing = results.inference, np.full(len(results.coef), np.nan)
         tail = 100 * (1 - results.level) / 2
@@ -103,7 +115,15 @@ class Summary:
         )
         if results.set is not None:
             table = table.assign(**{"DPO": results.dpo, rival: results.rival})
-        return cls(table, _title(results), _facts(results), _notes(results, rival))
+        tests = _tests(results)
+        notes = _notes(results, rival) + tuple(_told(*each) for each in tests.items())
+        if odds:
+            table = _odds(table, results.beta)
+            power = "coef" if results.beta == 1 else f"{results.beta:g} coef"
+            notes += (f"Odds ratio: exp({power}), for one more of the feature.",)
+        rows = [(x.statistic, x.degrees, x.p_value) for x in tests.values()]
+        frame = pd.DataFrame(rows, pd.Index(tests, name="term"), ["chi2", "df", "P"])
+        return cls(table, _title(results), _facts(results), notes, frame)
 
     def to_csv(self, path: Any) -> None:
         """Write the table, all digits."""
@@ -118,7 +138,8 @@ class Summary:
         names: Mapping[str, str] | None = None,
         columns: list[str] | None = None,
     ) -> str:
-        """The table in LaTeX, facts and notes below it; needs booktabs.
+        """The table in LaTeX, facts and notes below it; needs booktabs. In small type where it has
+        more than five columns of numbers.
 
         Args:
             path: of a file to write as well.
@@ -136,7 +157,7 @@ class Summary:
         shown = self._shown()[columns or list(self.table)]
         called = names or {}
         rows = [
-            " & ".join([_tex(called.get(str(name), str(name))), *map(_tex, row)]) + r" \\"
+            " & ".join([_tex(called.get(str(name), str(name))), *map(_tex_number, row)]) + r" \\"
             for name, row in zip(shown.index, shown.to_numpy(), strict=True)
         ]
         facts = "; ".join(f"{name}: {value}" for name, value in self.facts.items())
@@ -146,7 +167,8 @@ class Summary:
             r"\centering",
             rf"\caption{{{_tex(caption or self.title)}}}",
             *([rf"\label{{{label}}}"] if label else []),
-            rf"\begin{{tabular}}{{l{'r' * shown.shape[1]}}}",
+            *([_NARROW] if shown.shape[1] > _FITS else []),
+            rf"\begin{{tabular}}{{@{{}}l{'r' * shown.shape[1]}@{{}}}}",
             r"\toprule",
             " & ".join(["", *map(_tex, shown.columns)]) + r" \\",
             r"\midrule",
@@ -171,9 +193,11 @@ class Summary:
                 if not math.isfinite(x):
                     continue
                 if name == "P>|t|":
-                    shown.iloc[k, j] = f"{x:.3f}" if x >= 0.0005 else "<0.001"
+                    shown.iloc[k, j] = _p(x)
                 elif name == "t":
                     shown.iloc[k, j] = f"{x:.2f}"
+                elif abs(x) >= _LONG:
+                    shown.iloc[k, j] = f"{x:.1e}"
                 else:
                     shown.iloc[k, j] = f"{x:.{decimals}f}"
         return shown
@@ -188,14 +212,57 @@ class Summary:
 
 
 def _decimals(row: "pd.Series[float]") -> int:
-    size = row["std err"] if row["std err"] > 0 else abs(row["coef"]) / 10
+    if _ODDS in row:  # a quarter of the interval: a standard error, if the law were normal here
+        ends = [x for name, x in row.items() if str(name).startswith("[") or str(name)[-1] == "]"]
+        size, whole = (max(ends) - min(ends)) / 4, row[_ODDS]
+    else:
+        size, whole = row["std err"], row["coef"]
+    if not size > 0:
+        size = abs(whole) / 10
     if not (math.isfinite(size) and size > 0):
         return 4
     return min(max(_DIGITS - 1 - math.floor(math.log10(size)), 0), 12)
 
 
+def _p(x: float) -> str:
+    return f"{x:.3f}" if x >= 0.0005 else "<0.001"
+
+
+def _odds(table: pd.DataFrame, beta: float) -> pd.DataFrame:
+    """exp(beta x) of what is in the unit of a coefficient; t and P are those of the coefficient."""
+    kept = [name for name in table if name != "std err"]
+    with np.errstate(over="ignore"):  # of a bound that is that far away
+        found = {
+            name: table[name] if name in _TESTS else np.exp(beta * table[name]) for name in kept
+        }
+    return pd.DataFrame(found).rename(columns={"coef": _ODDS})
+
+
+def _tests(results: Results) -> dict[str, Wald]:
+    """Term -> its test, for the terms that have several features."""
+    seen = results.inference
+    if seen is None or results.moves or seen.method != "sandwich":
+        return {}
+    return {term: seen.wald(made) for term, made in results.terms.items() if len(made) > 1}
+
+
+def _told(term: str, test: Wald) -> str:
+    if not math.isfinite(test.statistic):
+        return f"{term}: no joint test, its covariance is singular."
+    p = _p(test.p_value)
+    return (
+        f"{term}: Wald chi2 {test.statistic:.2f} on {test.degrees} df, by Hotelling's law P"
+        f" {p if p[0] == '<' else f'= {p}'}."
+    )
+
+
 def _tex(text: str) -> str:
     return "".join(_SIGNS.get(sign, sign) for sign in text)
+
+
+def _tex_number(text: str) -> str:
+    """A hyphen is no minus."""
+    return f"$-${text[1:]}" if text.startswith("-") else _tex(text)
 
 
 def _title(results: Results) -> str:
@@ -213,7 +280,8 @@ def _facts(results: Results) -> dict[str, str]:
         taken = "halved" if results.ties_taken == "half" else "dropped"
         facts["ties"] = f"{results.ties:,}, {taken}"
     if results.groups is not None:
-        facts["groups"] = f"{results.groups:,}"
+        counts = results.groups if isinstance(results.groups, tuple) else (results.groups,)
+        facts["groups"] = " and ".join(f"{count:,}" for count in counts)
     state = "converged" if results.converged else "NOT converged"
     facts["objective"] = f"{results.objective:.6f} nats, gap {results.gap:.1e}, {state}"
     if results.asked is not None:
@@ -241,10 +309,10 @@ def _notes(results: Results, rival: str) -> tuple[str, ...]:
     if seen is None:
         notes.append(f"No standard errors: {results.inferred.rstrip('.')}.")
     else:
-        by = "groups" if results.groups is not None else "comparisons"
-        notes.append(
-            f"Standard errors: {seen.method} over {seen.independent:,} {by}: {seen.reason}."
-        )
+        by = f"{seen.independent:,} " + ("comparisons" if results.groups is None else "groups")
+        if isinstance(results.groups, tuple):
+            by = f"groups of two kinds, t law of the fewer, {seen.independent:,}"
+        notes.append(f"Standard errors: {seen.method} over {by}: {seen.reason}.")
     if results.moves:
         notes.append(
             "No P: a set that moves features shares its penalty among those that go together, so"

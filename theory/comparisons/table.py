@@ -43,6 +43,19 @@ class Design:
     sides: tuple[str, str] | None = None
     spec: Any = None
 
+    @property
+    def terms(self) -> dict[str, tuple[str, ...]]:
+        """Term of the formula -> its features, such as all levels of a category."""
+        if self.spec is None:
+            return {name: (name,) for name in self.names}
+        columns = [str(name) for name in self.spec.column_names]
+        found = {
+            str(term): tuple(columns[k] for k in index)
+            for term, index in self.spec.term_indices.items()
+        }
+        terms = {term: made for term, made in found.items() if made and made != ("Intercept",)}
+        return terms | ({ORDER: (ORDER,)} if self.order else {})
+
     def differences(self, table: pd.DataFrame | ArrayLike) -> Array:
         """(n, d) of the rows of a table with the same columns.
 
@@ -68,28 +81,28 @@ def read_design(
     formula: str | None,
     sides: tuple[str, str] | None,
     order: bool,
-    groups: str | None = None,
+    groups: Sequence[str] = (),
 ) -> tuple[Design, Array]:
     """The design of a table, and its differences (n, d).
 
     Args:
-        table: a row for each comparison.
+        table: a row for each comparison: of pandas, or of polars or pyarrow; or an array.
         formula: right side of a formula of formulaic in the names without their side, such as
             "price + time + C(comfort) + price:income"; None: all columns of both sides, or all
             differences.
         sides: what tells the columns of the first and of the second alternative apart, as an ending
             or a beginning; None: the columns are differences.
         order: whether to add the order effect.
-        groups: a column that is no feature.
+        groups: columns that are no features.
 
     Raises:
         ValueError: no such columns, a formula that cannot be read, or a feature that is the same
             for both alternatives everywhere.
     """
     frame = as_table(table)
-    if groups is not None:
-        as_table(table, (groups,))  # it is there
-        frame = frame.drop(columns=groups)
+    if groups:
+        as_table(table, groups)  # they are there
+        frame = frame.drop(columns=list(groups))
     if sides is None:
         if formula is not None:
             raise ValueError(
@@ -130,7 +143,13 @@ def read_design(
 
 
 def as_table(table: pd.DataFrame | ArrayLike, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A DataFrame with a fresh index; an array is given the names of `columns`, or numbers."""
+    """A DataFrame with a fresh index; an array is given the names of `columns`, or numbers.
+
+    Tables of other libraries that can become one of pandas, such as those of polars and pyarrow,
+    are converted.
+    """
+    if hasattr(table, "to_pandas"):
+        table = table.to_pandas()
     if isinstance(table, pd.DataFrame):
         frame = table.reset_index(drop=True)
         frame.columns = [str(name) for name in frame.columns]
@@ -158,11 +177,12 @@ def as_table(table: pd.DataFrame | ArrayLike, columns: Sequence[str] = ()) -> pd
 
 
 def check_index(table: object, **others: object) -> None:
-    """Rows match by place: a Series with another index than the table's would be taken wrongly."""
+    """Rows match by place: a Series or DataFrame with another index than the table's would be taken
+    wrongly."""
     if not isinstance(table, pd.DataFrame):
         return
     for name, other in others.items():
-        if isinstance(other, pd.Series) and not other.index.equals(table.index):
+        if isinstance(other, pd.Series | pd.DataFrame) and not other.index.equals(table.index):
             raise ValueError(
                 f"{name} has another index than X, and rows are matched by place. Bring it into the"
                 f" order of X, as {name}.loc[X.index], or give {name}.to_numpy() if it is."

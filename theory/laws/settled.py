@@ -21,7 +21,7 @@ Places = NDArray[np.int64]
 
 SPHERE, FLOOR = -1, -2  # owners of rows that belong to no atom
 NONE = 1e-9  # a multiplier below this share of the mass of its atom is none
-FREE = 1e-6  # price of a wall, a share of the gradient, that is none
+FREE = 1e-8  # price of a wall, a share of the gradient, that is none
 _TIES = 10.0 ** np.arange(-14, -4)  # relative to the largest height, one after the other
 _EXACT = 1e-11  # a tie at the solution, once it is exact
 _SAME = 1e-6  # slopes that differ by less than this, of their own length, are the same
@@ -191,7 +191,7 @@ def _walls(
         rows.append(row)
         walls.append(FLOOR)
         gap.append(-float(x[program.floor]) / scale[program.floor])
-        inside = np.linalg.norm(x.numpy()[:d] / scale[:d])
+        inside = float(np.linalg.norm(x.numpy()[:d] / scale[:d]))
         slack.append(-gap[-1] / max(inside, 1e-300))
     return (
         np.array(rows).reshape(-1, len(scale)),

@@ -33,7 +33,7 @@ _NOISE = 1e-13  # of a gradient at an exact solution, relative to its parts
 _BLURRED = 1e-2  # noise of a share, beyond which it is not known
 _RANK = 1e-9  # singular values, relative to the largest, that count as none
 _STEPS = 8  # of Newton's method, from a point that is nearly exact
-_STAY = 0.1  # of its length, how far w may move
+_STAY, _JITTER = 0.1, 1e-9  # how far w may move, of its length and in margins
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +263,7 @@ def _exact(
         force, rest = _forces(rows, gradient)
         if step == 0 and rest > _NEAR:
             return None
-        if moved <= 1e-15 * np.abs(point.x.numpy() / point.scale).max():
+        if moved <= 1e-12 * np.abs(point.x.numpy() / point.scale).max():
             break
         curvature = _curvature(program, point, *_masses(rows, point, p, force))
         r = len(rows.row)
@@ -278,14 +278,14 @@ def _exact(
             ]
         )
         target = -np.concatenate([gradient * unit, rows.off / size])
-        step_ = unit * np.linalg.lstsq(system, target, rcond=1e-13)[0][: len(gradient)]
-        if not np.isfinite(step_).all():
+        change = unit * np.linalg.lstsq(system, target, rcond=1e-13)[0][: len(gradient)]
+        if not np.isfinite(change).all():
             return None
-        x = point.x + torch.from_numpy(step_ * point.scale)
+        x = point.x + torch.from_numpy(change * point.scale)
         away = np.linalg.norm((x.numpy() / point.scale - first)[:d])
-        if away > _STAY * np.linalg.norm(first[:d]):
+        if away > _STAY * np.linalg.norm(first[:d]) + _JITTER:
             return None
-        moved = float(np.abs(step_).max())
+        moved = float(np.abs(change).max())
         now = _at(program, p, theta_ref, bound, x, point.scale)
         point = replace(now, active=point.active, meets=point.meets)
     return _judged(program, p, point)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.theory.laws.nasty import Case, case, worst_error
+from theory import SETS
 from theory.laws.law import law_at
 from theory.policy import Array
 
@@ -50,3 +51,19 @@ def test_a_fit_that_is_the_reference_policy_to_rounding_has_no_law(name: str) ->
     assert of is not None
     law = law_at(of.found)
     assert law.kind == "none" and "reference policy" in law.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo", *SETS])
+def test_random_laws_are_derivatives_or_none(name: str) -> None:
+    judged = 0
+    for seed in range(30):
+        of = case(name, seed)
+        if of is None:
+            continue
+        law, dp = law_at(of.found), directions(of, seed)
+        if law.derivative is not None:
+            error = worst_error(of, law.derivative.along(dp)[:, : of.u.shape[1]], dp)
+            assert error is None or error < 0.02, (seed, error)
+            judged += error is not None
+    assert judged >= 10

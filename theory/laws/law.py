@@ -15,6 +15,7 @@ from theory.results import Fit, Made
 from theory.sets.base import AmbiguitySet
 from theory.solvers.local import AtFit, LocalProgram, NoLaw, mean_program
 
+_NOWHERE = 1e-12  # margins that rounding alone leaves at the reference policy
 _DRAWS = 200_000  # of the limit, for quantiles: a 95 % quantile has an error of 0.3 %
 
 
@@ -162,13 +163,14 @@ def derivative_at(found: Fit) -> Derivative:
 def local_program(found: Fit) -> LocalProgram:
     """The program of a single fit near its solution."""
     made = _made(found)
-    if bool(found.collapsed):
+    w = found.theta - made.domain.theta_ref
+    margins = made.beta * (made.pairs.ut[0].T @ w)
+    if bool(found.collapsed) or (made.set is not None and margins.abs().max() < _NOWHERE):
         raise NoLaw(
             "the fit is the reference policy: the set is at or beyond its collapse radius, where"
             " the law is not that of a smooth point. Take a smaller radius."
         )
     dual = None if found.dual is None else found.dual.item()
-    w = found.theta - made.domain.theta_ref
     at = AtFit(made.pairs.ut[0].T.contiguous(), made.pairs.p[0], w, made.beta, dual)
     return mean_program(at) if made.set is None else made.set.local(at)
 

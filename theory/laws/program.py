@@ -14,24 +14,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.optimize import linprog, nnls
+from scipy.optimize import nnls
 
+from theory.laws.settled import (
+    FREE,
+    NONE,
+    SPHERE,
+    Places,
+    Settled,
+    hessian,
+    null_space,
+    settled,
+    units,
+)
 from theory.policy import Array
 from theory.solvers.local import LocalProgram, NoLaw
 
-Places = NDArray[np.int64]
-
-# pieces this close, relative to how far pieces are apart, count as equally high at a solution that
-# is known to rounding; next to collapse all losses are nearly equal. At one that is known less well
-# up to the same share of the largest height, if nothing closer balances the gradient.
-TIE = 1e-6
-_WIDER = 10.0
-SPHERE, FLOOR = -1, -2  # owners of rows that belong to no atom
-_REST = 1e-5  # what may be left of the gradient at a solution, relative to its parts
-_NONE = 1e-6  # a multiplier below this share of the mass of its atom is none
-_FLAT = 1e-10  # curvature, relative to the largest in scaled coordinates, that counts as none
+_FLAT = 1e-10  # curvature, relative to that of the coordinates, that counts as none
+_BLURRED = 1e-2  # noise of a multiplier's share beyond which it is not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +76,20 @@ class Derivative:
             NoLaw: no curvature without it.
         """
         kept = self.owner != SPHERE
-        bent = np.diag(self.curvature)
-        size = 1 / np.sqrt(np.where(bent > 0, bent, 1.0))
-        basis = _null_space(self.held[kept] * size, len(size))
-        _check_curved(basis, self.curvature * np.outer(size, size))
-        basis = size[:, None] * basis
+        basis = _tangent(self.held[kept], self.curvature)
+        _check_curved(basis, self.curvature)
         mass, owner = self.mass[kept], self.owner[kept]
         return replace(self, held=self.held[kept], mass=mass, owner=owner, basis=basis)
 
     @property
     def multiplier_influence(self) -> Array:
         """(K, r) of `mass`: how the gradient that kinks and walls balance moves."""
-        left = self.gradients + self.influence @ self.curvature
-        return -np.asarray(np.linalg.lstsq(self.held.T, left.T, rcond=1e-9)[0]).T
+        unit = units(self.curvature)
+        left = (self.gradients + self.influence @ self.curvature) * unit
+        rows = self.held * unit
+        size = np.linalg.norm(rows, axis=1).clip(min=1e-300)
+        found = np.linalg.lstsq((rows / size[:, None]).T, left.T, rcond=1e-9)[0]
+        return -np.asarray(found / size[:, None]).T
 
     def along(self, dp: Array) -> Array:
         """(R, D) dx for directions dp (R, K): in the metric of the curvature the point of a cone
@@ -103,269 +104,82 @@ class Derivative:
         return (self.basis @ np.linalg.solve(root.T, x)).T
 
 
-@dataclass(frozen=True, eq=False)
-class _Pieces:
-    """The pieces near the solution: heights (M,), gradients (M, D) in coordinates that are scaled
-    by `scale` (D,), the atom of each (M,), and which are as high as their atom's highest."""
-
-    height: Array
-    slope: Array
-    scale: Array
-    atom: Places
-    lost: Array
-    active: NDArray[np.bool_]
-
-
 def derivative(program: LocalProgram, p: Array, theta_ref: Array, bound: float) -> Derivative:
     """Differentiate the solution of a program in the weights p (K,) of its atoms.
 
     Raises:
-        NoLaw: no curvature in a direction in which the solution may move, or several worst cases
-            that differ in curvature.
-        RuntimeError: x is not a solution.
+        NoLaw: no curvature in a direction in which the solution may move, several worst cases that
+            differ in curvature, or a solution that is not known well enough.
     """
-    pieces, wall, bend, system, masses, price = _balanced(program, p, theta_ref, bound)
-    base = _highest(pieces.atom, np.where(pieces.active, masses, -1.0), len(p))
-    other = pieces.active.copy()
-    other[base] = False
-    rows = np.concatenate([pieces.slope[other] - pieces.slope[base[pieces.atom[other]]], wall])
-    mass = np.concatenate([masses[other], price])
-    share = np.concatenate([masses[other] / p[pieces.atom[other]], price])
-    walls = ([SPHERE] if bend is not None else []) + [FLOOR]
-    owner = np.append(pieces.atom[other], np.array(walls[: len(wall)], dtype=np.int64))
-    held, free = rows[share > _NONE], rows[share <= _NONE]
-    basis = _null_space(held, pieces.slope.shape[1])
+    at = settled(program, p, theta_ref, bound)
+    mass = np.concatenate([at.masses[at.other], at.price])
+    share = np.concatenate([at.masses[at.other] / p[at.atom[at.other]], at.price])
+    least = np.concatenate([np.maximum(NONE, at.noise), np.full(len(at.price), FREE)])
+    if (at.noise > _BLURRED).any():
+        rare = p[at.atom[at.other[at.noise.argmax()]]]
+        raise NoLaw(
+            f"an atom of probability {rare:.1e} has a kink at the solution, and whether it holds it"
+            " is below rounding. Leave such atoms out, or resample."
+        )
+    rows = np.concatenate([at.slope[at.other] - at.slope[at.base[at.atom[at.other]]], at.wall])
+    owner = np.append(at.atom[at.other], at.walls)
+    held, free = rows[share > least], rows[share <= least]
 
-    def bent(weights: Array, prices: Array) -> Array:
-        found = _hessian(program, weights) * np.outer(pieces.scale, pieces.scale)
-        return found + (prices[0] * bend if len(wall) and bend is not None else 0.0)
+    def bent(masses: Array, prices: Array) -> Array:
+        found = hessian(program, at.x, masses) * np.outer(at.scale, at.scale)
+        return found + (prices[0] * at.bend if SPHERE in at.walls else 0.0)
 
-    curvature = bent(masses, price)
+    curvature = bent(at.masses, at.price)
+    basis = _tangent(held, curvature)
     _check_curved(basis, curvature)
-    _check_one_curvature(system, pieces, basis, curvature, bent)
-    missed = ~pieces.active & (pieces.lost < np.inf)
-    spare = pieces.slope[base[pieces.atom[missed]]] - pieces.slope[missed]
-    room = pieces.lost[missed]
-    unscaled = 1 / pieces.scale
+    _check_one_curvature(at, basis, curvature, bent)
+    missed = (at.lost < np.inf) & ~np.isin(np.arange(len(at.lost)), np.append(at.base, at.other))
+    unscaled = 1 / at.scale
     return Derivative(
-        pieces.slope[base] * unscaled,
+        at.slope[at.base] * unscaled,
         curvature * np.outer(unscaled, unscaled),
         held * unscaled,
-        mass[share > _NONE],
-        owner[share > _NONE],
-        masses[base],
-        pieces.scale[:, None] * basis,
+        mass[share > least],
+        owner[share > least],
+        at.masses[at.base],
+        at.scale[:, None] * basis,
         free * unscaled,
-        spare * unscaled,
-        room,
+        (at.slope[at.base[at.atom[missed]]] - at.slope[missed]) * unscaled,
+        at.lost[missed],
     )
 
 
-def _balanced(
-    program: LocalProgram, p: Array, theta_ref: Array, bound: float
-) -> tuple[_Pieces, Array, Array | None, "_System", Array, Array]:
-    """The pieces, walls and multipliers at the closest ties that balance the gradient."""
-    height = program.pieces(program.x).numpy()
-    slope = _jacobian(program.pieces, program.x)
-    if not (np.isfinite(height).all() and np.isfinite(slope).all()):
-        raise RuntimeError(
-            "the program overflows at the solution, and cannot be differentiated there. Take beta"
-            " or the features in another unit."
-        )
-    atom = np.arange(len(p)) if program.atom is None else program.atom.numpy()
-    top = np.full(len(p), -np.inf)
-    np.maximum.at(top, atom, height)
-    lost = top[atom] - height
-    lost[p[atom] <= 0] = np.inf  # no mass, no say
-    widest = TIE * (1 + np.abs(top[p > 0]).max())
-    tie = min(TIE * float(lost[lost < np.inf].max()), widest)
-    while True:
-        pieces = _pieces(height, slope, atom, lost, tie, p)
-        wall, bend = _wall(program, theta_ref, bound, pieces.scale)
-        system = _system(pieces, p, wall)
-        try:
-            masses, price = _multipliers(system, pieces, p, wall)
-            return pieces, wall, bend, system, masses, price
-        except RuntimeError:
-            if tie >= widest or len(height) == len(p):
-                raise
-        tie = min(_WIDER * max(tie, 1e-3 * widest), widest)
-
-
-def _pieces(
-    height: Array, slope: Array, atom: Places, lost: Array, tie: float, p: Array
-) -> _Pieces:
-    lost, active = lost.copy(), lost <= tie
-    share = p[atom] * active / np.bincount(atom, active, len(p))[atom].clip(min=1)
-    size = share @ np.abs(slope)
-    scale = 1 / np.where(size > 0, size, 1.0)
-    slope = slope * scale
-    # pieces that are the same to first order, as those of atoms that are listed twice, count once
-    largest = np.abs(slope[active]).max(0)
-    several = np.bincount(atom[active], minlength=len(p)) > 1
-    for i in np.flatnonzero(several):
-        kept: list[int] = []
-        for m in np.flatnonzero(active & (atom == i)).tolist():
-            if any((np.abs(slope[m] - slope[k]) <= TIE * largest).all() for k in kept):
-                active[m], lost[m] = False, np.inf
-            else:
-                kept.append(m)
-    return _Pieces(height, slope, scale, atom, lost, active)
-
-
-def _highest(atom: Places, value: Array, count: int) -> Places:
-    """(K,) for each atom its piece of largest value, the first of several."""
-    order = np.lexsort((np.arange(len(atom)), -value, atom))
-    return order[np.searchsorted(atom[order], np.arange(count))]
-
-
-def _wall(
-    program: LocalProgram, theta_ref: Array, bound: float, scale: Array
-) -> tuple[Array, Array | None]:
-    """Outward normals (0 to 2, D) of the constraints that are met, of length 1 in scaled
-    coordinates so that prices are shares of the gradient's parts, the sphere first, and the
-    curvature of the sphere for the price 1, None inside of it."""
-    d, rows = len(theta_ref), []
-    theta = program.x.numpy()[:d] + theta_ref
-    bend = None
-    if np.linalg.norm(theta) >= bound * (1 - 1e-9):
-        row = np.zeros_like(scale)
-        row[:d] = theta / np.linalg.norm(theta) * scale[:d]
-        length = float(np.linalg.norm(row))
-        rows.append(row / length)
-        bend = np.diag(np.where(np.arange(len(scale)) < d, scale**2 / (bound * length), 0.0))
-    if program.floor is not None:
-        row = np.zeros_like(scale)
-        row[program.floor] = -1.0
-        rows.append(row)
-    return np.array(rows).reshape(-1, len(scale)), bend
-
-
-@dataclass(frozen=True, eq=False)
-class _System:
-    """matrix z = target, z >= 0: what the multipliers z of `unknown` pieces and of the walls have
-    to meet; all other pieces have the mass of their atom."""
-
-    matrix: Array
-    target: Array
-    unknown: Places
-
-
-def _system(pieces: _Pieces, p: Array, wall: Array) -> _System:
-    several = np.bincount(pieces.atom[pieces.active], minlength=len(p)) > 1
-    unknown = np.flatnonzero(pieces.active & several[pieces.atom])
-    alone = pieces.active & ~several[pieces.atom]
-    rest = -p[pieces.atom[alone]] @ pieces.slope[alone]
-    tied = np.flatnonzero(several)
-    sums = (pieces.atom[unknown] == tied[:, None]).astype(float)
-    matrix = np.block(
-        [
-            [pieces.slope[unknown].T, wall.T],
-            [sums, np.zeros((len(tied), len(wall)))],
-        ]
-    )
-    return _System(matrix, np.concatenate([rest, p[tied]]), unknown)
-
-
-def _multipliers(system: _System, pieces: _Pieces, p: Array, wall: Array) -> tuple[Array, Array]:
-    """Masses (M,) of the pieces and prices of the walls, as far as possible from zero."""
-    masses = np.where(pieces.active, p[pieces.atom], 0.0)
-    d, k = pieces.slope.shape[1], len(system.unknown)
-    if not system.matrix.shape[1]:
-        z, left = np.zeros(0), float(np.abs(system.target[:d]).max())
-    else:
-        z = np.asarray(np.linalg.lstsq(system.matrix, system.target, rcond=1e-7)[0])
-        share = np.concatenate([p[pieces.atom[system.unknown]], np.ones(len(wall))])
-        several = _null_space(system.matrix, len(z))
-        if several.shape[1]:
-            z = _most_interior(z, several, share)
-        z = np.where(z > _NONE * share, z, 0.0)
-        left = float(np.abs(system.matrix @ z - system.target).max())
-    if left > _REST:
-        raise RuntimeError(
-            f"the gradient at the solution is {left:.1e} of its parts, and should be 0: the fit is"
-            " not exact enough to be differentiated (look at its gap), an atom is rarer than its"
-            " tolerance, or all pairs are the same. Give `fit` a smaller tolerance, or leave such"
-            " atoms out."
-        )
-    masses[system.unknown] = z[:k]
-    return masses, z[k:]
-
-
-def _most_interior(z: Array, free: Array, share: Array) -> Array:
-    """z + free y >= 0, zero only where that is so for every y: the mean of those that make each of
-    them largest. free: (k, m)."""
-    found = []
-    for k in range(len(z)):
-        best = linprog(
-            -free[k],
-            -free / share[:, None],
-            z / share + _NONE,
-            bounds=(None, None),
-        )
-        if best.x is None:
-            raise RuntimeError(
-                f"no worst case makes the gradient zero at the solution ({best.message}): the fit"
-                " is not exact enough to be differentiated. Fit with a smaller tolerance."
-            )
-        found.append(z + free @ best.x)
-    return np.mean(found, 0)
-
-
-def _jacobian(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Array:
-    """(M, D) by backward passes alone, D + 1 of them, as the pullback is linear in what it pulls;
-    torch.func would import its compiler, for seconds."""
-    x = x.detach().requires_grad_()
-    value = function(x)
-    pulled = torch.zeros_like(value, requires_grad=True)
-    (back,) = torch.autograd.grad(value, x, pulled, create_graph=True)
-    columns = [torch.autograd.grad(back[k], pulled, retain_graph=True)[0] for k in range(len(x))]
-    return torch.stack(columns, 1).numpy()
-
-
-def _hessian(program: LocalProgram, weights: Array) -> Array:
-    w = torch.from_numpy(weights)
-    found = torch.autograd.functional.hessian(lambda x: w @ program.pieces(x), program.x).numpy()
-    return (found + found.T) / 2
-
-
-def _null_space(rows: Array, dimension: int) -> Array:
-    if not len(rows):
-        return np.eye(dimension)
+def _tangent(held: Array, curvature: Array) -> Array:
+    """(D, m) basis of what the rows (r, D) leave free, orthonormal in the units of `units`."""
+    unit = units(curvature)
+    rows = held * unit
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-300)
-    _, sizes, right = np.linalg.svd(rows)
-    rank = int((sizes > 1e-6 * sizes[0]).sum())
-    return right[rank:].T
+    return unit[:, None] * null_space(rows, len(unit))
 
 
 def _check_curved(basis: Array, curvature: Array) -> None:
     if not basis.shape[1]:
         return
-    inner = np.linalg.eigvalsh(basis.T @ curvature @ basis)
-    if not inner[0] > _FLAT * max(inner[-1], np.abs(curvature).max()):
+    inner = np.linalg.eigvalsh(basis.T @ curvature @ basis)  # in units where coordinates have 1
+    if not inner[0] > _FLAT:
         raise NoLaw(
-            f"the least curvature at the solution is {inner[0]:.1e}, of {inner[-1]:.1e} at most:"
-            " the minimiser is not unique, or not at the rate n^-1/2. The pairs may not span all"
+            f"the least curvature at the solution is {inner[0]:.1e} of that of the coordinates: the"
+            " minimiser is not unique, or not at the rate n^-1/2. The pairs may not span all"
             " directions."
         )
 
 
 def _check_one_curvature(
-    system: _System,
-    pieces: _Pieces,
-    basis: Array,
-    curvature: Array,
-    bent: Callable[[Array, Array], Array],
+    at: Settled, basis: Array, curvature: Array, bent: Callable[[Array, Array], Array]
 ) -> None:
     """Several sets of multipliers are harmless where they agree in curvature."""
-    if not system.matrix.shape[1] or not basis.shape[1]:
+    if not basis.shape[1]:
         return
-    k = len(system.unknown)
-    for change in _null_space(system.matrix, system.matrix.shape[1]).T:
-        weights = np.zeros(len(pieces.atom))
-        weights[system.unknown] = change[:k]
-        moved = basis.T @ bent(weights, change[k:]) @ basis
-        if np.abs(moved).max() > 1e-6 * np.abs(curvature).max():
+    unit = units(curvature)
+    for masses, prices in zip(at.spread.T, at.price_spread.T, strict=True):
+        change = bent(masses, prices)
+        size = np.abs(change * np.outer(unit, unit)).max()
+        if np.abs(basis.T @ change @ basis).max() > 1e-6 * max(size, 1.0):
             raise NoLaw(
                 "the worst case is not unique and its choices differ in curvature: the limit solves"
                 " a saddle-point problem. Resample (m out of n) instead."

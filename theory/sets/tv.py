@@ -111,8 +111,7 @@ class TotalVariation(AmbiguitySet):
 
         atom = torch.arange(len(at.p)).repeat(3)
         x = torch.cat([at.w, at.w.new_tensor([top - eta, eta])])
-        floor = len(x) - 1 if eta <= 0 else None
-        return LocalProgram(x, pieces, atom, floor, finite=True)
+        return LocalProgram(x, pieces, atom, floor=len(x) - 1, finite=True)
 
     def worst_value(self, losses: Tensor, size: float, weights: Tensor | None = None) -> Tensor:
         return total_variation_ball(losses, size, weights)

@@ -158,8 +158,7 @@ class WassersteinAtoms(AmbiguitySet):
 
         atom = torch.arange(n).repeat_interleave(n)
         x = torch.cat([at.w, at.w.new_tensor([eta])])
-        floor = len(x) - 1 if eta <= 0 else None
-        return LocalProgram(x, pieces, atom, floor, finite=True)
+        return LocalProgram(x, pieces, atom, floor=len(x) - 1, finite=True)
 
 
 def check_power(power: int) -> None:

@@ -156,8 +156,8 @@ def _with_labels(at: AtFit, rho: float, kappa: float) -> LocalProgram:
         return (eta * rho + torch.stack([at.loss(w), at.loss(-w) - kappa * eta])).flatten()
 
     x = torch.cat([at.w, at.w.new_tensor([spare])])
-    floor = len(x) - 1 if spare <= 1e-9 * at.beta * at.w.norm().item() else None
-    return LocalProgram(x, pieces, torch.arange(len(at.p)).repeat(2), floor, finite=True)
+    atom = torch.arange(len(at.p)).repeat(2)
+    return LocalProgram(x, pieces, atom, floor=len(x) - 1, finite=True)
 
 
 def wdpo_free(

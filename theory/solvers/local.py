@@ -51,7 +51,7 @@ class LocalProgram:
 
     x: (D,) the solution, w first. pieces: (D,) -> (M,) values of the pieces f_ij, whose values and
     first two derivatives are right at x. atom: (M,) the atom i of each piece; None: one piece for
-    each atom. floor: the place in x of a nuisance that is at its lower bound 0, if there is one.
+    each atom. floor: the place in x of a nuisance with the lower bound 0, if there is one.
     finite: whether the law needs a population on finitely many atoms, which are those of the fit.
     """
 

@@ -116,7 +116,8 @@ def _w2_positive(pairs: PairBatch, beta: float, domain: Domain, radius: Tensor) 
             break
         part, r = pairs.select(hard), radius[hard]
         eta = factor * beta * point.w[hard].norm(dim=-1) / (4 * r)
-        found = solve(QuadraticMoves(part, beta), r**2, eta, domain, settled=True)
+        # where pairs are separable all losses may be small, and the gap with them
+        found = solve(QuadraticMoves(part, beta), r**2, eta, domain, tolerance=1e-16, settled=True)
         again = _w2_point(part, beta, domain, r, found.v, found.z, found.steps)
         point = keep_better(point, hard, again)
         hard = (point.gap > DOUBTFUL).nonzero()[:, 0]

@@ -109,6 +109,11 @@ def test_plain_dpo_has_the_variance_of_a_log_odds() -> None:
     np.testing.assert_allclose(law.covariance, [[1 / (0.8 * 0.2) / 4]], rtol=1e-9)
 
 
+def test_plain_dpo_of_even_pairs_has_the_variance_of_a_log_odds_of_0() -> None:
+    law = limit_law([[1.0], [-1.0]], [0.5, 0.5], None, beta=2.0, bound=9.0)
+    np.testing.assert_allclose(law.covariance, [[1 / (0.5 * 0.5) / 4]], rtol=1e-9)
+
+
 def test_w1_in_one_dimension_has_the_variance_of_its_closed_form() -> None:
     """sigma(theta) = p - rho, so that dtheta = dp/(sigma (1 - sigma))."""
     law = limit_law([[1.0], [-1.0]], [0.8, 0.2], WassersteinFree(0.1), beta=1.0, bound=9.0)

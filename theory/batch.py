@@ -95,11 +95,15 @@ class PairBatch:
             return None
         return torch.where(live, size, 1.0)
 
-    def chunks(self, elements_per_replicate: int | None = None) -> list[slice]:
-        """Slices of replicates small enough to stay in cache; what is computed does not depend on
-        them."""
+    def chunk_size(self, elements_per_replicate: int | None = None) -> int:
+        """Replicates that are few enough to stay in cache; what is computed does not depend on
+        it."""
         size = elements_per_replicate or self.p.shape[1]
-        step = max(1, _CHUNK_ELEMENTS.get(self.p.device.type, 1 << 16) // size)
+        return max(1, _CHUNK_ELEMENTS.get(self.p.device.type, 1 << 16) // size)
+
+    def chunks(self, elements_per_replicate: int | None = None) -> list[slice]:
+        """Slices of so many replicates."""
+        step = self.chunk_size(elements_per_replicate)
         return [
             slice(start, min(start + step, self.replicates))
             for start in range(0, self.replicates, step)

@@ -35,10 +35,11 @@ from theory.batch import (
 from theory.checks import check_pairs, check_positive, check_reference, check_scale, check_set
 from theory.merging import merged
 from theory.results import Fit
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.kl import solve_mean
 from theory.solvers.nearest import nearest
 from theory.solvers.newton import Domain
-from theory.solvers.points import LOG2, Point, join
+from theory.solvers.points import LOG2, Point, join, scatter
 
 if TYPE_CHECKING:  # sets name their estimators, which fit
     from theory.sets.base import AmbiguitySet
@@ -112,7 +113,13 @@ def fit(
     if set is None:
         few = merged(inner, None)
         atoms = inner if few is None else few[0]
-        point = _solve(atoms, within, None, lambda part, here, _: solve_mean(part, beta, here))
+        point = _solve(
+            atoms,
+            within,
+            None,
+            lambda part, here, _: solve_mean(part, beta, here),
+            quick=answer("mean", atoms, beta, within, dual=False),
+        )
     else:
         set.check_atoms(pairs.p.shape[1])
         if set.knows_units:
@@ -128,7 +135,8 @@ def fit(
             found = ball.solve(part, beta, here, sizes)
             return nearest(part, found, ball.worst_weights, sizes, beta, here)
 
-        point = _solve(atoms, within, size, solver, ball.elements(atoms.p.shape[1]))
+        quick = ball.compiled(atoms, beta, within, size)
+        point = _solve(atoms, within, size, solver, ball.elements(atoms.p.shape[1]), quick)
     point = _not_above_reference(point)
     value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
     gap = gap.minimum(value)  # no loss is negative, and so no optimum
@@ -250,10 +258,30 @@ def _solve(
     size: Tensor | None,
     solver: Callable[[PairBatch, Domain, Any], Point],
     elements: int | None = None,
+    quick: Answer | None = None,
 ) -> Point:
-    """Chunk by chunk, and in the span of the pairs where that is less than everything."""
+    """What a compiled solver left open, or everything, by `solver`."""
+    if quick is None:
+        everything = torch.arange(pairs.replicates, device=pairs.p.device)
+        return _by_chunks(pairs, domain, size, solver, everything, elements)
+    if not len(quick.left):
+        return quick.point
+    rest = _by_chunks(pairs, domain, size, solver, quick.left, elements)
+    return scatter([(quick.left, rest)], quick.point)
+
+
+def _by_chunks(
+    pairs: PairBatch,
+    domain: Domain,
+    size: Tensor | None,
+    solver: Callable[[PairBatch, Domain, Any], Point],
+    replicates: Tensor,
+    elements: int | None,
+) -> Point:
+    """Some of the replicates chunk by chunk, and in the span of the pairs where that is less than
+    everything."""
     points = []
-    for index in _parts(pairs, elements):
+    for index in _parts(pairs, replicates, elements):
         part, basis = pairs.select(index), _basis(pairs, index, domain)
         here = None if size is None else size[index]
         if basis is None:
@@ -276,13 +304,12 @@ def _not_above_reference(point: Point) -> Point:
     return point
 
 
-def _parts(pairs: PairBatch, elements: int | None) -> list[Tensor]:
+def _parts(pairs: PairBatch, replicates: Tensor, elements: int | None) -> list[Tensor]:
     """Indices of the replicates to solve together; with fewer pairs than dimensions each sample has
     a span of its own."""
-    replicates = torch.arange(pairs.replicates, device=pairs.p.device)
     if pairs.ut.shape[0] > 1 and pairs.ut.shape[2] < pairs.dimension + 1:
         return list(replicates[:, None])
-    return [replicates[part] for part in pairs.chunks(elements)]
+    return list(replicates.split(pairs.chunk_size(elements)))
 
 
 def _basis(pairs: PairBatch, index: Tensor, domain: Domain) -> Tensor | None:

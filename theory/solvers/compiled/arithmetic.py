@@ -297,3 +297,20 @@ def linear_start(mean: Any, second: Any, beta: float, M: Any, w: Any) -> bool:
             M[k, j] = second[k, j]
         M[k, k] += 1e-8 * trace + 1e-300
     return bool(solve_positive(M, w))
+
+
+@njit(error_model="numpy")
+def radial_start(mean: Any, second: Any, beta: float, price: float, room: float, w: Any) -> None:
+    """w (d,): the minimiser of the second-order model of E l + price ||w|| along E u, the direction
+    in which solutions leave w = 0, as far as there is room in the ball."""
+    d = mean.shape[0]
+    norm = math.sqrt(dot(mean, mean, d))
+    bend = 0.0
+    for k in range(d):
+        w[k] = mean[k] / max(norm, 1e-300)
+        for j in range(k + 1):
+            bend += (1.0 if j == k else 2.0) * w[k] * w[j] * second[k, j]
+    bend = max(bend, 1e-300) * beta * beta / 4
+    length = min(max((beta * norm / 2 - price) / bend, 1e-6 / beta), 0.9 * room)
+    for k in range(d):
+        w[k] *= length

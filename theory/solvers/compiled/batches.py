@@ -21,7 +21,7 @@ from theory.batch import PairBatch
 from theory.solvers.compiled.available import kernel, usable
 from theory.solvers.compiled.threads import over_replicates
 from theory.solvers.newton import Domain
-from theory.solvers.points import Point
+from theory.solvers.points import LOG2, Point
 
 OPEN, SOLVED, COLLAPSED = 0, 1, 2
 VALUE, DUAL, GAP, STEPS = range(4)  # columns of `numbers`
@@ -71,6 +71,8 @@ def answer(
     if plain.any():
         over_replicates(kernel("mean"), rows[plain], ut[0].size, given + found)
         numbers[plain, DUAL] = np.inf
+        at_rest = plain & ~(numbers[:, VALUE] < LOG2 - 1e-12)  # whether it is collapse, others say
+        state[at_rest] = OPEN
         rows = rows[~plain]
     if len(rows):
         over_replicates(kernel(name), rows, ut[0].size, given + extra + found)

@@ -1,5 +1,7 @@
-"""The loop of Newton's method on a convex function that a kernel evaluates."""
+"""The loops of Newton's method on a function that a kernel evaluates: a convex one, and one with
+negative curvature inside the ball."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 from numba import njit
 
 from theory.solvers.compiled.arithmetic import dot, solve_positive
+from theory.solvers.compiled.ball import norm_of_sum, project, step_in_ball
 
 _ARMIJO = 1e-4
 _BLIND = 1e-8  # decrement, relative to 1 + |F|, from which on values are too coarse to judge steps
@@ -72,5 +75,55 @@ def minimiser(
                     return value, gap, steps + 1
                 value, gap = evaluate(problem, v, True, g, H, scratch)
         return value, gap, _MOST
+
+    return minimise
+
+
+def minimiser_in_ball(
+    evaluate: Callable[..., tuple[float, float]],
+) -> Callable[..., tuple[float, float, int]]:
+    """As `theory.solvers.newton.minimise` with `convex=False`: a compiled minimise(problem, v,
+    reference, bound, most, g, H, scratch) that keeps ||v + theta_ref|| <= bound and reflects
+    negative curvature, in at most so many steps; `evaluate` and what it returns as `minimiser`."""
+
+    @njit(error_model="numpy")
+    def minimise(
+        problem: Any, v: Any, reference: Any, bound: float, most: int, g: Any, H: Any, scratch: Any
+    ) -> tuple[float, float, int]:
+        d = v.shape[0]
+        M, x, before = np.empty((d, d)), np.empty(d), np.empty(d)
+        bent = d > 0
+        value, gap = evaluate(problem, v, bent, g, H, scratch)
+        for steps in range(most):
+            if not step_in_ball(v, reference, bound, g, H, M, x):
+                return value, np.inf, steps
+            slope, old = dot(g, x, d), value
+            short = math.sqrt(dot(x, x, d)) <= 1e-14 * norm_of_sum(v, reference)
+            final = -slope <= _SETTLED or short
+            blind = -slope <= _BLIND * (1 + abs(old))
+            rounding, size = 2e-15 * (1 + abs(old)), 1.0
+            for k in range(d):
+                before[k] = v[k]
+            for halvings in range(31):
+                for k in range(d):
+                    v[k] = before[k] + size * x[k]
+                project(v, reference, bound)
+                value, gap = evaluate(problem, v, bent, g, H, scratch)
+                finite = np.isfinite(value)
+                if blind:
+                    enough = finite and dot(g, x, d) <= -0.5 * slope
+                else:
+                    enough = value <= old + _ARMIJO * size * slope + rounding
+                if enough or (final and value <= old + rounding) or halvings == 30:
+                    break
+                size /= 2
+            moved = (blind and finite) or value <= old + rounding
+            if not moved:
+                for k in range(d):
+                    v[k] = before[k]
+                value, gap = evaluate(problem, v, bent, g, H, scratch)
+            if final or not moved:
+                return value, gap, steps + 1
+        return value, gap, most
 
     return minimise

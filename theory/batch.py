@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +55,11 @@ class PairBatch:
     def replicates(self) -> int:
         return self.p.shape[0]
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude of a feature; not finite where one is not."""
+        return largest(self.ut)
+
     @property
     def dimension(self) -> int:
         return self.ut.shape[1]
@@ -90,10 +96,10 @@ class PairBatch:
     def own_units(self) -> Tensor | None:
         """(d,) root mean squares of the features; None where they are of about one size."""
         size = root_mean_squares(self.ut)
-        live = size > 0
-        if not bool(live.any()) or bool(size[live].max() <= _SIMILAR * size[live].min()):
+        sizes = [x for x in size.tolist() if x > 0]
+        if not sizes or max(sizes) <= _SIMILAR * min(sizes):
             return None
-        return torch.where(live, size, 1.0)
+        return torch.where(size > 0, size, 1.0)
 
     def chunk_size(self, elements_per_replicate: int | None = None) -> int:
         """Replicates that are few enough to stay in cache; what is computed does not depend on
@@ -156,14 +162,22 @@ def feature_names(u: ArrayLike) -> tuple[str, ...]:
     return tuple(str(name) for name in getattr(u, "columns", ()))
 
 
+def largest(x: Tensor) -> float:
+    """The largest magnitude, in one pass without copies; not finite where an entry is not."""
+    if x.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(x)
+    return max(-low.item(), high.item())
+
+
 def check_finite(
     name: str, x: Tensor, remedy: str, names: Sequence[str] = (), rows: str = "row"
 ) -> None:
     """Entries (..., d) that are all finite; else an error with the first rows, from 1, and the
     names of their columns."""
-    bad = ~torch.isfinite(x)
-    if not bool(bad.any()):
+    if math.isfinite(largest(x)):
         return
+    bad = ~torch.isfinite(x)
     found = bad.nonzero()[:3].tolist()
     shown = []
     for place in found:
@@ -184,7 +198,7 @@ def check_finite(
 
 def check_magnitudes(name: str, x: Tensor) -> None:
     """The entry of largest magnitude lies between SMALLEST and LARGEST, or all entries are 0."""
-    top = x.abs().max().item()
+    top = largest(x)
     if top != 0 and not SMALLEST <= top <= LARGEST:
         raise ValueError(
             f"{name} has entries of magnitude up to {top:g}; from {SMALLEST:g} to {LARGEST:g} is"
@@ -219,7 +233,7 @@ def warn_of_scales(ut: Tensor, kind: str, size: str, names: Sequence[str] = ()) 
 
 def check_reach(pairs: "PairBatch", beta: float, bound: float) -> None:
     """Margins anywhere in the parameter ball have digits that count."""
-    reach = beta * bound * pairs.ut.abs().max().item()
+    reach = beta * bound * pairs.largest
     if reach > _REACH:
         raise ValueError(
             f"beta * bound * max|u| = {reach:.3g} is above {_REACH:g}: at that distance a margin"

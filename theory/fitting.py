@@ -15,6 +15,7 @@ right side over theta' is closed form, so that `gap` bounds value - optimum with
 solver. See Boyd and Vandenberghe, Convex Optimization, section 5.5.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -244,12 +245,12 @@ def far_bound(pairs: PairBatch, beta: float, theta_ref: ArrayLike | None = None)
     """A bound that only a separable sample reaches: where the margins are large in the direction
     in which they grow least, as the singular values of the pairs tell."""
     reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref").norm().item()
-    size = pairs.ut.abs().max().clamp(min=SMALLEST)
+    size = max(pairs.largest, SMALLEST)
     unit = pairs.ut / size
     spread = torch.linalg.eigvalsh(unit @ unit.mT / unit.shape[2])  # (R, d), of squares
     seen = spread > 1e-13 * spread[:, -1:]
-    least = torch.where(seen, spread, 1.0).amin().clamp(min=1e-300).sqrt().item()
-    return min(_FAR, _LARGE / least) / (beta * size.item()) + 2 * reference
+    least = math.sqrt(max(torch.where(seen, spread, 1.0).amin().item(), 1e-300))
+    return min(_FAR, _LARGE / least) / (beta * size) + 2 * reference
 
 
 def _solve(
@@ -298,6 +299,8 @@ def _not_above_reference(point: Point) -> Point:
     """The reference policy is feasible, with the value log 2 under any set: what is above it is
     replaced by it, certified as far as it was."""
     above = point.value > LOG2
+    if not bool(above.any()):
+        return point
     point.gap = torch.where(above, point.gap - (point.value - LOG2), point.gap)
     point.value = point.value.clamp(max=LOG2)
     point.w = torch.where(above[:, None], 0.0, point.w)

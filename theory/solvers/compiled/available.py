@@ -52,13 +52,13 @@ def kernel(name: str) -> Callable[..., None]:
 
 def cache_folder() -> Path:
     """Where compiled code is kept. numba notices a change in a kernel's own file only, so that
-    the name holds a hash of all of them.
+    the name holds a hash of all that is compiled.
 
     Raises:
         RuntimeError: no home folder is known.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    digest = hashlib.sha256(b"".join(s for s in sources if b"@njit" in s)).hexdigest()
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return (Path(chosen) if chosen else Path(users) / "prefdro") / f"kernels-{digest[:16]}"

@@ -1,5 +1,5 @@
-"""The chi-squared ball: c + sqrt(1 + rho) (E (l - c)_+²)^(1/2) with c minimised out, a function of w,
-by Newton's method (semismooth), as `theory.sets.chi2`.
+"""The chi-squared ball: c + sqrt(1 + rho) (E (l - c)_+²)^(1/2) with c minimised out, a function of
+w, by Newton's method (semismooth), as `theory.sets.chi2`.
 
 The losses of a sample are kept, so that the threshold c costs passes of sums only. It is closed
 form while the same atoms are above it.

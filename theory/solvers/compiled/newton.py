@@ -52,9 +52,11 @@ def minimiser(
             if not solve_positive(M, x):
                 return value, np.inf, steps
             slope, old = dot(g, x, k), value
-            if -slope <= _SETTLED and gap <= _CLOSED:
+            # far out all losses vanish, and the decrement with them, however far there is to go
+            weight = min(abs(value), 1.0)
+            if -slope <= _SETTLED * weight and gap <= _CLOSED:
                 return value, gap, steps
-            last = -slope <= _LAST
+            last = -slope <= _LAST * weight
             blind = -slope <= _BLIND * (1 + abs(value))
             size = 1.0
             if k > d and -x[d] > 0.9 * v[d]:  # leave a tenth of what must stay positive
@@ -71,7 +73,7 @@ def minimiser(
                 if size < 1e-6:
                     return value, np.inf, steps
             if last:
-                if gap <= _CLOSED or -slope <= _SETTLED:
+                if gap <= _CLOSED or -slope <= _SETTLED * weight:
                     return value, gap, steps + 1
                 value, gap = evaluate(problem, v, True, g, H, scratch)
         return value, gap, _MOST

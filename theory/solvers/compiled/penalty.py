@@ -1,5 +1,6 @@
-"""The gradient penalties, E l + rho (E ||grad_x l||²)^(1/2) and E l + rho E ||grad_x l||²: the best of
-several starts, by Newton's method inside the ball, as `theory.solvers.wasserstein.solve_penalised`.
+"""The gradient penalties, E l + rho (E ||grad_x l||²)^(1/2) and E l + rho E ||grad_x l||²: the best
+of several starts, by Newton's method inside the ball, as
+`theory.solvers.wasserstein.solve_penalised`.
 
 Algorithm 1, arXiv:2502.01930v4, and the released code. With S = E s²: the penalties are rho beta
 ||w|| S^(1/2) and rho beta² ||w||² S.

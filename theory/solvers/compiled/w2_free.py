@@ -150,8 +150,8 @@ def _moved(m: Any, p: Any, q: Any, move: float, count: int, pull: Any) -> tuple[
 
 @njit(error_model="numpy")
 def _gap(problem: Any, v: Any, value: float, scratch: Any) -> float:
-    """The certificate, as `theory.solvers.wasserstein._w2_point`: each atom moved along w, then along what balances
-    the gradient, shrunk to meet the radius."""
+    """The certificate, as `theory.solvers.wasserstein._w2_point`: each atom moved along w, then
+    along what balances the gradient, shrunk to meet the radius."""
     u, p, beta, bound, reference, radius = problem
     m, pull, q = scratch[0], scratch[1], scratch[6]
     d, n = u.shape

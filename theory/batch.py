@@ -60,6 +60,11 @@ class PairBatch:
         """The largest magnitude of a feature; not finite where one is not."""
         return largest(self.ut)
 
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """(R or 1, d, d) sums of u u' over the pairs, without their weights."""
+        return (self.ut @ self.ut.mT).cpu().numpy()
+
     @property
     def dimension(self) -> int:
         return self.ut.shape[1]
@@ -95,10 +100,11 @@ class PairBatch:
 
     def own_units(self) -> Tensor | None:
         """(d,) root mean squares of the features; None where they are of about one size."""
-        size = root_mean_squares(self.ut)
-        sizes = [x for x in size.tolist() if x > 0]
-        if not sizes or max(sizes) <= _SIMILAR * min(sizes):
+        squares = np.diagonal(self.gram, axis1=1, axis2=2).sum(0)
+        squares = squares[squares > 0]
+        if not len(squares) or squares.max() <= _SIMILAR**2 * squares.min():
             return None
+        size = root_mean_squares(self.ut)
         return torch.where(size > 0, size, 1.0)
 
     def chunk_size(self, elements_per_replicate: int | None = None) -> int:
@@ -198,7 +204,11 @@ def check_finite(
 
 def check_magnitudes(name: str, x: Tensor) -> None:
     """The entry of largest magnitude lies between SMALLEST and LARGEST, or all entries are 0."""
-    top = largest(x)
+    check_magnitude(name, largest(x))
+
+
+def check_magnitude(name: str, top: float) -> None:
+    """`check_magnitudes`, of the largest magnitude."""
     if top != 0 and not SMALLEST <= top <= LARGEST:
         raise ValueError(
             f"{name} has entries of magnitude up to {top:g}; from {SMALLEST:g} to {LARGEST:g} is"
@@ -256,8 +266,10 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
             " a pair."
         )
     remedy = "Remove those pairs or impute their features first."
-    check_finite("u", features, remedy, feature_names(u), "pair")
-    check_magnitudes("u", features)
+    top = largest(features)
+    if not math.isfinite(top):
+        check_finite("u", features, remedy, feature_names(u), "pair")
+    check_magnitude("u", top)
     n = features.shape[-2]
     if weights is None:
         p = torch.full((1, n), 1.0 / n, dtype=torch.float64, device=features.device)

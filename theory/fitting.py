@@ -141,8 +141,8 @@ def fit(
     point = _not_above_reference(point)
     value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
     gap = gap.minimum(value)  # no loss is negative, and so no optimum
-    small = tolerance * value.abs().clamp(min=1)
-    converged = torch.isfinite(value) & (gap <= small) & (point.gap >= -small)
+    small = tolerance * value.abs().clamp(min=1)  # infinite, or NaN, with the value
+    converged = (small < torch.inf) & (gap <= small) & (point.gap >= -small)
     reach = (point.w + within.theta_ref).norm(dim=-1)
     at_bound = ~point.collapsed & (reach >= within.bound * (1 - 1e-9))
     w = point.w if unit is None else point.w / unit
@@ -246,10 +246,9 @@ def far_bound(pairs: PairBatch, beta: float, theta_ref: ArrayLike | None = None)
     in which they grow least, as the singular values of the pairs tell."""
     reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref").norm().item()
     size = max(pairs.largest, SMALLEST)
-    unit = pairs.ut / size
-    spread = torch.linalg.eigvalsh(unit @ unit.mT / unit.shape[2])  # (R, d), of squares
+    spread = np.linalg.eigvalsh(pairs.gram / (pairs.ut.shape[2] * size**2))  # (R, d), of squares
     seen = spread > 1e-13 * spread[:, -1:]
-    least = math.sqrt(max(torch.where(seen, spread, 1.0).amin().item(), 1e-300))
+    least = math.sqrt(max(np.where(seen, spread, 1.0).min(), 1e-300))
     return min(_FAR, _LARGE / least) / (beta * size) + 2 * reference
 
 

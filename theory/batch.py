@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,6 +55,16 @@ class PairBatch:
     def replicates(self) -> int:
         return self.p.shape[0]
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude of a feature; not finite where one is not."""
+        return largest(self.ut)
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """(R or 1, d, d) sums of u u' over the pairs, without their weights."""
+        return (self.ut @ self.ut.mT).cpu().numpy()
+
     @property
     def dimension(self) -> int:
         return self.ut.shape[1]
@@ -89,17 +100,22 @@ class PairBatch:
 
     def own_units(self) -> Tensor | None:
         """(d,) root mean squares of the features; None where they are of about one size."""
-        size = root_mean_squares(self.ut)
-        live = size > 0
-        if not bool(live.any()) or bool(size[live].max() <= _SIMILAR * size[live].min()):
+        squares = np.diagonal(self.gram, axis1=1, axis2=2).sum(0)
+        squares = squares[squares > 0]
+        if not len(squares) or squares.max() <= _SIMILAR**2 * squares.min():
             return None
-        return torch.where(live, size, 1.0)
+        size = root_mean_squares(self.ut)
+        return torch.where(size > 0, size, 1.0)
+
+    def chunk_size(self, elements_per_replicate: int | None = None) -> int:
+        """Replicates that are few enough to stay in cache; what is computed does not depend on
+        it."""
+        size = elements_per_replicate or self.p.shape[1]
+        return max(1, _CHUNK_ELEMENTS.get(self.p.device.type, 1 << 16) // size)
 
     def chunks(self, elements_per_replicate: int | None = None) -> list[slice]:
-        """Slices of replicates small enough to stay in cache; what is computed does not depend on
-        them."""
-        size = elements_per_replicate or self.p.shape[1]
-        step = max(1, _CHUNK_ELEMENTS.get(self.p.device.type, 1 << 16) // size)
+        """Slices of so many replicates."""
+        step = self.chunk_size(elements_per_replicate)
         return [
             slice(start, min(start + step, self.replicates))
             for start in range(0, self.replicates, step)
@@ -152,14 +168,22 @@ def feature_names(u: ArrayLike) -> tuple[str, ...]:
     return tuple(str(name) for name in getattr(u, "columns", ()))
 
 
+def largest(x: Tensor) -> float:
+    """The largest magnitude, in one pass without copies; not finite where an entry is not."""
+    if x.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(x)
+    return max(-low.item(), high.item())
+
+
 def check_finite(
     name: str, x: Tensor, remedy: str, names: Sequence[str] = (), rows: str = "row"
 ) -> None:
     """Entries (..., d) that are all finite; else an error with the first rows, from 1, and the
     names of their columns."""
-    bad = ~torch.isfinite(x)
-    if not bool(bad.any()):
+    if math.isfinite(largest(x)):
         return
+    bad = ~torch.isfinite(x)
     found = bad.nonzero()[:3].tolist()
     shown = []
     for place in found:
@@ -180,7 +204,11 @@ def check_finite(
 
 def check_magnitudes(name: str, x: Tensor) -> None:
     """The entry of largest magnitude lies between SMALLEST and LARGEST, or all entries are 0."""
-    top = x.abs().max().item()
+    check_magnitude(name, largest(x))
+
+
+def check_magnitude(name: str, top: float) -> None:
+    """`check_magnitudes`, of the largest magnitude."""
     if top != 0 and not SMALLEST <= top <= LARGEST:
         raise ValueError(
             f"{name} has entries of magnitude up to {top:g}; from {SMALLEST:g} to {LARGEST:g} is"
@@ -215,7 +243,7 @@ def warn_of_scales(ut: Tensor, kind: str, size: str, names: Sequence[str] = ()) 
 
 def check_reach(pairs: "PairBatch", beta: float, bound: float) -> None:
     """Margins anywhere in the parameter ball have digits that count."""
-    reach = beta * bound * pairs.ut.abs().max().item()
+    reach = beta * bound * pairs.largest
     if reach > _REACH:
         raise ValueError(
             f"beta * bound * max|u| = {reach:.3g} is above {_REACH:g}: at that distance a margin"
@@ -238,8 +266,10 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
             " a pair."
         )
     remedy = "Remove those pairs or impute their features first."
-    check_finite("u", features, remedy, feature_names(u), "pair")
-    check_magnitudes("u", features)
+    top = largest(features)
+    if not math.isfinite(top):
+        check_finite("u", features, remedy, feature_names(u), "pair")
+    check_magnitude("u", top)
     n = features.shape[-2]
     if weights is None:
         p = torch.full((1, n), 1.0 / n, dtype=torch.float64, device=features.device)
@@ -269,11 +299,20 @@ def pair_batch(u: ArrayLike, weights: ArrayLike | None = None) -> PairBatch:
                 " must be divided by their total first."
             )
         p = torch.where(((total - 1).abs() > EXACT)[:, None], p / total[:, None], p)
-    ut = (features if features.ndim == 3 else features[None]).mT.contiguous()
+    ut = _features_first(features if features.ndim == 3 else features[None])
     replicates = max(ut.shape[0], p.shape[0])
     if ut.shape[0] > 1 and p.shape[0] > 1 and ut.shape[0] != p.shape[0]:
         raise ValueError(
             f"u holds {ut.shape[0]} replicates but weights {p.shape[0]}: give one of them once, or"
             " both equally often."
         )
-    return PairBatch(ut, p.expand(replicates, -1))
+    pairs = PairBatch(ut, p.expand(replicates, -1))
+    pairs.__dict__["largest"] = top  # known already
+    return pairs
+
+
+def _features_first(u: Tensor) -> Tensor:
+    """(R, n, d) as a contiguous (R, d, n); on the CPU by numpy, which is four times faster."""
+    if u.device.type != "cpu":
+        return u.mT.contiguous()
+    return torch.from_numpy(np.ascontiguousarray(u.numpy().swapaxes(1, 2)))

@@ -147,6 +147,8 @@ def check_scale(name: str, value: float, remedy: str) -> float:
 
 def check_number(name: str, value: float) -> float:
     """One number: a float, an integer, or an array or tensor that holds a single one."""
+    if type(value) in (float, int):
+        return float(value)
     number = as_float64(value, name)
     if number.numel() != 1:
         raise ValueError(

@@ -15,6 +15,7 @@ right side over theta' is closed form, so that `gap` bounds value - optimum with
 solver. See Boyd and Vandenberghe, Convex Optimization, section 5.5.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,11 @@ from theory.batch import (
 from theory.checks import check_pairs, check_positive, check_reference, check_scale, check_set
 from theory.merging import merged
 from theory.results import Fit
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.kl import solve_mean
 from theory.solvers.nearest import nearest
 from theory.solvers.newton import Domain
-from theory.solvers.points import LOG2, Point, join
+from theory.solvers.points import LOG2, Point, join, scatter
 
 if TYPE_CHECKING:  # sets name their estimators, which fit
     from theory.sets.base import AmbiguitySet
@@ -112,7 +114,13 @@ def fit(
     if set is None:
         few = merged(inner, None)
         atoms = inner if few is None else few[0]
-        point = _solve(atoms, within, None, lambda part, here, _: solve_mean(part, beta, here))
+        point = _solve(
+            atoms,
+            within,
+            None,
+            lambda part, here, _: solve_mean(part, beta, here),
+            quick=answer("mean", atoms, beta, within, dual=False),
+        )
     else:
         set.check_atoms(pairs.p.shape[1])
         if set.knows_units:
@@ -128,12 +136,13 @@ def fit(
             found = ball.solve(part, beta, here, sizes)
             return nearest(part, found, ball.worst_weights, sizes, beta, here)
 
-        point = _solve(atoms, within, size, solver, ball.elements(atoms.p.shape[1]))
+        quick = ball.compiled(atoms, beta, within, size)
+        point = _solve(atoms, within, size, solver, ball.elements(atoms.p.shape[1]), quick)
     point = _not_above_reference(point)
     value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
     gap = gap.minimum(value)  # no loss is negative, and so no optimum
-    small = tolerance * value.abs().clamp(min=1)
-    converged = torch.isfinite(value) & (gap <= small) & (point.gap >= -small)
+    small = tolerance * value.abs().clamp(min=1)  # infinite, or NaN, with the value
+    converged = (small < torch.inf) & (gap <= small) & (point.gap >= -small)
     reach = (point.w + within.theta_ref).norm(dim=-1)
     at_bound = ~point.collapsed & (reach >= within.bound * (1 - 1e-9))
     w = point.w if unit is None else point.w / unit
@@ -236,12 +245,11 @@ def far_bound(pairs: PairBatch, beta: float, theta_ref: ArrayLike | None = None)
     """A bound that only a separable sample reaches: where the margins are large in the direction
     in which they grow least, as the singular values of the pairs tell."""
     reference = 0.0 if theta_ref is None else as_float64(theta_ref, "theta_ref").norm().item()
-    size = pairs.ut.abs().max().clamp(min=SMALLEST)
-    unit = pairs.ut / size
-    spread = torch.linalg.eigvalsh(unit @ unit.mT / unit.shape[2])  # (R, d), of squares
+    size = max(pairs.largest, SMALLEST)
+    spread = np.linalg.eigvalsh(pairs.gram / (pairs.ut.shape[2] * size**2))  # (R, d), of squares
     seen = spread > 1e-13 * spread[:, -1:]
-    least = torch.where(seen, spread, 1.0).amin().clamp(min=1e-300).sqrt().item()
-    return min(_FAR, _LARGE / least) / (beta * size.item()) + 2 * reference
+    least = math.sqrt(max(np.where(seen, spread, 1.0).min(), 1e-300))
+    return min(_FAR, _LARGE / least) / (beta * size) + 2 * reference
 
 
 def _solve(
@@ -250,10 +258,30 @@ def _solve(
     size: Tensor | None,
     solver: Callable[[PairBatch, Domain, Any], Point],
     elements: int | None = None,
+    quick: Answer | None = None,
 ) -> Point:
-    """Chunk by chunk, and in the span of the pairs where that is less than everything."""
+    """What a compiled solver left open, or everything, by `solver`."""
+    if quick is None:
+        everything = torch.arange(pairs.replicates, device=pairs.p.device)
+        return _by_chunks(pairs, domain, size, solver, everything, elements)
+    if not len(quick.left):
+        return quick.point
+    rest = _by_chunks(pairs, domain, size, solver, quick.left, elements)
+    return scatter([(quick.left, rest)], quick.point)
+
+
+def _by_chunks(
+    pairs: PairBatch,
+    domain: Domain,
+    size: Tensor | None,
+    solver: Callable[[PairBatch, Domain, Any], Point],
+    replicates: Tensor,
+    elements: int | None,
+) -> Point:
+    """Some of the replicates chunk by chunk, and in the span of the pairs where that is less than
+    everything."""
     points = []
-    for index in _parts(pairs, elements):
+    for index in _parts(pairs, replicates, elements):
         part, basis = pairs.select(index), _basis(pairs, index, domain)
         here = None if size is None else size[index]
         if basis is None:
@@ -270,19 +298,20 @@ def _not_above_reference(point: Point) -> Point:
     """The reference policy is feasible, with the value log 2 under any set: what is above it is
     replaced by it, certified as far as it was."""
     above = point.value > LOG2
+    if not bool(above.any()):
+        return point
     point.gap = torch.where(above, point.gap - (point.value - LOG2), point.gap)
     point.value = point.value.clamp(max=LOG2)
     point.w = torch.where(above[:, None], 0.0, point.w)
     return point
 
 
-def _parts(pairs: PairBatch, elements: int | None) -> list[Tensor]:
+def _parts(pairs: PairBatch, replicates: Tensor, elements: int | None) -> list[Tensor]:
     """Indices of the replicates to solve together; with fewer pairs than dimensions each sample has
     a span of its own."""
-    replicates = torch.arange(pairs.replicates, device=pairs.p.device)
     if pairs.ut.shape[0] > 1 and pairs.ut.shape[2] < pairs.dimension + 1:
         return list(replicates[:, None])
-    return [replicates[part] for part in pairs.chunks(elements)]
+    return list(replicates.split(pairs.chunk_size(elements)))
 
 
 def _basis(pairs: PairBatch, index: Tensor, domain: Domain) -> Tensor | None:

@@ -5,6 +5,8 @@ on how an atom is split into copies, so that fits of the merged sample are those
 cost that grows with the distinct rows: of WDPO on atoms with the square of their number.
 """
 
+from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,10 +42,13 @@ def merged(
     if pairs.ut.shape[0] != 1:
         return None
     rows, n = pairs.ut[0].T, pairs.p.shape[1]
-    if n > _LOOK and (ball is None or not ball.facts.atoms):
-        some = torch.from_numpy(np.unique(np.random.default_rng(0).integers(0, n, _LOOK)))
-        if len(set(row_keys(rows[some.to(rows.device)]))) == len(some):
-            return None
+    look = n > _LOOK and (ball is None or not ball.facts.atoms)
+    some = _some(n) if look else None
+    first_column = pairs.ut[0, 0] if some is None else pairs.ut[0, 0, some.to(rows.device)]
+    if all_different(first_column.tolist()):
+        return None
+    if some is not None and all_different(row_keys(rows[some.to(rows.device)])):
+        return None
     label = labels(row_keys(rows))
     if label.max() + 1 < n and ball is not None:
         label = ball.alike(label)
@@ -55,6 +60,16 @@ def merged(
     kept, place = (torch.from_numpy(x).to(rows.device) for x in (first, label))
     p = pairs.p.new_zeros(count, pairs.replicates).index_add_(0, place, pairs.p.T).T.contiguous()
     return PairBatch(rows[kept].T[None].contiguous(), p), first, label
+
+
+@cache
+def _some(n: int) -> torch.Tensor:
+    """Places of up to `_LOOK` of n rows."""
+    return torch.from_numpy(np.unique(np.random.default_rng(0).integers(0, n, _LOOK)))
+
+
+def all_different(keys: Sequence[object]) -> bool:
+    return len(set(keys)) == len(keys)
 
 
 def row_keys(rows: torch.Tensor) -> list[bytes]:

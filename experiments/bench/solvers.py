@@ -25,7 +25,8 @@ Rows "ours, scaling" hold the time per fit against sample size and replicates, t
 memory" the largest resident memory of a process that does nothing else. Rows "its twin" have every
 convex set of the registry against its own independent program. Rows "ours, on the CPU"
 compare our fits on a CUDA device with those of the same samples on the CPU, where at most
-`cpu_replicates` are timed: from 64 on the time per fit does not depend on them.
+`cpu_replicates` are timed: from 64 on the time per fit does not depend on them. The part "compiled"
+is in `experiments.bench.compiled`.
 """
 
 import importlib
@@ -43,9 +44,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from experiments import screen
+from experiments.bench import compiled
+from experiments.bench.samples import BETA, Samples, draw_atoms, draw_pairs
 from theory.batch import pair_batch
 from theory.estimators import Fit, dpo, kldpo, wdpo_finite, wdpo_free
 from theory.fitting import fit
@@ -53,12 +55,11 @@ from theory.sets import SETS, AmbiguitySet
 from theory.twins import knowledge, twins
 
 Array = np.ndarray
-BETA = 1.0
 BOUND = 50.0  # out of reach: the peers have no bound
 KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = 0.02, 0.1, 1.0
 WIDE_KL_RADIUS = 0.1  # close to the collapse radius, and beyond it in some replicates
 MEMORY_LIMIT_GIB = 4.0
-Part = Literal["peers", "sets", "scaling", "devices"]
+Part = Literal["peers", "sets", "scaling", "devices", "compiled"]
 PARTS: tuple[Part, ...] = get_args(Part)
 COLUMNS = [
     *(
@@ -132,39 +133,8 @@ class Solvers:
     """Size of the benchmark: smoke (seconds), quick (minutes) or paper (more repeats)."""
     parts: tuple[Part, ...] = PARTS
     """Against other packages; every set against its twin; by sample size and replicates; on a CUDA
-    device, where there is one, against the CPU."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """R samples: u (R, n, d) with uniform weights, or shared atoms u (n, d) with weights (R, n)."""
-
-    u: Tensor
-    weights: Tensor | None
-
-    @property
-    def replicates(self) -> int:
-        return self.u.shape[0] if self.weights is None else self.weights.shape[0]
-
-    def to(self, device: str) -> "Samples":
-        return Samples(self.u.to(device), None if self.weights is None else self.weights.to(device))
-
-    def first(self, count: int) -> "Samples":
-        if self.weights is None:
-            return Samples(self.u[:count], None)
-        return Samples(self.u, self.weights[:count])
-
-    def repeated(self, times: int) -> "Samples":
-        if self.weights is None:
-            return Samples(self.u.repeat(times, 1, 1), None)
-        return Samples(self.u, self.weights.repeat(times, 1))
-
-    def replicate(self, r: int) -> tuple[Array, Array]:
-        """u (n, d) and weights (n,) of one replicate."""
-        if self.weights is None:
-            n = self.u.shape[1]
-            return self.u[r].numpy(), np.full(n, 1.0 / n)
-        return self.u.numpy(), self.weights[r].numpy()
+    device, where there is one, against the CPU; compiled against torch, JAX and the limit of the
+    machine, in a table of its own."""
 
 
 PeerFit = Callable[[Array, Array], Array]  # u (n, d), weights (n,) -> theta (d,)
@@ -191,31 +161,6 @@ class Case:
     ours: Callable[[Samples], Fit]
     objective: Objective
     peers: tuple[Peer, ...]
-
-
-# ------------------------------------------------------------------------------------------ samples
-def draw_pairs(replicates: int, n: int, d: int, seed: int) -> Tensor:
-    """u (replicates, n, d): feature differences uniform in the ball of radius 2, signed by
-    Bradley-Terry labels."""
-    rng = np.random.default_rng(seed)
-    theta = np.resize([1.0, -1.0, 0.5, 0.0, 0.3], d)
-    u = np.empty((replicates, n, d))
-    for sample in u:  # one at a time: the largest run must not hold temporaries of all replicates
-        x = rng.standard_normal((n, d))
-        x *= (2 * rng.random((n, 1)) ** (1 / d)) / np.linalg.norm(x, axis=1, keepdims=True)
-        sample[:] = np.where(
-            rng.random((n, 1)) < 1 / (1 + np.exp(-BETA * x @ theta)[:, None]), x, -x
-        )
-    return torch.from_numpy(u)
-
-
-def draw_atoms(replicates: int, n: int, d: int, seed: int) -> tuple[Samples, Array]:
-    """Multinomial samples of 1000 pairs on n shared atoms, and the atoms' Euclidean distances (n,
-    n)."""
-    u = draw_pairs(1, n, d, seed)[0]
-    counts = np.random.default_rng(seed + 1).multinomial(1000, np.full(n, 1 / n), size=replicates)
-    distance = np.linalg.norm(u.numpy()[:, None] - u.numpy()[None], axis=-1)
-    return Samples(u, torch.from_numpy(counts / 1000)), distance
 
 
 # ------------------------------------------------------- objectives of theta, independent of theory
@@ -765,8 +710,9 @@ def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.D
     """Run the benchmark, print its table and write it to `out`/solvers.csv.
 
     profile: "smoke" (seconds), "quick" (minutes) or "paper" (more repetitions). parts: which of
-    "peers", "scaling" and "devices", the last for a CUDA device, on which the others are repeated,
-    too. Raises ValueError for an unknown profile.
+    "peers", "sets", "scaling", "devices" and "compiled"; "devices" is for a CUDA device, on which
+    the others are repeated, too, and "compiled" writes a table of its own, compiled.csv. Raises
+    ValueError for an unknown profile.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}.")
@@ -777,6 +723,10 @@ def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.D
         )
     size = PROFILES[profile]
     out.mkdir(parents=True, exist_ok=True)
+    if "compiled" in parts:
+        compiled.bench(out, profile)
+    if tuple(parts) == ("compiled",):
+        return pd.DataFrame(columns=COLUMNS)
     table = pd.DataFrame(columns=COLUMNS)
     for number, row in enumerate(_rows(size, parts)):
         table = pd.DataFrame([*table.to_dict("records"), row], columns=COLUMNS)

@@ -16,6 +16,7 @@ from theory.checks import check_radius
 from theory.duals import BallDual
 from theory.policy import Array
 from theory.solvers.adversary import WorstCase
+from theory.solvers.compiled.batches import Answer
 from theory.solvers.local import AtFit, LocalProgram
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
@@ -180,6 +181,13 @@ class AmbiguitySet(ABC):
     @abstractmethod
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         """The exact estimator: minimise the worst mean loss over the feasible set."""
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        """What the compiled form of `solve` finds at once, and which replicates it leaves to
+        `solve`; None where there is none."""
+        return None
 
     def worst_weights(self, losses: Tensor, p: Tensor, size: Tensor) -> BallDual:
         """The worst case of losses (R, n) at sizes (R,), for sets of weights on the atoms."""

@@ -21,6 +21,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import Collapse, decided, dual_ascent
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_point_ball
 from theory.solvers.local import AtFit, LocalProgram, divergence_program, mean_program
@@ -78,6 +79,11 @@ class ChiSquared(AmbiguitySet):
 
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         return solve_chi2(pairs, beta, domain, size)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        return answer("chi2", pairs, beta, domain, size, zero_is_mean=True)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
         return chi2_collapse(pairs).radius

@@ -11,6 +11,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, needs_no_losses, one_size
 from theory.solvers.adversary import WorstCase, gradient_step
 from theory.solvers.collapse import free_collapse
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
@@ -76,6 +77,11 @@ class GradientPenalty(AmbiguitySet):
 
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         return solve_penalised(pairs, beta, domain, size, self.squared)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        return answer("penalty", pairs, beta, domain, size, self.squared, dual=False)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
         """||E u||, from where w = 0 is a local minimum of the norm form; also the studies' unit of

@@ -15,6 +15,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import kl_collapse
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.kl import solve_kl
 from theory.solvers.local import AtFit, LocalProgram, divergence_program, mean_program
 from theory.solvers.newton import Domain
@@ -58,6 +59,11 @@ class KL(AmbiguitySet):
 
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         return solve_kl(pairs, beta, domain, size)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        return answer("kl", pairs, beta, domain, size, zero_is_mean=True)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
         return kl_collapse(pairs).radius

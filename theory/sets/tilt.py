@@ -13,6 +13,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.sets.kl import KL
 from theory.solvers.adversary import WorstCase, tilt
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.kl import solve_tilt
 from theory.solvers.local import AtFit, LocalProgram
 from theory.solvers.newton import Domain
@@ -70,6 +71,11 @@ class Tilt(AmbiguitySet):
 
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         return solve_tilt(pairs, beta, domain, size)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        return answer("tilt", pairs, beta, domain, size, dual=False)
 
     def size_at(self, fraction: float, pairs: PairBatch, **problem: Any) -> float:
         """The dual optimum of the KL ball at the same fraction: the two correspond one to one."""

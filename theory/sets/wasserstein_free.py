@@ -14,6 +14,7 @@ from theory.sets.base import AmbiguitySet, AtPolicy, Facts, needs_no_losses, one
 from theory.sets.wasserstein_atoms import check_power
 from theory.solvers.adversary import WorstCase, free
 from theory.solvers.collapse import free_collapse, label_collapse
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
@@ -96,6 +97,14 @@ class WassersteinFree(AmbiguitySet):
         if self.label_cost is not None:
             return solve_w1_label(pairs, beta, domain, size, check_label_cost(self.label_cost))
         return (solve_w1 if self.power == 1 else solve_w2)(pairs, beta, domain, size)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        if self.label_cost is not None:
+            return None
+        kernel, zero_is_mean = ("w1_free", False) if self.power == 1 else ("w2_free", True)
+        return answer(kernel, pairs, beta, domain, size, zero_is_mean=zero_is_mean)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
         if self.label_cost is None:

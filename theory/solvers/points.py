@@ -70,6 +70,8 @@ def scatter(parts: list[tuple[Tensor, Point]], like: Point) -> Point:
             like.mass[mask] = point.mass
         elif like.mass is not None:
             like.mass[mask] = torch.nan
+        if like.several is not None and point.several is not None:
+            like.several[mask] = point.several
     return like
 
 

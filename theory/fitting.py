@@ -141,7 +141,7 @@ def fit(
     point = _not_above_reference(point)
     value, gap = point.value, point.gap.clamp(min=0)  # rounding may leave it a little below zero
     gap = gap.minimum(value)  # no loss is negative, and so no optimum
-    small = tolerance * value.abs().clamp(min=1)  # infinite, or NaN, with the value
+    small = tolerance * value.clamp(min=1)  # infinite, or NaN, with the value
     converged = (small < torch.inf) & (gap <= small) & (point.gap >= -small)
     reach = (point.w + within.theta_ref).norm(dim=-1)
     at_bound = ~point.collapsed & (reach >= within.bound * (1 - 1e-9))

@@ -41,13 +41,13 @@ def merged(
     """
     if pairs.ut.shape[0] != 1:
         return None
-    rows, n = pairs.ut[0].T, pairs.p.shape[1]
+    n = pairs.p.shape[1]
     look = n > _LOOK and (ball is None or not ball.facts.atoms)
-    some = _some(n) if look else None
-    first_column = pairs.ut[0, 0] if some is None else pairs.ut[0, 0, some.to(rows.device)]
-    if all_different(first_column.tolist()):
+    column = pairs.ut[0, 0].cpu().numpy()  # rows differ where already these do
+    if all_different((column[_some(n)] if look else column).tolist()):
         return None
-    if some is not None and all_different(row_keys(rows[some.to(rows.device)])):
+    rows = pairs.ut[0].T
+    if look and all_different(row_keys(rows[torch.from_numpy(_some(n)).to(rows.device)])):
         return None
     label = labels(row_keys(rows))
     if label.max() + 1 < n and ball is not None:
@@ -63,9 +63,9 @@ def merged(
 
 
 @cache
-def _some(n: int) -> torch.Tensor:
+def _some(n: int) -> Labels:
     """Places of up to `_LOOK` of n rows."""
-    return torch.from_numpy(np.unique(np.random.default_rng(0).integers(0, n, _LOOK)))
+    return np.unique(np.random.default_rng(0).integers(0, n, _LOOK))
 
 
 def all_different(keys: Sequence[object]) -> bool:

@@ -59,10 +59,10 @@ def answer(
         return None
     count, d = pairs.replicates, pairs.dimension
     # what is shared stays shared: a stride of 0 is one row
-    p = (pairs.p[:1] if pairs.p.stride(0) == 0 else pairs.p).contiguous().numpy()
-    ut = pairs.ut.contiguous().numpy()
-    reference = domain.theta_ref.contiguous().numpy()
-    sizes = np.zeros(count) if size is None else size.contiguous().numpy()
+    p = pairs.p.numpy()
+    p = np.ascontiguousarray(p[:1] if p.strides[0] == 0 else p)
+    ut, reference = (np.ascontiguousarray(x.numpy()) for x in (pairs.ut, domain.theta_ref))
+    sizes = np.zeros(count) if size is None else np.ascontiguousarray(size.numpy())
     w, numbers = np.zeros((count, d)), np.zeros((count, 4))
     state = np.zeros(count, dtype=np.int8)
     given = (ut, p, beta, domain.bound, reference, sizes)

@@ -102,7 +102,8 @@ class WassersteinFree(AmbiguitySet):
         self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
     ) -> Answer | None:
         if self.label_cost is not None:
-            return None
+            kappa = check_label_cost(self.label_cost)
+            return answer("label_moves", pairs, beta, domain, size, kappa, zero_is_mean=True)
         kernel, zero_is_mean = ("w1_free", False) if self.power == 1 else ("w2_free", True)
         return answer(kernel, pairs, beta, domain, size, zero_is_mean=zero_is_mean)
 

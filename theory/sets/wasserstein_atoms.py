@@ -18,6 +18,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, on_atoms
 from theory.solvers.collapse import finite_collapse
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.local import AtFit, LocalProgram, mean_program
 from theory.solvers.newton import Domain
 from theory.solvers.points import Point
@@ -123,6 +124,24 @@ class WassersteinAtoms(AmbiguitySet):
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         cost = self._cost(pairs.p.shape[1]).to(pairs.p.device)
         return solve_finite(pairs, beta, domain, cost, size**self.power)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        cost = self._cost(pairs.p.shape[1])
+        apart = bool((cost + torch.eye(len(cost), dtype=cost.dtype, device=cost.device) > 0).all())
+        if not apart and bool((size <= 0).any()):
+            return None
+        budget = size**self.power
+        return answer(
+            "atom_moves",
+            pairs,
+            beta,
+            domain,
+            budget,
+            cost.cpu().contiguous().numpy(),
+            zero_is_mean=True,
+        )
 
     def worst_weights(self, losses: Tensor, p: Tensor, size: Tensor) -> BallDual:
         cost = self._cost(p.shape[1]).to(p.device)

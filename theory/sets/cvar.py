@@ -20,6 +20,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import Collapse, by_programs, linear_program, optimum
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.interior import solve
 from theory.solvers.kl import solve_mean
 from theory.solvers.local import AtFit, LocalProgram, mean_program
@@ -80,6 +81,11 @@ class CVaR(AmbiguitySet):
 
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         return solve_cvar(pairs, beta, domain, size)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        return answer("cvar", pairs, beta, domain, size)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
         return 1 / cvar_collapse(pairs).radius

@@ -21,6 +21,7 @@ from theory.results import Fit
 from theory.sets.base import AmbiguitySet, AtPolicy, Facts, one_size
 from theory.solvers.adversary import WorstCase, reweighted
 from theory.solvers.collapse import Collapse, by_programs, linear_program, optimum
+from theory.solvers.compiled.batches import Answer, answer
 from theory.solvers.interior import NOTHING, solve
 from theory.solvers.kl import solve_mean
 from theory.solvers.local import AtFit, LocalProgram, mean_program
@@ -81,6 +82,11 @@ class TotalVariation(AmbiguitySet):
 
     def solve(self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor) -> Point:
         return solve_tv(pairs, beta, domain, size)
+
+    def compiled(
+        self, pairs: PairBatch, beta: float, domain: Domain, size: Tensor
+    ) -> Answer | None:
+        return answer("tv", pairs, beta, domain, size, zero_is_mean=True)
 
     def collapse(self, pairs: PairBatch) -> Tensor:
         return tv_collapse(pairs).radius

@@ -1,0 +1,33 @@
+"""CVaR: min over c of c + E (l - c)_+ / share."""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from theory.solvers.compiled.arithmetic import BATCH
+from theory.solvers.compiled.tails import solve_tail
+
+
+@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+def batch(
+    rows: Any,
+    ut: Any,
+    p: Any,
+    beta: float,
+    bound: float,
+    reference: Any,
+    size: Any,
+    w: Any,
+    numbers: Any,
+    state: Any,
+) -> None:
+    """See `theory.solvers.compiled.batches`; `size` is the share; that of 1, the mean,
+    is left open."""
+    mass = np.ones(1)
+    for r in rows:
+        u, weights = ut[r % ut.shape[0]], p[r % p.shape[0]]
+        if not size[r] < 1.0:
+            continue
+        price = weights / size[r]
+        state[r] = solve_tail(u, weights, beta, bound, reference, mass, price, w[r], numbers[r])

@@ -198,9 +198,9 @@ def test_the_convex_program_agrees(name: str) -> None:
             at.pairs.ut[0].T.numpy(),
             at.pairs.p[0].numpy(),
             float(at.size),
-            at.beta,
-            at.domain.bound,
-            at.domain.theta_ref.numpy(),
+            beta=at.beta,
+            bound=at.domain.bound,
+            theta_ref=at.domain.theta_ref.numpy(),
             **knows,
         )
         # a program without a bound of its own is as good as Clarabel's tolerance

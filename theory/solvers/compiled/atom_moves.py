@@ -26,7 +26,7 @@ from theory.solvers.compiled.arithmetic import (
 from theory.solvers.compiled.maxima import best_target, minimise_with_maxima
 from theory.solvers.compiled.uniqueness import spans
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
+CLOSED = 5e-12  # a gap that is accepted, relative where the value is below one
 _DONE = 1e-13  # a gap that no further step needs to lower
 _STEPS = 40
 _TURNS, _NEARNESS = (
@@ -206,7 +206,7 @@ def _solve(
             w[:] = 0.0
             out[0], out[1], out[2] = math.log(2.0), eta, max(at_rest, 0.0)
             return 2 if spans(u, q, p) else 0
-        if steps > 0 and gap <= CLOSED and (gap <= _DONE or gap > gap_old / 4):
+        if steps > 0 and gap <= CLOSED * min(f, 1.0) and (gap <= _DONE or gap > gap_old / 4):
             return 1 if inside(w, reference, bound) and spans(u, q, p) else 0
         if steps > 0 and f > f_old + 1e-14 and gap > gap_old / 2:  # too far: half of the way back
             s *= 0.5

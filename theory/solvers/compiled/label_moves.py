@@ -38,7 +38,7 @@ from theory.solvers.compiled.kinks import (
     project,
 )
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
+CLOSED = 5e-12  # a gap that is accepted, relative where the value is below one
 _DONE = 1e-13  # a gap that no further step needs to lower
 _STEPS = 40
 _TURNS = 30  # of the direction in which w leaves 0
@@ -244,7 +244,7 @@ def _solve(
             x[a] = share * flip[a] - g[a] + left * w[a] / max(norm, 1e-300)
         gap = f - expected - share * worth - left * norm + linear_gap(w, x, reference, bound)
         out[0], out[1], out[2], out[3] = f, eta, gap, steps
-        if steps > 0 and gap <= CLOSED and (gap <= _DONE or gap > gap_old / 4):
+        if steps > 0 and gap <= CLOSED * min(f, 1.0) and (gap <= _DONE or gap > gap_old / 4):
             return 1 if inside(w, reference, bound) else 0
         if norm < 1e-9:
             return 0

@@ -30,7 +30,7 @@ from theory.solvers.compiled.arithmetic import (
 from theory.solvers.compiled.kinks import largest_with_mass, minimise_with_kinks
 from theory.solvers.compiled.uniqueness import spans
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
+CLOSED = 5e-12  # a gap that is accepted, relative where the value is below one
 _DONE = 1e-13  # a gap that no further step needs to lower
 _STEPS = 40
 _AT_REST = 1e-7  # below log 2, where the solvers above decide whether w is zero
@@ -172,7 +172,7 @@ def solve_tail(
             out[1] = e[1] - e[0]
         if not f < 1e8:
             return 0
-        if steps > 0 and gap <= CLOSED and (gap <= _DONE or gap > gap_old / 4):
+        if steps > 0 and gap <= CLOSED * min(f, 1.0) and (gap <= _DONE or gap > gap_old / 4):
             sure = f < math.log(2.0) - _AT_REST and inside(w, reference, bound)
             for a in range(d):
                 w[a] /= unit

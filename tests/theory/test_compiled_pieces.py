@@ -142,8 +142,12 @@ def compare(at: Instance) -> tuple[Counter[str], Point, Tensor]:
     close = both & (torchs.gap < 1e-12)
     counts["values compared to 1e-12"] = int(close.sum())
     assert bool((apart <= 3e-12)[close].all())
-    counts["collapse differs"] = int((ours.collapsed != torchs.collapsed)[both].sum())
-    counts["theta apart"] = int((both & (_turned(at, ours, torchs) > 1e-8)).sum())
+    turned = _turned(at, ours, torchs)
+    differs = both & (ours.collapsed != torchs.collapsed)
+    # next to the collapse radius w is of the root of the gap, and whether it counts as zero hangs
+    # on a solver's last digits
+    counts["collapse differs"] = int((differs & (turned > 1e-5)).sum())
+    counts["theta apart"] = int((both & (turned > 1e-8)).sum())
     return counts, torchs, both
 
 

@@ -34,6 +34,7 @@ _TURNS, _NEARNESS = (
     0.01,
 )  # proximal steps towards the collapse radius, and their weight
 _DOUBT = 1e-3  # below log 2, where collapse is asked for
+_EDGE = 1e-11  # below log 2, where the solvers above decide whether w is zero
 _SHORTER = 0.7  # of DPO's first step, where the method starts
 
 
@@ -207,7 +208,8 @@ def _solve(
             out[0], out[1], out[2] = math.log(2.0), eta, max(at_rest, 0.0)
             return 2 if spans(u, q, p) else 0
         if steps > 0 and gap <= CLOSED * min(f, 1.0) and (gap <= _DONE or gap > gap_old / 4):
-            return 1 if inside(w, reference, bound) and spans(u, q, p) else 0
+            sure = f < math.log(2.0) - _EDGE and inside(w, reference, bound)
+            return 1 if sure and spans(u, q, p) else 0
         if steps > 0 and f > f_old + 1e-14 and gap > gap_old / 2:  # too far: half of the way back
             s *= 0.5
             for a in range(d):

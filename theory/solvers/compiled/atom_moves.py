@@ -23,6 +23,7 @@ from theory.solvers.compiled.arithmetic import (
     loss_and_slope,
     moments,
 )
+from theory.solvers.compiled.kinks import MOST_FEATURES
 from theory.solvers.compiled.maxima import best_target, minimise_with_maxima
 from theory.solvers.compiled.uniqueness import spans
 
@@ -270,6 +271,8 @@ def batch(
 ) -> None:
     """See `theory.solvers.compiled.batches`; `size` is the budget, cost (n, n) that of a move."""
     d, n = ut.shape[1], ut.shape[2]
+    if d > MOST_FEATURES:
+        return
     largest = cost.max()
     if not largest > 0:
         return

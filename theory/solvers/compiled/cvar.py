@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from theory.solvers.compiled.arithmetic import BATCH
+from theory.solvers.compiled.kinks import MOST_FEATURES
 from theory.solvers.compiled.tails import solve_tail
 
 
@@ -24,6 +25,8 @@ def batch(
 ) -> None:
     """See `theory.solvers.compiled.batches`; `size` is the share; that of 1, the mean,
     is left open."""
+    if ut.shape[1] > MOST_FEATURES:
+        return
     mass = np.ones(1)
     for r in rows:
         u, weights = ut[r % ut.shape[0]], p[r % p.shape[0]]

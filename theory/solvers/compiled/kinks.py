@@ -35,6 +35,7 @@ ORDERED_NUMBERS = REORDERED | {
     "ninf",
 }  # for loops whose minimum may be taken in any order
 
+MOST_FEATURES = 64  # by operation count: every one of many iterations solves a system of this size
 BELOW, ABOVE, HELD = -1.0, 1.0, 0.0  # those without a price are as if held
 _FREE = 20  # searches since the last minimiser on what was held that may pass kinks
 _IDLE = 12  # searches without a decrease, beyond the number of variables, before kinks move apart

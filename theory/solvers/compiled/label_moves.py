@@ -33,6 +33,7 @@ from theory.solvers.compiled.kinks import (
     ABOVE,
     BELOW,
     HELD,
+    MOST_FEATURES,
     largest_with_mass,
     minimise_with_kinks,
     project,
@@ -306,6 +307,8 @@ def batch(
 ) -> None:
     """See `theory.solvers.compiled.batches`; `size` is the radius, kappa the cost of a label."""
     d, n = ut.shape[1], ut.shape[2]
+    if d > MOST_FEATURES:
+        return
     for r in rows:
         u = ut[r % ut.shape[0]]
         longest = 0.0

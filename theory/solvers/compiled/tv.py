@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from theory.solvers.compiled.arithmetic import BATCH
+from theory.solvers.compiled.kinks import MOST_FEATURES
 from theory.solvers.compiled.tails import solve_tail
 
 _ALL = 1.0 - 1e-9  # radius from which on the largest loss is all that counts
@@ -29,6 +30,8 @@ def batch(
     state: Any,
 ) -> None:
     """See `theory.solvers.compiled.batches`; `size` is the radius."""
+    if ut.shape[1] > MOST_FEATURES:
+        return
     n = ut.shape[2]
     mass, price = np.empty(2), np.empty(2 * n)
     for r in rows:

@@ -169,7 +169,10 @@ def test_answers_are_those_of_the_interior_point_method(name: str) -> None:
     for at in batches(name, range(len(KINDS))):
         found, _, _ = compare(at)
         counts += found
-    assert counts["certified"] >= 0.4 * counts["problems"], counts
+    # what the kernels exist for; those of weights on the pairs leave all that collapses open, which
+    # is three in ten, beside active bounds and separable samples
+    least = 0.25 if name in ("cvar", "tv") else 0.5
+    assert counts["certified"] >= least * counts["problems"], counts
     assert counts["collapse differs"] == 0, counts
 
 

@@ -5,6 +5,7 @@
     batches.py      a batch of problems to a kernel, and its answers back
     arithmetic.py   what kernels are made of: exp, log1p, sums over pairs, small linear systems
     newton.py       the loop of Newton's method
+    cache.py        where numba keeps what it compiled
     the others      a kernel each, of the set that they are named after
 
 A kernel answers only what its own certificate proves; whatever it leaves open is solved by the

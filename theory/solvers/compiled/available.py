@@ -87,16 +87,23 @@ def _obstacle() -> str | None:
 
 @contextmanager
 def _cache_folder_of_numba() -> Iterator[None]:
-    """numba asks for the folder where a function is defined: only ours go there."""
+    """numba asks for the folder, and for who tells it, where a function is defined: only ours go
+    there."""
     from numba.core import config as settings
 
     config: Any = settings
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_folder())
+    ours = {
+        "CACHE_DIR": str(cache_folder()),
+        "CACHE_LOCATOR_CLASSES": "theory.solvers.compiled.cache.InOurFolder",
+    }
+    before = {name: getattr(config, name) for name in ours if hasattr(config, name)}
+    for name in before:
+        setattr(config, name, ours[name])
     try:
         yield
     finally:
-        config.CACHE_DIR = before
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 @contextmanager

@@ -94,7 +94,8 @@ def worst_error(of: Case, predicted: Array, dp: Array) -> float | None:
     """How far the prediction (R, d) of theta's change is from differences of fits along dp (R, K).
 
     Relative to the largest of both or, as theta is known to about 1e-7 only, to 1e-3 of it and 1e-7
-    of it for each step; extrapolated from two steps; None where no two steps agree to 0.5 %.
+    of it for each step: more where the fits stop short of the bound. Extrapolated from two steps;
+    None where no two steps agree to 0.5 %.
     """
     steps = 10.0 ** -np.arange(3.0, 8.0)
     size = np.sqrt((of.u**2).mean(0))
@@ -103,10 +104,12 @@ def worst_error(of: Case, predicted: Array, dp: Array) -> float | None:
     moved = (theta[1:] - theta[0]).reshape(len(steps), 2, len(dp), -1)
     slope = (4 * moved[:, 1] - moved[:, 0]) / steps[:, None, None]
     law, length = predicted * size, float(np.linalg.norm(theta[0]))
+    short = 1 - float(of.found.theta.norm()) / of.bound
+    known = max(1e-7, 100 * short if short < 1e-3 else 0.0)  # a slack is noise of 1 %
     errors = []
     for k in range(len(steps) - 1):
         largest = max(np.abs(slope[k]).max(), np.abs(slope[k + 1]).max())
-        floor = (1e-3 + 1e-7 / steps[k]) * length
+        floor = (1e-3 + known / steps[k]) * length
         if np.abs(slope[k] - slope[k + 1]).max() < 5e-3 * max(largest, floor):
             errors.append(np.abs(slope[k] - law).max() / max(largest, np.abs(law).max(), floor))
     return float(min(errors)) if errors else None

@@ -13,7 +13,7 @@ FOUND = [
     ("tv", 1),  # the fit lies within 1e-7 of the bound that holds it
     ("tv", 12),  # rare atoms, whose pieces are steep
     ("tv", 27),
-    ("tv", 40),
+    ("tv", 40),  # a threshold that rare atoms alone would scale
     ("cvar", 78),
     ("cvar", 100),  # losses that are nearly 0, and not equal
     ("w1-finite", 4),

@@ -1,6 +1,7 @@
 """Compiled solvers: the same answers as the solvers in torch, and where they stand back."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,14 @@ import torch
 
 from theory import dpo
 from theory.batch import pair_batch
+from theory.solvers import points
 from theory.solvers.compiled import available, threads
 from theory.solvers.compiled.batches import answer
 from theory.solvers.newton import Domain
 
+arithmetic = pytest.importorskip("theory.solvers.compiled.arithmetic")
 ROOT = Path(__file__).resolve().parents[2]
 Array = np.ndarray
-
-pytest.importorskip("numba")
 
 
 def sample(seed: int, n: int = 60, d: int = 3, replicates: int = 4) -> Array:
@@ -29,14 +30,14 @@ def sample(seed: int, n: int = 60, d: int = 3, replicates: int = 4) -> Array:
     return np.where(agree, u, -u)
 
 
-def lines_of(program: str, **env: str) -> list[str]:
-    """What a fresh process says of itself on stderr."""
+def lines_of(program: str, root: Path = ROOT, **env: str) -> list[str]:
+    """What a fresh process with the package at `root` says of itself on stderr."""
     run = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=ROOT,
+        cwd=root,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **env},
         check=True,
     )
     return [line for line in run.stderr.splitlines() if line.startswith("prefdro:")]
@@ -75,6 +76,18 @@ def test_one_line_where_they_are_compiled_and_none_from_the_cache(tmp_path: Path
     (line,) = lines_of(FITS, NUMBA_CACHE_DIR=str(tmp_path))
     assert "compiling" in line
     assert lines_of(FITS, NUMBA_CACHE_DIR=str(tmp_path)) == []
+    shutil.copytree(ROOT / "theory", tmp_path / "copy" / "theory")
+    assert lines_of(FITS, tmp_path / "copy", NUMBA_CACHE_DIR=str(tmp_path)) == []
+
+
+def test_code_is_kept_by_what_it_is_made_from() -> None:
+    """Not by where the source lies, which numba puts into the path."""
+    kept = available.kernel("mean")._cache.cache_path  # type: ignore[attr-defined]
+    assert Path(kept) == available.cache_folder()
+
+
+def test_kernels_have_the_constants_of_the_solvers_above() -> None:
+    assert (arithmetic.CLOSED, arithmetic.LOG2) == (points.DOUBTFUL, points.LOG2)
 
 
 def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,6 @@ _NEAR = 0.3  # of the gradient's parts, what a guess may leave before the soluti
 _REST = 1e-9  # the same once it is
 _WRONG = 1e-4  # share of an atom's mass by which a multiplier may be negative
 _NOISE = 1e-13  # of a gradient at an exact solution, relative to its parts
-_BLURRED = 1e-2  # noise of a share, beyond which it is not known
 _RANK = 1e-9  # singular values, relative to the largest, that count as none
 _STEPS = 8  # of Newton's method, from a point that is nearly exact
 _STAY, _JITTER = 0.1, 1e-9  # how far w may move, of its length and in margins

@@ -15,6 +15,8 @@ from numba import float64, int8, int64, njit, types, void
 from numba.extending import intrinsic
 
 REORDERED = {"reassoc", "contract", "nsz", "arcp"}
+CLOSED = 5e-12  # a gap that a kernel accepts, `DOUBTFUL` of `theory.solvers.points`
+LOG2 = 0.6931471805599453  # the loss of every pair at the reference policy
 BLOCK = 256  # pairs at a time: their features and weights stay in the first cache
 # of `batch` without arguments of its own, which go before the last three
 HEAD = (
@@ -264,6 +266,30 @@ def dot(a: Any, b: Any, d: int) -> float:
 
 
 @njit(error_model="numpy")
+def norm_of(a: Any, d: int) -> float:
+    """||a|| over the first d."""
+    return math.sqrt(dot(a, a, d))
+
+
+@njit(error_model="numpy")
+def norm_of_sum(a: Any, b: Any) -> float:
+    """||a + b||, over the length of b."""
+    square = 0.0
+    for k in range(b.shape[0]):
+        square += (a[k] + b[k]) ** 2
+    return math.sqrt(square)
+
+
+@njit(error_model="numpy")
+def longest(u: Any) -> float:
+    """max ||u_i||, of u (d, n)."""
+    most = 0.0
+    for i in range(u.shape[1]):
+        most = max(most, dot(u[:, i], u[:, i], u.shape[0]))
+    return math.sqrt(most)
+
+
+@njit(error_model="numpy")
 def linear_gap(w: Any, gradient: Any, reference: Any, bound: float) -> float:
     """max over the ball of g.(w - w'), the Frank-Wolfe gap: bounds F(w) - min F of a convex F."""
     along, square = 0.0, 0.0
@@ -276,10 +302,7 @@ def linear_gap(w: Any, gradient: Any, reference: Any, bound: float) -> float:
 @njit(error_model="numpy")
 def inside(w: Any, reference: Any, bound: float) -> bool:
     """Whether ||w + theta_ref|| is below the bound, clearly."""
-    square = 0.0
-    for k in range(reference.shape[0]):
-        square += (w[k] + reference[k]) ** 2
-    return math.sqrt(square) < bound * (1.0 - 1e-9)
+    return bool(norm_of_sum(w, reference) < bound * (1.0 - 1e-9))
 
 
 # ------------------------------------------------------------------------------------------ starts
@@ -304,13 +327,13 @@ def radial_start(mean: Any, second: Any, beta: float, price: float, room: float,
     """w (d,): the minimiser of the second-order model of E l + price ||w|| along E u, the direction
     in which solutions leave w = 0, as far as there is room in the ball."""
     d = mean.shape[0]
-    norm = math.sqrt(dot(mean, mean, d))
+    length = norm_of(mean, d)
     bend = 0.0
     for k in range(d):
-        w[k] = mean[k] / max(norm, 1e-300)
+        w[k] = mean[k] / max(length, 1e-300)
         for j in range(k + 1):
             bend += (1.0 if j == k else 2.0) * w[k] * w[j] * second[k, j]
     bend = max(bend, 1e-300) * beta * beta / 4
-    length = min(max((beta * norm / 2 - price) / bend, 1e-6 / beta), 0.9 * room)
+    far = min(max((beta * length / 2 - price) / bend, 1e-6 / beta), 0.9 * room)
     for k in range(d):
-        w[k] *= length
+        w[k] *= far

@@ -8,26 +8,28 @@ they are (`maxima`). The certificate is that of `theory.solvers.wasserstein`: th
 staying put until it meets the budget.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 from numba import float64, njit, void
 
 from theory.solvers.compiled.arithmetic import (
+    CLOSED,
     HEAD,
+    LOG2,
     TAIL,
     inside,
     linear_gap,
     linear_start,
+    longest,
     loss_and_slope,
     moments,
+    norm_of,
 )
 from theory.solvers.compiled.kinks import MOST_FEATURES
 from theory.solvers.compiled.maxima import best_target, minimise_with_maxima
 from theory.solvers.compiled.uniqueness import spans
 
-CLOSED = 5e-12  # a gap that is accepted, relative where the value is below one
 _DONE = 1e-13  # a gap that no further step needs to lower
 _STEPS = 40
 _TURNS, _NEARNESS = (
@@ -37,11 +39,6 @@ _TURNS, _NEARNESS = (
 _DOUBT = 1e-3  # below log 2, where collapse is asked for
 _EDGE = 1e-11  # below log 2, where the solvers above decide whether w is zero
 _SHORTER = 0.7  # of DPO's first step, where the method starts
-
-
-@njit(error_model="numpy")
-def _length(x: Any) -> float:
-    return math.sqrt(np.dot(x, x))
 
 
 @njit(error_model="numpy")
@@ -181,12 +178,12 @@ def _solve(
                     held = held or ties[t, 0] == i
                 if not held:
                     base[i] = at
-        if f > math.log(2.0) - _DOUBT and not asked:
+        if f > LOG2 - _DOUBT and not asked:
             asked = True
-            length = rest / (bound + _length(reference))
+            length = rest / (bound + norm_of(reference, d))
             if _collapses(u, p, cost, budget, length, q):
                 w[:] = 0.0
-                out[0], out[1], out[2], out[3] = math.log(2.0), 0.0, 0.5 * rest, steps
+                out[0], out[1], out[2], out[3] = LOG2, 0.0, 0.5 * rest, steps
                 return 2 if spans(u, q, p) else 0
         spent = _arrivals(p, cost, base, ties, phi, count, q)
         # lower bound: this plan, mixed with staying put
@@ -206,10 +203,10 @@ def _solve(
         at_rest = linear_gap(np.zeros(d), still, reference, bound)
         if at_rest <= rest:
             w[:] = 0.0
-            out[0], out[1], out[2] = math.log(2.0), eta, max(at_rest, 0.0)
+            out[0], out[1], out[2] = LOG2, eta, max(at_rest, 0.0)
             return 2 if spans(u, q, p) else 0
         if steps > 0 and gap <= CLOSED * min(f, 1.0) and (gap <= _DONE or gap > gap_old / 4):
-            sure = f < math.log(2.0) - _EDGE and inside(w, reference, bound)
+            sure = f < LOG2 - _EDGE and inside(w, reference, bound)
             return 1 if sure and spans(u, q, p) else 0
         if steps > 0 and f > f_old + 1e-14 and gap > gap_old / 2:  # too far: half of the way back
             s *= 0.5
@@ -279,20 +276,15 @@ def batch(
     unit_cost = cost / largest
     for r in rows:
         u, weights = ut[r % ut.shape[0]], p[r % p.shape[0]]
-        longest, most = 0.0, 0.0
+        far, most = longest(u), 0.0
         for i in range(n):
-            square = 0.0
-            for a in range(d):
-                square += u[a, i] ** 2
-            longest = max(longest, square)
             most += weights[i] * unit_cost[i].max()
-        longest = math.sqrt(longest)
         budget = min(size[r] / largest, 1.01 * most)  # no plan costs more than all moves
-        if not (longest > 0 and budget > 0):
+        if not (far > 0 and budget > 0):
             continue
-        unit = beta * longest
+        unit = beta * far
         state[r] = _solve(
-            u / longest,
+            u / far,
             weights,
             unit_cost,
             budget,

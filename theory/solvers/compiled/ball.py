@@ -6,25 +6,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from theory.solvers.compiled.arithmetic import solve_positive
-
-
-@njit(error_model="numpy")
-def norm_of_sum(a: Any, b: Any) -> float:
-    """||a + b||, over the length of b."""
-    square = 0.0
-    for k in range(b.shape[0]):
-        square += (a[k] + b[k]) ** 2
-    return math.sqrt(square)
+from theory.solvers.compiled.arithmetic import norm_of_sum, solve_positive
 
 
 @njit(error_model="numpy")
 def project(w: Any, reference: Any, bound: float) -> None:
     """w := the nearest point of the ball."""
-    norm = norm_of_sum(w, reference)
-    if norm > bound:
+    length = norm_of_sum(w, reference)
+    if length > bound:
         for k in range(reference.shape[0]):
-            w[k] = (w[k] + reference[k]) * (bound / norm) - reference[k]
+            w[k] = (w[k] + reference[k]) * (bound / length) - reference[k]
 
 
 @njit(error_model="numpy")

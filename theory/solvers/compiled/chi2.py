@@ -14,22 +14,22 @@ from numba import njit
 from theory.solvers.compiled.arithmetic import (
     BATCH,
     BLOCK,
+    CLOSED,
     REORDERED,
     add_outer,
     add_pull,
     clear,
-    dot,
     inside,
     linear_gap,
     linear_start,
     loss_and_slope,
     margins,
     moments,
+    norm_of,
     solve_positive,
 )
 from theory.solvers.compiled.newton import minimiser
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
 _SMALL = 1e-3  # root mean square of the margins below which collapse is near
 # smallest eigenvalue over the largest, of the atoms that count, from which on they surely span all
 # directions: ten times what `theory.solvers.nearest` takes for flat
@@ -144,7 +144,7 @@ def _evaluate(
         g[k] *= -beta * level / first
     gap = value - (1 - mixed) * expected + linear_gap(w, g, reference, bound)
     # the gradient under p differs from that under q by no more than both together
-    gap += mixed * 2 * bound * (beta * spread + math.sqrt(dot(g, g, d)))
+    gap += mixed * 2 * bound * (beta * spread + norm_of(g, d))
     if bent:
         a2 = 1 + rho
         corner = max((mass - 1 / a2) / level, 1e-300)
@@ -229,7 +229,7 @@ def batch(
         value, gap, steps = _minimise(problem, w[r], d, g, H, scratch)
         dual = threshold[1] / 2
         numbers[r, 0], numbers[r, 1], numbers[r, 2], numbers[r, 3] = value, dual, gap, steps
-        small = beta * math.sqrt(dot(w[r], w[r], d)) * spread < _SMALL
+        small = beta * norm_of(w[r], d) * spread < _SMALL
         good = gap <= CLOSED and not small and inside(w[r], reference, bound)
         if good and _spans(u, weights, H, g, scratch):
             state[r] = 1

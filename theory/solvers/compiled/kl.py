@@ -13,16 +13,17 @@ from numba import njit
 from theory.solvers.compiled.arithmetic import (
     BATCH,
     BLOCK,
+    CLOSED,
     dot,
     inside,
     linear_gap,
     linear_start,
     moments,
+    norm_of,
 )
 from theory.solvers.compiled.exponential import BEYOND, FIRST, MASS, SECOND, tilted_sums
 from theory.solvers.compiled.newton import minimiser
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
 _SMALL = 1e-3  # root mean square of the margins below which collapse is near
 
 
@@ -47,7 +48,7 @@ def _evaluate(
     mixed = -slope / (rho - slope) if slope < 0 else 0.0
     gap = value - (1 - mixed) * expected + linear_gap(v, g, reference, bound)
     # the gradient under p differs from that under q by no more than both together
-    gap += mixed * 2 * bound * (beta * spread + math.sqrt(dot(g, g, d)))
+    gap += mixed * 2 * bound * (beta * spread + norm_of(g, d))
     # aim a few digits inside the ball, so that q need not be mixed
     g[d] = slope - 4e-16 * (1 + rho + abs(log_mass) + abs(z))
     if bent:
@@ -119,6 +120,6 @@ def batch(
         for k in range(d):
             w[r, k] = v[k]
         numbers[r, 0], numbers[r, 1], numbers[r, 2], numbers[r, 3] = value, v[d], gap, steps
-        small = beta * math.sqrt(dot(v, v, d)) * spread < _SMALL
+        small = beta * norm_of(v, d) * spread < _SMALL
         if gap <= CLOSED and not small and inside(v, reference, bound):
             state[r] = 1

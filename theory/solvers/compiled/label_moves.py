@@ -8,7 +8,6 @@ the cone as they are (`kinks`). The certificate is that of `theory.solvers.wasse
 that flip, and what is left of the radius sends features to infinity.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from numba import float64, njit, void
 
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
+    CLOSED,
     HEAD,
-    REORDERED,
+    LOG2,
     TAIL,
     add_outer,
     add_pull,
@@ -25,9 +25,10 @@ from theory.solvers.compiled.arithmetic import (
     inside,
     linear_gap,
     linear_start,
-    loss_and_slope,
+    longest,
     margins,
     moments,
+    norm_of,
 )
 from theory.solvers.compiled.kinks import (
     ABOVE,
@@ -38,25 +39,14 @@ from theory.solvers.compiled.kinks import (
     minimise_with_kinks,
     project,
 )
+from theory.solvers.compiled.losses import weigh
 
-CLOSED = 5e-12  # a gap that is accepted, relative where the value is below one
 _DONE = 1e-13  # a gap that no further step needs to lower
 _STEPS = 40
 _TURNS = 30  # of the direction in which w leaves 0
 _NEAR = 0.5  # share of the collapse radius from which on w starts in that direction
 _ROUGHLY = 1.3  # ratio of the bounds on that radius from which on the direction is good enough
 _EDGE = 1e-6  # of that radius, next to which the solvers above decide whether w is zero
-
-
-@njit(fastmath=REORDERED, error_model="numpy")
-def _weigh(m: Any, p: Any, count: int, a: Any, c: Any) -> float:
-    total = 0.0
-    for i in range(count):
-        loss, s = loss_and_slope(m[i])
-        total += p[i] * loss
-        a[i] = p[i] * s
-        c[i] = p[i] * s * (1.0 - s)
-    return total
 
 
 @njit(error_model="numpy")
@@ -69,18 +59,10 @@ def _losses(u: Any, p: Any, w: Any, m: Any, a: Any, c: Any, g: Any, h: Any) -> f
         count = min(BLOCK, n - start)
         here = m[start : start + count]
         margins(u, start, count, w, 1.0, here)
-        total += _weigh(here, p[start : start + count], count, a, c)
+        total += weigh(here, p[start : start + count], count, a, c)
         add_pull(u, start, count, a, g)
         add_outer(u, start, count, c, h)
     return total
-
-
-@njit(error_model="numpy")
-def _length(x: Any, d: int) -> float:
-    total = 0.0
-    for a in range(d):
-        total += x[a] * x[a]
-    return math.sqrt(total)
 
 
 @njit(error_model="numpy")
@@ -115,7 +97,7 @@ def _leaving(
     H, step, rest = np.zeros((d, d)), np.empty(d), np.empty(d)
     best, normal = np.empty(d), np.empty(d)
     c = -still
-    length = _length(still, d)
+    length = norm_of(still, d)
     if length <= rho:
         return True, length
     s[:] = still / length
@@ -132,7 +114,7 @@ def _leaving(
             best[:] = s
         if bound > rho * (1 + _EDGE) and (rho < _NEAR * bound or reached < _ROUGHLY * bound):
             break
-        norm = _length(s, d)
+        norm = norm_of(s, d)
         for a in range(d):
             H[a, a] = max(length, 1e-6)
             normal[a] = s[a] / norm
@@ -159,12 +141,12 @@ def _leaving(
         mass, _ = _flips(u, p, m, side, held, phi, count, rest)
         for a in range(d):
             rest[a] = still[a] - rest[a]
-        length = _length(rest, d)
+        length = norm_of(rest, d)
         reached = min(reached, length + kappa * mass)
         if reached <= rho:
             return True, bound
         s += step
-        norm = _length(s, d)
+        norm = norm_of(s, d)
         if norm > 1.0:
             s /= norm
         elif not norm > 0:
@@ -200,7 +182,7 @@ def _solve(
     collapsed, threshold = _leaving(u, p, g / 2, rho, kappa, work, direction)
     if collapsed:
         w[:] = 0.0
-        out[0], out[1], out[2] = math.log(2.0), 0.0, 0.0
+        out[0], out[1], out[2] = LOG2, 0.0, 0.0
         return 2
     eta = 0.0
     if not threshold > rho * (1 + _EDGE):
@@ -215,7 +197,7 @@ def _solve(
         eta = (threshold - rho) / bend
         w[:] = direction * eta
     project(u, w, m)
-    norm = _length(w, d)
+    norm = norm_of(w, d)
     count, on = 0, eta <= norm
     if eta == 0.0:  # where flips use up the radius, or on the cone
         eta = norm
@@ -226,7 +208,7 @@ def _solve(
     nu = 0.0
     f_old, gap_old = np.inf, np.inf
     for steps in range(_STEPS):
-        norm = _length(w, d)
+        norm = norm_of(w, d)
         if not norm * norm < 1e200:
             return 0
         f = eta * rho + _losses(u, p, w, m, a_, c_, g, h)
@@ -253,8 +235,8 @@ def _solve(
             s *= 0.5
             for a in range(d):
                 w[a] -= s[a]
-            eta = max(eta - s[d], _length(w, d))
-            if _length(s, D) < 1e-12:
+            eta = max(eta - s[d], norm_of(w, d))
+            if norm_of(s, D) < 1e-12:
                 return 0
             continue
         f_old, gap_old = f, gap
@@ -286,7 +268,7 @@ def _solve(
             return 0
         for a in range(d):
             w[a] += s[a]
-        norm = _length(w, d)
+        norm = norm_of(w, d)
         eta = norm if on else max(eta + s[d], norm)
     return 0
 
@@ -306,22 +288,20 @@ def batch(
     state: Any,
 ) -> None:
     """See `theory.solvers.compiled.batches`; `size` is the radius, kappa the cost of a label."""
-    d, n = ut.shape[1], ut.shape[2]
+    d = ut.shape[1]
     if d > MOST_FEATURES:
         return
     for r in rows:
         u = ut[r % ut.shape[0]]
-        longest = 0.0
-        for i in range(n):
-            longest = max(longest, _length(u[:, i], d))
-        if not longest > 0:
+        far = longest(u)
+        if not far > 0:
             continue
-        unit = beta * longest
+        unit = beta * far
         state[r] = _solve(
-            u / longest,
+            u / far,
             p[r % p.shape[0]],
-            size[r] / longest,
-            kappa / longest,
+            size[r] / far,
+            kappa / far,
             reference * unit,
             bound * unit,
             w[r],
@@ -329,4 +309,4 @@ def batch(
         )
         for a in range(d):
             w[r, a] /= unit
-        numbers[r, 1] /= longest
+        numbers[r, 1] /= far

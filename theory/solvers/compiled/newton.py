@@ -1,14 +1,17 @@
 """The loops of Newton's method on a function that a kernel evaluates: a convex one, and one with
 negative curvature inside the ball."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from theory.solvers.compiled.arithmetic import dot, solve_positive
+from theory.solvers.compiled.arithmetic import (
+    dot,
+    norm_of,
+    solve_positive,
+)
 from theory.solvers.compiled.ball import norm_of_sum, project, step_in_ball
 
 _ARMIJO = 1e-4
@@ -100,7 +103,7 @@ def minimiser_in_ball(
             if not step_in_ball(v, reference, bound, g, H, M, x):
                 return value, np.inf, steps
             slope, old = dot(g, x, d), value
-            short = math.sqrt(dot(x, x, d)) <= 1e-14 * norm_of_sum(v, reference)
+            short = norm_of(x, d) <= 1e-14 * norm_of_sum(v, reference)
             final = -slope <= _SETTLED or short
             blind = -slope <= _BLIND * (1 + abs(old))
             rounding, size = 2e-15 * (1 + abs(old)), 1.0

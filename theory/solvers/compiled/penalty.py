@@ -14,7 +14,9 @@ from numba import boolean, njit, void
 
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
+    CLOSED,
     HEAD,
+    LOG2,
     REORDERED,
     TAIL,
     add_outer,
@@ -26,13 +28,12 @@ from theory.solvers.compiled.arithmetic import (
     loss_and_slope,
     margins,
     moments,
+    norm_of,
     radial_start,
 )
 from theory.solvers.compiled.ball import project
 from theory.solvers.compiled.newton import minimiser_in_ball
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
-_LOG2 = 0.6931471805599453
 _EDGE = 1e-12  # relative distance from the edge of w = 0 at which the last digit decides
 _LARGE = 2048  # pairs of a sixteenth of the sample, from which on that is enough to start with
 
@@ -128,13 +129,13 @@ def batch(
     mean, second, linear = np.empty(d), np.empty((d, d)), np.empty(d)
     blocks = (np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK))
     scratch = (blocks, np.empty(d), np.empty((d, d)))
-    room = bound - math.sqrt(dot(reference, reference, d))
+    room = bound - norm_of(reference, d)
     head = n // 16 if n // 16 > _LARGE else n
     bent = d > 0
     for r in rows:
         u, weights, rho = ut[r % ut.shape[0]], p[r % p.shape[0]], size[r]
         moments(u, weights, mean, second)
-        edge = math.sqrt(dot(mean, mean, d))
+        edge = norm_of(mean, d)
         if not squared and abs(rho - edge) <= _EDGE * edge:
             continue
         if not linear_start(mean, second, beta, M, linear):
@@ -149,7 +150,7 @@ def batch(
         whole = (u, weights, n, 1.0, beta, bound, reference, rho, squared)
         few = (u, weights, head, some, beta, bound, reference, rho, squared)
         rest = not squared and rho > edge  # w = 0 is a local minimum
-        best, gap, steps = (_LOG2 if rest else np.inf), 0.0, 0
+        best, gap, steps = (LOG2 if rest else np.inf), 0.0, 0
         sound = True
         for start in range(4):
             if start == 0:
@@ -159,7 +160,7 @@ def batch(
                 if start == 2:
                     far = 0.1
                 elif start == 3:
-                    far = 1e3 * bound / max(math.sqrt(dot(linear, linear, d)), 1e-300)
+                    far = 1e3 * bound / max(norm_of(linear, d), 1e-300)
                 for k in range(d):
                     v[k] = far * linear[k]
                 project(v, reference, bound)

@@ -8,7 +8,6 @@ threshold; total variation has a second one, the largest loss. The multipliers o
 mass_g, and over the groups to the weights q of the worst case, from which the certificate comes.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
+    CLOSED,
+    LOG2,
     REORDERED,
     add_outer,
     add_pull,
@@ -23,6 +24,7 @@ from theory.solvers.compiled.arithmetic import (
     inside,
     linear_gap,
     linear_start,
+    longest,
     loss_and_slope,
     margins,
     moments,
@@ -30,7 +32,6 @@ from theory.solvers.compiled.arithmetic import (
 from theory.solvers.compiled.kinks import largest_with_mass, minimise_with_kinks
 from theory.solvers.compiled.uniqueness import spans
 
-CLOSED = 5e-12  # a gap that is accepted, relative where the value is below one
 _DONE = 1e-13  # a gap that no further step needs to lower
 _STEPS = 40
 _AT_REST = 1e-7  # below log 2, where the solvers above decide whether w is zero
@@ -99,17 +100,11 @@ def solve_tail(
     d, n = ut.shape
     groups = mass.shape[0]
     D = d + groups
-    longest = 0.0
-    for i in range(n):
-        square = 0.0
-        for a in range(d):
-            square += ut[a, i] ** 2
-        longest = max(longest, square)
-    longest = math.sqrt(longest)
-    if not longest > 0:
+    far = longest(ut)
+    if not far > 0:
         return 0
-    unit = beta * longest
-    u, reference, bound = ut / longest, reference * unit, bound * unit
+    unit = beta * far
+    u, reference, bound = ut / far, reference * unit, bound * unit
     l, slope, r, side = (
         np.empty(n),
         np.empty(n),
@@ -173,11 +168,11 @@ def solve_tail(
         if not f < 1e8:
             return 0
         if steps > 0 and gap <= CLOSED * min(f, 1.0) and (gap <= _DONE or gap > gap_old / 4):
-            sure = f < math.log(2.0) - _AT_REST and inside(w, reference, bound)
+            sure = f < LOG2 - _AT_REST and inside(w, reference, bound)
             for a in range(d):
                 w[a] /= unit
             return 1 if sure and spans(u, q, p) else 0
-        if steps > 1 and f > math.log(2.0) - _AT_REST:
+        if steps > 1 and f > LOG2 - _AT_REST:
             return 0
         if steps > 0 and f > f_old + 1e-14 and gap > gap_old / 2:  # too far: half of the way back
             s *= 0.5

@@ -9,6 +9,7 @@ from numba import njit
 from theory.solvers.compiled.arithmetic import (
     BATCH,
     BLOCK,
+    CLOSED,
     inside,
     linear_gap,
     linear_start,
@@ -16,8 +17,6 @@ from theory.solvers.compiled.arithmetic import (
 )
 from theory.solvers.compiled.exponential import BEYOND, FIRST, MASS, tilted_sums
 from theory.solvers.compiled.newton import minimiser
-
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
 
 
 @njit(error_model="numpy")

@@ -3,7 +3,6 @@
 Shafieezadeh-Abadeh et al. (2015), Thm. 1. The reference policy is the answer from ||E u||/2 on.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,17 @@ from numba import njit
 from theory.solvers.compiled.arithmetic import (
     BATCH,
     BLOCK,
-    dot,
+    CLOSED,
+    LOG2,
     inside,
     linear_gap,
     moments,
+    norm_of,
     radial_start,
 )
-from theory.solvers.compiled.mean import mean_loss
+from theory.solvers.compiled.losses import mean_loss
 from theory.solvers.compiled.newton import minimiser
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
-_LOG2 = 0.6931471805599453
 _EDGE = 1e-12  # relative distance from the collapse radius at which the last digit decides
 
 
@@ -31,7 +30,7 @@ def _norm_gap(w: Any, gradient: Any, c: float, reference: Any, bound: float, alo
     """As `theory.solvers.points.norm_gap`: with the subgradient of c ||w|| that w gives, or with
     the one that balances the gradient."""
     d = w.shape[0]
-    norm, push = math.sqrt(dot(w, w, d)), math.sqrt(dot(gradient, gradient, d))
+    norm, push = norm_of(w, d), norm_of(gradient, d)
     for k in range(d):
         along[k] = gradient[k] + c * w[k] / max(norm, 1e-300)
     first = linear_gap(w, along, reference, bound)
@@ -53,7 +52,7 @@ def _evaluate(
     d = u.shape[0]
     value = mean_loss(u, p, beta, w, bent, g, H, blocks)
     gap = _norm_gap(w, g, c, reference, bound, along)
-    norm = math.sqrt(dot(w, w, d))
+    norm = norm_of(w, d)
     inverse = 1.0 / max(norm, 1e-300)
     for k in range(d):
         g[k] += c * w[k] * inverse
@@ -84,22 +83,22 @@ def batch(
     d = ut.shape[1]
     g, H, mean = np.empty(d), np.empty((d, d)), np.empty(d)
     scratch = ((np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)), np.empty(d))
-    room = bound - math.sqrt(dot(reference, reference, d))
+    room = bound - norm_of(reference, d)
     for r in rows:
         u, weights = ut[r % ut.shape[0]], p[r % p.shape[0]]
         moments(u, weights, mean, H)
-        edge = math.sqrt(dot(mean, mean, d)) / 2
+        edge = norm_of(mean, d) / 2
         if abs(size[r] - edge) <= _EDGE * edge:
             continue
         if size[r] > edge:
-            numbers[r, 0], numbers[r, 1], numbers[r, 2], numbers[r, 3] = _LOG2, 0.0, 0.0, 0.0
+            numbers[r, 0], numbers[r, 1], numbers[r, 2], numbers[r, 3] = LOG2, 0.0, 0.0, 0.0
             state[r] = 2
             continue
         c = beta * size[r]
         radial_start(mean, H, beta, c, room, w[r])
         problem = (u, weights, beta, bound, reference, c)
         value, gap, steps = _minimise(problem, w[r], d, g, H, scratch)
-        dual = beta * math.sqrt(dot(w[r], w[r], d))
+        dual = beta * norm_of(w[r], d)
         numbers[r, 0], numbers[r, 1], numbers[r, 2], numbers[r, 3] = value, dual, gap, steps
         if gap <= CLOSED and inside(w[r], reference, bound):
             state[r] = 1

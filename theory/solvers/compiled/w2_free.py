@@ -15,6 +15,8 @@ from numba import njit
 from theory.solvers.compiled.arithmetic import (
     BATCH,
     BLOCK,
+    CLOSED,
+    LOG2,
     REORDERED,
     add_outer,
     add_pull,
@@ -27,12 +29,11 @@ from theory.solvers.compiled.arithmetic import (
     loss_and_slope,
     margins,
     moments,
+    norm_of,
     radial_start,
 )
 from theory.solvers.compiled.newton import minimiser
 
-CLOSED = 5e-12  # a gap that is accepted, as `DOUBTFUL` above this folder
-_LOG2 = 0.6931471805599453
 _EDGE = 1e-12  # relative distance from the collapse radius at which the last digit decides
 _ONE_WELL = 3.5  # below a = 4, where Newton's method finds the log-odds from anywhere
 
@@ -156,7 +157,7 @@ def _gap(problem: Any, v: Any, value: float, scratch: Any) -> float:
     m, pull, q = scratch[0], scratch[1], scratch[6]
     d, n = u.shape
     direction, towards = np.empty(d), np.empty(d)
-    norm = math.sqrt(dot(v, v, d))
+    norm = norm_of(v, d)
     square = 0.0
     for i in range(n):
         square += p[i] * q[i] * q[i]
@@ -212,19 +213,19 @@ def batch(
     mean, second, warm = np.empty(d), np.empty((d, d)), np.empty(1)
     blocks = (np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK))
     scratch = (*blocks, np.empty(d), np.empty(n), np.empty(n), warm)
-    room = bound - math.sqrt(dot(reference, reference, d))
+    room = bound - norm_of(reference, d)
     for r in rows:
         u, weights, radius = ut[r % ut.shape[0]], p[r % p.shape[0]], size[r]
         moments(u, weights, mean, second)
-        edge = math.sqrt(dot(mean, mean, d))
+        edge = norm_of(mean, d)
         if abs(radius - edge) <= _EDGE * edge:
             continue
         if radius > edge:
-            numbers[r, 0], numbers[r, 1], numbers[r, 2], numbers[r, 3] = _LOG2, 0.0, 0.0, 0.0
+            numbers[r, 0], numbers[r, 1], numbers[r, 2], numbers[r, 3] = LOG2, 0.0, 0.0, 0.0
             state[r] = 2
             continue
         radial_start(mean, second, beta, beta * radius / 2, room, v[:d])
-        v[d] = beta * math.sqrt(dot(v, v, d)) / (4 * radius)  # optimal for small margins
+        v[d] = beta * norm_of(v, d) / (4 * radius)  # optimal for small margins
         warm[0] = 0.0
         problem = (u, weights, beta, bound, reference, radius)
         value, gap, steps = _minimise(problem, v, d, g, H, scratch)

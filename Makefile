@@ -33,6 +33,8 @@ install: .venv/installed  ## make .venv with the locked versions and this packag
 	@touch $@
 
 reproduce: install  ## from nothing to the results: the studies, the claims ledger, every figure and table
+	@echo "== compiling the exact solvers, once on a machine"
+	@$(BIN)/python -m theory.solvers.compiled
 	@for study in $(STUDIES); do \
 		fewer=$$(test $$study = emotion && echo "--seeds 3"); \
 		echo "== running $$study $$fewer" && $(BIN)/prefdro run $$study --profile quick --out results/$$study $$fewer || exit 1; \
@@ -52,6 +54,7 @@ guide: install  ## build the guide as a site
 	@echo "== done. Open first: site/index.html"
 
 test: install  ## lint, format, types and the fast tests
+	@$(BIN)/python -m theory.solvers.compiled
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

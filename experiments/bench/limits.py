@@ -35,7 +35,8 @@ def measure(seconds: float = 0.2) -> Rates:
     """The rates, on one thread: of arrays in the first cache, and of a large matrix product."""
     import numba
 
-    from theory.solvers.compiled.arithmetic import REORDERED, exp, loss_and_slope
+    from theory.solvers.compiled.arithmetic import exp, loss_and_slope
+    from theory.solvers.compiled.compiling import REORDERED
 
     @numba.njit(fastmath=REORDERED)
     def exponentials(x: np.ndarray, into: np.ndarray) -> None:

@@ -86,6 +86,12 @@ def test_code_is_kept_by_what_it_is_made_from() -> None:
     assert Path(kept) == available.cache_folder()
 
 
+def test_all_kernels_are_known_beforehand() -> None:
+    """To `python -m theory.solvers.compiled`, by a decorator that they have."""
+    files = (ROOT / "theory" / "solvers" / "compiled").glob("*.py")
+    assert set(available.names()) == {f.stem for f in files if "\ndef batch(" in f.read_text()}
+
+
 def test_kernels_have_the_constants_of_the_solvers_above() -> None:
     assert (arithmetic.CLOSED, arithmetic.LOG2) == (points.DOUBTFUL, points.LOG2)
 

@@ -11,25 +11,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import float64, int8, int64, njit, types, void
+from numba import types
 from numba.extending import intrinsic
 
-REORDERED = {"reassoc", "contract", "nsz", "arcp"}
+from theory.solvers.compiled.compiling import piece, reordered
+
 CLOSED = 5e-12  # a gap that a kernel accepts, `DOUBTFUL` of `theory.solvers.points`
 LOG2 = 0.6931471805599453  # the loss of every pair at the reference policy
 BLOCK = 256  # pairs at a time: their features and weights stay in the first cache
-# of `batch` without arguments of its own, which go before the last three
-HEAD = (
-    int64[::1],
-    float64[:, :, ::1],
-    float64[:, ::1],
-    float64,
-    float64,
-    float64[::1],
-    float64[::1],
-)
-TAIL = (float64[:, ::1], float64[:, ::1], int8[::1])
-BATCH = void(*HEAD, *TAIL)
 
 
 # ---------------------------------------------------------------------------------- exp and log1p
@@ -54,7 +43,7 @@ def _nearest_integer(typing_context: Any, x: Any) -> Any:
     return types.float64(types.float64), generate
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _expm1_reduced(r: float) -> float:
     """exp(r) - 1 for |r| <= log(2)/2."""
     q = 2.5100375832561233664e-8
@@ -70,7 +59,7 @@ def _expm1_reduced(r: float) -> float:
     return r + r * r * q
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def exp(x: float) -> float:
     """exp(x), of the nearest x between -708 and 709."""
     x = min(max(x, -708.0), 709.0)
@@ -79,7 +68,7 @@ def exp(x: float) -> float:
     return (1.0 + _expm1_reduced(r)) * _power_of_two(n)
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def expm1(x: float) -> float:
     """exp(x) - 1, of the nearest x between -708 and 709; near 0 to its own last digits."""
     x = min(max(x, -708.0), 709.0)
@@ -89,7 +78,7 @@ def expm1(x: float) -> float:
     return _expm1_reduced(r) * power + (power - 1.0)
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def log1p_from(s: float) -> float:
     """log(1 + t) of s = t/(2 + t), for t in [0, 1]."""
     z = s * s
@@ -106,7 +95,7 @@ def log1p_from(s: float) -> float:
     return s * (2.0 + z * q)
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def loss_and_slope(m: float) -> tuple[float, float]:
     """l = log(1 + exp(-m)) and s = sigma(-m), from one exponential and one division."""
     t = exp(-abs(m))
@@ -117,7 +106,7 @@ def loss_and_slope(m: float) -> tuple[float, float]:
 
 
 # ----------------------------------------------------------------------------- sums over the pairs
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def margins(u: Any, start: int, count: int, w: Any, beta: float, into: Any) -> None:
     """into_i = beta w.u_i of the pairs of a block, u (d, n), w (d or more,)."""
     for i in range(count):
@@ -129,7 +118,7 @@ def margins(u: Any, start: int, count: int, w: Any, beta: float, into: Any) -> N
             into[i] += wk * row[i]
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def add_pull(u: Any, start: int, count: int, c: Any, g: Any) -> None:
     """g += sum of c_i u_i over a block, g (d or more,)."""
     for k in range(u.shape[0]):
@@ -140,7 +129,7 @@ def add_pull(u: Any, start: int, count: int, c: Any, g: Any) -> None:
         g[k] += total
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def add_outer(u: Any, start: int, count: int, c: Any, H: Any) -> None:
     """H += sum of c_i u_i u_i' over a block, its lower triangle, H (d or more, d or more).
 
@@ -199,7 +188,7 @@ def add_outer(u: Any, start: int, count: int, c: Any, H: Any) -> None:
             H[k, j + 1] += h01
 
 
-@njit(error_model="numpy")
+@piece
 def clear(g: Any, H: Any, k: int) -> None:
     """Zeros into the first k of g and the lower triangle of H."""
     for i in range(k):
@@ -208,7 +197,7 @@ def clear(g: Any, H: Any, k: int) -> None:
             H[i, j] = 0.0
 
 
-@njit(error_model="numpy")
+@piece
 def moments(u: Any, p: Any, mean: Any, second: Any) -> None:
     """E u and the lower triangle of E u u', of u (d, n) with weights p (n,)."""
     n = u.shape[1]
@@ -221,7 +210,7 @@ def moments(u: Any, p: Any, mean: Any, second: Any) -> None:
 
 
 # --------------------------------------------------------------------------- small linear algebra
-@njit(error_model="numpy")
+@piece
 def solve_positive(H: Any, x: Any) -> bool:
     """x := H^-1 x by Cholesky's factor, which replaces the lower triangle of H; False where H is
     not surely positive definite."""
@@ -256,7 +245,7 @@ def solve_positive(H: Any, x: Any) -> bool:
     return True
 
 
-@njit(error_model="numpy")
+@piece
 def dot(a: Any, b: Any, d: int) -> float:
     """a.b over the first d."""
     total = 0.0
@@ -265,13 +254,20 @@ def dot(a: Any, b: Any, d: int) -> float:
     return total
 
 
-@njit(error_model="numpy")
+@piece
+def copy(a: Any, into: Any, count: int) -> None:
+    """The first `count` of a; for an assignment of slices numba compiles five seconds."""
+    for k in range(count):
+        into[k] = a[k]
+
+
+@piece
 def norm_of(a: Any, d: int) -> float:
     """||a|| over the first d."""
     return math.sqrt(dot(a, a, d))
 
 
-@njit(error_model="numpy")
+@piece
 def norm_of_sum(a: Any, b: Any) -> float:
     """||a + b||, over the length of b."""
     square = 0.0
@@ -280,7 +276,7 @@ def norm_of_sum(a: Any, b: Any) -> float:
     return math.sqrt(square)
 
 
-@njit(error_model="numpy")
+@piece
 def longest(u: Any) -> float:
     """max ||u_i||, of u (d, n)."""
     most = 0.0
@@ -289,7 +285,7 @@ def longest(u: Any) -> float:
     return math.sqrt(most)
 
 
-@njit(error_model="numpy")
+@piece
 def linear_gap(w: Any, gradient: Any, reference: Any, bound: float) -> float:
     """max over the ball of g.(w - w'), the Frank-Wolfe gap: bounds F(w) - min F of a convex F."""
     along, square = 0.0, 0.0
@@ -299,14 +295,14 @@ def linear_gap(w: Any, gradient: Any, reference: Any, bound: float) -> float:
     return along + bound * math.sqrt(square)
 
 
-@njit(error_model="numpy")
+@piece
 def inside(w: Any, reference: Any, bound: float) -> bool:
     """Whether ||w + theta_ref|| is below the bound, clearly."""
     return bool(norm_of_sum(w, reference) < bound * (1.0 - 1e-9))
 
 
 # ------------------------------------------------------------------------------------------ starts
-@njit(error_model="numpy")
+@piece
 def linear_start(mean: Any, second: Any, beta: float, M: Any, w: Any) -> bool:
     """w (d,): a Newton step of DPO from the reference policy, out of E u and E u u'; False where
     the pairs do not span all directions."""
@@ -322,7 +318,7 @@ def linear_start(mean: Any, second: Any, beta: float, M: Any, w: Any) -> bool:
     return bool(solve_positive(M, w))
 
 
-@njit(error_model="numpy")
+@piece
 def radial_start(mean: Any, second: Any, beta: float, price: float, room: float, w: Any) -> None:
     """w (d,): the minimiser of the second-order model of E l + price ||w|| along E u, the direction
     in which solutions leave w = 0, as far as there is room in the ball."""

@@ -11,13 +11,12 @@ staying put until it meets the budget.
 from typing import Any
 
 import numpy as np
-from numba import float64, njit, void
+from numba import float64
 
 from theory.solvers.compiled.arithmetic import (
     CLOSED,
-    HEAD,
     LOG2,
-    TAIL,
+    copy,
     inside,
     linear_gap,
     linear_start,
@@ -26,6 +25,7 @@ from theory.solvers.compiled.arithmetic import (
     moments,
     norm_of,
 )
+from theory.solvers.compiled.compiling import kernel, piece
 from theory.solvers.compiled.kinks import MOST_FEATURES
 from theory.solvers.compiled.maxima import best_target, minimise_with_maxima
 from theory.solvers.compiled.uniqueness import spans
@@ -41,7 +41,7 @@ _EDGE = 1e-11  # below log 2, where the solvers above decide whether w is zero
 _SHORTER = 0.7  # of DPO's first step, where the method starts
 
 
-@njit(error_model="numpy")
+@piece
 def _spent(l: Any, eta: float, p: Any, cost: Any, none: Any) -> float:
     """What the plan of best targets costs."""
     total = 0.0
@@ -51,7 +51,7 @@ def _spent(l: Any, eta: float, p: Any, cost: Any, none: Any) -> float:
     return total
 
 
-@njit(error_model="numpy")
+@piece
 def _first_eta(l: Any, p: Any, cost: Any, budget: float, none: Any) -> float:
     """About where the plan of best targets meets the budget."""
     low, high = 0.0, 1.0
@@ -66,7 +66,7 @@ def _first_eta(l: Any, p: Any, cost: Any, budget: float, none: Any) -> float:
     return high
 
 
-@njit(error_model="numpy")
+@piece
 def _collapses(u: Any, p: Any, cost: Any, budget: float, rest: float, q: Any) -> bool:
     """Whether a plan within the budget is found that leaves E u = 0; the arriving mass in q.
 
@@ -103,7 +103,7 @@ def _collapses(u: Any, p: Any, cost: Any, budget: float, rest: float, q: Any) ->
     return False
 
 
-@njit(error_model="numpy")
+@piece
 def _arrivals(p: Any, cost: Any, base: Any, ties: Any, phi: Any, count: int, q: Any) -> float:
     """Mass that arrives at each atom, and what the plan costs."""
     q[:] = 0.0
@@ -122,7 +122,7 @@ def _arrivals(p: Any, cost: Any, base: Any, ties: Any, phi: Any, count: int, q: 
     return spent
 
 
-@njit(error_model="numpy")
+@piece
 def _solve(
     u: Any,
     p: Any,
@@ -226,7 +226,7 @@ def _solve(
                     x += q[j] * curve[j] * u[a, j] * u[b, j]
                 H[a, b] = x
                 H[b, a] = x
-        h[:] = l
+        copy(l, h, n)
         solved, count, floor, _ = minimise_with_maxima(
             H,
             budget,
@@ -252,7 +252,7 @@ def _solve(
     return 0
 
 
-@njit(void(*HEAD, float64[:, ::1], *TAIL), nogil=True, cache=True, error_model="numpy")
+@kernel(float64[:, ::1])
 def batch(
     rows: Any,
     ut: Any,
@@ -270,7 +270,10 @@ def batch(
     d, n = ut.shape[1], ut.shape[2]
     if d > MOST_FEATURES:
         return
-    largest = cost.max()
+    largest = 0.0
+    for i in range(n):
+        for j in range(n):
+            largest = max(largest, cost[i, j])
     if not largest > 0:
         return
     unit_cost = cost / largest
@@ -278,7 +281,10 @@ def batch(
         u, weights = ut[r % ut.shape[0]], p[r % p.shape[0]]
         far, most = longest(u), 0.0
         for i in range(n):
-            most += weights[i] * unit_cost[i].max()
+            dearest = 0.0
+            for j in range(n):
+                dearest = max(dearest, unit_cost[i, j])
+            most += weights[i] * dearest
         budget = min(size[r] / largest, 1.01 * most)  # no plan costs more than all moves
         if not (far > 0 and budget > 0):
             continue

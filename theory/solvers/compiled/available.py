@@ -31,7 +31,12 @@ def usable(pairs: PairBatch) -> bool:
         ValueError: PREFDRO_COMPILED is neither 0 nor 1.
     """
     here = pairs.p.device.type == "cpu" and pairs.ut.dtype == torch.float64
-    return here and pairs.dimension <= MOST_FEATURES and switched_on() and _obstacle() is None
+    return here and pairs.dimension <= MOST_FEATURES and ready()
+
+
+def ready() -> bool:
+    """Whether there are compiled solvers here; where something is in the way, a line says what."""
+    return switched_on() and _obstacle() is None
 
 
 def switched_on() -> bool:
@@ -50,15 +55,21 @@ def kernel(name: str) -> Callable[..., None]:
     return batch
 
 
+def names() -> list[str]:
+    """Of all kernels: the files of this folder that define a `batch`."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return [path.stem for path in files if b"\n@kernel(" in path.read_bytes()]
+
+
 def cache_folder() -> Path:
     """Where compiled code is kept. numba notices a change in a kernel's own file only, so that
-    the name holds a hash of all that is compiled.
+    the name holds a hash of this folder.
 
     Raises:
         RuntimeError: no home folder is known.
     """
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    digest = hashlib.sha256(b"".join(s for s in sources if b"@njit" in s)).hexdigest()
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return (Path(chosen) if chosen else Path(users) / "prefdro") / f"kernels-{digest[:16]}"

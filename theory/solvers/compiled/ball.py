@@ -4,12 +4,15 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from theory.solvers.compiled.arithmetic import norm_of_sum, solve_positive
+from theory.solvers.compiled.arithmetic import (
+    norm_of_sum,
+    solve_positive,
+)
+from theory.solvers.compiled.compiling import piece
 
 
-@njit(error_model="numpy")
+@piece
 def project(w: Any, reference: Any, bound: float) -> None:
     """w := the nearest point of the ball."""
     length = norm_of_sum(w, reference)
@@ -18,7 +21,7 @@ def project(w: Any, reference: Any, bound: float) -> None:
             w[k] = (w[k] + reference[k]) * (bound / length) - reference[k]
 
 
-@njit(error_model="numpy")
+@piece
 def step_in_ball(w: Any, reference: Any, bound: float, g: Any, H: Any, M: Any, x: Any) -> bool:
     """x := the step that minimises g.x + x'|H|x/2 inside the ball, with H by its lower triangle;
     by Cholesky's factor where H is positive definite and the step stays inside, else in the
@@ -46,7 +49,7 @@ def step_in_ball(w: Any, reference: Any, bound: float, g: Any, H: Any, M: Any, x
     return True
 
 
-@njit(error_model="numpy")
+@piece
 def _step_in_eigenbasis(w: Any, reference: Any, bound: float, g: Any, M: Any, x: Any) -> None:
     """Moré-Sorensen, as `theory.solvers.newton._step_in_eigenbasis`: (|H| + mu) x = -(g + mu theta)
     with the mu >= 0 that puts theta + x on the sphere, or mu = 0 inside it."""

@@ -9,13 +9,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
-    BATCH,
     BLOCK,
     CLOSED,
-    REORDERED,
     add_outer,
     add_pull,
     clear,
@@ -28,6 +25,7 @@ from theory.solvers.compiled.arithmetic import (
     norm_of,
     solve_positive,
 )
+from theory.solvers.compiled.compiling import kernel, piece, reordered
 from theory.solvers.compiled.newton import minimiser
 
 _SMALL = 1e-3  # root mean square of the margins below which collapse is near
@@ -37,7 +35,7 @@ _SPANS = 1e-9
 _LIVE = 1e-4  # share of its own probability above which an atom counts there
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _losses(m: Any, p: Any, count: int, loss: Any, slope: Any) -> float:
     total = 0.0
     for i in range(count):
@@ -46,7 +44,7 @@ def _losses(m: Any, p: Any, count: int, loss: Any, slope: Any) -> float:
     return total
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _above(loss: Any, p: Any, c: float, centre: float) -> tuple[float, float, float]:
     """Mass, first and second moment about the centre of the losses above c."""
     mass, first, second = 0.0, 0.0, 0.0
@@ -59,7 +57,7 @@ def _above(loss: Any, p: Any, c: float, centre: float) -> tuple[float, float, fl
     return mass, first, second
 
 
-@njit(error_model="numpy")
+@piece
 def _threshold(loss: Any, p: Any, rho: float, mean: float, c: float) -> tuple[float, float, float]:
     """c with E (l - c)_+² = (1 + rho)(E (l - c)_+)², the mass above it and E (l - c)_+; a c of NaN
     where a few largest losses take it all."""
@@ -83,7 +81,7 @@ def _threshold(loss: Any, p: Any, rho: float, mean: float, c: float) -> tuple[fl
     return np.nan, 0.0, 0.0
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _weigh(
     loss: Any, slope: Any, p: Any, count: int, c: float, level: float, a: Any, b: Any, h: Any
 ) -> tuple[float, float]:
@@ -103,7 +101,7 @@ def _weigh(
     return first, second
 
 
-@njit(error_model="numpy")
+@piece
 def _evaluate(
     problem: Any, w: Any, bent: bool, g: Any, H: Any, scratch: Any
 ) -> tuple[float, float]:
@@ -160,7 +158,7 @@ def _evaluate(
 _minimise = minimiser(_evaluate)
 
 
-@njit(error_model="numpy")
+@piece
 def _spans(u: Any, p: Any, H: Any, x: Any, scratch: Any) -> bool:
     """Whether the atoms with mass in the worst case surely span all directions, each feature in
     its own root mean square: the minimiser is then the only one."""
@@ -196,7 +194,7 @@ def _spans(u: Any, p: Any, H: Any, x: Any, scratch: Any) -> bool:
     return bool(inverse * total * _SPANS <= 1)
 
 
-@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+@kernel()
 def batch(
     rows: Any,
     ut: Any,

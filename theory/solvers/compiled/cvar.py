@@ -3,14 +3,13 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from theory.solvers.compiled.arithmetic import BATCH
+from theory.solvers.compiled.compiling import kernel
 from theory.solvers.compiled.kinks import MOST_FEATURES
 from theory.solvers.compiled.tails import solve_tail
 
 
-@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+@kernel()
 def batch(
     rows: Any,
     ut: Any,

@@ -2,11 +2,8 @@
 
 from typing import Any
 
-from numba import njit
-
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
-    REORDERED,
     add_outer,
     add_pull,
     clear,
@@ -14,12 +11,13 @@ from theory.solvers.compiled.arithmetic import (
     loss_and_slope,
     margins,
 )
+from theory.solvers.compiled.compiling import piece, reordered
 
 MASS, FIRST, SECOND, BEYOND = range(4)  # places of the sums that `tilted_sums` leaves in `sums`
 _MOST = 700.0  # exponents beyond which the sums say nothing
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _weigh(
     m: Any, p: Any, count: int, lam: float, centre: float, a: Any, b: Any, c: Any, sums: Any
 ) -> None:
@@ -45,7 +43,7 @@ def _weigh(
     sums[3] += beyond
 
 
-@njit(error_model="numpy")
+@piece
 def tilted_sums(
     u: Any,
     p: Any,

@@ -26,14 +26,18 @@ section 10.E (piecewise linear-quadratic functions).
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import boolean, float64, int64, types
 
-from theory.solvers.compiled.arithmetic import REORDERED
-
-ORDERED_NUMBERS = REORDERED | {
-    "nnan",
-    "ninf",
-}  # for loops whose minimum may be taken in any order
+from theory.solvers.compiled.arithmetic import copy
+from theory.solvers.compiled.compiling import (
+    MATRIX,
+    NUMBERS,
+    PLACES,
+    of_finite,
+    piece,
+    reordered,
+    with_signature,
+)
 
 MOST_FEATURES = 64  # by operation count: every one of many iterations solves a system of this size
 BELOW, ABOVE, HELD = -1.0, 1.0, 0.0  # those without a price are as if held
@@ -47,7 +51,7 @@ _SCAN = 64  # kinks looked at together
 _MOST = 1000  # steps: rounding obeys no proof
 
 
-@njit(error_model="numpy")
+@piece
 def solve_linear(A: Any, b: Any) -> bool:
     """b := A^-1 b by elimination with row exchanges, in place; False where A is singular."""
     n = b.shape[0]
@@ -78,7 +82,7 @@ def solve_linear(A: Any, b: Any) -> bool:
     return True
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def project(u: Any, w: Any, into: Any) -> None:
     """into_i = w.u_i, for u (d, n), w (d or more,)."""
     d, n = u.shape
@@ -94,7 +98,7 @@ def project(u: Any, w: Any, into: Any) -> None:
                 o[i] += x * row[i]
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _changes(u: Any, slope: Any, cost: float, step: Any, dr: Any) -> None:
     """dr_k = a_k.step of all kinks."""
     d, n = u.shape
@@ -108,7 +112,7 @@ def _changes(u: Any, slope: Any, cost: float, step: Any, dr: Any) -> None:
             dr[g * n + i] = dr[i] - shift
 
 
-@njit(error_model="numpy")
+@piece
 def _push(u: Any, slope: Any, cost: float, k: int, x: float, force: Any) -> None:
     """force += x a_k."""
     d, n = u.shape
@@ -119,7 +123,7 @@ def _push(u: Any, slope: Any, cost: float, k: int, x: float, force: Any) -> None
         force[d + k // n] -= x * cost
 
 
-@njit(error_model="numpy")
+@piece
 def _take_sides(
     u: Any,
     slope: Any,
@@ -142,7 +146,7 @@ def _take_sides(
             _push(u, slope, cost, k, price[k], force)
 
 
-@njit(fastmath=ORDERED_NUMBERS, error_model="numpy")
+@of_finite
 def _any_crosses(r: Any, dr: Any, side: Any, end: float) -> bool:
     least = 0.0
     for k in range(r.shape[0]):
@@ -150,7 +154,7 @@ def _any_crosses(r: Any, dr: Any, side: Any, end: float) -> bool:
     return least < 0.0
 
 
-@njit(error_model="numpy")
+@piece
 def _crossed(r: Any, dr: Any, side: Any, end: float, when: Any, which: Any) -> int:
     """The kinks that change sides within a step of length `end`, and when; how many."""
     m = 0
@@ -165,7 +169,7 @@ def _crossed(r: Any, dr: Any, side: Any, end: float, when: Any, which: Any) -> i
     return m
 
 
-@njit(error_model="numpy")
+@piece
 def sift(when: Any, which: Any, at: int, m: int) -> None:
     """Restore the heap, whose first is the earliest, below the place `at`."""
     t, k = when[at], which[at]
@@ -182,7 +186,7 @@ def sift(when: Any, which: Any, at: int, m: int) -> None:
     when[at], which[at] = t, k
 
 
-@njit(error_model="numpy")
+@piece
 def largest_with_mass(x: Any, p: Any, mass: float) -> int:
     """The entry of x (n,) at which those that are larger, and itself, have the mass; -1 where all
     have not."""
@@ -203,7 +207,24 @@ def largest_with_mass(x: Any, p: Any, mass: float) -> int:
     return -1
 
 
-@njit(error_model="numpy")
+@with_signature(
+    boolean(
+        MATRIX,
+        NUMBERS,
+        MATRIX,
+        NUMBERS,
+        float64,
+        NUMBERS,
+        PLACES,
+        int64,
+        boolean,
+        NUMBERS,
+        float64,
+        boolean[::1],
+        MATRIX,
+        NUMBERS,
+    )
+)
 def _to_minimiser(
     H: Any,
     force: Any,
@@ -254,13 +275,31 @@ def _to_minimiser(
     return bool(solve_linear(KKT[:size, :size], solved[:size]))
 
 
-@njit(error_model="numpy")
+@piece
 def _move_apart(r: Any, amount: float) -> None:
     for k in range(r.shape[0]):
         r[k] += amount * (0.5 + ((k * 2654435761) % 4294967296) / 4294967296.0)
 
 
-@njit(error_model="numpy")
+@with_signature(
+    types.Tuple((boolean, int64, boolean, float64, int64))(
+        MATRIX,
+        NUMBERS,
+        MATRIX,
+        NUMBERS,
+        float64,
+        NUMBERS,
+        NUMBERS,
+        NUMBERS,
+        PLACES,
+        NUMBERS,
+        int64,
+        NUMBERS,
+        float64,
+        boolean,
+        NUMBERS,
+    )
+)
 def minimise_with_kinks(
     H: Any,
     c: Any,
@@ -344,7 +383,7 @@ def minimise_with_kinks(
             KKT,
             solved,
         ):
-            step[:] = solved[:D]
+            copy(solved, step, D)
         elif not restart:
             return False, count, on, nu, pivot
         else:  # what was held is no start
@@ -475,11 +514,11 @@ def minimise_with_kinks(
                     solved,
                 ):
                     return False, count, on, nu, pivot
-                step[:] = solved[:D]
+                copy(solved, step, D)
                 _changes(u, slope, cost, step, dr)
                 s += step
                 r += dr
-                phi[:count] = solved[D : D + count]
+                copy(solved[D:], phi, count)
             for j in range(count):
                 phi[j] = min(max(phi[j], 0.0), price[held[j]])
             return True, count, on, max(nu, 0.0), pivot

@@ -8,10 +8,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
-    BATCH,
     BLOCK,
     CLOSED,
     dot,
@@ -21,13 +19,14 @@ from theory.solvers.compiled.arithmetic import (
     moments,
     norm_of,
 )
+from theory.solvers.compiled.compiling import kernel, piece
 from theory.solvers.compiled.exponential import BEYOND, FIRST, MASS, SECOND, tilted_sums
 from theory.solvers.compiled.newton import minimiser
 
 _SMALL = 1e-3  # root mean square of the margins below which collapse is near
 
 
-@njit(error_model="numpy")
+@piece
 def _evaluate(
     problem: Any, v: Any, bent: bool, g: Any, H: Any, scratch: Any
 ) -> tuple[float, float]:
@@ -65,7 +64,7 @@ def _evaluate(
 _minimise = minimiser(_evaluate)
 
 
-@njit(error_model="numpy")
+@piece
 def _start(mean: Any, second: Any, beta: float, rho: float, v: Any, centre: Any) -> None:
     """From DPO's first step in v: shrunk as for Gaussian u, whose collapse radius is -log(1 - c)/2
     with c = Eu'(E uu')^-1 Eu; lambda by KL ≈ Var/(2 lambda²)."""
@@ -86,7 +85,7 @@ def _start(mean: Any, second: Any, beta: float, rho: float, v: Any, centre: Any)
     centre[0] = math.log1p(math.exp(-abs(m))) - min(m, 0.0)
 
 
-@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+@kernel()
 def batch(
     rows: Any,
     ut: Any,

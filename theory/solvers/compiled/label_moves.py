@@ -11,17 +11,16 @@ that flip, and what is left of the radius sends features to infinity.
 from typing import Any
 
 import numpy as np
-from numba import float64, njit, void
+from numba import float64
 
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
     CLOSED,
-    HEAD,
     LOG2,
-    TAIL,
     add_outer,
     add_pull,
     clear,
+    copy,
     inside,
     linear_gap,
     linear_start,
@@ -30,6 +29,7 @@ from theory.solvers.compiled.arithmetic import (
     moments,
     norm_of,
 )
+from theory.solvers.compiled.compiling import kernel, piece
 from theory.solvers.compiled.kinks import (
     ABOVE,
     BELOW,
@@ -49,7 +49,7 @@ _ROUGHLY = 1.3  # ratio of the bounds on that radius from which on the direction
 _EDGE = 1e-6  # of that radius, next to which the solvers above decide whether w is zero
 
 
-@njit(error_model="numpy")
+@piece
 def _losses(u: Any, p: Any, w: Any, m: Any, a: Any, c: Any, g: Any, h: Any) -> float:
     """E l with m = w.u (n,), sum p s u in g and the Hessian in the lower triangle of h."""
     n = u.shape[1]
@@ -65,7 +65,7 @@ def _losses(u: Any, p: Any, w: Any, m: Any, a: Any, c: Any, g: Any, h: Any) -> f
     return total
 
 
-@njit(error_model="numpy")
+@piece
 def _flips(u: Any, p: Any, m: Any, side: Any, held: Any, phi: Any, count: int, pull: Any) -> Any:
     """sum of phi u of the flips phi in `pull`, with sum phi and sum phi m."""
     d, n = u.shape
@@ -82,7 +82,7 @@ def _flips(u: Any, p: Any, m: Any, side: Any, held: Any, phi: Any, count: int, p
     return mass, worth
 
 
-@njit(error_model="numpy")
+@piece
 def _leaving(
     u: Any, p: Any, still: Any, rho: float, kappa: float, work: Any, s: Any
 ) -> tuple[bool, float]:
@@ -100,8 +100,8 @@ def _leaving(
     length = norm_of(still, d)
     if length <= rho:
         return True, length
-    s[:] = still / length
-    best[:] = s
+    copy(still / length, s, d)
+    copy(s, best, d)
     bound, reached, count, on = 0.0, np.inf, 0, True
     for _ in range(_TURNS):
         project(u, s, m)
@@ -111,7 +111,7 @@ def _leaving(
             below += p[i] * min(m[i], 2 * kappa - m[i]) / 2
         if below > bound:
             bound = below
-            best[:] = s
+            copy(s, best, d)
         if bound > rho * (1 + _EDGE) and (rho < _NEAR * bound or reached < _ROUGHLY * bound):
             break
         norm = norm_of(s, d)
@@ -151,11 +151,11 @@ def _leaving(
             s /= norm
         elif not norm > 0:
             break
-    s[:] = best
+    copy(best, s, d)
     return False, bound
 
 
-@njit(error_model="numpy")
+@piece
 def _solve(
     u: Any,
     p: Any,
@@ -195,7 +195,7 @@ def _solve(
             for b in range(d):
                 bend += direction[a] * direction[b] * (h[a, b] if b <= a else h[b, a]) / 4
         eta = (threshold - rho) / bend
-        w[:] = direction * eta
+        copy(direction * eta, w, d)
     project(u, w, m)
     norm = norm_of(w, d)
     count, on = 0, eta <= norm
@@ -273,7 +273,7 @@ def _solve(
     return 0
 
 
-@njit(void(*HEAD, float64, *TAIL), nogil=True, cache=True, error_model="numpy")
+@kernel(float64)
 def batch(
     rows: Any,
     ut: Any,

@@ -2,20 +2,18 @@
 
 from typing import Any
 
-from numba import njit
-
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
-    REORDERED,
     add_outer,
     add_pull,
     clear,
     loss_and_slope,
     margins,
 )
+from theory.solvers.compiled.compiling import piece, reordered
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def weigh(m: Any, p: Any, count: int, a: Any, c: Any) -> float:
     """Weights of the gradient and of the Hessian from margins; the loss."""
     total = 0.0
@@ -27,7 +25,7 @@ def weigh(m: Any, p: Any, count: int, a: Any, c: Any) -> float:
     return total
 
 
-@njit(error_model="numpy")
+@piece
 def mean_loss(
     u: Any, p: Any, beta: float, w: Any, bent: bool, g: Any, H: Any, scratch: Any
 ) -> float:

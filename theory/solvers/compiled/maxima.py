@@ -17,10 +17,19 @@ the atoms vanishes for all x and y.
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import boolean, float64, int64, types
 
-from theory.solvers.compiled.arithmetic import REORDERED
-from theory.solvers.compiled.kinks import ORDERED_NUMBERS, project, solve_linear
+from theory.solvers.compiled.arithmetic import copy
+from theory.solvers.compiled.compiling import (
+    MATRIX,
+    NUMBERS,
+    PLACES,
+    of_finite,
+    piece,
+    reordered,
+    with_signature,
+)
+from theory.solvers.compiled.kinks import project, solve_linear
 
 _FREE = 20  # searches since the last minimiser on what was held that may pass ties
 _IDLE = 12  # searches without a decrease, beyond the number of variables, before ties move apart
@@ -34,7 +43,7 @@ _NEVER = 1e100
 _MOST = 1000  # steps: rounding obeys no proof
 
 
-@njit(fastmath=ORDERED_NUMBERS, error_model="numpy")
+@of_finite
 def _top(h: Any, eta: float, row: Any) -> float:
     best = h[0] - eta * row[0]
     for k in range(h.shape[0]):
@@ -42,7 +51,7 @@ def _top(h: Any, eta: float, row: Any) -> float:
     return best
 
 
-@njit(fastmath=ORDERED_NUMBERS, error_model="numpy")
+@of_finite
 def _top_apart(h: Any, eta: float, row: Any, x: float, y: Any) -> float:
     best = h[0] - eta * row[0] + x * y[0]
     for k in range(h.shape[0]):
@@ -50,7 +59,7 @@ def _top_apart(h: Any, eta: float, row: Any, x: float, y: Any) -> float:
     return best
 
 
-@njit(error_model="numpy")
+@piece
 def best_target(h: Any, eta: float, row: Any, x: float, y: Any) -> tuple[float, int]:
     """max_j h_j - eta c_j + x y_j and where it is."""
     best = _top(h, eta, row) if x == 0.0 else _top_apart(h, eta, row, x, y)
@@ -64,7 +73,7 @@ def best_target(h: Any, eta: float, row: Any, x: float, y: Any) -> tuple[float, 
     return best, at
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _overtaken(
     h: Any,
     dh: Any,
@@ -88,7 +97,7 @@ def _overtaken(
     return (first, at) if at >= 0 else (_NEVER, -1)
 
 
-@njit(error_model="numpy")
+@piece
 def _next_tie(
     h: Any,
     dh: Any,
@@ -118,7 +127,7 @@ def _next_tie(
     return (first, at) if at >= 0 else (_NEVER, -1)
 
 
-@njit(error_model="numpy")
+@piece
 def _move_mass(u: Any, slope: Any, cost: Any, i: int, x: float, j: int, b: int, force: Any) -> None:
     """force += x (gradient of target j for atom i, less that of target b)."""
     d = u.shape[0]
@@ -127,7 +136,7 @@ def _move_mass(u: Any, slope: Any, cost: Any, i: int, x: float, j: int, b: int, 
     force[d] -= x * (cost[i, j] - cost[i, b])
 
 
-@njit(error_model="numpy")
+@piece
 def _pull_of_bases(
     u: Any,
     slope: Any,
@@ -151,7 +160,7 @@ def _pull_of_bases(
         force[a] = x
 
 
-@njit(error_model="numpy")
+@piece
 def _let_go(ties: Any, phi: Any, tied: Any, count: int, t: int) -> int:
     tied[ties[t, 0]] -= 1
     count -= 1
@@ -160,7 +169,27 @@ def _let_go(ties: Any, phi: Any, tied: Any, count: int, t: int) -> int:
     return count
 
 
-@njit(error_model="numpy")
+@with_signature(
+    boolean(
+        MATRIX,
+        NUMBERS,
+        MATRIX,
+        NUMBERS,
+        MATRIX,
+        NUMBERS,
+        float64,
+        PLACES,
+        NUMBERS,
+        NUMBERS,
+        int64[:, ::1],
+        int64,
+        boolean,
+        boolean,
+        boolean,
+        MATRIX,
+        NUMBERS,
+    )
+)
 def _to_minimiser(
     H: Any,
     force: Any,
@@ -210,7 +239,25 @@ def _to_minimiser(
     return bool(solve_linear(KKT[:size, :size], solved[:size]))
 
 
-@njit(error_model="numpy")
+@with_signature(
+    types.Tuple((boolean, int64, boolean, int64))(
+        MATRIX,
+        float64,
+        MATRIX,
+        NUMBERS,
+        MATRIX,
+        NUMBERS,
+        NUMBERS,
+        float64,
+        PLACES,
+        int64[:, ::1],
+        NUMBERS,
+        int64,
+        boolean,
+        boolean,
+        NUMBERS,
+    )
+)
 def minimise_with_maxima(
     H: Any,
     budget: float,
@@ -296,7 +343,7 @@ def minimise_with_maxima(
             KKT,
             solved,
         ):
-            step[:] = solved[:D]
+            copy(solved, step, D)
         elif not restart:
             return False, count, floor, pivot
         else:  # the ties of last time are no start
@@ -473,8 +520,9 @@ def minimise_with_maxima(
                     solved,
                 ):
                     return False, count, floor, pivot
-                s += solved[:D]
-                phi[:count] = solved[D : D + count]
+                for a in range(D):
+                    s[a] += solved[a]
+                copy(solved[D:], phi, count)
             for t in range(count):
                 phi[t] = max(phi[t], 0.0)
             return True, count, floor, pivot

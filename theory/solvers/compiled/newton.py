@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
     dot,
@@ -13,6 +12,7 @@ from theory.solvers.compiled.arithmetic import (
     solve_positive,
 )
 from theory.solvers.compiled.ball import norm_of_sum, project, step_in_ball
+from theory.solvers.compiled.compiling import piece
 
 _ARMIJO = 1e-4
 _BLIND = 1e-8  # decrement, relative to 1 + |F|, from which on values are too coarse to judge steps
@@ -36,7 +36,7 @@ def minimiser(
             the gap that it certifies. `scratch` are arrays that it may write into.
     """
 
-    @njit(error_model="numpy")
+    @piece
     def minimise(
         problem: Any, v: Any, d: int, g: Any, H: Any, scratch: Any
     ) -> tuple[float, float, int]:
@@ -44,7 +44,8 @@ def minimiser(
         M = np.empty((k, k))
         x = np.empty(k)
         before = np.empty(k)
-        value, gap = evaluate(problem, v, True, g, H, scratch)
+        bent = np.bool_(True)
+        value, gap = evaluate(problem, v, bent, g, H, scratch)
         for steps in range(_MOST):
             if not np.isfinite(value):
                 return value, np.inf, steps
@@ -78,7 +79,7 @@ def minimiser(
             if last:
                 if gap <= _CLOSED or -slope <= _SETTLED * weight:
                     return value, gap, steps + 1
-                value, gap = evaluate(problem, v, True, g, H, scratch)
+                value, gap = evaluate(problem, v, bent, g, H, scratch)
         return value, gap, _MOST
 
     return minimise
@@ -91,13 +92,13 @@ def minimiser_in_ball(
     reference, bound, most, g, H, scratch) that keeps ||v + theta_ref|| <= bound and reflects
     negative curvature, in at most so many steps; `evaluate` and what it returns as `minimiser`."""
 
-    @njit(error_model="numpy")
+    @piece
     def minimise(
         problem: Any, v: Any, reference: Any, bound: float, most: int, g: Any, H: Any, scratch: Any
     ) -> tuple[float, float, int]:
         d = v.shape[0]
         M, x, before = np.empty((d, d)), np.empty(d), np.empty(d)
-        bent = d > 0
+        bent = np.bool_(True)
         value, gap = evaluate(problem, v, bent, g, H, scratch)
         for steps in range(most):
             if not step_in_ball(v, reference, bound, g, H, M, x):

@@ -10,15 +10,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import boolean, njit, void
+from numba import boolean
 
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
     CLOSED,
-    HEAD,
     LOG2,
-    REORDERED,
-    TAIL,
     add_outer,
     add_pull,
     clear,
@@ -32,13 +29,14 @@ from theory.solvers.compiled.arithmetic import (
     radial_start,
 )
 from theory.solvers.compiled.ball import project
+from theory.solvers.compiled.compiling import kernel, piece, reordered
 from theory.solvers.compiled.newton import minimiser_in_ball
 
 _EDGE = 1e-12  # relative distance from the edge of w = 0 at which the last digit decides
 _LARGE = 2048  # pairs of a sixteenth of the sample, from which on that is enough to start with
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _weigh(m: Any, p: Any, count: int, a: Any, b: Any, c: Any, e: Any) -> tuple[float, float]:
     """Weights of the gradients of E l (a) and of S (c), and of their Hessians (b, e); E l and S."""
     total, square = 0.0, 0.0
@@ -54,7 +52,7 @@ def _weigh(m: Any, p: Any, count: int, a: Any, b: Any, c: Any, e: Any) -> tuple[
     return total, square
 
 
-@njit(error_model="numpy")
+@piece
 def _evaluate(
     problem: Any, w: Any, bent: bool, g: Any, H: Any, scratch: Any
 ) -> tuple[float, float]:
@@ -109,7 +107,7 @@ def _evaluate(
 _minimise = minimiser_in_ball(_evaluate)
 
 
-@njit(void(*HEAD, boolean, *TAIL), nogil=True, cache=True, error_model="numpy")
+@kernel(boolean)
 def batch(
     rows: Any,
     ut: Any,
@@ -131,7 +129,7 @@ def batch(
     scratch = (blocks, np.empty(d), np.empty((d, d)))
     room = bound - norm_of(reference, d)
     head = n // 16 if n // 16 > _LARGE else n
-    bent = d > 0
+    bent = np.bool_(True)
     for r in rows:
         u, weights, rho = ut[r % ut.shape[0]], p[r % p.shape[0]], size[r]
         moments(u, weights, mean, second)

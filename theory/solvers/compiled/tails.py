@@ -11,16 +11,15 @@ mass_g, and over the groups to the weights q of the worst case, from which the c
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
     BLOCK,
     CLOSED,
     LOG2,
-    REORDERED,
     add_outer,
     add_pull,
     clear,
+    copy,
     inside,
     linear_gap,
     linear_start,
@@ -29,6 +28,7 @@ from theory.solvers.compiled.arithmetic import (
     margins,
     moments,
 )
+from theory.solvers.compiled.compiling import piece, reordered
 from theory.solvers.compiled.kinks import largest_with_mass, minimise_with_kinks
 from theory.solvers.compiled.uniqueness import spans
 
@@ -37,7 +37,7 @@ _STEPS = 40
 _AT_REST = 1e-7  # below log 2, where the solvers above decide whether w is zero
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _losses(u: Any, w: Any, l: Any, slope: Any) -> None:
     """l_i and its slope -s_i at the margin w.u_i."""
     n = u.shape[1]
@@ -49,7 +49,7 @@ def _losses(u: Any, w: Any, l: Any, slope: Any) -> None:
         l[i], slope[i] = loss, -s
 
 
-@njit(error_model="numpy")
+@piece
 def _to_mass(q: Any, price: Any, mass: float, bounded: bool) -> None:
     """Multipliers that sum to the mass: what is missing goes to the room that they have, or to all
     in proportion where nothing bounds them."""
@@ -66,7 +66,7 @@ def _to_mass(q: Any, price: Any, mass: float, bounded: bool) -> None:
             q[i] *= mass / total
 
 
-@njit(error_model="numpy")
+@piece
 def _sums(u: Any, q: Any, slope: Any, a: Any, c: Any, g: Any, h: Any) -> None:
     """sum q slope u in g, and sum q s (1 - s) u u' in the lower triangle of h."""
     n = u.shape[1]
@@ -81,7 +81,7 @@ def _sums(u: Any, q: Any, slope: Any, a: Any, c: Any, g: Any, h: Any) -> None:
         add_outer(u, start, count, c, h)
 
 
-@njit(error_model="numpy")
+@piece
 def solve_tail(
     ut: Any,
     p: Any,
@@ -187,7 +187,7 @@ def solve_tail(
         for a in range(d):
             for b in range(d):
                 H[a, b] = h[a, b] if b <= a else h[b, a]
-        c[d:] = mass
+        copy(mass, c[d:], groups)
         solved, count, _, _, _ = minimise_with_kinks(
             H, c, u, slope, 1.0, price, r, side, held, phi, count, normal, 1.0, False, s
         )

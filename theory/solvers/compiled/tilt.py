@@ -4,10 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
-    BATCH,
     BLOCK,
     CLOSED,
     inside,
@@ -15,11 +13,12 @@ from theory.solvers.compiled.arithmetic import (
     linear_start,
     moments,
 )
+from theory.solvers.compiled.compiling import kernel, piece
 from theory.solvers.compiled.exponential import BEYOND, FIRST, MASS, tilted_sums
 from theory.solvers.compiled.newton import minimiser
 
 
-@njit(error_model="numpy")
+@piece
 def _evaluate(
     problem: Any, w: Any, bent: bool, g: Any, H: Any, scratch: Any
 ) -> tuple[float, float]:
@@ -44,7 +43,7 @@ def _evaluate(
 _minimise = minimiser(_evaluate)
 
 
-@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+@kernel()
 def batch(
     rows: Any,
     ut: Any,

@@ -7,16 +7,15 @@ radius on the excess of any one loss is never paid.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from theory.solvers.compiled.arithmetic import BATCH
+from theory.solvers.compiled.compiling import kernel
 from theory.solvers.compiled.kinks import MOST_FEATURES
 from theory.solvers.compiled.tails import solve_tail
 
 _ALL = 1.0 - 1e-9  # radius from which on the largest loss is all that counts
 
 
-@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+@kernel()
 def batch(
     rows: Any,
     ut: Any,

@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from theory.solvers.compiled.arithmetic import moments
+from theory.solvers.compiled.arithmetic import (
+    moments,
+)
+from theory.solvers.compiled.compiling import piece
 
 _MASS, _SHARE = (
     1e-7,
@@ -15,7 +17,7 @@ _MASS, _SHARE = (
 _RANK = 1e-8  # squared pivot, of directions of size one, that counts as none; there it is 1e-10
 
 
-@njit(error_model="numpy")
+@piece
 def spans(u: Any, q: Any, p: Any) -> bool:
     """Whether the atoms with mass q span all directions, clearly: the minimiser is then the only
     one."""

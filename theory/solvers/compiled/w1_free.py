@@ -6,10 +6,8 @@ Shafieezadeh-Abadeh et al. (2015), Thm. 1. The reference policy is the answer fr
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
-    BATCH,
     BLOCK,
     CLOSED,
     LOG2,
@@ -19,13 +17,14 @@ from theory.solvers.compiled.arithmetic import (
     norm_of,
     radial_start,
 )
+from theory.solvers.compiled.compiling import kernel, piece
 from theory.solvers.compiled.losses import mean_loss
 from theory.solvers.compiled.newton import minimiser
 
 _EDGE = 1e-12  # relative distance from the collapse radius at which the last digit decides
 
 
-@njit(error_model="numpy")
+@piece
 def _norm_gap(w: Any, gradient: Any, c: float, reference: Any, bound: float, along: Any) -> float:
     """As `theory.solvers.points.norm_gap`: with the subgradient of c ||w|| that w gives, or with
     the one that balances the gradient."""
@@ -43,7 +42,7 @@ def _norm_gap(w: Any, gradient: Any, c: float, reference: Any, bound: float, alo
     return min(first, c * (norm - turned) + linear_gap(w, along, reference, bound))
 
 
-@njit(error_model="numpy")
+@piece
 def _evaluate(
     problem: Any, w: Any, bent: bool, g: Any, H: Any, scratch: Any
 ) -> tuple[float, float]:
@@ -66,7 +65,7 @@ def _evaluate(
 _minimise = minimiser(_evaluate)
 
 
-@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+@kernel()
 def batch(
     rows: Any,
     ut: Any,

@@ -10,14 +10,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from theory.solvers.compiled.arithmetic import (
-    BATCH,
     BLOCK,
     CLOSED,
     LOG2,
-    REORDERED,
     add_outer,
     add_pull,
     clear,
@@ -32,13 +29,14 @@ from theory.solvers.compiled.arithmetic import (
     norm_of,
     radial_start,
 )
+from theory.solvers.compiled.compiling import kernel, piece, reordered
 from theory.solvers.compiled.newton import minimiser
 
 _EDGE = 1e-12  # relative distance from the collapse radius at which the last digit decides
 _ONE_WELL = 3.5  # below a = 4, where Newton's method finds the log-odds from anywhere
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _step_odds(m: Any, a: float, count: int, y: Any) -> float:
     """A step of Newton's method to |log-odds| y of a block; the sum of the errors it leaves, by the
     curvature."""
@@ -54,7 +52,7 @@ def _step_odds(m: Any, a: float, count: int, y: Any) -> float:
     return left
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _weigh(
     m: Any, p: Any, a: float, count: int, y: Any, q: Any, pull: Any, cross: Any, outer: Any
 ) -> tuple[float, float, float]:
@@ -78,14 +76,14 @@ def _weigh(
     return total, square, bent
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _farthest(m: Any, a: float, count: int, y: Any) -> None:
     """A start on the right of every root, from where Newton's method falls to it."""
     for i in range(count):
         y[i] = a / 2 + abs(m[i] - a / 2)
 
 
-@njit(error_model="numpy")
+@piece
 def _evaluate(
     problem: Any, v: Any, bent: bool, g: Any, H: Any, scratch: Any
 ) -> tuple[float, float]:
@@ -137,7 +135,7 @@ def _evaluate(
 _minimise = minimiser(_evaluate)
 
 
-@njit(fastmath=REORDERED, error_model="numpy")
+@reordered
 def _moved(m: Any, p: Any, q: Any, move: float, count: int, pull: Any) -> tuple[float, float]:
     """Loss and push of a block whose margins fall by move q; the weights of its gradient."""
     total, push = 0.0, 0.0
@@ -149,7 +147,7 @@ def _moved(m: Any, p: Any, q: Any, move: float, count: int, pull: Any) -> tuple[
     return total, push
 
 
-@njit(error_model="numpy")
+@piece
 def _gap(problem: Any, v: Any, value: float, scratch: Any) -> float:
     """The certificate, as `theory.solvers.wasserstein._w2_point`: each atom moved along w, then
     along what balances the gradient, shrunk to meet the radius."""
@@ -194,7 +192,7 @@ def _gap(problem: Any, v: Any, value: float, scratch: Any) -> float:
     return best
 
 
-@njit(BATCH, nogil=True, cache=True, error_model="numpy")
+@kernel()
 def batch(
     rows: Any,
     ut: Any,

@@ -411,7 +411,8 @@ def _plain_progress(total: int, reused: int, what: str = "cells") -> Callable[[]
             left = timedelta(
                 seconds=round((now - started) / computed * (total - reused - computed))
             )
-            _say(f"{reused + computed}/{total} {what} ({reused} reused), time left {left}")
+            found = f" ({reused} reused)" if reused else ""  # stages do not know
+            _say(f"{reused + computed}/{total} {what}{found}, time left {left}")
 
     return advance
 

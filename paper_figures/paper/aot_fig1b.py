@@ -24,7 +24,7 @@ def figure(quantiles: pd.DataFrame, run: dict[str, Any]) -> Figure:
         " 1b) has a 7B model and UltraFeedback; no numbers of it are at hand."
     ]
     below = 0.36 + policies.room_for(notes, style.COLUMN)
-    drawn, axes = style.grid(style.COLUMN, [2.0], 1, left=0.45, right=1.05, bottom=below)
+    drawn, axes = style.grid(style.COLUMN, [2.0], 1, left=0.55, right=1.05, bottom=below)
     panel = axes[0, 0]
     panel.axhline(0, color=style.GREY, linewidth=0.7, zorder=0)
     quantile_curves(panel, table, SHOWN)

@@ -38,8 +38,8 @@ def figure(compared: pd.DataFrame, run: dict[str, Any]) -> Figure:
     counts = " and ".join(f"{pairs[name]} pairs ({POPULATIONS[name]})" for name in populations)
     exchanged = ", ".join(f"{flip:.0%}" for flip in flips if flip)
     notes = [
-        f"{policies.scale(run)}. {counts}. A pair is ordered rightly if log π/π_ref of the"
-        " chosen response is the larger. Filled: trained on clean labels"
+        f"{policies.scale(run)}. {counts}. A pair is ordered rightly if the chosen"
+        " response has the larger log-ratio to the reference. Filled: trained on clean labels"
         + (f"; open: {exchanged} of the training labels exchanged. " if exchanged else ". ")
         + "Lines: 95 % over pairs, at these seeds; ticks: 95 % over seeds, at these pairs, beyond"
         " the panel where an arrow stands."

@@ -86,6 +86,13 @@ def test_code_is_kept_by_what_it_is_made_from() -> None:
     assert Path(kept) == available.cache_folder()
 
 
+def test_nothing_is_compiled_that_is_there() -> None:
+    """Neither a kernel nor a piece of it, once `python -m theory.solvers.compiled` has run."""
+    lines_of("from theory.solvers.compiled.__main__ import main; main()")
+    load = "from theory.solvers.compiled import available as a; [a.kernel(n) for n in a.names()]"
+    assert lines_of(load) == []
+
+
 def test_all_kernels_are_known_beforehand() -> None:
     """To `python -m theory.solvers.compiled`, by a decorator that they have."""
     files = (ROOT / "theory" / "solvers" / "compiled").glob("*.py")

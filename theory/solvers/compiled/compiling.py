@@ -34,8 +34,9 @@ of_finite = _njit(fastmath=REORDERED | {"nnan", "ninf"}, **_WITHIN)
 
 
 def with_signature(signature: Any) -> Any:
-    """A piece of which there is one version."""
-    return _njit(signature, **_WITHIN)
+    """A piece of which there is one version, compiled where its file is imported and kept like a
+    kernel."""
+    return _njit(signature, cache=True, **_WITHIN)
 
 
 def kernel(*own: Any) -> Any:

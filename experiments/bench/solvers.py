@@ -21,17 +21,14 @@ reach):
   its price of a label, and so is another problem.
 * scikit-learn LogisticRegression without penalty: L-BFGS to its default tolerance of 1e-4.
 
-Rows "ours, scaling" hold the time per fit against sample size and replicates, the row "ours,
-memory" the largest resident memory of a process that does nothing else. Rows "its twin" have every
-convex set of the registry against its own independent program. Rows "ours, on the CPU"
-compare our fits on a CUDA device with those of the same samples on the CPU, where at most
-`cpu_replicates` are timed: from 64 on the time per fit does not depend on them. The part "compiled"
-is in `experiments.bench.compiled`.
+Rows "its twin" have every convex set of the registry against its own independent program. Rows
+"ours, on the CPU" compare our fits on a CUDA device with those of the same samples on the CPU,
+where at most `cpu_replicates` are timed: from 64 on the time per fit does not depend on them. The
+parts "compiled", "scaling" and "large" are in files of their names, with tables of their own.
 """
 
 import importlib
 import importlib.util
-import subprocess
 import sys
 import time
 import warnings
@@ -46,7 +43,8 @@ import pandas as pd
 import torch
 
 from experiments import screen
-from experiments.bench import compiled
+from experiments.bench import compiled, large, scaling
+from experiments.bench.ours import BOUND, RADIUS
 from experiments.bench.samples import BETA, Samples, draw_atoms, draw_pairs
 from theory.batch import pair_batch
 from theory.estimators import Fit, dpo, kldpo, wdpo_finite, wdpo_free
@@ -55,12 +53,12 @@ from theory.sets import SETS, AmbiguitySet
 from theory.twins import knowledge, twins
 
 Array = np.ndarray
-BOUND = 50.0  # out of reach: the peers have no bound
-KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = 0.02, 0.1, 1.0
+KL_RADIUS, TRANSPORT_RADIUS, LABEL_COST = RADIUS, 0.1, 1.0
 WIDE_KL_RADIUS = 0.1  # close to the collapse radius, and beyond it in some replicates
-MEMORY_LIMIT_GIB = 4.0
-Part = Literal["peers", "sets", "scaling", "devices", "compiled"]
+Part = Literal["peers", "sets", "scaling", "devices", "compiled", "large"]
 PARTS: tuple[Part, ...] = get_args(Part)
+DEFAULT: tuple[Part, ...] = PARTS[:-1]
+OWN_TABLES = {"scaling": scaling.bench, "compiled": compiled.bench, "large": large.bench}
 COLUMNS = [
     *(
         "problem",
@@ -75,7 +73,7 @@ COLUMNS = [
         "ratio",
         "target",
     ),
-    *("objective_gap", "certified_gap", "peak_gib", "met", "note"),
+    *("objective_gap", "certified_gap", "met", "note"),
 ]
 
 
@@ -89,23 +87,19 @@ class Profile:
     repeats: int
     seconds: float
     atoms: tuple[int, ...]
-    scaling_pairs: tuple[int, ...]
-    scaling_replicates: tuple[int, ...]
     device_replicates: tuple[int, ...]
     cpu_replicates: int  # of the samples on devices, so many are fitted on the CPU, too
     dimension: int = 5
 
 
 PROFILES = {
-    "smoke": Profile(60, 4, 2, 5.0, (24,), (50, 100), (2, 4), (2, 5), 3),
+    "smoke": Profile(60, 4, 2, 5.0, (24,), (2, 5), 3),
     "quick": Profile(
         1000,
         256,
         7,
         15.0,
         (48, 160),
-        (1_000, 10_000, 100_000),
-        (16, 64, 256),
         (256, 4096, 65_536),
         1024,
     ),
@@ -115,8 +109,6 @@ PROFILES = {
         25,
         120.0,
         (48, 160),
-        (1_000, 10_000, 100_000),
-        (16, 64, 256),
         (256, 4096, 65_536),
         1024,
     ),
@@ -131,10 +123,10 @@ class Solvers:
     """Folder for solvers.csv."""
     profile: Literal["smoke", "quick", "paper"] = "quick"
     """Size of the benchmark: smoke (seconds), quick (minutes) or paper (more repeats)."""
-    parts: tuple[Part, ...] = PARTS
-    """Against other packages; every set against its twin; by sample size and replicates; on a CUDA
+    parts: tuple[Part, ...] = DEFAULT
+    """Against other packages; every set against its twin; how time and memory grow; on a CUDA
     device, where there is one, against the CPU; compiled against torch, JAX and the limit of the
-    machine, in a table of its own."""
+    machine; and only where asked for, as it takes some ten minutes: what large problems cost."""
 
 
 PeerFit = Callable[[Array, Array], Array]  # u (n, d), weights (n,) -> theta (d,)
@@ -549,34 +541,6 @@ def compare(case: Case, peer: Peer, size: Profile, device: str) -> dict[str, Any
     return row
 
 
-def scaling(size: Profile, device: str) -> Iterator[dict[str, Any]]:
-    """Our time per fit of the KL ball by sample size and replicates; `ratio`: time per pair over
-    the first row's."""
-    first = 0.0
-    for n in size.scaling_pairs:
-        for replicates in size.scaling_replicates:
-            u = draw_pairs(replicates, n, size.dimension, seed=3).to(device)
-            case = _kl_case("kldpo", Samples(u, None), KL_RADIUS)
-            if n * replicates <= 1_000_000:
-                _time_ours(case, case.samples)
-            seconds, fit = _time_ours(case, case.samples)
-            per_pair = seconds / (replicates * n)
-            first = first or per_pair
-            yield {
-                "problem": case.problem,
-                "n": n,
-                "d": size.dimension,
-                "replicates": replicates,
-                "peer": "ours, scaling",
-                "device": device,
-                "threads": torch.get_num_threads(),
-                "ours_s": seconds / replicates,
-                "ratio": per_pair / first,
-                "certified_gap": float(fit.gap.max()),
-                "note": f"{1e9 * per_pair:.0f} ns per pair",
-            }
-
-
 def _fitted(set: AmbiguitySet, samples: Samples) -> Fit:
     return fit(samples.u, set, beta=BETA, bound=BOUND)
 
@@ -661,58 +625,18 @@ def devices(size: Profile, device: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def memory(size: Profile) -> dict[str, Any]:
-    """Largest resident memory of a fresh process that fits the largest scaling case, data
-    included."""
-    n, replicates = max(size.scaling_pairs), max(size.scaling_replicates)
-    program = (
-        f"from experiments.bench.solvers import peak_gib; print(peak_gib({replicates}, {n},"
-        f" {size.dimension}))"
-    )
-    root = Path(__file__).resolve().parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
-    )
-    peak = float(result.stdout)
-    return {
-        "problem": "kldpo",
-        "n": n,
-        "d": size.dimension,
-        "replicates": replicates,
-        "peer": "ours, memory",
-        "device": "cpu",
-        "threads": torch.get_num_threads(),
-        "peak_gib": peak,
-        "met": peak < MEMORY_LIMIT_GIB,
-        "note": (
-            f"limit {MEMORY_LIMIT_GIB:g} GiB, samples take"
-            f" {replicates * n * size.dimension * 8 / 2**30:.2f}"
-        ),
-    }
-
-
-def peak_gib(replicates: int, n: int, d: int) -> float:
-    """Fit the KL ball once and return this process's largest resident memory in GiB."""
-    import resource
-
-    kldpo(draw_pairs(replicates, n, d, seed=3), radius=KL_RADIUS, beta=BETA, bound=BOUND)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
 # ------------------------------------------------------------------------------------------- report
 def run(config: Solvers) -> None:
     """Run the benchmark with these options."""
     bench_solvers(config.out, config.profile, config.parts)
 
 
-def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.DataFrame:
+def bench_solvers(out: Path, profile: str, parts: Sequence[str] = DEFAULT) -> pd.DataFrame:
     """Run the benchmark, print its table and write it to `out`/solvers.csv.
 
     profile: "smoke" (seconds), "quick" (minutes) or "paper" (more repetitions). parts: which of
-    "peers", "sets", "scaling", "devices" and "compiled"; "devices" is for a CUDA device, on which
-    the others are repeated, too, and "compiled" writes a table of its own, compiled.csv. Raises
-    ValueError for an unknown profile.
+    PARTS; "devices" is for a CUDA device, on which "peers" is repeated, too, and those in
+    OWN_TABLES write files of their own. Raises ValueError for an unknown profile.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}.")
@@ -723,9 +647,10 @@ def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.D
         )
     size = PROFILES[profile]
     out.mkdir(parents=True, exist_ok=True)
-    if "compiled" in parts:
-        compiled.bench(out, profile)
-    if tuple(parts) == ("compiled",):
+    for part, bench in OWN_TABLES.items():
+        if part in parts:
+            bench(out, profile)
+    if set(parts) <= set(OWN_TABLES):
         return pd.DataFrame(columns=COLUMNS)
     table = pd.DataFrame(columns=COLUMNS)
     for number, row in enumerate(_rows(size, parts)):
@@ -744,10 +669,6 @@ def bench_solvers(out: Path, profile: str, parts: Sequence[str] = PARTS) -> pd.D
 
 def _rows(size: Profile, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     cuda = ["cuda"] if torch.cuda.is_available() else []
-    if "scaling" in parts:
-        yield memory(
-            size
-        )  # first, while this process is small: a child's peak counts what it was forked from
     if "peers" in parts:
         for case in cases(size):
             for peer in case.peers:
@@ -755,9 +676,6 @@ def _rows(size: Profile, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
                     yield compare(case, peer, size, device)
     if "sets" in parts:
         yield from sets(size)
-    if "scaling" in parts:
-        for device in ["cpu", *cuda]:
-            yield from scaling(size, device)
     if "devices" in parts:
         for device in cuda:
             yield from devices(size, device)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.bench import limits
 from experiments.bench import solvers as bench
 
 RNG = np.random.default_rng(0)
@@ -83,7 +82,7 @@ def without_skwdro(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_smoke_run(
     tmp_path: Path, without_skwdro: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = bench.bench_solvers(tmp_path, "smoke")
+    table = bench.bench_solvers(tmp_path, "smoke", ["peers", "sets"])
     shown = capsys.readouterr().out.partition("ours against peers")[2]
     assert {*table.problem, *table.peer} <= set(re.split(r"  +|\n", shown))
     assert "skwdro: not installed: make peers" in shown
@@ -106,8 +105,6 @@ def test_smoke_run(
     assert (
         absent.note == "not installed: make peers" and absent.ours_s > 0 and np.isnan(absent.peer_s)
     )
-    memory = cpu.loc["kldpo", "ours, memory"]
-    assert 0.05 < memory.peak_gib < bench.MEMORY_LIMIT_GIB and memory.met
 
 
 def test_a_peer_that_fails_is_reported_and_not_timed() -> None:
@@ -161,27 +158,3 @@ def test_devices_without_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="torch sees none"):
         bench.bench_solvers(tmp_path, "smoke", ["devices"])
-
-
-def test_compiled_fits_are_compared_with_what_is_there(tmp_path: Path) -> None:
-    pytest.importorskip("numba")
-    bench.bench_solvers(tmp_path, "smoke", ["compiled"])
-    table = pd.read_csv(tmp_path / "compiled.csv")
-    assert (table.compiled_us > 0).all() and (table.over_torch > 0).all()
-    assert (table.objective_gap.dropna() < 1e-12).all() and (
-        table.certified_gap.dropna() < 1e-11
-    ).all()
-    assert table.over_sklearn.notna().sum() == 1
-    if importlib.util.find_spec("jax"):
-        assert table.jax_theta.max() < 1e-7
-    else:
-        assert "jax is not installed: make peers" in set(table.note)
-
-
-def test_the_limit_counts_a_pair_s_operations() -> None:
-    only_products = limits.Rates(exponential=0.0, loss=0.0, multiply_add=1.0)
-    # margin 2, gradient 2, weights 2, Hessian 3; the KL ball's cross term 2 more
-    assert only_products.limit("mean", 100, 2, 5) == pytest.approx(100 * 5 * 9e-9)
-    assert only_products.limit("kl", 100, 2, 5) == pytest.approx(100 * 5 * 11e-9)
-    exponentials = limits.Rates(exponential=1.0, loss=10.0, multiply_add=0.0)
-    assert exponentials.limit("kl", 1, 2, 1) == pytest.approx(11e-9)

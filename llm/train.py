@@ -25,7 +25,7 @@ from llm import models
 from llm.adapters import CONFIG, WEIGHTS, adapter_base, merged
 from llm.arguments import DataArguments, ModelArguments, PreferenceArguments
 from llm.card import write_card
-from llm.compatibility import refuse_rows_beyond
+from llm.compatibility import bfloat16_offer, refuse_rows_beyond
 from llm.console import print_whatever_the_encoding, refuse_undecoded
 from llm.data.checks import READ
 from llm.data.doubts import first_example
@@ -150,6 +150,9 @@ def train(
     if checkpoint is not None and trainer.is_world_process_zero():
         print(f"resuming from {checkpoint}", file=sys.stderr)
 
+    offer = bfloat16_offer(model, args)
+    if offer is not None and trainer.is_world_process_zero():
+        print(offer, file=sys.stderr)
     needed = trainer.memory()
     if needed is not None and trainer.is_world_process_zero():
         print(needed, file=sys.stderr)

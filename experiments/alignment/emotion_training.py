@@ -1,10 +1,12 @@
 """Preference training of the emotion study: one policy trained on labelled pairs, and judged at its
 checkpoints."""
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,9 +46,10 @@ def train_cell(
         "seed": parameters["replicate"]
     }
     judge = _judge_policy(parameters, places, profile)
-    model = stored_model(places.policy)
+    start, _ = _models(places.policy, places.judge)
     if parameters["method"] == "sft":
-        return judge(model, 0).assign(**keys)
+        return judge(start, 0).assign(**keys)
+    model = copy.deepcopy(start)
     evaluations: list[pd.DataFrame] = []
     log = _train(
         model, parameters, places, profile, out, lambda step: evaluations.append(judge(model, step))
@@ -54,20 +57,32 @@ def train_cell(
     return pd.concat([*evaluations, log.assign(table="training")], ignore_index=True).assign(**keys)
 
 
-def _judge_policy(
-    parameters: dict[str, Any], places: Places, profile: Profile
-) -> Callable[[Any, int], pd.DataFrame]:
-    """A function of a policy and a step: its expected reward at each alpha with its KL to the model
-    it started from, and the two rewards of each prompt."""
-    tokenizer, start, model = (
-        stored_tokenizer(places.texts),
-        stored_model(places.policy),
-        stored_model(places.judge, judge=True),
-    )
-    seed, replicate, setting = (parameters[name] for name in ("seed", "replicate", "setting"))
+# What many cells read and none changes is made once in a process.
+@lru_cache(maxsize=1)
+def _models(policy: Path, judge: Path) -> tuple[Any, Any]:
+    """The model that all start from, and the reward model."""
+    return stored_model(policy), stored_model(judge, judge=True)
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(texts: Path) -> Any:
+    return stored_tokenizer(texts)
+
+
+class _Test(NamedTuple):
+    prompts: list[list[int]]
+    uniforms: torch.Tensor
+    minority: np.ndarray
+
+
+@lru_cache(maxsize=8)
+def _test(texts: Path, profile: Profile, cues: tuple[str, ...], seed: int, replicate: int) -> _Test:
+    """The prompts of a replicate's evaluation, with the random numbers of their completions, and
+    which are the minority's."""
+    tokenizer = _tokenizer(texts)
     prompts = draw_prompts(
         tokenizer,
-        places.texts / "test.parquet",
+        texts / "test.parquet",
         profile,
         profile.test_prompts,
         derived_seed(seed, 8, replicate),
@@ -75,7 +90,29 @@ def _judge_policy(
     uniforms = generate.draw_uniforms(
         len(prompts), profile.new_tokens, derived_seed(seed, 9, replicate)
     )
-    minority = generate.has_cue(tokenizer, prompts, parameters["cues"])
+    return _Test(prompts, uniforms, generate.has_cue(tokenizer, prompts, cues))
+
+
+@lru_cache(maxsize=16)
+def _training_data(preferences: Path, digest: str, setting: str) -> Any:
+    """The replicate's pairs with the labels of a setting, as the trainer takes them. digest: of the
+    stage of the pairs, whose folder may hold others later."""
+    from datasets import Dataset
+
+    return Dataset.from_dict(labelled(pd.read_parquet(preferences / "pairs.parquet"), setting))
+
+
+def _judge_policy(
+    parameters: dict[str, Any], places: Places, profile: Profile
+) -> Callable[[Any, int], pd.DataFrame]:
+    """A function of a policy and a step: its expected reward at each alpha with its KL to the model
+    it started from, and the two rewards of each prompt."""
+    tokenizer = _tokenizer(places.texts)
+    start, model = _models(places.policy, places.judge)
+    seed, replicate, setting = (parameters[name] for name in ("seed", "replicate", "setting"))
+    prompts, uniforms, minority = _test(
+        places.texts, profile, tuple(parameters["cues"]), seed, replicate
+    )
     chosen = [EMOTIONS.index(emotion) for emotion in REWARDS]
 
     def judge(policy: Any, step: int) -> pd.DataFrame:
@@ -112,7 +149,6 @@ def _train(
 ) -> pd.DataFrame:
     """Train the model in place on the replicate's labels, calling `at` with the step at each
     checkpoint; returns the log."""
-    from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
 
     from llm.arguments import PreferenceArguments
@@ -121,8 +157,7 @@ def _train(
     from llm.trainer import PreferenceTrainer
 
     setting, replicate = parameters["setting"], parameters["replicate"]
-    pairs = pd.read_parquet(places.preferences[replicate] / "pairs.parquet")
-    data = Dataset.from_dict(labelled(pairs, setting))
+    data = _training_data(places.preferences[replicate], parameters["labels"], setting)
     steps = int(profile.epochs * (len(data) // profile.batch_size))
     if steps < 1:
         raise ValueError(
@@ -156,7 +191,7 @@ def _train(
     options = objective(
         parameters["method"], parameters["radius"], parameters["beta"], profile.wdpo
     )
-    tokenizer = stored_tokenizer(places.texts)
+    tokenizer = _tokenizer(places.texts)
 
     class Checkpoints(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -107,6 +107,48 @@ def test_a_finished_run_is_not_computed_again(
         run(config(out, methods=("wdpo", "kldpo"), seed=1))
 
 
+def test_cells_share_what_they_read_and_leave_it_as_it_was(
+    tables: dict[str, pd.DataFrame], out: Path
+) -> None:
+    settings = config(out, methods=("wdpo", "kldpo"), settings=("groups",))
+    profile, cues = plan(settings), study.cue_words(settings, plan(settings))
+    places, digests = emotion_stages.prepare(
+        profile, out, shared=settings.shared, seed=0, cues=cues, workers=1
+    )
+    start, judge = emotion_training._models(places.policy, places.judge)
+    before = [weight.clone() for model in (start, judge) for weight in model.parameters()]
+    cell = next(
+        cell.parameters
+        for cell in study.plan_cells(settings, profile, digests)
+        if cell.parameters["method"] == "wdpo"
+    )
+    rows = emotion_training.train_cell(
+        cell, np.random.SeedSequence(0), places=places, profile=profile, out=out
+    )
+    assert emotion_training._models(places.policy, places.judge)[0] is start
+    after = [weight for model in (start, judge) for weight in model.parameters()]
+    assert all(a.equal(b) and b.grad is None for a, b in zip(before, after, strict=True))
+    mine = tables["rewards"].query("method == 'wdpo' and seed == 0")
+    own = rows[rows.table == "rewards"]
+    for column in ("reward", "kl"):  # of a process that had shared nothing yet
+        np.testing.assert_array_equal(own[column].to_numpy(), mine[column].to_numpy())
+
+
+def test_pairs_that_were_made_again_are_read_again(
+    tables: dict[str, pd.DataFrame], out: Path, tmp_path: Path
+) -> None:
+    first, second = (
+        pd.read_parquet(out / "stages" / f"pairs-{k}" / "pairs.parquet") for k in (0, 1)
+    )
+    first.to_parquet(tmp_path / "pairs.parquet")
+    data = emotion_training._training_data(tmp_path, "the first digest", "groups")
+    second.to_parquet(tmp_path / "pairs.parquet")
+    assert emotion_training._training_data(tmp_path, "the first digest", "groups") is data
+    again = emotion_training._training_data(tmp_path, "another digest", "groups")
+    assert again["chosen_ids"][:] == labelled(second, "groups")["chosen_ids"]
+    assert data["chosen_ids"][:] == labelled(first, "groups")["chosen_ids"]
+
+
 @pytest.mark.slow
 def test_rows_do_not_depend_on_the_number_of_workers(
     tables: dict[str, pd.DataFrame], tmp_path: Path

@@ -17,6 +17,7 @@ from transformers import FalconConfig, FalconForCausalLM, OPTConfig, OPTForCausa
 
 from llm import compatibility
 from llm.compatibility import (
+    bfloat16_offer,
     bfloat16_slowdown,
     refuse_inexact,
     warn_of_rounding,
@@ -491,3 +492,34 @@ def test_bfloat16_that_is_emulated_is_warned_of(
     assert [str(one.message).split(":")[0] for one in said] == (
         ["bfloat16 takes 7.0 times as long as float32 here"] if slower > 1 else []
     )
+
+
+@pytest.mark.parametrize(
+    ("instructions", "slower", "change", "offered"),
+    [
+        ({"avx512_bf16": True}, 0.5, {}, True),
+        ({"bf16": True}, 0.5, {}, True),  # of ARM
+        ({"avx2": True, "avx512_bf16": False}, 0.5, {}, False),
+        ({"avx512_bf16": True}, 0.9, {}, False),
+        ({"avx512_bf16": True}, 0.5, {"bf16": True}, False),
+        ({"avx512_bf16": True}, 0.5, {"dtype": torch.bfloat16}, False),
+        ({"avx512_bf16": True}, 0.5, {"weights": 1000}, False),
+    ],
+)
+def test_bfloat16_is_offered_where_it_is_faster(
+    instructions: dict[str, bool],
+    slower: float,
+    change: dict[str, Any],
+    offered: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    monkeypatch.setattr(compatibility, "bfloat16_slowdown", lambda: slower)
+    size = change.get("weights", compatibility.LARGE_ENOUGH_FOR_BFLOAT16)
+    model = torch.nn.Linear(size, 1, dtype=change.get("dtype", torch.float32), device="meta")
+    said = bfloat16_offer(model, arguments(tmp_path, run_on="cpu", bf16=change.get("bf16", False)))
+    assert (said is not None) == offered
+    if said is not None:
+        assert "multiplies 2.0 times as fast" in said and "--bf16 True" in said
+        assert "0.2 nats" in said

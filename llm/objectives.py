@@ -6,91 +6,27 @@ file only says which numbers of a batch go into which of them, what each objecti
 researcher wants to know about its worst case.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llm.pair_losses import PAIR_LOSSES, PairParameters, option
+from llm.scores import Pairs, Scores, Singles
 from theory import functionals
-from theory import losses as pair_losses
-from theory.precision import wide
+from theory.losses import kto_loss, least_squares, logistic, squared_hinge
 from theory.sets import SETS, AmbiguitySet
 
 Kind = Literal["pairs", "unpaired"]
 TRANSPORT_COSTS = {
-    "logistic": pair_losses.logistic,
-    "squared_hinge": pair_losses.squared_hinge,
-    "least_squares": pair_losses.least_squares,
+    "logistic": logistic,
+    "squared_hinge": squared_hinge,
+    "least_squares": least_squares,
 }
-PAIR_LOSSES = ("dpo", "ipo", "hinge", "cdpo", "rdpo")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Summed log-probabilities of preference pairs, each (n,) in nats, with lengths in tokens.
-
-    chosen, rejected: of the policy; reference_chosen, reference_rejected: of the reference;
-    chosen_length, rejected_length: of the responses.
-    weights: (n,) non-negative, or None for equal ones; they sum to one over the effective batch, so
-    that the contributions of its parts add up. groups: (n,) integers, or None.
-
-    >>> import torch
-    >>> from llm import Pairs
-    >>> one = torch.ones(2)
-    >>> Pairs(-3 * one, -5 * one, -4 * one, -4 * one, 7 * one, 9 * one).chosen_ratio
-    tensor([1., 1.])
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    chosen_length: Tensor
-    rejected_length: Tensor
-    weights: Tensor | None = None
-    groups: Tensor | None = None
-
-    @property
-    def chosen_ratio(self) -> Tensor:
-        """log pi_theta/pi_ref of the chosen responses."""
-        return self.chosen - self.reference_chosen
-
-    @property
-    def rejected_ratio(self) -> Tensor:
-        """log pi_theta/pi_ref of the rejected responses."""
-        return self.rejected - self.reference_rejected
-
-
-@dataclass(frozen=True)
-class Singles:
-    """Summed log-probabilities of single responses, each (n,); desirable is a mask. weights as in
-    `Pairs`.
-
-    reference_point: KTO's z0, a number of the effective batch.
-    """
-
-    policy: Tensor
-    reference: Tensor
-    desirable: Tensor
-    weights: Tensor | None = None
-    reference_point: Tensor | None = None
-
-    @property
-    def ratio(self) -> Tensor:
-        """log pi_theta/pi_ref."""
-        return self.policy - self.reference
-
-
-Scores = Pairs | Singles
-
-
-def replaced(scores: Scores, tensors: Mapping[str, Tensor | None]) -> Scores:
-    """The same scores with some of their tensors replaced."""
-    return type(scores)(**{**vars(scores), **tensors})
 
 
 @dataclass(frozen=True)
@@ -113,13 +49,8 @@ class Objective:
     dual: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-def option(default: Any, text: str) -> Any:
-    """A field that is also a command-line option with this help."""
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
-class ObjectiveParameters:
+class ObjectiveParameters(PairParameters):
     """The objective and its parameters; an option that the chosen objective does not take is
     refused. Each field's help, which `prefdro train --help` prints, says what it is.
 
@@ -130,15 +61,6 @@ class ObjectiveParameters:
     ValueError: cvar does not take --rho (got 0.1); it takes alpha.
     """
 
-    objective: str = option("dpo", "what is minimised")
-    beta: float = option(
-        0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two"
-    )
-    pair_loss: str = option("dpo", "loss of a pair under a robust objective")
-    flip: float | None = option(None, "cdpo, rdpo: rate of flipped labels, in [0, 1/2)")
-    average_tokens: bool = option(
-        True, "ipo: average log-ratios over tokens, as TRL does; false: sum, as the theory has it"
-    )
     tau: float | None = option(
         None, "kldpo: temperature of the tilt (Algorithm 2), in units of the loss"
     )
@@ -253,41 +175,13 @@ def worst_case_weights(value: Callable[[Tensor], Tensor], losses: Tensor) -> Ten
         return torch.autograd.grad(value(leaf), leaf)[0]
 
 
-def widened(scores: Scores) -> Scores:
-    """The same numbers in float64: sorting, tilts and balls of one batch cost nothing and small
-    temperatures need the digits.
-
-    On a device without float64 (MPS) they stay float32: see `llm.global_batch.coefficients` for
-    what that costs.
-    """
-    floats = {
-        name: wide(x)
-        for name, x in vars(scores).items()
-        if isinstance(x, Tensor) and x.is_floating_point()
-    }
-    return replaced(scores, floats)
-
-
 # ------------------------------------------------------------------------------------------- pieces
 def _pair_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
-    name = p.objective if p.objective in PAIR_LOSSES else p.pair_loss
+    return partial(PAIR_LOSSES[_pair_loss_name(p)].value, p)
 
-    def margin(s: Pairs) -> Tensor:
-        return p.beta * (s.chosen_ratio - s.rejected_ratio)  # m of Eq. (1), arXiv:2502.01930
 
-    def ipo(s: Pairs) -> Tensor:
-        lengths = (s.chosen_length, s.rejected_length) if p.average_tokens else ()
-        return pair_losses.ipo_loss(s.chosen_ratio, s.rejected_ratio, p.beta, *lengths)
-
-    flip = 0.0 if p.flip is None else p.flip
-    table: dict[str, Callable[[Pairs], Tensor]] = {
-        "dpo": lambda s: pair_losses.dpo_loss(margin(s)),
-        "ipo": ipo,
-        "hinge": lambda s: pair_losses.hinge_loss(margin(s)),
-        "cdpo": lambda s: pair_losses.cdpo_loss(margin(s), flip),
-        "rdpo": lambda s: pair_losses.rdpo_loss(margin(s), flip),
-    }
-    return table[name]  # type: ignore[return-value]
+def _pair_loss_name(p: ObjectiveParameters) -> str:
+    return p.objective if p.objective in PAIR_LOSSES else p.pair_loss
 
 
 def _plain(p: ObjectiveParameters) -> Objective:
@@ -357,7 +251,7 @@ def _kto_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
 
     def loss(s: Scores) -> Tensor:
         assert isinstance(s, Singles) and s.reference_point is not None
-        return pair_losses.kto_loss(
+        return kto_loss(
             s.ratio, s.desirable, s.reference_point, beta=p.beta, gain=gain, aversion=aversion
         )
 
@@ -404,8 +298,9 @@ def _transport(p: ObjectiveParameters) -> Objective:
 
 # ----------------------------------------------------------------------------------------- registry
 def _specs() -> dict[str, Spec]:
-    """The objectives that are named here, and one for every ambiguity set that a trainer can take:
-    a set of `theory.sets` with an objective and an option is found by itself."""
+    """The objectives that are named here, one for every loss of a pair, and one for every ambiguity
+    set that a trainer can take: a set of `theory.sets` with an objective and an option is found by
+    itself."""
     transport = ("h", "softness")
     over_sets = []
     for name in dict.fromkeys(s.facts.objective for s in SETS.values() if s.facts.reweights):
@@ -426,18 +321,13 @@ def _specs() -> dict[str, Spec]:
                 of_pair_loss=True,
             )
         )
-    dpo = "Rafailov et al., arXiv:2305.18290"
-    ipo = "Azar et al., arXiv:2310.12036"
-    rdpo = "Chowdhury et al., arXiv:2403.00409"
-    slic = "Zhao et al., arXiv:2305.10425"
     kto = "Ethayarajh et al., arXiv:2402.01306"
     aot = "Melnyk et al., arXiv:2406.05882v1"
     named = [
-        Spec("dpo", "the mean DPO loss", dpo, _plain),
-        Spec("ipo", "the mean IPO loss", ipo, _plain),
-        Spec("cdpo", "DPO with smoothed labels", "Mitchell (2023)", _plain, ("flip",)),
-        Spec("rdpo", "DPO unbiased under flipped labels", rdpo, _plain, ("flip",)),
-        Spec("hinge", "the mean hinge loss (SLiC)", slic, _plain),
+        *[
+            Spec(loss.name, loss.about, loss.source, _plain, loss.required, loss.optional)
+            for loss in PAIR_LOSSES.values()
+        ],
         Spec("kto", "KTO of unpaired responses", kto, _kto, (), ("gain", "aversion"), "kto"),
         Spec(
             "dr_dpo",
@@ -501,7 +391,6 @@ for _set in SETS.values():
             ' does not have: give its facts option="size", or another of'
             f" {', '.join(sorted(_LETTERS))}."
         )
-_OF_PAIR_LOSS = tuple(name for name, spec in SPECS.items() if spec.of_pair_loss)
 
 
 def objectives_table() -> str:
@@ -517,41 +406,37 @@ def objectives_table() -> str:
 
 
 # ------------------------------------------------------------------------------------------- checks
+# options whose checks are not those of `Spec.required` and `Spec.optional`
+_COMMON = ("objective", "beta", "pair_loss", "average_tokens")
+
+
 def _check(p: ObjectiveParameters) -> None:
     if p.objective not in SPECS:
         raise ValueError(f"unknown objective {p.objective!r}; there are {', '.join(OBJECTIVES)}.")
-    required, optional = SPECS[p.objective].required, SPECS[p.objective].optional
-    for name in required:
+    spec = SPECS[p.objective]
+    for name in spec.required:
         if getattr(p, name) is None:
             raise ValueError(f"{p.objective} needs --{name}, which was not given.")
-    flippable = p.objective in _OF_PAIR_LOSS and p.pair_loss in ("cdpo", "rdpo")
-    defaults = ObjectiveParameters()
-    for name in (
-        f.name
-        for f in fields(p)
-        if f.name not in ("objective", "beta", "pair_loss", "average_tokens")
-    ):
-        taken = name in required or name in optional or (name == "flip" and flippable)
-        if getattr(p, name) != getattr(defaults, name) and not taken:
-            wanted = [*required, *optional] or ["nothing beside beta"]
-            raise ValueError(
-                f"{p.objective} does not take --{name} (got {getattr(p, name)}); it takes"
-                f" {', '.join(wanted)}."
-            )
-    if flippable and p.flip is None:
-        raise ValueError(
-            f"--pair_loss {p.pair_loss} needs --flip, the rate of flipped labels in [0, 1/2)."
-        )
     if p.pair_loss not in PAIR_LOSSES:
         raise ValueError(f"unknown pair loss {p.pair_loss!r}; there are {', '.join(PAIR_LOSSES)}.")
-    if p.pair_loss != "dpo" and p.objective not in _OF_PAIR_LOSS:
-        raise ValueError(
-            f"--pair_loss is for {', '.join(_OF_PAIR_LOSS)}; {p.objective} is a loss of its own."
-        )
-    if not p.average_tokens and "ipo" not in (p.objective, p.pair_loss):
-        raise ValueError(
-            "--average_tokens false is for IPO only: every other loss sums over tokens anyway."
-        )
+    if p.pair_loss != "dpo" and not spec.of_pair_loss:
+        raise ValueError(f"--pair_loss is for {_STANDS_ON}; {p.objective} is a loss of its own.")
+    below = PAIR_LOSSES[p.pair_loss] if spec.of_pair_loss else None
+    for name in () if below is None else below.required:
+        if getattr(p, name) is None:
+            raise ValueError(f"--pair_loss {p.pair_loss} needs --{name}, which was not given.")
+    if not p.average_tokens and _pair_loss_name(p) != "ipo":
+        raise ValueError("--average_tokens false is for IPO only: no other loss has the choice.")
+    takes = [*spec.required, *spec.optional]
+    takes += [] if below is None else [*below.required, *below.optional]
+    defaults = ObjectiveParameters()
+    for field in fields(p):
+        value = getattr(p, field.name)
+        if value != getattr(defaults, field.name) and field.name not in (*_COMMON, *takes):
+            raise ValueError(
+                f"{p.objective} does not take --{field.name} (got {value}); it takes"
+                f" {', '.join(takes or ['nothing beside beta'])}."
+            )
     sets = _sets(p.objective)
     given = [s for s in sets if getattr(p, s.facts.option or "") is not None]
     if len(sets) > 1 and len(given) != 1:

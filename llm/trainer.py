@@ -32,16 +32,9 @@ from llm.judges.divergence import kl_on_own_samples
 from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.memory import Memory, estimate
 from llm.metrics import reward_metrics
-from llm.objectives import (
-    SPECS,
-    Objective,
-    ObjectiveParameters,
-    Pairs,
-    Scores,
-    make_objective,
-    replaced,
-)
+from llm.objectives import SPECS, Objective, ObjectiveParameters, make_objective
 from llm.reference import model_fingerprint, reference_identity, reference_logps, row_lengths
+from llm.scores import Pairs, Scores, replaced
 from llm.steps import (
     Batch,
     Coupled,

@@ -6,6 +6,9 @@ log-ratio is log pi_theta(y|x) - log pi_ref(y|x), summed over the tokens. Any fu
 `theory.functionals` reduces what comes out.
 """
 
+from inspect import isfunction
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -262,3 +265,10 @@ def _require_flip(flip: float) -> None:
         raise ValueError(
             f"the flip rate must be in [0, 1/2), got {flip}: at 1/2 the labels say nothing."
         )
+
+
+EXPORTS: dict[str, Any] = {
+    name: thing
+    for name, thing in globals().items()
+    if isfunction(thing) and thing.__module__ == __name__ and not name.startswith("_")
+}

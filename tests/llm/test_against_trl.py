@@ -9,8 +9,9 @@ from datasets import Dataset
 
 from llm.data.tokens import PreferenceCollator, tokenise
 from llm.logprobs import sequence_logprobs
-from llm.objectives import ObjectiveParameters, Pairs, make_objective
+from llm.objectives import ObjectiveParameters, make_objective
 from llm.reference import reference_identity, reference_logps
+from llm.scores import Pairs
 from llm.trainer import PreferenceTrainer
 from tests.llm.models import WORDS, tiny_gpt2, word_tokenizer
 from tests.llm.training import arguments
@@ -26,18 +27,23 @@ OURS: dict[str, tuple[ObjectiveParameters, str, float]] = {
 }
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+def scores_of(pairs: dict[str, Any]) -> Pairs:  # noqa: F811
     """`pairs` are token log-probabilities of 6 pairs of different lengths, chosen ones first."""
-    p, loss_type, smoothing = OURS[name]
     policy, reference, lengths = (
         pairs["policy"].sum(1),
         pairs["reference"].sum(1),
         pairs["mask"].sum(1),
     )
-    s = Pairs(policy[:6], policy[6:], reference[:6], reference[6:], lengths[:6], lengths[6:])
+    return Pairs(policy[:6], policy[6:], reference[:6], reference[6:], lengths[:6], lengths[6:])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+    """TRL holds EXO's label smoothing in float32."""
+    p, loss_type, smoothing = OURS[name]
     theirs = trl_loss(pairs, loss_type, 0.2, smoothing, torch.arange(6))
-    assert make_objective(p).value(s).item() == pytest.approx(theirs.item(), rel=1e-10)
+    ours = make_objective(p).value(scores_of(pairs)).item()
+    assert ours == pytest.approx(theirs.item(), rel=1e-10)
 
 
 def texts(count: int) -> Dataset:

@@ -18,18 +18,16 @@ from llm.objectives import (
     OBJECTIVES,
     SPECS,
     ObjectiveParameters,
-    Pairs,
-    Singles,
     group_value,
     make_objective,
-    widened,
     worst_case_weights,
 )
+from llm.pair_losses import PAIR_LOSSES
+from llm.scores import Pairs, Singles, widened
 from llm.steps import worst_case_metrics
 from tests.launches import run
 from tests.theory.instances import example_size
-from theory import functionals
-from theory import losses as pair_losses
+from theory import functionals, losses
 from theory.sets import SETS
 
 N = 8
@@ -145,7 +143,7 @@ def margin(s: Pairs, beta: float = 0.3) -> Tensor:
 
 
 def dpo(s: Pairs) -> Tensor:
-    return pair_losses.dpo_loss(margin(s))
+    return losses.dpo_loss(margin(s))
 
 
 OF_SETS: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {  # sets added later
@@ -161,7 +159,7 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     "ipo": (
         {},
         lambda s: functionals.mean(
-            pair_losses.ipo_loss(
+            losses.ipo_loss(
                 s.chosen_ratio, s.rejected_ratio, 0.3, s.chosen_length, s.rejected_length
             ),
             s.weights,
@@ -169,13 +167,13 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     ),
     "cdpo": (
         {"flip": 0.1},
-        lambda s: functionals.mean(pair_losses.cdpo_loss(margin(s), 0.1), s.weights),
+        lambda s: functionals.mean(losses.cdpo_loss(margin(s), 0.1), s.weights),
     ),
     "rdpo": (
         {"flip": 0.1},
-        lambda s: functionals.mean(pair_losses.rdpo_loss(margin(s), 0.1), s.weights),
+        lambda s: functionals.mean(losses.rdpo_loss(margin(s), 0.1), s.weights),
     ),
-    "hinge": ({}, lambda s: functionals.mean(pair_losses.hinge_loss(margin(s)), s.weights)),
+    "hinge": ({}, lambda s: functionals.mean(losses.hinge_loss(margin(s)), s.weights)),
     "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
     "kldpo": ({"tau": 0.4}, lambda s: functionals.kl_tilt(dpo(s), 0.4, s.weights)),
     "cvar": ({"alpha": 0.4}, lambda s: functionals.cvar(dpo(s), 0.4, s.weights)),
@@ -194,7 +192,7 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
         lambda s: functionals.aot_paired(
             s.chosen - s.rejected,
             s.reference_chosen - s.reference_rejected,
-            pair_losses.logistic,
+            losses.logistic,
             0.3,
             s.weights,
         ),
@@ -202,7 +200,7 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     "aot_unpaired": (
         {"h": "least_squares"},
         lambda s: functionals.aot_unpaired(
-            s.chosen_ratio, s.rejected_ratio, pair_losses.least_squares, 0.3, s.weights, s.weights
+            s.chosen_ratio, s.rejected_ratio, losses.least_squares, 0.3, s.weights, s.weights
         ),
     ),
 }
@@ -260,7 +258,7 @@ def test_unpaired_aot_of_single_responses() -> None:
     truth = functionals.aot_unpaired(
         s.ratio[s.desirable],
         s.ratio[~s.desirable],
-        pair_losses.logistic,
+        losses.logistic,
         0.3,
         p / p.sum(),
         q / q.sum(),
@@ -283,16 +281,14 @@ def test_average_tokens_acts() -> None:
     assert abs(averaged - summed) > 1
 
 
-@pytest.mark.parametrize("loss", ["ipo", "hinge", "cdpo", "rdpo"])
+@pytest.mark.parametrize("loss", PAIR_LOSSES)
 def test_a_functional_takes_any_pair_loss(loss: str) -> None:
-    flip = {"flip": 0.2} if loss in ("cdpo", "rdpo") else {}
-    below = make_objective(ObjectiveParameters(loss, 0.3, **flip)).losses
-    made, s = (
-        make_objective(ObjectiveParameters("kldpo", 0.3, tau=2.0, pair_loss=loss, **flip)),
-        pairs(),
-    )
+    given, s = THEORY[loss][0], pairs()
+    below = make_objective(ObjectiveParameters(loss, 0.3, **given)).losses
+    made = make_objective(ObjectiveParameters("kldpo", 0.3, tau=2.0, pair_loss=loss, **given))
     assert below is not None
-    torch.testing.assert_close(made.value(s), functionals.kl_tilt(below(s), 2.0, s.weights))
+    truth = functionals.kl_tilt(below(s), 2.0, s.weights)
+    torch.testing.assert_close(made.value(s), truth)
 
 
 def test_group_value() -> None:

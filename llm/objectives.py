@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llm.pair_losses import PAIR_LOSSES, PairParameters, option
+from llm.pair_losses import PAIR_LOSSES, PairParameters, check_values, option
 from llm.scores import Pairs, Scores, Singles
 from theory import functionals
 from theory.losses import kto_loss, least_squares, logistic, squared_hinge
@@ -468,6 +468,8 @@ def _check(p: ObjectiveParameters) -> None:
         raise ValueError(
             f"--flip must be in [0, 1/2), got {p.flip}: at 1/2 the labels say nothing."
         )
+    if spec.of_pair_loss or p.objective in PAIR_LOSSES:
+        check_values(p, _pair_loss_name(p))
 
 
 def _check_wdpo(p: ObjectiveParameters) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llm.scores import Pairs
@@ -29,9 +30,12 @@ class PairParameters:
         0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two"
     )
     pair_loss: str = option("dpo", "loss of a pair under a robust objective")
-    flip: float | None = option(None, "cdpo, rdpo: rate of flipped labels, in [0, 1/2)")
+    flip: float | None = option(None, "cdpo, rdpo, exo: rate of flipped labels, in [0, 1/2)")
     average_tokens: bool = option(
         True, "ipo: average log-ratios over tokens, as TRL does; false: sum, as the theory has it"
+    )
+    discopop_tau: float | None = option(
+        None, "discopop: margin at which the logistic gives way to the exponential loss (0.05)"
     )
 
 
@@ -67,6 +71,20 @@ def _ipo(p: PairParameters, s: Pairs) -> Tensor:
     return losses.ipo_loss(s.chosen_ratio, s.rejected_ratio, p.beta, *lengths)
 
 
+def _rewards(p: PairParameters, s: Pairs) -> tuple[Tensor, Tensor]:
+    return p.beta * s.chosen_ratio, p.beta * s.rejected_ratio
+
+
+def _dpo_norm(p: PairParameters, s: Pairs) -> Tensor:
+    ratios = s.chosen_ratio, s.rejected_ratio
+    return losses.dpo_norm_loss(*ratios, p.beta, s.chosen_length, s.rejected_length)
+
+
+def _discopop(p: PairParameters, s: Pairs) -> Tensor:
+    temperature = 0.05 if p.discopop_tau is None else p.discopop_tau
+    return losses.discopop_loss(margin(p, s), temperature)
+
+
 _ALL = (
     PairLoss(
         "dpo",
@@ -95,5 +113,62 @@ _ALL = (
         "Zhao et al., arXiv:2305.10425",
         lambda p, s: losses.hinge_loss(margin(p, s)),
     ),
+    PairLoss(
+        "dpo_norm",
+        "DPO of log-ratios averaged over tokens (length-normalised)",
+        "TRL 1.16, `sigmoid_norm`",
+        _dpo_norm,
+    ),
+    PairLoss(
+        "exo",
+        "KL from the policy's preference to the smoothed label",
+        "Ji et al., arXiv:2402.00856",
+        lambda p, s: losses.exo_loss(margin(p, s), given(p, "flip")),
+        ("flip",),
+    ),
+    PairLoss(
+        "nca",
+        "noise contrast of each response with the reference (NCA)",
+        "Chen et al., arXiv:2402.05369v3",
+        lambda p, s: losses.nca_loss(*_rewards(p, s)),
+    ),
+    PairLoss(
+        "bco",
+        "a classifier of single responses (BCO, without reward shift)",
+        "Jung et al., arXiv:2404.04656v2",
+        lambda p, s: losses.bco_loss(*_rewards(p, s)),
+    ),
+    PairLoss(
+        "sppo",
+        "log-ratios regressed on ±1/(2 beta) (SPPO, hard labels)",
+        "Wu et al., arXiv:2405.00675",
+        lambda p, s: losses.sppo_loss(s.chosen_ratio, s.rejected_ratio, p.beta),
+    ),
+    PairLoss(
+        "apo_zero",
+        "chosen up, rejected down (APO-zero)",
+        "D'Oosterlinck et al., arXiv:2408.06266",
+        lambda p, s: losses.apo_zero_loss(*_rewards(p, s)),
+    ),
+    PairLoss(
+        "apo_down",
+        "both down, rejected further (APO-down)",
+        "D'Oosterlinck et al., arXiv:2408.06266",
+        lambda p, s: losses.apo_down_loss(*_rewards(p, s)),
+    ),
+    PairLoss(
+        "discopop",
+        "logistic below the reference margin, exponential above (DiscoPOP)",
+        "Lu et al., arXiv:2406.08414",
+        _discopop,
+        optional=("discopop_tau",),
+    ),
 )
 PAIR_LOSSES = {loss.name: loss for loss in _ALL}
+
+
+def check_values(p: PairParameters, name: str) -> None:
+    """Raise ValueError if a parameter is out of the range that the loss itself states: it is asked
+    for the loss of one pair."""
+    one = torch.ones(1)
+    PAIR_LOSSES[name].value(p, Pairs(-one, -one, -one, -one, one, one))

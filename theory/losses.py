@@ -6,6 +6,7 @@ log-ratio is log pi_theta(y|x) - log pi_ref(y|x), summed over the tokens. Any fu
 `theory.functionals` reduces what comes out.
 """
 
+import math
 from inspect import isfunction
 from typing import Any
 
@@ -147,6 +148,185 @@ def rdpo_loss(margin: Tensor, flip: float) -> Tensor:
     return ((1 - flip) * dpo_loss(margin) - flip * dpo_loss(-margin)) / (1 - 2 * flip)
 
 
+def dpo_norm_loss(
+    chosen_ratio: Tensor,
+    rejected_ratio: Tensor,
+    beta: float,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+) -> Tensor:
+    """Length-normalised DPO: DPO of log-ratios that are averaged over their tokens, so that long
+    responses have no larger margins. TRL 1.16, `sigmoid_norm`.
+
+    Args:
+        chosen_ratio: (...) log-ratios of the chosen responses, in nats.
+        rejected_ratio: (...) log-ratios of the rejected responses, in nats.
+        beta: > 0, in tokens/nats: a margin is a difference of averages, so that beta is larger than
+            DPO's by about the length of a response.
+        chosen_length: (...) tokens of the chosen responses.
+        rejected_length: (...) tokens of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import dpo_norm_loss
+    >>> four, two = torch.tensor([4.0]), torch.tensor([2.0])
+    >>> dpo_norm_loss(four, two, 1.0, chosen_length=four, rejected_length=two)  # 1 a token each
+    tensor([0.6931])
+    """
+    return dpo_loss(beta * (chosen_ratio / chosen_length - rejected_ratio / rejected_length))
+
+
+def exo_loss(margin: Tensor, flip: float) -> Tensor:
+    """EXO of a pair, KL((sigma(m), sigma(-m)) || (1 - eps, eps)), whose minimum 0 is at sigma(m) =
+    1 - eps. Eq. (16), arXiv:2402.00856.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        flip: eps in (0, 1/2), the smoothing of the labels; the paper takes 1e-3.
+
+    Returns:
+        (...) losses in nats, not convex in m.
+
+    Raises:
+        ValueError: eps outside of (0, 1/2).
+
+    >>> import torch
+    >>> from theory import exo_loss
+    >>> exo_loss(torch.tensor([0.0]), flip=0.1)
+    tensor([0.5108])
+    """
+    _require_flip(flip)
+    if flip == 0:
+        raise ValueError("exo needs a flip rate above 0, got 0: the KL to (1, 0) is infinite.")
+    return torch.sigmoid(margin) * (logsigmoid(margin) - math.log1p(-flip)) + torch.sigmoid(
+        -margin
+    ) * (logsigmoid(-margin) - math.log(flip))
+
+
+def nca_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """NCA of a pair, l(r+) + (l(-r+) + l(-r-))/2: noise contrast of each response with the
+    reference, against a falling likelihood of the chosen ones. arXiv:2402.05369v3.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import nca_loss
+    >>> nca_loss(torch.tensor([0.0]), torch.tensor([0.0]))  # 2 log 2
+    tensor([1.3863])
+    """
+    below = dpo_loss(-chosen_reward) + dpo_loss(-rejected_reward)
+    return dpo_loss(chosen_reward) + below / 2
+
+
+def bco_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """BCO of a pair without reward shift, l(r+) + l(-r-): a classifier of single responses.
+    arXiv:2404.04656v2, whose shift, a running mean of the rewards, TRL's `bco_pair` has not either.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import bco_loss
+    >>> bco_loss(torch.tensor([0.0]), torch.tensor([0.0]))  # 2 log 2
+    tensor([1.3863])
+    """
+    return dpo_loss(chosen_reward) + dpo_loss(-rejected_reward)
+
+
+def sppo_loss(chosen_ratio: Tensor, rejected_ratio: Tensor, beta: float) -> Tensor:
+    """SPPO with hard labels, (r+ - 1/(2 beta))² + (r- + 1/(2 beta))². Eq. (4.7) of
+    arXiv:2405.00675, with win rates of 1 and 0 and eta = 1/beta.
+
+    Args:
+        chosen_ratio: (...) r+, log-ratios of the chosen responses, in nats.
+        rejected_ratio: (...) r-, log-ratios of the rejected responses, in nats.
+        beta: > 0, in 1/nats.
+
+    Returns:
+        (...) losses, in squared nats.
+
+    >>> import torch
+    >>> from theory import sppo_loss
+    >>> sppo_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, -1.0]), beta=0.5)
+    tensor([2., 0.])
+    """
+    return (chosen_ratio - 0.5 / beta) ** 2 + (rejected_ratio + 0.5 / beta) ** 2
+
+
+def apo_zero_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """APO-zero, sigma(-r+) + sigma(r-): chosen responses up, rejected ones down. Eq. (7),
+    arXiv:2408.06266; for chosen responses that are better than the reference's own.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses between 0 and 2, without a unit.
+
+    >>> import torch
+    >>> from theory import apo_zero_loss
+    >>> apo_zero_loss(torch.tensor([0.0, 9.0]), torch.tensor([0.0, 9.0]))
+    tensor([1., 1.])
+    """
+    return torch.sigmoid(-chosen_reward) + torch.sigmoid(rejected_reward)
+
+
+def apo_down_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """APO-down, sigma(r+) + sigma(r- - r+): both down, rejected responses further. Eq. (8),
+    arXiv:2408.06266; for chosen responses that are worse than the reference's own.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses between 0 and 2, without a unit.
+
+    >>> import torch
+    >>> from theory import apo_down_loss
+    >>> apo_down_loss(torch.tensor([0.0]), torch.tensor([0.0]))
+    tensor([1.])
+    """
+    return torch.sigmoid(chosen_reward) + torch.sigmoid(rejected_reward - chosen_reward)
+
+
+def discopop_loss(margin: Tensor, temperature: float = 0.05) -> Tensor:
+    """DiscoPOP, (1 - s) l(m) + s exp(-m) with s = sigma(m/tau): logistic where the margin is
+    negative, exponential where it is positive. Eq. (5), arXiv:2406.08414.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        temperature: tau > 0, in the unit of the margins.
+
+    Returns:
+        (...) losses in nats, not convex in m.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite.
+
+    >>> import torch
+    >>> from theory import discopop_loss
+    >>> discopop_loss(torch.tensor([-2.0, 0.0, 2.0]))
+    tensor([2.1269, 0.8466, 0.1353])
+    """
+    _require_positive("temperature", temperature)
+    switch = margin / temperature
+    # as one exponent, for exp(-m) overflows where its weight vanishes
+    return torch.sigmoid(-switch) * dpo_loss(margin) + torch.exp(logsigmoid(switch) - margin)
+
+
 def kto_loss(
     ratio: Tensor,
     desirable: Tensor,
@@ -265,6 +445,11 @@ def _require_flip(flip: float) -> None:
         raise ValueError(
             f"the flip rate must be in [0, 1/2), got {flip}: at 1/2 the labels say nothing."
         )
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
 EXPORTS: dict[str, Any] = {

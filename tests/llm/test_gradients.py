@@ -181,6 +181,16 @@ def smoothed(s: Sample, wrong: float, scale: float = 1.0) -> Tensor:
     return (s.p * ((1 - abs(wrong)) * softplus(-m) + wrong * softplus(m))).sum() / scale
 
 
+def nca(s: Sample) -> Tensor:
+    u, v = BETA * s.u, BETA * s.v
+    return (s.p * (softplus(-u) + 0.5 * softplus(u) + 0.5 * softplus(v))).sum()
+
+
+def normalised(s: Sample) -> Tensor:
+    u, v = s.u / s.lengths[: len(s.u)], s.v / s.lengths[len(s.u) :]
+    return (s.p * softplus(-BETA * (u - v))).sum()
+
+
 PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "dpo": ({}, lambda s: (s.p * s.losses).sum()),
     "ipo": ({}, lambda s: ipo(s, s.lengths)),
@@ -191,6 +201,8 @@ PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "cdpo": ({"flip": 0.2}, lambda s: smoothed(s, 0.2)),
     "rdpo": ({"flip": 0.2}, lambda s: smoothed(s, -0.2, 0.6)),
     "hinge": ({}, lambda s: (s.p * torch.relu(1 - BETA * (s.u - s.v))).sum()),
+    "nca": ({}, nca),
+    "dpo_norm": ({}, normalised),
     "dr_dpo": ({"b": 0.3}, lambda s: -tilted(-s.losses, s.p, 0.3)),
     "kldpo tau": ({"objective": "kldpo", "tau": 0.1}, lambda s: tilted(s.losses, s.p, 0.1)),
     "kldpo rho": ({"objective": "kldpo", "rho": 0.3}, worst(ball_of_kl)),

@@ -106,6 +106,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "alpha": ({"objective": "cvar", "alpha": 1.5}, r"in \(0, 1\], got 1.5"),
     "flip": ({"objective": "rdpo", "flip": 0.5}, r"--flip must be in \[0, 1/2\), got 0.5"),
+    "flip of exo": ({"objective": "exo", "flip": 0.0}, "exo needs a flip rate above 0"),
+    "discopop's temperature": (
+        {"objective": "kldpo", "tau": 1.0, "pair_loss": "discopop", "discopop_tau": -1.0},
+        "temperature must be positive and finite, got -1.0",
+    ),
+    "discopop's temperature not taken": (
+        {"discopop_tau": 1.0},
+        r"dpo does not take --discopop_tau \(got 1.0\)",
+    ),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
     "released squared": (
@@ -146,6 +155,15 @@ def dpo(s: Pairs) -> Tensor:
     return losses.dpo_loss(margin(s))
 
 
+def of_rewards(loss: Callable[[Tensor, Tensor], Tensor], s: Pairs) -> Tensor:
+    return functionals.mean(loss(0.3 * s.chosen_ratio, 0.3 * s.rejected_ratio), s.weights)
+
+
+def averaged(loss: Callable[..., Tensor], s: Pairs) -> Tensor:
+    lengths = s.chosen_length, s.rejected_length
+    return functionals.mean(loss(s.chosen_ratio, s.rejected_ratio, 0.3, *lengths), s.weights)
+
+
 OF_SETS: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {  # sets added later
     kind.facts.objective: (
         {kind.facts.option or "": example_size(kind, 0.4)},
@@ -174,6 +192,22 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
         lambda s: functionals.mean(losses.rdpo_loss(margin(s), 0.1), s.weights),
     ),
     "hinge": ({}, lambda s: functionals.mean(losses.hinge_loss(margin(s)), s.weights)),
+    "dpo_norm": ({}, lambda s: averaged(losses.dpo_norm_loss, s)),
+    "exo": ({"flip": 0.1}, lambda s: functionals.mean(losses.exo_loss(margin(s), 0.1), s.weights)),
+    "nca": ({}, lambda s: of_rewards(losses.nca_loss, s)),
+    "bco": ({}, lambda s: of_rewards(losses.bco_loss, s)),
+    "sppo": (
+        {},
+        lambda s: functionals.mean(
+            losses.sppo_loss(s.chosen_ratio, s.rejected_ratio, 0.3), s.weights
+        ),
+    ),
+    "apo_zero": ({}, lambda s: of_rewards(losses.apo_zero_loss, s)),
+    "apo_down": ({}, lambda s: of_rewards(losses.apo_down_loss, s)),
+    "discopop": (
+        {"discopop_tau": 0.5},
+        lambda s: functionals.mean(losses.discopop_loss(margin(s), 0.5), s.weights),
+    ),
     "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
     "kldpo": ({"tau": 0.4}, lambda s: functionals.kl_tilt(dpo(s), 0.4, s.weights)),
     "cvar": ({"alpha": 0.4}, lambda s: functionals.cvar(dpo(s), 0.4, s.weights)),

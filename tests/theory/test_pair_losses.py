@@ -1,0 +1,150 @@
+"""The losses of a pair that other trainers know, against formulas written out in numpy, their own
+limits, and derivatives by hand."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from theory import (
+    apo_down_loss,
+    apo_zero_loss,
+    bco_loss,
+    discopop_loss,
+    dpo_loss,
+    dpo_norm_loss,
+    exo_loss,
+    nca_loss,
+    sppo_loss,
+)
+
+M = torch.tensor([-3.0, -0.4, 0.0, 0.7, 4.0], dtype=torch.float64)
+A, B = M.flip(0) / 2, M + 0.3  # rewards, or log-ratios, of chosen and rejected responses
+LONG, SHORT = torch.tensor([3, 1, 4, 1, 5]), torch.tensor([2, 7, 1, 8, 2])
+
+
+def sigma(x: Tensor) -> np.ndarray:
+    return 1 / (1 + np.exp(-x.numpy()))
+
+
+def log1pexp(x: Tensor) -> np.ndarray:
+    return np.logaddexp(0, x.numpy())
+
+
+def odds(logp: Tensor) -> np.ndarray:
+    p = np.exp(logp.numpy())
+    return p / (1 - p)
+
+
+FORMULAS: dict[str, tuple[Tensor, np.ndarray]] = {
+    "dpo_norm": (
+        dpo_norm_loss(A, B, 0.7, LONG, SHORT),
+        log1pexp(-0.7 * (A / LONG - B / SHORT)),
+    ),
+    "exo": (
+        exo_loss(M, 0.2),
+        sigma(M) * np.log(sigma(M) / 0.8) + sigma(-M) * np.log(sigma(-M) / 0.2),
+    ),
+    "nca": (nca_loss(A, B), log1pexp(-A) + 0.5 * log1pexp(A) + 0.5 * log1pexp(B)),
+    "bco": (bco_loss(A, B), log1pexp(-A) + log1pexp(B)),
+    "sppo": (sppo_loss(A, B, 0.25), (A.numpy() - 2) ** 2 + (B.numpy() + 2) ** 2),
+    "apo_zero": (apo_zero_loss(A, B), 1 - sigma(A) + sigma(B)),
+    "apo_down": (apo_down_loss(A, B), sigma(A) + 1 - sigma(A - B)),
+    "discopop": (
+        discopop_loss(M, 0.5),
+        sigma(-M / 0.5) * log1pexp(-M) + sigma(M / 0.5) * np.exp(-M.numpy()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas(name: str) -> None:
+    found, truth = FORMULAS[name]
+    np.testing.assert_allclose(found.numpy(), truth, rtol=1e-12, atol=1e-15)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "dpo_norm": lambda a, b: dpo_norm_loss(a, b, 0.7, LONG, SHORT),
+    "exo": lambda a, b: exo_loss(a - b, 0.2),
+    "nca": nca_loss,
+    "bco": bco_loss,
+    "sppo": lambda a, b: sppo_loss(a, b, 0.25),
+    "apo_zero": apo_zero_loss,
+    "apo_down": apo_down_loss,
+    "discopop": lambda a, b: discopop_loss(a - b),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_differences(name: str) -> None:
+    a, b = (x.clone().requires_grad_() for x in (A, B))
+    assert torch.autograd.gradcheck(LOSSES[name], (a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_float_and_no_overflow(name: str, dtype: torch.dtype) -> None:
+    """At log-ratios of ±300, too, where exp overflows in both; orpo's log-probabilities stay below
+    0."""
+    far = torch.tensor([-300.0, 300.0, 0.0, -300.0, 300.0])
+    for a, b in ((A, B), (far, -far), (far, far)):
+        if name == "orpo":
+            a, b = a - 301, b - 301
+        low = [x.detach().to(dtype).requires_grad_() for x in (a, b)]
+        found = LOSSES[name](*low)
+        assert found.dtype == dtype and found.isfinite().all()
+        assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum(), low))
+        truth = LOSSES[name](*(x.detach().double() for x in low))
+        digits = 3e-2 if dtype == torch.bfloat16 else 1e-5
+        np.testing.assert_allclose(
+            found.detach().double(), truth, rtol=digits, atol=digits * float(truth.abs().max())
+        )
+
+
+# ------------------------------------------------------------------------------ truths of their own
+def slope(loss: Callable[[Tensor], Tensor], m: Tensor) -> np.ndarray:
+    leaf = m.clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf).sum(), leaf)[0].numpy()
+
+
+def test_exo_is_least_at_the_smoothed_label() -> None:
+    """A KL: zero where sigma(m) = 1 - eps, positive elsewhere."""
+    m = torch.linspace(-6, 8, 141, dtype=torch.float64)
+    best = torch.tensor(math.log(0.9 / 0.1), dtype=torch.float64)
+    assert exo_loss(best, 0.1).item() == pytest.approx(0, abs=1e-15)
+    assert (exo_loss(m, 0.1) >= 0).all()
+    assert slope(lambda x: exo_loss(x, 0.1), best).item() == pytest.approx(0, abs=1e-14)
+    for flip in (0.0, 0.5, -0.1):
+        with pytest.raises(ValueError, match="flip rate"):
+            exo_loss(m, flip)
+
+
+def test_sppo_is_least_at_half_over_beta() -> None:
+    r = torch.tensor([2.0]).double()
+    assert sppo_loss(r, -r, 0.25).item() == 0
+
+
+def test_nca_keeps_a_lone_chosen_response_where_it_is_likely() -> None:
+    """The rewards that minimise it are finite: sigma(r+) = 2/3, where DPO's are infinite."""
+    r = torch.tensor([2.0], dtype=torch.float64).log()
+    assert slope(lambda x: nca_loss(x, -r), r).item() == pytest.approx(0, abs=1e-14)
+
+
+def test_discopop_has_the_logistic_and_the_exponential_at_its_ends() -> None:
+    m = torch.tensor([-2.0, 2.0]).double()
+    ends = [dpo_loss(m)[0].item(), math.exp(-2)]
+    np.testing.assert_allclose(discopop_loss(m, 0.01).numpy(), ends, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"temperature must be positive and finite, got 0"):
+        discopop_loss(m, 0.0)
+
+
+def test_length_normalised_dpo_does_not_see_repetition() -> None:
+    """A response of twice the tokens with the same log-ratio each has the same loss; at length 1 it
+    is DPO."""
+    once = dpo_norm_loss(A, B, 0.7, LONG, SHORT)
+    torch.testing.assert_close(dpo_norm_loss(2 * A, B, 0.7, 2 * LONG, SHORT), once)
+    one = torch.ones_like(LONG)
+    torch.testing.assert_close(dpo_norm_loss(A, B, 0.7, one, one), dpo_loss(0.7 * (A - B)))

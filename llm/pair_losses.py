@@ -37,6 +37,9 @@ class PairParameters:
     discopop_tau: float | None = option(
         None, "discopop: margin at which the logistic gives way to the exponential loss (0.05)"
     )
+    gamma: float | None = option(
+        None, "hoelder: power of the probability; the larger, the less pull of unlikely pairs"
+    )
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,13 @@ _ALL = (
         "Lu et al., arXiv:2406.08414",
         _discopop,
         optional=("discopop_tau",),
+    ),
+    PairLoss(
+        "hoelder",
+        "Hoelder-DPO: pairs that look mislabelled lose their pull",
+        "Fujisawa et al., arXiv:2505.17859v2",
+        lambda p, s: losses.hoelder_loss(margin(p, s), given(p, "gamma")),
+        ("gamma",),
     ),
 )
 PAIR_LOSSES = {loss.name: loss for loss in _ALL}

@@ -327,6 +327,35 @@ def discopop_loss(margin: Tensor, temperature: float = 0.05) -> Tensor:
     return torch.sigmoid(-switch) * dpo_loss(margin) + torch.exp(logsigmoid(switch) - margin)
 
 
+def hoelder_loss(margin: Tensor, gamma: float) -> Tensor:
+    """Hoelder-DPO, -(1 + gamma) sigma(m)^gamma + gamma sigma(m)^(1 + gamma), as its authors' code
+    has it. arXiv:2505.17859v2.
+
+    Its slope, -gamma (1 + gamma) sigma(m)^gamma (1 - sigma(m))², redescends: a pair that the policy
+    takes for mislabelled, m -> -inf, loses its pull. For gamma -> 0, (loss + 1)/gamma tends to
+    -log sigma(m) + sigma(m) - 1, whose slope is DPO's times 1 - sigma(m): DPO's where m -> -inf,
+    and not elsewhere, for the sum over the sample stands in the place of a normalising integral.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        gamma: > 0; the larger, the smaller the pull of pairs far on the wrong side.
+
+    Returns:
+        (...) losses between -1 and 0, without a unit, not convex in m.
+
+    Raises:
+        ValueError: a gamma that is not positive and finite.
+
+    >>> import torch
+    >>> from theory import hoelder_loss
+    >>> hoelder_loss(torch.tensor([0.0, 20.0]), gamma=2.0)
+    tensor([-0.5000, -1.0000])
+    """
+    _require_positive("gamma", gamma)
+    power = torch.exp(gamma * logsigmoid(margin))  # sigma^gamma, to its digits far in the tail
+    return power * (gamma * torch.sigmoid(margin) - (1 + gamma))
+
+
 def kto_loss(
     ratio: Tensor,
     desirable: Tensor,

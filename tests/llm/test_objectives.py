@@ -115,6 +115,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"discopop_tau": 1.0},
         r"dpo does not take --discopop_tau \(got 1.0\)",
     ),
+    "gamma": ({"objective": "hoelder", "gamma": 0.0}, "gamma must be positive and finite, got 0.0"),
+    "missing gamma": ({"objective": "hoelder"}, "hoelder needs --gamma"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
     "released squared": (
@@ -207,6 +209,10 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     "discopop": (
         {"discopop_tau": 0.5},
         lambda s: functionals.mean(losses.discopop_loss(margin(s), 0.5), s.weights),
+    ),
+    "hoelder": (
+        {"gamma": 1.5},
+        lambda s: functionals.mean(losses.hoelder_loss(margin(s), 1.5), s.weights),
     ),
     "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
     "kldpo": ({"tau": 0.4}, lambda s: functionals.kl_tilt(dpo(s), 0.4, s.weights)),

@@ -17,6 +17,7 @@ from theory import (
     dpo_loss,
     dpo_norm_loss,
     exo_loss,
+    hoelder_loss,
     nca_loss,
     sppo_loss,
 )
@@ -57,6 +58,7 @@ FORMULAS: dict[str, tuple[Tensor, np.ndarray]] = {
         discopop_loss(M, 0.5),
         sigma(-M / 0.5) * log1pexp(-M) + sigma(M / 0.5) * np.exp(-M.numpy()),
     ),
+    "hoelder": (hoelder_loss(M, 1.5), -2.5 * sigma(M) ** 1.5 + 1.5 * sigma(M) ** 2.5),
 }
 
 
@@ -75,6 +77,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "apo_zero": apo_zero_loss,
     "apo_down": apo_down_loss,
     "discopop": lambda a, b: discopop_loss(a - b),
+    "hoelder": lambda a, b: hoelder_loss(a - b, 1.5),
 }
 
 
@@ -148,3 +151,27 @@ def test_length_normalised_dpo_does_not_see_repetition() -> None:
     torch.testing.assert_close(dpo_norm_loss(2 * A, B, 0.7, 2 * LONG, SHORT), once)
     one = torch.ones_like(LONG)
     torch.testing.assert_close(dpo_norm_loss(A, B, 0.7, one, one), dpo_loss(0.7 * (A - B)))
+
+
+@pytest.mark.parametrize("gamma", [0.1, 1.0, 3.0])
+def test_hoelder_redescends(gamma: float) -> None:
+    """The slope is that of the formula, and vanishes on the side of the mislabelled, where DPO's
+    tends to -1."""
+    truth = -gamma * (1 + gamma) * sigma(M) ** gamma * sigma(-M) ** 2
+    np.testing.assert_allclose(slope(lambda x: hoelder_loss(x, gamma), M), truth, rtol=1e-12)
+    far = torch.tensor([-100.0 / gamma]).double()
+    assert abs(slope(lambda x: hoelder_loss(x, gamma), far).item()) < 1e-40
+    assert slope(dpo_loss, far).item() == pytest.approx(-1)
+
+
+def test_hoelder_tends_to_a_loss_near_that_of_dpo() -> None:
+    """(loss + 1)/gamma -> -log sigma + sigma - 1, with an error of the order of gamma log² sigma;
+    where sigma -> 0 that is DPO less 1, but its slope is -(1 - sigma)² and not -(1 - sigma)."""
+    gamma = 1e-6
+    limit = log1pexp(-M) + sigma(M) - 1
+    found = (hoelder_loss(M, gamma).numpy() + 1) / gamma
+    np.testing.assert_allclose(found, limit, rtol=0, atol=gamma * (1 + log1pexp(-M).max()) ** 2)
+    found = slope(lambda x: hoelder_loss(x, gamma), M) / gamma
+    np.testing.assert_allclose(found, -(sigma(-M) ** 2), rtol=gamma * (2 + log1pexp(-M).max()))
+    with pytest.raises(ValueError, match=r"gamma must be positive and finite, got -1"):
+        hoelder_loss(M, -1.0)

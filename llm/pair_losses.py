@@ -40,6 +40,9 @@ class PairParameters:
     gamma: float | None = option(
         None, "hoelder: power of the probability; the larger, the less pull of unlikely pairs"
     )
+    limit: float | None = option(
+        None, "winsorised: largest size of a margin (of beta times a difference of log-ratios)"
+    )
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,13 @@ _ALL = (
         "Fujisawa et al., arXiv:2505.17859v2",
         lambda p, s: losses.hoelder_loss(margin(p, s), given(p, "gamma")),
         ("gamma",),
+    ),
+    PairLoss(
+        "winsorised",
+        "DPO of margins cut at ±--limit",
+        "the clipping of chi-PO, Huang et al., arXiv:2407.13399v3; cf. wDPO, arXiv:2603.07211v1",
+        lambda p, s: losses.winsorised_loss(margin(p, s), given(p, "limit")),
+        ("limit",),
     ),
 )
 PAIR_LOSSES = {loss.name: loss for loss in _ALL}

@@ -356,6 +356,33 @@ def hoelder_loss(margin: Tensor, gamma: float) -> Tensor:
     return power * (gamma * torch.sigmoid(margin) - (1 + gamma))
 
 
+def winsorised_loss(margin: Tensor, limit: float) -> Tensor:
+    """DPO of margins that are winsorised: m below -c or above c counts as -c or c, so that no loss
+    is above log(1 + exp(c)) and pairs beyond the limits have no pull.
+
+    With the link `chi_link` and c = 2 R_max it is chi-PO, arXiv:2407.13399v3. Capping the largest
+    losses is also the second step of wDPO, arXiv:2603.07211v1, which does so softly and corrects
+    labels before it: its formulas have not been read.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        limit: c > 0, in the unit of the margins.
+
+    Returns:
+        (...) losses in nats, not convex in m.
+
+    Raises:
+        ValueError: a limit that is not positive and finite.
+
+    >>> import torch
+    >>> from theory import winsorised_loss
+    >>> winsorised_loss(torch.tensor([-9.0, -1.0, 0.0, 9.0]), limit=1.0)
+    tensor([1.3133, 1.3133, 0.6931, 0.3133])
+    """
+    _require_positive("limit", limit)
+    return dpo_loss(margin.clamp(-limit, limit))
+
+
 def kto_loss(
     ratio: Tensor,
     desirable: Tensor,

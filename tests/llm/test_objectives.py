@@ -117,6 +117,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "gamma": ({"objective": "hoelder", "gamma": 0.0}, "gamma must be positive and finite, got 0.0"),
     "missing gamma": ({"objective": "hoelder"}, "hoelder needs --gamma"),
+    "limit": ({"objective": "winsorised", "limit": -1.0}, "limit must be positive and finite"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
     "released squared": (
@@ -213,6 +214,10 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     "hoelder": (
         {"gamma": 1.5},
         lambda s: functionals.mean(losses.hoelder_loss(margin(s), 1.5), s.weights),
+    ),
+    "winsorised": (
+        {"limit": 0.7},
+        lambda s: functionals.mean(losses.winsorised_loss(margin(s), 0.7), s.weights),
     ),
     "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
     "kldpo": ({"tau": 0.4}, lambda s: functionals.kl_tilt(dpo(s), 0.4, s.weights)),

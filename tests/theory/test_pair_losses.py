@@ -20,6 +20,7 @@ from theory import (
     hoelder_loss,
     nca_loss,
     sppo_loss,
+    winsorised_loss,
 )
 
 M = torch.tensor([-3.0, -0.4, 0.0, 0.7, 4.0], dtype=torch.float64)
@@ -59,6 +60,10 @@ FORMULAS: dict[str, tuple[Tensor, np.ndarray]] = {
         sigma(-M / 0.5) * log1pexp(-M) + sigma(M / 0.5) * np.exp(-M.numpy()),
     ),
     "hoelder": (hoelder_loss(M, 1.5), -2.5 * sigma(M) ** 1.5 + 1.5 * sigma(M) ** 2.5),
+    "winsorised": (
+        winsorised_loss(M, 1.0),
+        np.log1p(np.exp(-np.array([-1.0, -0.4, 0.0, 0.7, 1.0]))),
+    ),
 }
 
 
@@ -78,6 +83,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "apo_down": apo_down_loss,
     "discopop": lambda a, b: discopop_loss(a - b),
     "hoelder": lambda a, b: hoelder_loss(a - b, 1.5),
+    "winsorised": lambda a, b: winsorised_loss(a - b, 2.0),
 }
 
 
@@ -175,3 +181,17 @@ def test_hoelder_tends_to_a_loss_near_that_of_dpo() -> None:
     np.testing.assert_allclose(found, -(sigma(-M) ** 2), rtol=gamma * (2 + log1pexp(-M).max()))
     with pytest.raises(ValueError, match=r"gamma must be positive and finite, got -1"):
         hoelder_loss(M, -1.0)
+
+
+def test_winsorised_is_dpo_inside_its_limits() -> None:
+    inside, far = M[1:4], torch.tensor([-9.0, 9.0]).double()
+    assert torch.equal(winsorised_loss(inside, 1.0), dpo_loss(inside))
+    assert torch.equal(winsorised_loss(M, 100.0), dpo_loss(M))
+    edges = winsorised_loss(far, 1.0).tolist()
+    assert edges == pytest.approx([math.log(1 + math.e), math.log(1 + 1 / math.e)])
+    assert not slope(lambda x: winsorised_loss(x, 1.0), far).any()
+    np.testing.assert_array_equal(
+        slope(lambda x: winsorised_loss(x, 1.0), inside), slope(dpo_loss, inside)
+    )
+    with pytest.raises(ValueError, match=r"limit must be positive and finite, got inf"):
+        winsorised_loss(M, math.inf)

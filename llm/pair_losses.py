@@ -43,6 +43,7 @@ class PairParameters:
     limit: float | None = option(
         None, "winsorised: largest size of a margin (of beta times a difference of log-ratios)"
     )
+    target_margin: float | None = option(None, "simpo: gamma, the margin that is aimed at")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def _dpo_norm(p: PairParameters, s: Pairs) -> Tensor:
 def _discopop(p: PairParameters, s: Pairs) -> Tensor:
     temperature = 0.05 if p.discopop_tau is None else p.discopop_tau
     return losses.discopop_loss(margin(p, s), temperature)
+
+
+def _simpo(p: PairParameters, s: Pairs) -> Tensor:
+    lengths = s.chosen_length, s.rejected_length
+    return losses.simpo_loss(s.chosen, s.rejected, p.beta, given(p, "target_margin"), *lengths)
 
 
 _ALL = (
@@ -182,6 +188,13 @@ _ALL = (
         "the clipping of chi-PO, Huang et al., arXiv:2407.13399v3; cf. wDPO, arXiv:2603.07211v1",
         lambda p, s: losses.winsorised_loss(margin(p, s), given(p, "limit")),
         ("limit",),
+    ),
+    PairLoss(
+        "simpo",
+        "DPO of mean token log-probabilities, without reference (SimPO)",
+        "Meng et al., arXiv:2405.14734",
+        _simpo,
+        ("target_margin",),
     ),
 )
 PAIR_LOSSES = {loss.name: loss for loss in _ALL}

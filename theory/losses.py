@@ -383,6 +383,42 @@ def winsorised_loss(margin: Tensor, limit: float) -> Tensor:
     return dpo_loss(margin.clamp(-limit, limit))
 
 
+def simpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    target_margin: float,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+) -> Tensor:
+    """SimPO, l(beta (a+ - a-) - gamma) with a the mean log-probability of a token: DPO without a
+    reference. arXiv:2405.14734.
+
+    Args:
+        chosen: (...) log-probabilities of the chosen responses under the policy, in nats.
+        rejected: (...) log-probabilities of the rejected responses, in nats.
+        beta: > 0, in tokens/nats; the paper takes 2 to 10.
+        target_margin: gamma >= 0, the margin that is aimed at, a number without a unit.
+        chosen_length: (...) tokens of the chosen responses.
+        rejected_length: (...) tokens of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    Raises:
+        ValueError: a target margin that is negative or not finite.
+
+    >>> import torch
+    >>> from theory import simpo_loss
+    >>> one, two = torch.tensor([-2.0]), torch.tensor([-4.0])
+    >>> simpo_loss(one, two, 1.0, 0.0, chosen_length=-one, rejected_length=-two)  # -1 a token each
+    tensor([0.6931])
+    """
+    if not 0 <= target_margin < math.inf:
+        raise ValueError(f"target_margin must not be negative, got {target_margin}.")
+    return dpo_loss(beta * (chosen / chosen_length - rejected / rejected_length) - target_margin)
+
+
 def kto_loss(
     ratio: Tensor,
     desirable: Tensor,

@@ -1,6 +1,7 @@
 """Against TRL: its loss code on the same numbers, and its DPO trainer on the same data."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,21 @@ def test_gradients_of_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa:
     scored = pairs["mask"][:, 1:]
     found, truth = (torch.autograd.grad(x, tokens)[0] * scored for x in (ours, theirs))
     assert (found - truth).norm() <= (1e-6 if name == "exo" else 1e-10) * truth.norm()
+
+
+def test_simpo(pairs: dict[str, Any]) -> None:  # noqa: F811
+    """What CPO's trainer makes of mean log-probabilities."""
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    s = scores_of(pairs)
+    accelerator = SimpleNamespace(device=torch.device("cpu"))
+    stub = SimpleNamespace(
+        loss_type="simpo", alpha=0.0, beta=2.0, simpo_gamma=0.5, label_smoothing=0.0
+    )
+    stub.accelerator = accelerator
+    means = s.chosen / s.chosen_length, s.rejected / s.rejected_length
+    theirs = cpo.CPOTrainer.cpo_loss(stub, *means)[0].mean()
+    ours = make_objective(ObjectiveParameters("simpo", 2.0, target_margin=0.5)).value(s)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
 
 
 def texts(count: int) -> Dataset:

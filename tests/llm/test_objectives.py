@@ -118,6 +118,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "gamma": ({"objective": "hoelder", "gamma": 0.0}, "gamma must be positive and finite, got 0.0"),
     "missing gamma": ({"objective": "hoelder"}, "hoelder needs --gamma"),
     "limit": ({"objective": "winsorised", "limit": -1.0}, "limit must be positive and finite"),
+    "target": (
+        {"objective": "simpo", "target_margin": -0.1},
+        "target_margin must not be negative, got -0.1",
+    ),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
     "released squared": (
@@ -218,6 +222,13 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     "winsorised": (
         {"limit": 0.7},
         lambda s: functionals.mean(losses.winsorised_loss(margin(s), 0.7), s.weights),
+    ),
+    "simpo": (
+        {"target_margin": 0.2},
+        lambda s: functionals.mean(
+            losses.simpo_loss(s.chosen, s.rejected, 0.3, 0.2, s.chosen_length, s.rejected_length),
+            s.weights,
+        ),
     ),
     "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
     "kldpo": ({"tau": 0.4}, lambda s: functionals.kl_tilt(dpo(s), 0.4, s.weights)),

@@ -19,6 +19,7 @@ from theory import (
     exo_loss,
     hoelder_loss,
     nca_loss,
+    simpo_loss,
     sppo_loss,
     winsorised_loss,
 )
@@ -64,6 +65,10 @@ FORMULAS: dict[str, tuple[Tensor, np.ndarray]] = {
         winsorised_loss(M, 1.0),
         np.log1p(np.exp(-np.array([-1.0, -0.4, 0.0, 0.7, 1.0]))),
     ),
+    "simpo": (
+        simpo_loss(A, B, 2.0, 0.5, LONG, SHORT),
+        log1pexp(0.5 - 2 * (A / LONG - B / SHORT)),
+    ),
 }
 
 
@@ -84,6 +89,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "discopop": lambda a, b: discopop_loss(a - b),
     "hoelder": lambda a, b: hoelder_loss(a - b, 1.5),
     "winsorised": lambda a, b: winsorised_loss(a - b, 2.0),
+    "simpo": lambda a, b: simpo_loss(a, b, 2.0, 0.5, LONG, SHORT),
 }
 
 
@@ -195,3 +201,13 @@ def test_winsorised_is_dpo_inside_its_limits() -> None:
     )
     with pytest.raises(ValueError, match=r"limit must be positive and finite, got inf"):
         winsorised_loss(M, math.inf)
+
+
+def test_simpo_is_length_normalised_dpo_with_a_margin() -> None:
+    """With a reference of probability 1 and no target; the target moves the margin."""
+    plain = dpo_norm_loss(A, B, 2.0, LONG, SHORT)
+    torch.testing.assert_close(simpo_loss(A, B, 2.0, 0.0, LONG, SHORT), plain)
+    one = torch.ones_like(LONG)
+    torch.testing.assert_close(simpo_loss(A, B, 1.0, 0.4, one, one), dpo_loss(A - B - 0.4))
+    with pytest.raises(ValueError, match="target_margin must not be negative, got -1"):
+        simpo_loss(A, B, 2.0, -1.0, LONG, SHORT)

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llm.pair_losses import PAIR_LOSSES, PairParameters, check_values, option
+from llm.pair_losses import LINKS, PAIR_LOSSES, PairParameters, check_values, option
 from llm.scores import Pairs, Scores, Singles
 from theory import functionals
 from theory.losses import kto_loss, least_squares, logistic, squared_hinge
@@ -58,7 +58,7 @@ class ObjectiveParameters(PairParameters):
     >>> make_objective(ObjectiveParameters("cvar", alpha=0.3, rho=0.1))
     Traceback (most recent call last):
     ...
-    ValueError: cvar does not take --rho (got 0.1); it takes alpha.
+    ValueError: cvar does not take --rho (got 0.1); it takes alpha, link, link_alpha.
     """
 
     tau: float | None = option(
@@ -402,6 +402,9 @@ def objectives_table() -> str:
         takes += [f"`--{name}`" for name in spec.optional]
         takes += ["`--pair_loss`"] if spec.of_pair_loss else []
         rows.append(f"| `{spec.name}` | {spec.about} | {', '.join(takes)} | {spec.source} |")
+    rows += ["", "| `--link` | in the place of a log-ratio r: f' of the divergence | source |"]
+    rows.append("|---|---|---|")
+    rows += [f"| `{link.name}` | {link.about} | {link.source} |" for link in LINKS.values()]
     return "\n".join(rows)
 
 

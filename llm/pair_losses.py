@@ -44,6 +44,14 @@ class PairParameters:
         None, "winsorised: largest size of a margin (of beta times a difference of log-ratios)"
     )
     target_margin: float | None = option(None, "simpo: gamma, the margin that is aimed at")
+    link: str | None = option(
+        None,
+        "what takes the place of the log-ratios in a margin: forward_kl, jensen_shannon, alpha, chi"
+        " (default: the log-ratios)",
+    )
+    link_alpha: float | None = option(
+        None, "--link alpha: alpha as TRL has it, 1 minus that of arXiv:2309.16240"
+    )
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,62 @@ class PairLoss:
     optional: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Link:
+    """A function of log-ratios that takes their place in a margin: f' of the f-divergence that
+    holds the policy to the reference."""
+
+    name: str
+    about: str
+    source: str
+    value: Callable[[PairParameters, Tensor], Tensor]
+
+
+_F_DPO = "Wang et al., arXiv:2309.16240"
+_LINKS = (
+    Link("forward_kl", "1 - exp(-r): forward KL", _F_DPO, lambda p, r: losses.forward_kl_link(r)),
+    Link(
+        "jensen_shannon",
+        "log 2 + log sigma(r): Jensen-Shannon",
+        _F_DPO,
+        lambda p, r: losses.jensen_shannon_link(r),
+    ),
+    Link(
+        "alpha",
+        "(exp((a - 1) r) - 1)/(a - 1): alpha-divergence, a = --link_alpha",
+        _F_DPO,
+        lambda p, r: losses.alpha_link(r, given(p, "link_alpha")),
+    ),
+    Link(
+        "chi",
+        "exp(r) + r: KL and chi-squared; with winsorised and --limit 2 R_max it is chi-PO",
+        "Huang et al., arXiv:2407.13399v3",
+        lambda p, r: losses.chi_link(r),
+    ),
+)
+LINKS = {link.name: link for link in _LINKS}
+
+
+def linked_ratios(p: PairParameters, s: Pairs) -> tuple[Tensor, Tensor]:
+    """The log-ratios of chosen and rejected responses, each (n,), or what --link makes of them."""
+    if p.link is None and p.link_alpha is None:
+        return s.chosen_ratio, s.rejected_ratio
+    if p.link is not None and p.link not in LINKS:
+        raise ValueError(f"unknown --link {p.link!r}; there are {', '.join(LINKS)}.")
+    if p.link is None or (p.link == "alpha") != (p.link_alpha is not None):
+        raise ValueError(
+            f"--link alpha needs --link_alpha, and no other link takes it; got --link {p.link} and"
+            f" --link_alpha {p.link_alpha}."
+        )
+    link = LINKS[p.link].value
+    return link(p, s.chosen_ratio), link(p, s.rejected_ratio)
+
+
 def margin(p: PairParameters, s: Pairs) -> Tensor:
-    """m of Eq. (1), arXiv:2502.01930v4: beta times the difference of the log-ratios, (n,)."""
-    return p.beta * (s.chosen_ratio - s.rejected_ratio)
+    """m of Eq. (1), arXiv:2502.01930v4: beta times the difference of the log-ratios, or of what
+    --link makes of them, (n,)."""
+    chosen, rejected = linked_ratios(p, s)
+    return p.beta * (chosen - rejected)
 
 
 def given(p: PairParameters, name: str) -> float:
@@ -75,7 +136,7 @@ def given(p: PairParameters, name: str) -> float:
 
 def _ipo(p: PairParameters, s: Pairs) -> Tensor:
     lengths = (s.chosen_length, s.rejected_length) if p.average_tokens else ()
-    return losses.ipo_loss(s.chosen_ratio, s.rejected_ratio, p.beta, *lengths)
+    return losses.ipo_loss(*linked_ratios(p, s), p.beta, *lengths)
 
 
 def _rewards(p: PairParameters, s: Pairs) -> tuple[Tensor, Tensor]:
@@ -83,7 +144,7 @@ def _rewards(p: PairParameters, s: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def _dpo_norm(p: PairParameters, s: Pairs) -> Tensor:
-    ratios = s.chosen_ratio, s.rejected_ratio
+    ratios = linked_ratios(p, s)
     return losses.dpo_norm_loss(*ratios, p.beta, s.chosen_length, s.rejected_length)
 
 
@@ -97,20 +158,25 @@ def _simpo(p: PairParameters, s: Pairs) -> Tensor:
     return losses.simpo_loss(s.chosen, s.rejected, p.beta, given(p, "target_margin"), *lengths)
 
 
+_LINK = ("link", "link_alpha")
+
+
 _ALL = (
     PairLoss(
         "dpo",
         "the mean DPO loss",
         "Rafailov et al., arXiv:2305.18290",
         lambda p, s: losses.dpo_loss(margin(p, s)),
+        optional=_LINK,
     ),
-    PairLoss("ipo", "the mean IPO loss", "Azar et al., arXiv:2310.12036", _ipo),
+    PairLoss("ipo", "the mean IPO loss", "Azar et al., arXiv:2310.12036", _ipo, optional=_LINK),
     PairLoss(
         "cdpo",
         "DPO with smoothed labels",
         "Mitchell (2023)",
         lambda p, s: losses.cdpo_loss(margin(p, s), given(p, "flip")),
         ("flip",),
+        _LINK,
     ),
     PairLoss(
         "rdpo",
@@ -118,18 +184,21 @@ _ALL = (
         "Chowdhury et al., arXiv:2403.00409",
         lambda p, s: losses.rdpo_loss(margin(p, s), given(p, "flip")),
         ("flip",),
+        _LINK,
     ),
     PairLoss(
         "hinge",
         "the mean hinge loss (SLiC)",
         "Zhao et al., arXiv:2305.10425",
         lambda p, s: losses.hinge_loss(margin(p, s)),
+        optional=_LINK,
     ),
     PairLoss(
         "dpo_norm",
         "DPO of log-ratios averaged over tokens (length-normalised)",
         "TRL 1.16, `sigmoid_norm`",
         _dpo_norm,
+        optional=_LINK,
     ),
     PairLoss(
         "exo",
@@ -137,6 +206,7 @@ _ALL = (
         "Ji et al., arXiv:2402.00856",
         lambda p, s: losses.exo_loss(margin(p, s), given(p, "flip")),
         ("flip",),
+        _LINK,
     ),
     PairLoss(
         "nca",
@@ -173,7 +243,7 @@ _ALL = (
         "logistic below the reference margin, exponential above (DiscoPOP)",
         "Lu et al., arXiv:2406.08414",
         _discopop,
-        optional=("discopop_tau",),
+        optional=("discopop_tau", *_LINK),
     ),
     PairLoss(
         "hoelder",
@@ -181,6 +251,7 @@ _ALL = (
         "Fujisawa et al., arXiv:2505.17859v2",
         lambda p, s: losses.hoelder_loss(margin(p, s), given(p, "gamma")),
         ("gamma",),
+        _LINK,
     ),
     PairLoss(
         "winsorised",
@@ -188,6 +259,7 @@ _ALL = (
         "the clipping of chi-PO, Huang et al., arXiv:2407.13399v3; cf. wDPO, arXiv:2603.07211v1",
         lambda p, s: losses.winsorised_loss(margin(p, s), given(p, "limit")),
         ("limit",),
+        _LINK,
     ),
     PairLoss(
         "simpo",

@@ -476,6 +476,88 @@ def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) 
     return (ratio_difference / eta - reward_difference) ** 2
 
 
+# ------------------------------------------------------------------- links of f-divergences, f'(t)
+def forward_kl_link(ratio: Tensor) -> Tensor:
+    """1 - exp(-r), what takes the place of a log-ratio r in a margin where the policy is held to
+    the reference by the forward KL. arXiv:2309.16240.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+
+    Returns:
+        (...) numbers without a unit; below r = -80 that of r = -80, for float32 ends soon after.
+
+    >>> import torch
+    >>> from theory import forward_kl_link
+    >>> forward_kl_link(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.6321])
+    """
+    return -torch.expm1(_below_overflow(-ratio))
+
+
+def jensen_shannon_link(ratio: Tensor) -> Tensor:
+    """log 2 + log sigma(r), in the place of a log-ratio r: the Jensen-Shannon divergence.
+    arXiv:2309.16240.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+
+    Returns:
+        (...) numbers of at most log 2, in nats.
+
+    >>> import torch
+    >>> from theory import jensen_shannon_link
+    >>> jensen_shannon_link(torch.tensor([1.0, 9.0]))
+    tensor([0.3799, 0.6930])
+    """
+    return math.log(2) + logsigmoid(ratio)
+
+
+def alpha_link(ratio: Tensor, alpha: float) -> Tensor:
+    """(exp((alpha - 1) r) - 1)/(alpha - 1), in the place of a log-ratio r: the alpha-divergence in
+    TRL's parameter, which is 1 - alpha of arXiv:2309.16240.
+
+    alpha = 1 is DPO's own link, r, and alpha = 0 that of the forward KL.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+        alpha: any number.
+
+    Returns:
+        (...) numbers without a unit; where the exponent is above 80 that of 80.
+
+    Raises:
+        ValueError: an alpha that is not finite.
+
+    >>> import torch
+    >>> from theory import alpha_link
+    >>> alpha_link(torch.tensor([0.0, 1.0]), 0.5)
+    tensor([0.0000, 0.7869])
+    """
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}.")
+    power = alpha - 1
+    return ratio if power == 0 else torch.expm1(_below_overflow(power * ratio)) / power
+
+
+def chi_link(ratio: Tensor) -> Tensor:
+    """exp(r) + r, in the place of a log-ratio r: chi-PO, the KL with a chi-squared divergence
+    beside it. arXiv:2407.13399v3.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+
+    Returns:
+        (...) numbers without a unit; the exponential is that of 80 above r = 80.
+
+    >>> import torch
+    >>> from theory import chi_link
+    >>> chi_link(torch.tensor([0.0, 1.0]))
+    tensor([1.0000, 3.7183])
+    """
+    return torch.exp(_below_overflow(ratio)) + ratio
+
+
 # ------------------------------------------------------------------ h of one-dimensional transport
 def logistic(t: Tensor, beta: float) -> Tensor:
     """h(t) = log(1 + exp(-beta t)), at a difference t of quantiles. arXiv:2406.05882v1.
@@ -542,6 +624,10 @@ def _require_flip(flip: float) -> None:
 def _require_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+def _below_overflow(exponent: Tensor) -> Tensor:
+    return exponent.clamp(max=10.0 if exponent.dtype == torch.float16 else 80.0)
 
 
 EXPORTS: dict[str, Any] = {

@@ -191,6 +191,11 @@ def normalised(s: Sample) -> Tensor:
     return (s.p * softplus(-BETA * (u - v))).sum()
 
 
+def chi_po(s: Sample) -> Tensor:
+    u, v = s.u.exp() + s.u, s.v.exp() + s.v
+    return (s.p * softplus(-(BETA * (u - v)).clamp(-0.5, 0.5))).sum()
+
+
 PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "dpo": ({}, lambda s: (s.p * s.losses).sum()),
     "ipo": ({}, lambda s: ipo(s, s.lengths)),
@@ -203,6 +208,7 @@ PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "hinge": ({}, lambda s: (s.p * torch.relu(1 - BETA * (s.u - s.v))).sum()),
     "nca": ({}, nca),
     "dpo_norm": ({}, normalised),
+    "chi-PO": ({"objective": "winsorised", "limit": 0.5, "link": "chi"}, chi_po),
     "dr_dpo": ({"b": 0.3}, lambda s: -tilted(-s.losses, s.p, 0.3)),
     "kldpo tau": ({"objective": "kldpo", "tau": 0.1}, lambda s: tilted(s.losses, s.p, 0.1)),
     "kldpo rho": ({"objective": "kldpo", "rho": 0.3}, worst(ball_of_kl)),

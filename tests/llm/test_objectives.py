@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "missing step": ({"objective": "group_dro"}, "group_dro needs --group_step"),
     "not taken": (
         {"tau": 1.0},
-        r"dpo does not take --tau \(got 1.0\); it takes nothing beside beta",
+        r"dpo does not take --tau \(got 1.0\); it takes link, link_alpha",
     ),
     "not taken either": (
         {"objective": "cvar", "alpha": 0.5, "rho": 0.1},
@@ -122,6 +122,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "simpo", "target_margin": -0.1},
         "target_margin must not be negative, got -0.1",
     ),
+    "link": ({"link": "kl"}, "unknown --link 'kl'; there are forward_kl, jensen_shannon, alpha"),
+    "link without alpha": ({"link": "alpha"}, "--link alpha needs --link_alpha"),
+    "alpha without link": ({"link_alpha": 0.5}, "got --link None and --link_alpha 0.5"),
+    "alpha of another link": (
+        {"link": "chi", "link_alpha": 0.5},
+        "no other link takes it; got --link chi",
+    ),
+    "link not taken": ({"objective": "nca", "link": "chi"}, "nca does not take --link"),
+    "link not a number": ({"link": "alpha", "link_alpha": math.inf}, "alpha must be finite"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
     "released squared": (
@@ -345,6 +354,23 @@ def test_a_functional_takes_any_pair_loss(loss: str) -> None:
     assert below is not None
     truth = functionals.kl_tilt(below(s), 2.0, s.weights)
     torch.testing.assert_close(made.value(s), truth)
+
+
+def test_links() -> None:
+    """Of chi-PO, which is the winsorised loss with the chi link, and of a mean over tokens."""
+    s = pairs()
+    u, v = (0.3 * (x.exp() + x) for x in (s.chosen_ratio, s.rejected_ratio))
+    truth = functionals.mean(losses.dpo_loss((u - v).clamp(-0.8, 0.8)), s.weights)
+    made = make_objective(ObjectiveParameters("winsorised", 0.3, limit=0.8, link="chi"))
+    torch.testing.assert_close(made.value(s), truth)
+    u, v = (1 - (-x).exp() for x in (s.chosen_ratio, s.rejected_ratio))
+    truth = functionals.mean(
+        losses.ipo_loss(u, v, 0.3, s.chosen_length, s.rejected_length), s.weights
+    )
+    made = make_objective(ObjectiveParameters("ipo", 0.3, link="forward_kl"))
+    torch.testing.assert_close(made.value(s), truth)
+    made = make_objective(ObjectiveParameters("dpo", 0.3, link="alpha", link_alpha=1.0))
+    torch.testing.assert_close(made.value(s), functionals.mean(dpo(s), s.weights))
 
 
 def test_group_value() -> None:

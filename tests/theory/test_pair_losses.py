@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from theory import (
+    alpha_link,
     apo_down_loss,
     apo_zero_loss,
     bco_loss,
+    chi_link,
     discopop_loss,
     dpo_loss,
     dpo_norm_loss,
     exo_loss,
+    forward_kl_link,
     hoelder_loss,
+    jensen_shannon_link,
     nca_loss,
     simpo_loss,
     sppo_loss,
@@ -211,3 +215,55 @@ def test_simpo_is_length_normalised_dpo_with_a_margin() -> None:
     torch.testing.assert_close(simpo_loss(A, B, 1.0, 0.4, one, one), dpo_loss(A - B - 0.4))
     with pytest.raises(ValueError, match="target_margin must not be negative, got -1"):
         simpo_loss(A, B, 2.0, -1.0, LONG, SHORT)
+
+
+LINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[float], float]]] = {
+    "forward_kl": (forward_kl_link, lambda t: -math.log(t) + t - 1),
+    "jensen_shannon": (
+        jensen_shannon_link,
+        lambda t: t * math.log(t) - (t + 1) * math.log((t + 1) / 2),
+    ),
+    "alpha": (
+        lambda r: alpha_link(r, 0.3),
+        lambda t: (t**0.3 - 1) / (0.3 * (0.3 - 1)) - (t - 1) / (0.3 - 1),
+    ),
+    "chi": (chi_link, lambda t: 0.5 * (t - 1) ** 2 + t * math.log(t)),
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_is_the_derivative_of_its_divergence(name: str) -> None:
+    """f'(t) at t = exp(r), up to a constant, which the difference of two responses loses: by
+    central differences of f."""
+    link, f = LINKS[name]
+    values = link(M).numpy()
+    steps = [1e-5 * math.exp(r) for r in M.tolist()]
+    truth = np.array(
+        [
+            (f(math.exp(r) + h) - f(math.exp(r) - h)) / (2 * h)
+            for r, h in zip(M.tolist(), steps, strict=True)
+        ]
+    )
+    gap = values - truth
+    # differences of f lose about eps |f|/h, and h² f'''/6 by the step
+    np.testing.assert_allclose(gap, gap[2], rtol=0, atol=1e-7 * (1 + np.abs(values).max()))
+    leaf = M.clone().requires_grad_()
+    assert torch.autograd.gradcheck(link, (leaf,))
+
+
+def test_alpha_links_the_others() -> None:
+    assert torch.equal(alpha_link(M, 1.0), M)
+    torch.testing.assert_close(alpha_link(M, 1 + 1e-9), M, rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(alpha_link(M, 0.0), forward_kl_link(M))
+    torch.testing.assert_close(alpha_link(M, 2.0) + M + 1, chi_link(M))
+    with pytest.raises(ValueError, match="alpha must be finite"):
+        alpha_link(M, math.nan)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", LINKS)
+def test_links_do_not_overflow(name: str, dtype: torch.dtype) -> None:
+    leaf = torch.tensor([-300.0, 0.0, 300.0], dtype=dtype, requires_grad=True)
+    found = LINKS[name][0](leaf)
+    assert found.dtype == dtype and found.isfinite().all()
+    assert torch.autograd.grad(found.sum(), leaf)[0].isfinite().all()

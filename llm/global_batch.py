@@ -45,6 +45,7 @@ def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
         rejected_length,
         weights,
         batch.get("group"),
+        batch.get("chosen_tokens"),
     )
 
 

@@ -30,6 +30,21 @@ TRANSPORT_COSTS = {
 
 
 @dataclass(frozen=True)
+class Part:
+    """A term of an objective that is a sum, with its weight: a function of the scores of one
+    effective batch."""
+
+    name: str
+    weight: float
+    value: Callable[[Scores], Tensor]
+
+
+def weighted(parts: tuple[Part, ...], scores: Scores) -> Tensor:
+    """sum_k w_k value_k, a scalar."""
+    return torch.stack([part.weight * part.value(scores) for part in parts]).sum()
+
+
+@dataclass(frozen=True)
 class Objective:
     """What is minimised over one effective batch.
 
@@ -38,6 +53,7 @@ class Objective:
     couples: the gradient of one pair depends on the others, so that the effective batch has to be
     seen as a whole; otherwise the value is a weighted sum over pairs. functional: of losses and
     weights, for a robust objective. dual: the dual variable of its ball, from losses and weights.
+    added: what the value is a sum with, beside the objective of this name.
     """
 
     name: str
@@ -47,6 +63,12 @@ class Objective:
     losses: Callable[[Scores], Tensor] | None = None
     functional: Callable[[Tensor, Tensor | None], Tensor] | None = None
     dual: Callable[[Tensor, Tensor], Tensor] | None = None
+    added: tuple[Part, ...] = ()
+
+    def plus(self, *parts: Part) -> "Objective":
+        """The sum of this objective and parts, which are functions of pairs."""
+        whole = replace(self, kinds=("pairs",), added=(*self.added, *parts))
+        return replace(whole, value=lambda s: self.value(s) + weighted(parts, s))
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,11 @@ class ObjectiveParameters(PairParameters):
     ValueError: cvar does not take --rho (got 0.1); it takes alpha, link, link_alpha.
     """
 
+    sft_weight: float | None = option(
+        None,
+        "weight of an added SFT term, the mean negative log-probability of a token of the chosen"
+        " responses (rpo_alpha of other trainers)",
+    )
     tau: float | None = option(
         None, "kldpo: temperature of the tilt (Algorithm 2), in units of the loss"
     )
@@ -152,7 +179,8 @@ def make_objective(p: ObjectiveParameters) -> Objective:
     (0.693147, True)
     """
     _check(p)
-    return SPECS[p.objective].build(p)
+    made = SPECS[p.objective].build(p)
+    return made if p.sft_weight is None else made.plus(Part("sft", p.sft_weight, _sft))
 
 
 def group_value(
@@ -209,6 +237,11 @@ def _robust(
     return Objective(
         p.objective, ("pairs",), value, couples=True, losses=loss, functional=functional, dual=dual
     )
+
+
+def _sft(s: Scores) -> Tensor:
+    assert isinstance(s, Pairs)
+    return functionals.token_mean(-s.chosen, s.chosen_length, s.weights, s.chosen_tokens)
 
 
 def _dr_dpo(p: ObjectiveParameters) -> Objective:
@@ -410,7 +443,7 @@ def objectives_table() -> str:
 
 # ------------------------------------------------------------------------------------------- checks
 # options whose checks are not those of `Spec.required` and `Spec.optional`
-_COMMON = ("objective", "beta", "pair_loss", "average_tokens")
+_COMMON = ("objective", "beta", "pair_loss", "average_tokens", "sft_weight")
 
 
 def _check(p: ObjectiveParameters) -> None:
@@ -430,6 +463,15 @@ def _check(p: ObjectiveParameters) -> None:
             raise ValueError(f"--pair_loss {p.pair_loss} needs --{name}, which was not given.")
     if not p.average_tokens and _pair_loss_name(p) != "ipo":
         raise ValueError("--average_tokens false is for IPO only: no other loss has the choice.")
+    if p.sft_weight is not None and spec.step in ("kto", "wasserstein"):
+        raise ValueError(
+            f"{p.objective} does not take --sft_weight (got {p.sft_weight}): "
+            + (
+                "its responses are unpaired, and it weights the desirable ones by --gain."
+                if spec.step == "kto"
+                else "the shift of the embeddings would be one of the SFT term, too."
+            )
+        )
     takes = [*spec.required, *spec.optional]
     takes += [] if below is None else [*below.required, *below.optional]
     defaults = ObjectiveParameters()
@@ -454,7 +496,7 @@ def _check(p: ObjectiveParameters) -> None:
         )
     if p.h is not None and p.h not in TRANSPORT_COSTS:
         raise ValueError(f"unknown h {p.h!r}; there are {', '.join(TRANSPORT_COSTS)}.")
-    for name in ("beta", "tau", "b", "softness", "group_step", "gain", "aversion"):
+    for name in ("beta", "sft_weight", "tau", "b", "softness", "group_step", "gain", "aversion"):
         value = getattr(p, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name} must be positive and finite, got {value}.")

@@ -158,6 +158,11 @@ def _simpo(p: PairParameters, s: Pairs) -> Tensor:
     return losses.simpo_loss(s.chosen, s.rejected, p.beta, given(p, "target_margin"), *lengths)
 
 
+def _orpo(p: PairParameters, s: Pairs) -> Tensor:
+    lengths = s.chosen_length, s.rejected_length
+    return losses.orpo_loss(s.chosen, s.rejected, p.beta, *lengths)
+
+
 _LINK = ("link", "link_alpha")
 
 
@@ -267,6 +272,13 @@ _ALL = (
         "Meng et al., arXiv:2405.14734",
         _simpo,
         ("target_margin",),
+    ),
+    PairLoss(
+        "orpo",
+        "ORPO's odds ratio, weighted by --beta; --sft_weight 1 adds its other term",
+        "Hong et al., arXiv:2403.07691",
+        _orpo,
+        ("sft_weight",),
     ),
 )
 PAIR_LOSSES = {loss.name: loss for loss in _ALL}

@@ -16,7 +16,9 @@ class Pairs:
     chosen, rejected: of the policy; reference_chosen, reference_rejected: of the reference;
     chosen_length, rejected_length: of the responses.
     weights: (n,) non-negative, or None for equal ones; they sum to one over the effective batch, so
-    that the contributions of its parts add up. groups: (n,) integers, or None.
+    that the contributions of its parts add up. groups: (n,) integers, or None. chosen_tokens: mean
+    length of the chosen responses of the effective batch, which its parts cannot know; None where
+    these are all of it.
 
     >>> import torch
     >>> from llm import Pairs
@@ -33,6 +35,7 @@ class Pairs:
     rejected_length: Tensor
     weights: Tensor | None = None
     groups: Tensor | None = None
+    chosen_tokens: Tensor | None = None
 
     @property
     def chosen_ratio(self) -> Tensor:

@@ -54,7 +54,7 @@ _ROOMS = {
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),
         *("gradient_norm", "group_dro", "kl_ball", "kl_tilt", "mean", "tilt_weights"),
-        *("total_variation_ball", "worst_group"),
+        *("token_mean", "total_variation_ball", "worst_group"),
     ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

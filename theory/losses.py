@@ -419,6 +419,38 @@ def simpo_loss(
     return dpo_loss(beta * (chosen / chosen_length - rejected / rejected_length) - target_margin)
 
 
+def orpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+) -> Tensor:
+    """The odds ratio term of ORPO, beta l(log odds(a+) - log odds(a-)) with a the mean
+    log-probability of a token and odds(a) = e^a/(1 - e^a). Eqs. (4) and (7), arXiv:2403.07691.
+
+    ORPO adds the SFT loss of the chosen responses to it (`token_mean`); beta is its lambda.
+
+    Args:
+        chosen: (...) log-probabilities of the chosen responses under the policy, in nats.
+        rejected: (...) log-probabilities of the rejected responses, in nats.
+        beta: > 0, weight of this term beside the SFT loss.
+        chosen_length: (...) tokens of the chosen responses.
+        rejected_length: (...) tokens of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import orpo_loss
+    >>> four, two = torch.tensor([4.0]), torch.tensor([2.0])
+    >>> orpo_loss(-four, -two, 1.0, chosen_length=four, rejected_length=two)  # -1 a token each
+    tensor([0.6931])
+    """
+    chosen, rejected = chosen / chosen_length, rejected / rejected_length
+    return beta * dpo_loss(_log_odds(chosen) - _log_odds(rejected))
+
+
 def kto_loss(
     ratio: Tensor,
     desirable: Tensor,
@@ -628,6 +660,12 @@ def _require_positive(name: str, value: float) -> None:
 
 def _below_overflow(exponent: Tensor) -> Tensor:
     return exponent.clamp(max=10.0 if exponent.dtype == torch.float16 else 80.0)
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """log(p/(1 - p)); a probability that rounds to 1 in float32 counts as the next one below."""
+    logp = logp.clamp(max=-max(torch.finfo(logp.dtype).eps, 2.0**-23))
+    return logp - torch.log(-torch.expm1(logp))
 
 
 EXPORTS: dict[str, Any] = {

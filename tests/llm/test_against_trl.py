@@ -105,6 +105,33 @@ def test_simpo(pairs: dict[str, Any]) -> None:  # noqa: F811
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
 
 
+def test_orpo(pairs: dict[str, Any]) -> None:  # noqa: F811
+    """The odds ratio in float32, as TRL has it; its SFT term counts the prompt, ours does not."""
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    s = scores_of(pairs)
+    stub = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    means = s.chosen / s.chosen_length, s.rejected / s.rejected_length
+    theirs = -orpo.ORPOTrainer.odds_ratio_loss(stub, *means)[0].mean()
+    objective = make_objective(ObjectiveParameters("orpo", 0.3, sft_weight=1.0))
+    assert objective.losses is not None
+    assert objective.losses(s).mean().item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_norm", "aot"])
+def test_sft_term(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+    """Value and gradient of TRL's sum of losses, sft with the weight that was rpo_alpha."""
+    p, loss_type, smoothing = OURS[name]
+    tokens = pairs["policy"].clone().requires_grad_()
+    moving = pairs | {"policy": tokens}
+    sums = {"loss_types": [loss_type, "sft"], "loss_weights": [1.0, 0.7]}
+    theirs = trl_loss(moving, loss_type, 0.2, smoothing, torch.arange(6), **sums)
+    ours = make_objective(replace(p, sft_weight=0.7)).value(scores_of(moving))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
+    scored = pairs["mask"][:, 1:]
+    found, truth = (torch.autograd.grad(x, tokens)[0] * scored for x in (ours, theirs))
+    assert (found - truth).norm() <= 1e-10 * truth.norm()
+
+
 def texts(count: int) -> Dataset:
     g = torch.Generator().manual_seed(0)
 
@@ -124,7 +151,8 @@ def texts(count: int) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("name", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot")]
+    ("name", "loss_type"),
+    [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot"), ("dpo", "sigmoid+sft")],
 )
 def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     """Four steps of AdamW on the same texts; TRL sorts each micro-batch alone, so that there is one
@@ -148,7 +176,7 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     ours = PreferenceTrainer(
         model,
         arguments(tmp_path, **common),
-        ObjectiveParameters(name, beta=0.3),
+        ObjectiveParameters(name, beta=0.3, sft_weight=0.5 if "+" in loss_type else None),
         train_dataset=data,
         data_collator=collate,
         processing_class=tokenizer,
@@ -168,7 +196,8 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     config = trl.DPOConfig(
         **{key: settings[key] for key in shared},
         **common,
-        loss_type=[loss_type],
+        loss_type=loss_type.split("+"),
+        loss_weights=[1.0, 0.5] if "+" in loss_type else None,
         beta=0.3,
         precompute_ref_log_probs=True,
         activation_checkpointing=False,

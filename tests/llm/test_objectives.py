@@ -24,7 +24,7 @@ from llm.objectives import (
 )
 from llm.pair_losses import PAIR_LOSSES
 from llm.scores import Pairs, Singles, widened
-from llm.steps import worst_case_metrics
+from llm.steps import part_values, worst_case_metrics
 from tests.launches import run
 from tests.theory.instances import example_size
 from theory import functionals, losses
@@ -131,6 +131,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "link not taken": ({"objective": "nca", "link": "chi"}, "nca does not take --link"),
     "link not a number": ({"link": "alpha", "link_alpha": math.inf}, "alpha must be finite"),
+    "sft weight": ({"sft_weight": -0.5}, "--sft_weight must be positive and finite, got -0.5"),
+    "sft of single responses": (
+        {"objective": "kto", "sft_weight": 0.5},
+        "kto does not take --sft_weight .*unpaired",
+    ),
+    "sft under a shift": (
+        {"objective": "wdpo", "rho": 0.1, "sft_weight": 0.5},
+        "wdpo does not take --sft_weight .*the shift of the embeddings",
+    ),
+    "orpo alone": ({"objective": "orpo"}, "orpo needs --sft_weight"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
     "released squared": (
@@ -178,6 +188,12 @@ def of_rewards(loss: Callable[[Tensor, Tensor], Tensor], s: Pairs) -> Tensor:
 def averaged(loss: Callable[..., Tensor], s: Pairs) -> Tensor:
     lengths = s.chosen_length, s.rejected_length
     return functionals.mean(loss(s.chosen_ratio, s.rejected_ratio, 0.3, *lengths), s.weights)
+
+
+def sft(s: Pairs) -> Tensor:
+    """The mean over tokens, each with the weight of its pair."""
+    p = torch.ones(N).double() if s.weights is None else s.weights
+    return -(p * s.chosen).sum() / (p * s.chosen_length).sum()
 
 
 OF_SETS: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {  # sets added later
@@ -237,6 +253,16 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
         lambda s: functionals.mean(
             losses.simpo_loss(s.chosen, s.rejected, 0.3, 0.2, s.chosen_length, s.rejected_length),
             s.weights,
+        ),
+    ),
+    "orpo": (
+        {"sft_weight": 0.5},
+        lambda s: (
+            functionals.mean(
+                losses.orpo_loss(s.chosen, s.rejected, 0.3, s.chosen_length, s.rejected_length),
+                s.weights,
+            )
+            + 0.5 * sft(s)
         ),
     ),
     "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
@@ -353,6 +379,7 @@ def test_a_functional_takes_any_pair_loss(loss: str) -> None:
     made = make_objective(ObjectiveParameters("kldpo", 0.3, tau=2.0, pair_loss=loss, **given))
     assert below is not None
     truth = functionals.kl_tilt(below(s), 2.0, s.weights)
+    truth += sft(s) * given.get("sft_weight", 0.0)
     torch.testing.assert_close(made.value(s), truth)
 
 
@@ -383,6 +410,19 @@ def test_group_value() -> None:
     q /= q.sum()
     np.testing.assert_allclose(weights.numpy(), q)
     assert value.item() == pytest.approx(q[0] * 1 + q[1] * 3)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kldpo", "aot_unpaired"])
+def test_an_added_sft_term(name: str) -> None:
+    settings, truth = THEORY[name]
+    for weights in (True, False):
+        s = pairs(weights=weights)
+        made = make_objective(ObjectiveParameters(name, 0.3, sft_weight=0.7, **settings))
+        torch.testing.assert_close(made.value(s), truth(s) + 0.7 * sft(s))
+        assert made.kinds == ("pairs",)
+        parts = part_values(made, s, made.value(s))
+        assert parts[f"loss/{name}"].item() == pytest.approx(float(truth(s)))
+        assert parts["loss/sft"].item() == pytest.approx(float(sft(s)))
 
 
 # -------------------------------------------------------------------------------------- derivatives

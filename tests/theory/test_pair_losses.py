@@ -23,6 +23,7 @@ from theory import (
     hoelder_loss,
     jensen_shannon_link,
     nca_loss,
+    orpo_loss,
     simpo_loss,
     sppo_loss,
     winsorised_loss,
@@ -73,6 +74,10 @@ FORMULAS: dict[str, tuple[Tensor, np.ndarray]] = {
         simpo_loss(A, B, 2.0, 0.5, LONG, SHORT),
         log1pexp(0.5 - 2 * (A / LONG - B / SHORT)),
     ),
+    "orpo": (
+        orpo_loss(A - 3, B - 5, 0.7, LONG, SHORT),
+        0.7 * np.log1p(odds((B - 5) / SHORT) / odds((A - 3) / LONG)),
+    ),
 }
 
 
@@ -94,6 +99,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hoelder": lambda a, b: hoelder_loss(a - b, 1.5),
     "winsorised": lambda a, b: winsorised_loss(a - b, 2.0),
     "simpo": lambda a, b: simpo_loss(a, b, 2.0, 0.5, LONG, SHORT),
+    "orpo": lambda a, b: orpo_loss(a - 9, b - 9, 0.7, LONG, SHORT),
 }
 
 
@@ -267,3 +273,11 @@ def test_links_do_not_overflow(name: str, dtype: torch.dtype) -> None:
     found = LINKS[name][0](leaf)
     assert found.dtype == dtype and found.isfinite().all()
     assert torch.autograd.grad(found.sum(), leaf)[0].isfinite().all()
+
+
+def test_orpo_is_half_at_equal_odds_and_finite_at_a_sure_response() -> None:
+    one = torch.ones(1).double()
+    assert orpo_loss(-one, -one, 0.5, one, one).item() == pytest.approx(0.5 * math.log(2))
+    sure = torch.zeros(1, requires_grad=True)
+    loss = orpo_loss(sure, sure - 1, 1.0, one, one)
+    assert loss.isfinite() and torch.autograd.grad(loss.sum(), sure)[0].isfinite()

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from llm.objectives import OBJECTIVES as OBJECTIVES
     from llm.objectives import SPECS as SPECS
     from llm.objectives import ObjectiveParameters as ObjectiveParameters
-    from llm.objectives import Pairs as Pairs
     from llm.objectives import make_objective as make_objective
     from llm.reference import reference_logps as reference_logps
+    from llm.scores import Pairs as Pairs
     from llm.trainer import PreferenceTrainer as PreferenceTrainer
     from llm.weights import located as located
 
@@ -31,7 +31,7 @@ _HOME = {
     "OBJECTIVES": "llm.objectives",
     "SPECS": "llm.objectives",
     "ObjectiveParameters": "llm.objectives",
-    "Pairs": "llm.objectives",
+    "Pairs": "llm.scores",
     "PreferenceArguments": "llm.arguments",
     "PreferenceCollator": "llm.data.tokens",
     "PreferenceTrainer": "llm.trainer",

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from llm.objectives import option
 from llm.options import listed
+from llm.pair_losses import option
 
 DEVICES: dict[str, Callable[[], bool]] = {
     "cpu": lambda: True,

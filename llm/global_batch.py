@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from llm.objectives import Pairs, Scores, Singles, replaced, widened
+from llm.scores import Pairs, Scores, Singles, replaced, widened
 
 
 def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
@@ -45,6 +45,7 @@ def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
         rejected_length,
         weights,
         batch.get("group"),
+        batch.get("chosen_tokens"),
     )
 
 

@@ -7,7 +7,7 @@ Rewards are beta times the log-ratio to the reference, in nats.
 import torch
 from torch import Tensor
 
-from llm.objectives import Pairs, Scores
+from llm.scores import Pairs, Scores
 from theory.precision import widest
 from theory.transport import first_order_violation, quantile
 

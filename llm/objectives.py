@@ -6,91 +6,42 @@ file only says which numbers of a batch go into which of them, what each objecti
 researcher wants to know about its worst case.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from llm.pair_losses import LINKS, PAIR_LOSSES, PairParameters, check_values, option
+from llm.scores import Pairs, Scores, Singles
 from theory import functionals
-from theory import losses as pair_losses
-from theory.precision import wide
+from theory.losses import kto_loss, least_squares, logistic, squared_hinge
 from theory.sets import SETS, AmbiguitySet
 
 Kind = Literal["pairs", "unpaired"]
 TRANSPORT_COSTS = {
-    "logistic": pair_losses.logistic,
-    "squared_hinge": pair_losses.squared_hinge,
-    "least_squares": pair_losses.least_squares,
+    "logistic": logistic,
+    "squared_hinge": squared_hinge,
+    "least_squares": least_squares,
 }
-PAIR_LOSSES = ("dpo", "ipo", "hinge", "cdpo", "rdpo")
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Summed log-probabilities of preference pairs, each (n,) in nats, with lengths in tokens.
+class Part:
+    """A term of an objective that is a sum, with its weight: a function of the scores of one
+    effective batch."""
 
-    chosen, rejected: of the policy; reference_chosen, reference_rejected: of the reference;
-    chosen_length, rejected_length: of the responses.
-    weights: (n,) non-negative, or None for equal ones; they sum to one over the effective batch, so
-    that the contributions of its parts add up. groups: (n,) integers, or None.
-
-    >>> import torch
-    >>> from llm import Pairs
-    >>> one = torch.ones(2)
-    >>> Pairs(-3 * one, -5 * one, -4 * one, -4 * one, 7 * one, 9 * one).chosen_ratio
-    tensor([1., 1.])
-    """
-
-    chosen: Tensor
-    rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    chosen_length: Tensor
-    rejected_length: Tensor
-    weights: Tensor | None = None
-    groups: Tensor | None = None
-
-    @property
-    def chosen_ratio(self) -> Tensor:
-        """log pi_theta/pi_ref of the chosen responses."""
-        return self.chosen - self.reference_chosen
-
-    @property
-    def rejected_ratio(self) -> Tensor:
-        """log pi_theta/pi_ref of the rejected responses."""
-        return self.rejected - self.reference_rejected
+    name: str
+    weight: float
+    value: Callable[[Scores], Tensor]
 
 
-@dataclass(frozen=True)
-class Singles:
-    """Summed log-probabilities of single responses, each (n,); desirable is a mask. weights as in
-    `Pairs`.
-
-    reference_point: KTO's z0, a number of the effective batch.
-    """
-
-    policy: Tensor
-    reference: Tensor
-    desirable: Tensor
-    weights: Tensor | None = None
-    reference_point: Tensor | None = None
-
-    @property
-    def ratio(self) -> Tensor:
-        """log pi_theta/pi_ref."""
-        return self.policy - self.reference
-
-
-Scores = Pairs | Singles
-
-
-def replaced(scores: Scores, tensors: Mapping[str, Tensor | None]) -> Scores:
-    """The same scores with some of their tensors replaced."""
-    return type(scores)(**{**vars(scores), **tensors})
+def weighted(parts: tuple[Part, ...], scores: Scores) -> Tensor:
+    """sum_k w_k value_k, a scalar."""
+    return torch.stack([part.weight * part.value(scores) for part in parts]).sum()
 
 
 @dataclass(frozen=True)
@@ -102,6 +53,7 @@ class Objective:
     couples: the gradient of one pair depends on the others, so that the effective batch has to be
     seen as a whole; otherwise the value is a weighted sum over pairs. functional: of losses and
     weights, for a robust objective. dual: the dual variable of its ball, from losses and weights.
+    added: what the value is a sum with, beside the objective of this name.
     """
 
     name: str
@@ -111,15 +63,16 @@ class Objective:
     losses: Callable[[Scores], Tensor] | None = None
     functional: Callable[[Tensor, Tensor | None], Tensor] | None = None
     dual: Callable[[Tensor, Tensor], Tensor] | None = None
+    added: tuple[Part, ...] = ()
 
-
-def option(default: Any, text: str) -> Any:
-    """A field that is also a command-line option with this help."""
-    return field(default=default, metadata={"help": text})
+    def plus(self, *parts: Part) -> "Objective":
+        """The sum of this objective and parts, which are functions of pairs."""
+        whole = replace(self, kinds=("pairs",), added=(*self.added, *parts))
+        return replace(whole, value=lambda s: self.value(s) + weighted(parts, s))
 
 
 @dataclass(frozen=True)
-class ObjectiveParameters:
+class ObjectiveParameters(PairParameters):
     """The objective and its parameters; an option that the chosen objective does not take is
     refused. Each field's help, which `prefdro train --help` prints, says what it is.
 
@@ -127,17 +80,13 @@ class ObjectiveParameters:
     >>> make_objective(ObjectiveParameters("cvar", alpha=0.3, rho=0.1))
     Traceback (most recent call last):
     ...
-    ValueError: cvar does not take --rho (got 0.1); it takes alpha.
+    ValueError: cvar does not take --rho (got 0.1); it takes alpha, link, link_alpha.
     """
 
-    objective: str = option("dpo", "what is minimised")
-    beta: float = option(
-        0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two"
-    )
-    pair_loss: str = option("dpo", "loss of a pair under a robust objective")
-    flip: float | None = option(None, "cdpo, rdpo: rate of flipped labels, in [0, 1/2)")
-    average_tokens: bool = option(
-        True, "ipo: average log-ratios over tokens, as TRL does; false: sum, as the theory has it"
+    sft_weight: float | None = option(
+        None,
+        "weight of an added SFT term, the mean negative log-probability of a token of the chosen"
+        " responses (rpo_alpha of other trainers)",
     )
     tau: float | None = option(
         None, "kldpo: temperature of the tilt (Algorithm 2), in units of the loss"
@@ -230,7 +179,8 @@ def make_objective(p: ObjectiveParameters) -> Objective:
     (0.693147, True)
     """
     _check(p)
-    return SPECS[p.objective].build(p)
+    made = SPECS[p.objective].build(p)
+    return made if p.sft_weight is None else made.plus(Part("sft", p.sft_weight, _sft))
 
 
 def group_value(
@@ -253,41 +203,13 @@ def worst_case_weights(value: Callable[[Tensor], Tensor], losses: Tensor) -> Ten
         return torch.autograd.grad(value(leaf), leaf)[0]
 
 
-def widened(scores: Scores) -> Scores:
-    """The same numbers in float64: sorting, tilts and balls of one batch cost nothing and small
-    temperatures need the digits.
-
-    On a device without float64 (MPS) they stay float32: see `llm.global_batch.coefficients` for
-    what that costs.
-    """
-    floats = {
-        name: wide(x)
-        for name, x in vars(scores).items()
-        if isinstance(x, Tensor) and x.is_floating_point()
-    }
-    return replaced(scores, floats)
-
-
 # ------------------------------------------------------------------------------------------- pieces
 def _pair_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
-    name = p.objective if p.objective in PAIR_LOSSES else p.pair_loss
+    return partial(PAIR_LOSSES[_pair_loss_name(p)].value, p)
 
-    def margin(s: Pairs) -> Tensor:
-        return p.beta * (s.chosen_ratio - s.rejected_ratio)  # m of Eq. (1), arXiv:2502.01930
 
-    def ipo(s: Pairs) -> Tensor:
-        lengths = (s.chosen_length, s.rejected_length) if p.average_tokens else ()
-        return pair_losses.ipo_loss(s.chosen_ratio, s.rejected_ratio, p.beta, *lengths)
-
-    flip = 0.0 if p.flip is None else p.flip
-    table: dict[str, Callable[[Pairs], Tensor]] = {
-        "dpo": lambda s: pair_losses.dpo_loss(margin(s)),
-        "ipo": ipo,
-        "hinge": lambda s: pair_losses.hinge_loss(margin(s)),
-        "cdpo": lambda s: pair_losses.cdpo_loss(margin(s), flip),
-        "rdpo": lambda s: pair_losses.rdpo_loss(margin(s), flip),
-    }
-    return table[name]  # type: ignore[return-value]
+def _pair_loss_name(p: ObjectiveParameters) -> str:
+    return p.objective if p.objective in PAIR_LOSSES else p.pair_loss
 
 
 def _plain(p: ObjectiveParameters) -> Objective:
@@ -315,6 +237,11 @@ def _robust(
     return Objective(
         p.objective, ("pairs",), value, couples=True, losses=loss, functional=functional, dual=dual
     )
+
+
+def _sft(s: Scores) -> Tensor:
+    assert isinstance(s, Pairs)
+    return functionals.token_mean(-s.chosen, s.chosen_length, s.weights, s.chosen_tokens)
 
 
 def _dr_dpo(p: ObjectiveParameters) -> Objective:
@@ -357,7 +284,7 @@ def _kto_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
 
     def loss(s: Scores) -> Tensor:
         assert isinstance(s, Singles) and s.reference_point is not None
-        return pair_losses.kto_loss(
+        return kto_loss(
             s.ratio, s.desirable, s.reference_point, beta=p.beta, gain=gain, aversion=aversion
         )
 
@@ -404,8 +331,9 @@ def _transport(p: ObjectiveParameters) -> Objective:
 
 # ----------------------------------------------------------------------------------------- registry
 def _specs() -> dict[str, Spec]:
-    """The objectives that are named here, and one for every ambiguity set that a trainer can take:
-    a set of `theory.sets` with an objective and an option is found by itself."""
+    """The objectives that are named here, one for every loss of a pair, and one for every ambiguity
+    set that a trainer can take: a set of `theory.sets` with an objective and an option is found by
+    itself."""
     transport = ("h", "softness")
     over_sets = []
     for name in dict.fromkeys(s.facts.objective for s in SETS.values() if s.facts.reweights):
@@ -426,18 +354,13 @@ def _specs() -> dict[str, Spec]:
                 of_pair_loss=True,
             )
         )
-    dpo = "Rafailov et al., arXiv:2305.18290"
-    ipo = "Azar et al., arXiv:2310.12036"
-    rdpo = "Chowdhury et al., arXiv:2403.00409"
-    slic = "Zhao et al., arXiv:2305.10425"
     kto = "Ethayarajh et al., arXiv:2402.01306"
     aot = "Melnyk et al., arXiv:2406.05882v1"
     named = [
-        Spec("dpo", "the mean DPO loss", dpo, _plain),
-        Spec("ipo", "the mean IPO loss", ipo, _plain),
-        Spec("cdpo", "DPO with smoothed labels", "Mitchell (2023)", _plain, ("flip",)),
-        Spec("rdpo", "DPO unbiased under flipped labels", rdpo, _plain, ("flip",)),
-        Spec("hinge", "the mean hinge loss (SLiC)", slic, _plain),
+        *[
+            Spec(loss.name, loss.about, loss.source, _plain, loss.required, loss.optional)
+            for loss in PAIR_LOSSES.values()
+        ],
         Spec("kto", "KTO of unpaired responses", kto, _kto, (), ("gain", "aversion"), "kto"),
         Spec(
             "dr_dpo",
@@ -501,7 +424,6 @@ for _set in SETS.values():
             ' does not have: give its facts option="size", or another of'
             f" {', '.join(sorted(_LETTERS))}."
         )
-_OF_PAIR_LOSS = tuple(name for name, spec in SPECS.items() if spec.of_pair_loss)
 
 
 def objectives_table() -> str:
@@ -513,45 +435,53 @@ def objectives_table() -> str:
         takes += [f"`--{name}`" for name in spec.optional]
         takes += ["`--pair_loss`"] if spec.of_pair_loss else []
         rows.append(f"| `{spec.name}` | {spec.about} | {', '.join(takes)} | {spec.source} |")
+    rows += ["", "| `--link` | in the place of a log-ratio r: f' of the divergence | source |"]
+    rows.append("|---|---|---|")
+    rows += [f"| `{link.name}` | {link.about} | {link.source} |" for link in LINKS.values()]
     return "\n".join(rows)
 
 
 # ------------------------------------------------------------------------------------------- checks
+# options whose checks are not those of `Spec.required` and `Spec.optional`
+_COMMON = ("objective", "beta", "pair_loss", "average_tokens", "sft_weight")
+
+
 def _check(p: ObjectiveParameters) -> None:
     if p.objective not in SPECS:
         raise ValueError(f"unknown objective {p.objective!r}; there are {', '.join(OBJECTIVES)}.")
-    required, optional = SPECS[p.objective].required, SPECS[p.objective].optional
-    for name in required:
+    spec = SPECS[p.objective]
+    for name in spec.required:
         if getattr(p, name) is None:
             raise ValueError(f"{p.objective} needs --{name}, which was not given.")
-    flippable = p.objective in _OF_PAIR_LOSS and p.pair_loss in ("cdpo", "rdpo")
-    defaults = ObjectiveParameters()
-    for name in (
-        f.name
-        for f in fields(p)
-        if f.name not in ("objective", "beta", "pair_loss", "average_tokens")
-    ):
-        taken = name in required or name in optional or (name == "flip" and flippable)
-        if getattr(p, name) != getattr(defaults, name) and not taken:
-            wanted = [*required, *optional] or ["nothing beside beta"]
-            raise ValueError(
-                f"{p.objective} does not take --{name} (got {getattr(p, name)}); it takes"
-                f" {', '.join(wanted)}."
-            )
-    if flippable and p.flip is None:
-        raise ValueError(
-            f"--pair_loss {p.pair_loss} needs --flip, the rate of flipped labels in [0, 1/2)."
-        )
     if p.pair_loss not in PAIR_LOSSES:
         raise ValueError(f"unknown pair loss {p.pair_loss!r}; there are {', '.join(PAIR_LOSSES)}.")
-    if p.pair_loss != "dpo" and p.objective not in _OF_PAIR_LOSS:
+    if p.pair_loss != "dpo" and not spec.of_pair_loss:
+        raise ValueError(f"--pair_loss is for {_STANDS_ON}; {p.objective} is a loss of its own.")
+    below = PAIR_LOSSES[p.pair_loss] if spec.of_pair_loss else None
+    for name in () if below is None else below.required:
+        if getattr(p, name) is None:
+            raise ValueError(f"--pair_loss {p.pair_loss} needs --{name}, which was not given.")
+    if not p.average_tokens and _pair_loss_name(p) != "ipo":
+        raise ValueError("--average_tokens false is for IPO only: no other loss has the choice.")
+    if p.sft_weight is not None and spec.step in ("kto", "wasserstein"):
         raise ValueError(
-            f"--pair_loss is for {', '.join(_OF_PAIR_LOSS)}; {p.objective} is a loss of its own."
+            f"{p.objective} does not take --sft_weight (got {p.sft_weight}): "
+            + (
+                "its responses are unpaired, and it weights the desirable ones by --gain."
+                if spec.step == "kto"
+                else "the shift of the embeddings would be one of the SFT term, too."
+            )
         )
-    if not p.average_tokens and "ipo" not in (p.objective, p.pair_loss):
-        raise ValueError(
-            "--average_tokens false is for IPO only: every other loss sums over tokens anyway."
-        )
+    takes = [*spec.required, *spec.optional]
+    takes += [] if below is None else [*below.required, *below.optional]
+    defaults = ObjectiveParameters()
+    for field in fields(p):
+        value = getattr(p, field.name)
+        if value != getattr(defaults, field.name) and field.name not in (*_COMMON, *takes):
+            raise ValueError(
+                f"{p.objective} does not take --{field.name} (got {value}); it takes"
+                f" {', '.join(takes or ['nothing beside beta'])}."
+            )
     sets = _sets(p.objective)
     given = [s for s in sets if getattr(p, s.facts.option or "") is not None]
     if len(sets) > 1 and len(given) != 1:
@@ -566,7 +496,7 @@ def _check(p: ObjectiveParameters) -> None:
         )
     if p.h is not None and p.h not in TRANSPORT_COSTS:
         raise ValueError(f"unknown h {p.h!r}; there are {', '.join(TRANSPORT_COSTS)}.")
-    for name in ("beta", "tau", "b", "softness", "group_step", "gain", "aversion"):
+    for name in ("beta", "sft_weight", "tau", "b", "softness", "group_step", "gain", "aversion"):
         value = getattr(p, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name} must be positive and finite, got {value}.")
@@ -583,6 +513,8 @@ def _check(p: ObjectiveParameters) -> None:
         raise ValueError(
             f"--flip must be in [0, 1/2), got {p.flip}: at 1/2 the labels say nothing."
         )
+    if spec.of_pair_loss or p.objective in PAIR_LOSSES:
+        check_values(p, _pair_loss_name(p))
 
 
 def _check_wdpo(p: ObjectiveParameters) -> None:

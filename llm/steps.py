@@ -35,7 +35,8 @@ from llm.global_batch import (
 )
 from llm.logprobs import sequence_logprobs
 from llm.metrics import weight_metrics
-from llm.objectives import Objective, Pairs, Scores, group_value, worst_case_weights
+from llm.objectives import Objective, group_value, weighted, worst_case_weights
+from llm.scores import Pairs, Scores
 from theory.functionals import kto_reference_point
 from theory.precision import wide
 
@@ -51,6 +52,9 @@ class Mean:
         self.numbers: defaultdict[str, list[float]] = defaultdict(
             list
         )  # one for each step since the last log
+        # sums over this rank's micro-batches of the steps since the last log, and their number
+        self.shares: defaultdict[str, Tensor | float] = defaultdict(float)
+        self.steps = 0
         self.values: list[
             Tensor
         ] = []  # of the current step, to be looked at before the weights move
@@ -72,6 +76,19 @@ class Mean:
             )
         for batch, weight in zip(batches, raw, strict=True):
             batch["weight"] = (weight.to(total.dtype) / total).to(weight.dtype)
+        self.steps += 1
+        if self.objective.added:
+            self._add_mean_length(batches)
+
+    def _add_mean_length(self, batches: list[Batch]) -> None:
+        """The mean length of the chosen responses of the effective batch, for means over tokens."""
+        local = [
+            (wide(batch["weight"]) * batch["completion_mask"][:, 1:].sum(1).chunk(2)[0]).sum()
+            for batch in batches
+        ]
+        mean_length = self.accelerator.reduce(torch.stack(local).sum(), "sum")
+        for batch in batches:
+            batch["chosen_tokens"] = mean_length
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The share of one micro-batch."""
@@ -81,7 +98,10 @@ class Mean:
 
     def share(self, scores: Scores) -> Tensor:
         """This micro-batch's share of the mean loss."""
-        return self.objective.value(scores) * self.accelerator.num_processes
+        value = self.objective.value(scores)
+        for name, number in part_values(self.objective, scores, value).items():
+            self.shares[name] += number
+        return value * self.accelerator.num_processes
 
     def losses(self, scores: Scores) -> Tensor:
         """Losses of the pairs, (b,)."""
@@ -93,10 +113,20 @@ class Mean:
         self.values.append(value.detach())
         return value
 
+    def logged(self) -> dict[str, float]:
+        """Means over the steps since the last log."""
+        found = {name: sum(numbers) / len(numbers) for name, numbers in self.numbers.items()}
+        for name, share in self.shares.items():
+            assert isinstance(share, Tensor)
+            found[name] = float(self.accelerator.reduce(share, "sum")) / self.steps
+        return found
+
     def forget(self) -> None:
         """Drop what was kept for the log."""
         self.seen.clear()
         self.numbers.clear()
+        self.shares.clear()
+        self.steps = 0
 
     def finite(self) -> bool:
         """Whether all values of the current step are, on every rank: a rank that stopped alone
@@ -158,6 +188,8 @@ class Coupled(Mean):
         everything = normalised(gather(concatenate(local), self.accelerator))
         value, derivatives = coefficients(self.value, everything)
         self.checked(value)
+        for name, part in part_values(self.objective, everything, value).items():
+            self.numbers[name].append(float(part))
         for name, number in worst_case_metrics(self.objective, everything).items():
             self.numbers[name].append(number)
         sizes = [len(batch["index"]) for batch in batches]
@@ -198,7 +230,8 @@ class GroupRobust(Coupled):
         state.weights = after.tolist()
         for group, weight in enumerate(state.weights):
             self.numbers[f"group_weight/{group}"].append(weight)
-        return value
+        added = self.objective.added
+        return value + weighted(added, scores) if added else value
 
 
 class GroupWeights(TrainerCallback, ExportableState):
@@ -210,6 +243,17 @@ class GroupWeights(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: arguments and attributes of this object."""
         return {"args": {"weights": self.weights}, "attributes": {}}
+
+
+def part_values(objective: Objective, scores: Scores, value: Tensor) -> dict[str, Tensor]:
+    """Of an objective that is a sum with this value: each part, without its weight, as loss/NAME;
+    nothing for the other objectives."""
+    if not objective.added:
+        return {}
+    with torch.no_grad():
+        found = {f"loss/{part.name}": part.value(scores) for part in objective.added}
+        rest = value - sum(part.weight * found[f"loss/{part.name}"] for part in objective.added)
+    return {f"loss/{objective.name}": rest.detach(), **found}
 
 
 def worst_case_metrics(objective: Objective, scores: Scores) -> dict[str, float]:

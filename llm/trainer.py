@@ -32,16 +32,9 @@ from llm.judges.divergence import kl_on_own_samples
 from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
 from llm.memory import Memory, estimate
 from llm.metrics import reward_metrics
-from llm.objectives import (
-    SPECS,
-    Objective,
-    ObjectiveParameters,
-    Pairs,
-    Scores,
-    make_objective,
-    replaced,
-)
+from llm.objectives import SPECS, Objective, ObjectiveParameters, make_objective, weighted
 from llm.reference import model_fingerprint, reference_identity, reference_logps, row_lengths
+from llm.scores import Pairs, Scores, replaced
 from llm.steps import (
     Batch,
     Coupled,
@@ -49,6 +42,7 @@ from llm.steps import (
     GroupWeights,
     KahnemanTversky,
     Mean,
+    part_values,
     worst_case_metrics,
 )
 from llm.wasserstein import embedding_norm, settled_mode, twice_differentiable_attention
@@ -292,9 +286,7 @@ class PreferenceTrainer(Trainer):
         if self.step.seen and "loss" in logs:
             scores = gather(concatenate(self.step.seen), self.accelerator)
             logs |= reward_metrics(scores, self.parameters.beta)
-            logs |= {
-                name: sum(numbers) / len(numbers) for name, numbers in self.step.numbers.items()
-            }
+            logs |= self.step.logged()
             self.step.forget()
         super().log(logs, start_time)
 
@@ -320,9 +312,10 @@ class PreferenceTrainer(Trainer):
         WDPO reports its mean loss, without the penalty; group DRO the mean loss of its worst group.
         """
         scores = self._scores_of_all(dataloader)
-        found = {"loss": float(self._evaluation_value(scores))} | reward_metrics(
-            scores, self.parameters.beta
-        )
+        value = self._evaluation_value(scores)
+        found = {"loss": float(value)} | reward_metrics(scores, self.parameters.beta)
+        for name, part in part_values(self.objective, scores, value).items():
+            found[name] = float(part)
         found |= worst_case_metrics(self.objective, scores)
         if self.args.kl_prompts:
             found |= self._kl_on_own_samples(dataloader.dataset)
@@ -359,7 +352,9 @@ class PreferenceTrainer(Trainer):
             return self.objective.value(scores)
         assert isinstance(scores, Pairs) and scores.groups is not None
         count = int(scores.groups.max()) + 1  # groups that training does not have count too
-        return worst_group(self.step.losses(scores), scores.groups, count, scores.weights)
+        worst = worst_group(self.step.losses(scores), scores.groups, count, scores.weights)
+        added = self.objective.added
+        return worst + weighted(added, scores) if added else worst
 
     def _kl_on_own_samples(self, dataset: Any) -> dict[str, float]:
         assert self.processing_class is not None

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from llm.global_batch import detached, scores_of
-from llm.objectives import Objective, Scores
+from llm.objectives import Objective
+from llm.scores import Scores
 from llm.steps import Batch, Mean, with_value
 from llm.wasserstein import embedding_outputs, squared_norms
 from theory.functionals import gradient_norm

@@ -7,8 +7,8 @@
     found.worst.weights                     # where the adversary leans
     collapse_radius(u, KL())                # from here on the reference policy is the answer
 
-Names are loaded when they are first used. Those of ambiguity sets come from `theory.sets`: a new
-set is exported by being there.
+Names are loaded when they are first used. Those of ambiguity sets and losses come from
+`theory.sets` and `theory.losses`: a new one is exported by being there.
 """
 
 from importlib import import_module
@@ -51,22 +51,10 @@ _ROOMS = {
         *("random_world", "read_table"),
     ),
     "theory.stochastic_dominance": ("dominance",),
-    "theory.losses": (
-        "cdpo_loss",
-        "dpo_loss",
-        "hinge_loss",
-        "ipo_loss",
-        "kto_loss",
-        "least_squares",
-        "logistic",
-        "rdpo_loss",
-        "rebel_loss",
-        "squared_hinge",
-    ),
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),
         *("gradient_norm", "group_dro", "kl_ball", "kl_tilt", "mean", "tilt_weights"),
-        *("total_variation_ball", "worst_group"),
+        *("token_mean", "total_variation_ball", "worst_group"),
     ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -78,16 +66,20 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return __dir__()
     if not name.startswith("_"):
-        from theory.sets import EXPORTS
-
-        if name in EXPORTS:
-            return EXPORTS[name]
+        found = _exported()
+        if name in found:
+            return found[name]
     raise AttributeError(
         f"module 'theory' has no attribute {name!r}; there are {', '.join(__dir__())}."
     )
 
 
 def __dir__() -> list[str]:
-    from theory.sets import EXPORTS
+    return sorted({*_HOME, *_exported()})
 
-    return sorted({*_HOME, *EXPORTS})
+
+def _exported() -> dict[str, Any]:
+    from theory.losses import EXPORTS as of_losses
+    from theory.sets import EXPORTS as of_sets
+
+    return of_losses | of_sets

@@ -63,6 +63,40 @@ def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     return losses.mean(-1) if weights is None else (weights * losses).sum(-1)
 
 
+def token_mean(
+    losses: Tensor,
+    lengths: Tensor,
+    weights: Tensor | None = None,
+    mean_length: Tensor | None = None,
+) -> Tensor:
+    """The mean over all tokens of a batch, sum_i p_i l_i / sum_i p_i n_i: with negative
+    log-probabilities of responses for losses the loss of supervised fine-tuning.
+
+    Long responses count more than short ones, which the mean of their own means would not have.
+
+    Args:
+        losses: (..., n) sums over the tokens of each response.
+        lengths: (..., n) numbers of tokens n_i.
+        weights: (..., n) probabilities, or None: 1/n each.
+        mean_length: (...) sum_i p_i n_i of a whole batch, where these responses are a part of it
+            and their weights its; None: of these.
+
+    Returns:
+        (...) in the unit of the losses, by token.
+
+    Raises:
+        ValueError: weights on the CPU that are negative or not finite.
+
+    >>> import torch
+    >>> from theory import token_mean
+    >>> token_mean(torch.tensor([1.0, 6.0]), torch.tensor([1, 3])).item()
+    1.75
+    """
+    total = mean(losses, weights)
+    whole = mean(lengths.to(losses.dtype), weights) if mean_length is None else mean_length
+    return total / whole
+
+
 def kl_tilt(
     losses: Tensor, tau: float, weights: Tensor | None = None, *, released: bool = False
 ) -> Tensor:

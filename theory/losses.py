@@ -6,6 +6,10 @@ log-ratio is log pi_theta(y|x) - log pi_ref(y|x), summed over the tokens. Any fu
 `theory.functionals` reduces what comes out.
 """
 
+import math
+from inspect import isfunction
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -144,6 +148,309 @@ def rdpo_loss(margin: Tensor, flip: float) -> Tensor:
     return ((1 - flip) * dpo_loss(margin) - flip * dpo_loss(-margin)) / (1 - 2 * flip)
 
 
+def dpo_norm_loss(
+    chosen_ratio: Tensor,
+    rejected_ratio: Tensor,
+    beta: float,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+) -> Tensor:
+    """Length-normalised DPO: DPO of log-ratios that are averaged over their tokens, so that long
+    responses have no larger margins. TRL 1.16, `sigmoid_norm`.
+
+    Args:
+        chosen_ratio: (...) log-ratios of the chosen responses, in nats.
+        rejected_ratio: (...) log-ratios of the rejected responses, in nats.
+        beta: > 0, in tokens/nats: a margin is a difference of averages, so that beta is larger than
+            DPO's by about the length of a response.
+        chosen_length: (...) tokens of the chosen responses.
+        rejected_length: (...) tokens of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import dpo_norm_loss
+    >>> four, two = torch.tensor([4.0]), torch.tensor([2.0])
+    >>> dpo_norm_loss(four, two, 1.0, chosen_length=four, rejected_length=two)  # 1 a token each
+    tensor([0.6931])
+    """
+    return dpo_loss(beta * (chosen_ratio / chosen_length - rejected_ratio / rejected_length))
+
+
+def exo_loss(margin: Tensor, flip: float) -> Tensor:
+    """EXO of a pair, KL((sigma(m), sigma(-m)) || (1 - eps, eps)), whose minimum 0 is at sigma(m) =
+    1 - eps. Eq. (16), arXiv:2402.00856.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        flip: eps in (0, 1/2), the smoothing of the labels; the paper takes 1e-3.
+
+    Returns:
+        (...) losses in nats, not convex in m.
+
+    Raises:
+        ValueError: eps outside of (0, 1/2).
+
+    >>> import torch
+    >>> from theory import exo_loss
+    >>> exo_loss(torch.tensor([0.0]), flip=0.1)
+    tensor([0.5108])
+    """
+    _require_flip(flip)
+    if flip == 0:
+        raise ValueError("exo needs a flip rate above 0, got 0: the KL to (1, 0) is infinite.")
+    return torch.sigmoid(margin) * (logsigmoid(margin) - math.log1p(-flip)) + torch.sigmoid(
+        -margin
+    ) * (logsigmoid(-margin) - math.log(flip))
+
+
+def nca_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """NCA of a pair, l(r+) + (l(-r+) + l(-r-))/2: noise contrast of each response with the
+    reference, against a falling likelihood of the chosen ones. arXiv:2402.05369v3.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import nca_loss
+    >>> nca_loss(torch.tensor([0.0]), torch.tensor([0.0]))  # 2 log 2
+    tensor([1.3863])
+    """
+    below = dpo_loss(-chosen_reward) + dpo_loss(-rejected_reward)
+    return dpo_loss(chosen_reward) + below / 2
+
+
+def bco_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """BCO of a pair without reward shift, l(r+) + l(-r-): a classifier of single responses.
+    arXiv:2404.04656v2, whose shift, a running mean of the rewards, TRL's `bco_pair` has not either.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import bco_loss
+    >>> bco_loss(torch.tensor([0.0]), torch.tensor([0.0]))  # 2 log 2
+    tensor([1.3863])
+    """
+    return dpo_loss(chosen_reward) + dpo_loss(-rejected_reward)
+
+
+def sppo_loss(chosen_ratio: Tensor, rejected_ratio: Tensor, beta: float) -> Tensor:
+    """SPPO with hard labels, (r+ - 1/(2 beta))² + (r- + 1/(2 beta))². Eq. (4.7) of
+    arXiv:2405.00675, with win rates of 1 and 0 and eta = 1/beta.
+
+    Args:
+        chosen_ratio: (...) r+, log-ratios of the chosen responses, in nats.
+        rejected_ratio: (...) r-, log-ratios of the rejected responses, in nats.
+        beta: > 0, in 1/nats.
+
+    Returns:
+        (...) losses, in squared nats.
+
+    >>> import torch
+    >>> from theory import sppo_loss
+    >>> sppo_loss(torch.tensor([0.0, 1.0]), torch.tensor([0.0, -1.0]), beta=0.5)
+    tensor([2., 0.])
+    """
+    return (chosen_ratio - 0.5 / beta) ** 2 + (rejected_ratio + 0.5 / beta) ** 2
+
+
+def apo_zero_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """APO-zero, sigma(-r+) + sigma(r-): chosen responses up, rejected ones down. Eq. (7),
+    arXiv:2408.06266; for chosen responses that are better than the reference's own.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses between 0 and 2, without a unit.
+
+    >>> import torch
+    >>> from theory import apo_zero_loss
+    >>> apo_zero_loss(torch.tensor([0.0, 9.0]), torch.tensor([0.0, 9.0]))
+    tensor([1., 1.])
+    """
+    return torch.sigmoid(-chosen_reward) + torch.sigmoid(rejected_reward)
+
+
+def apo_down_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """APO-down, sigma(r+) + sigma(r- - r+): both down, rejected responses further. Eq. (8),
+    arXiv:2408.06266; for chosen responses that are worse than the reference's own.
+
+    Args:
+        chosen_reward: (...) r+, beta times the log-ratios of the chosen responses.
+        rejected_reward: (...) r-, the same of the rejected responses.
+
+    Returns:
+        (...) losses between 0 and 2, without a unit.
+
+    >>> import torch
+    >>> from theory import apo_down_loss
+    >>> apo_down_loss(torch.tensor([0.0]), torch.tensor([0.0]))
+    tensor([1.])
+    """
+    return torch.sigmoid(chosen_reward) + torch.sigmoid(rejected_reward - chosen_reward)
+
+
+def discopop_loss(margin: Tensor, temperature: float = 0.05) -> Tensor:
+    """DiscoPOP, (1 - s) l(m) + s exp(-m) with s = sigma(m/tau): logistic where the margin is
+    negative, exponential where it is positive. Eq. (5), arXiv:2406.08414.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        temperature: tau > 0, in the unit of the margins.
+
+    Returns:
+        (...) losses in nats, not convex in m.
+
+    Raises:
+        ValueError: a temperature that is not positive and finite.
+
+    >>> import torch
+    >>> from theory import discopop_loss
+    >>> discopop_loss(torch.tensor([-2.0, 0.0, 2.0]))
+    tensor([2.1269, 0.8466, 0.1353])
+    """
+    _require_positive("temperature", temperature)
+    switch = margin / temperature
+    # as one exponent, for exp(-m) overflows where its weight vanishes
+    return torch.sigmoid(-switch) * dpo_loss(margin) + torch.exp(logsigmoid(switch) - margin)
+
+
+def hoelder_loss(margin: Tensor, gamma: float) -> Tensor:
+    """Hoelder-DPO, -(1 + gamma) sigma(m)^gamma + gamma sigma(m)^(1 + gamma), as its authors' code
+    has it. arXiv:2505.17859v2.
+
+    Its slope, -gamma (1 + gamma) sigma(m)^gamma (1 - sigma(m))², redescends: a pair that the policy
+    takes for mislabelled, m -> -inf, loses its pull. For gamma -> 0, (loss + 1)/gamma tends to
+    -log sigma(m) + sigma(m) - 1, whose slope is DPO's times 1 - sigma(m): DPO's where m -> -inf,
+    and not elsewhere, for the sum over the sample stands in the place of a normalising integral.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        gamma: > 0; the larger, the smaller the pull of pairs far on the wrong side.
+
+    Returns:
+        (...) losses between -1 and 0, without a unit, not convex in m.
+
+    Raises:
+        ValueError: a gamma that is not positive and finite.
+
+    >>> import torch
+    >>> from theory import hoelder_loss
+    >>> hoelder_loss(torch.tensor([0.0, 20.0]), gamma=2.0)
+    tensor([-0.5000, -1.0000])
+    """
+    _require_positive("gamma", gamma)
+    power = torch.exp(gamma * logsigmoid(margin))  # sigma^gamma, to its digits far in the tail
+    return power * (gamma * torch.sigmoid(margin) - (1 + gamma))
+
+
+def winsorised_loss(margin: Tensor, limit: float) -> Tensor:
+    """DPO of margins that are winsorised: m below -c or above c counts as -c or c, so that no loss
+    is above log(1 + exp(c)) and pairs beyond the limits have no pull.
+
+    With the link `chi_link` and c = 2 R_max it is chi-PO, arXiv:2407.13399v3. Capping the largest
+    losses is also the second step of wDPO, arXiv:2603.07211v1, which does so softly and corrects
+    labels before it: its formulas have not been read.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        limit: c > 0, in the unit of the margins.
+
+    Returns:
+        (...) losses in nats, not convex in m.
+
+    Raises:
+        ValueError: a limit that is not positive and finite.
+
+    >>> import torch
+    >>> from theory import winsorised_loss
+    >>> winsorised_loss(torch.tensor([-9.0, -1.0, 0.0, 9.0]), limit=1.0)
+    tensor([1.3133, 1.3133, 0.6931, 0.3133])
+    """
+    _require_positive("limit", limit)
+    return dpo_loss(margin.clamp(-limit, limit))
+
+
+def simpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    target_margin: float,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+) -> Tensor:
+    """SimPO, l(beta (a+ - a-) - gamma) with a the mean log-probability of a token: DPO without a
+    reference. arXiv:2405.14734.
+
+    Args:
+        chosen: (...) log-probabilities of the chosen responses under the policy, in nats.
+        rejected: (...) log-probabilities of the rejected responses, in nats.
+        beta: > 0, in tokens/nats; the paper takes 2 to 10.
+        target_margin: gamma >= 0, the margin that is aimed at, a number without a unit.
+        chosen_length: (...) tokens of the chosen responses.
+        rejected_length: (...) tokens of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    Raises:
+        ValueError: a target margin that is negative or not finite.
+
+    >>> import torch
+    >>> from theory import simpo_loss
+    >>> one, two = torch.tensor([-2.0]), torch.tensor([-4.0])
+    >>> simpo_loss(one, two, 1.0, 0.0, chosen_length=-one, rejected_length=-two)  # -1 a token each
+    tensor([0.6931])
+    """
+    if not 0 <= target_margin < math.inf:
+        raise ValueError(f"target_margin must not be negative, got {target_margin}.")
+    return dpo_loss(beta * (chosen / chosen_length - rejected / rejected_length) - target_margin)
+
+
+def orpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+) -> Tensor:
+    """The odds ratio term of ORPO, beta l(log odds(a+) - log odds(a-)) with a the mean
+    log-probability of a token and odds(a) = e^a/(1 - e^a). Eqs. (4) and (7), arXiv:2403.07691.
+
+    ORPO adds the SFT loss of the chosen responses to it (`token_mean`); beta is its lambda.
+
+    Args:
+        chosen: (...) log-probabilities of the chosen responses under the policy, in nats.
+        rejected: (...) log-probabilities of the rejected responses, in nats.
+        beta: > 0, weight of this term beside the SFT loss.
+        chosen_length: (...) tokens of the chosen responses.
+        rejected_length: (...) tokens of the rejected responses.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import orpo_loss
+    >>> four, two = torch.tensor([4.0]), torch.tensor([2.0])
+    >>> orpo_loss(-four, -two, 1.0, chosen_length=four, rejected_length=two)  # -1 a token each
+    tensor([0.6931])
+    """
+    chosen, rejected = chosen / chosen_length, rejected / rejected_length
+    return beta * dpo_loss(_log_odds(chosen) - _log_odds(rejected))
+
+
 def kto_loss(
     ratio: Tensor,
     desirable: Tensor,
@@ -199,6 +506,88 @@ def rebel_loss(ratio_difference: Tensor, reward_difference: Tensor, eta: float) 
     tensor([9., 0.])
     """
     return (ratio_difference / eta - reward_difference) ** 2
+
+
+# ------------------------------------------------------------------- links of f-divergences, f'(t)
+def forward_kl_link(ratio: Tensor) -> Tensor:
+    """1 - exp(-r), what takes the place of a log-ratio r in a margin where the policy is held to
+    the reference by the forward KL. arXiv:2309.16240.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+
+    Returns:
+        (...) numbers without a unit; below r = -80 that of r = -80, for float32 ends soon after.
+
+    >>> import torch
+    >>> from theory import forward_kl_link
+    >>> forward_kl_link(torch.tensor([0.0, 1.0]))
+    tensor([0.0000, 0.6321])
+    """
+    return -torch.expm1(_below_overflow(-ratio))
+
+
+def jensen_shannon_link(ratio: Tensor) -> Tensor:
+    """log 2 + log sigma(r), in the place of a log-ratio r: the Jensen-Shannon divergence.
+    arXiv:2309.16240.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+
+    Returns:
+        (...) numbers of at most log 2, in nats.
+
+    >>> import torch
+    >>> from theory import jensen_shannon_link
+    >>> jensen_shannon_link(torch.tensor([1.0, 9.0]))
+    tensor([0.3799, 0.6930])
+    """
+    return math.log(2) + logsigmoid(ratio)
+
+
+def alpha_link(ratio: Tensor, alpha: float) -> Tensor:
+    """(exp((alpha - 1) r) - 1)/(alpha - 1), in the place of a log-ratio r: the alpha-divergence in
+    TRL's parameter, which is 1 - alpha of arXiv:2309.16240.
+
+    alpha = 1 is DPO's own link, r, and alpha = 0 that of the forward KL.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+        alpha: any number.
+
+    Returns:
+        (...) numbers without a unit; where the exponent is above 80 that of 80.
+
+    Raises:
+        ValueError: an alpha that is not finite.
+
+    >>> import torch
+    >>> from theory import alpha_link
+    >>> alpha_link(torch.tensor([0.0, 1.0]), 0.5)
+    tensor([0.0000, 0.7869])
+    """
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha must be finite, got {alpha}.")
+    power = alpha - 1
+    return ratio if power == 0 else torch.expm1(_below_overflow(power * ratio)) / power
+
+
+def chi_link(ratio: Tensor) -> Tensor:
+    """exp(r) + r, in the place of a log-ratio r: chi-PO, the KL with a chi-squared divergence
+    beside it. arXiv:2407.13399v3.
+
+    Args:
+        ratio: (...) log-ratios r, in nats.
+
+    Returns:
+        (...) numbers without a unit; the exponential is that of 80 above r = 80.
+
+    >>> import torch
+    >>> from theory import chi_link
+    >>> chi_link(torch.tensor([0.0, 1.0]))
+    tensor([1.0000, 3.7183])
+    """
+    return torch.exp(_below_overflow(ratio)) + ratio
 
 
 # ------------------------------------------------------------------ h of one-dimensional transport
@@ -262,3 +651,25 @@ def _require_flip(flip: float) -> None:
         raise ValueError(
             f"the flip rate must be in [0, 1/2), got {flip}: at 1/2 the labels say nothing."
         )
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+def _below_overflow(exponent: Tensor) -> Tensor:
+    return exponent.clamp(max=10.0 if exponent.dtype == torch.float16 else 80.0)
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """log(p/(1 - p)); a probability that rounds to 1 in float32 counts as the next one below."""
+    logp = logp.clamp(max=-max(torch.finfo(logp.dtype).eps, 2.0**-23))
+    return logp - torch.log(-torch.expm1(logp))
+
+
+EXPORTS: dict[str, Any] = {
+    name: thing
+    for name, thing in globals().items()
+    if isfunction(thing) and thing.__module__ == __name__ and not name.startswith("_")
+}

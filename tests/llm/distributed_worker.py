@@ -28,6 +28,7 @@ from tests.llm.training import arguments, random_pairs, random_singles
 ROWS = 12
 OBJECTIVES: dict[str, ObjectiveParameters] = {
     "dpo": ObjectiveParameters(),
+    "dpo and sft": ObjectiveParameters(sft_weight=0.7),
     "kldpo tau": ObjectiveParameters("kldpo", tau=0.1),
     "kldpo rho": ObjectiveParameters("kldpo", rho=0.3),
     "aot": ObjectiveParameters("aot"),

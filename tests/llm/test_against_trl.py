@@ -1,6 +1,8 @@
 """Against TRL: its loss code on the same numbers, and its DPO trainer on the same data."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from datasets import Dataset
 
 from llm.data.tokens import PreferenceCollator, tokenise
 from llm.logprobs import sequence_logprobs
-from llm.objectives import ObjectiveParameters, Pairs, make_objective
+from llm.objectives import ObjectiveParameters, make_objective
 from llm.reference import reference_identity, reference_logps
+from llm.scores import Pairs
 from llm.trainer import PreferenceTrainer
 from tests.llm.models import WORDS, tiny_gpt2, word_tokenizer
 from tests.llm.training import arguments
@@ -21,23 +24,112 @@ OURS: dict[str, tuple[ObjectiveParameters, str, float]] = {
     "rdpo": (ObjectiveParameters("rdpo", 0.2, flip=0.15), "robust", 0.15),
     "ipo": (ObjectiveParameters("ipo", 0.2), "ipo", 0.0),
     "hinge": (ObjectiveParameters("hinge", 0.2), "hinge", 0.0),
+    "dpo_norm": (ObjectiveParameters("dpo_norm", 0.2), "sigmoid_norm", 0.0),
+    "exo": (ObjectiveParameters("exo", 0.2, flip=0.15), "exo_pair", 0.15),
+    "nca": (ObjectiveParameters("nca", 0.2), "nca_pair", 0.0),
+    "bco": (ObjectiveParameters("bco", 0.2), "bco_pair", 0.0),
+    "sppo": (ObjectiveParameters("sppo", 0.2), "sppo_hard", 0.0),
+    "apo_zero": (ObjectiveParameters("apo_zero", 0.2), "apo_zero", 0.0),
+    "apo_down": (ObjectiveParameters("apo_down", 0.2), "apo_down", 0.0),
+    "discopop": (ObjectiveParameters("discopop", 0.2), "discopop", 0.0),
     "aot": (ObjectiveParameters("aot", 0.2), "aot", 0.0),
     "aot_unpaired": (ObjectiveParameters("aot_unpaired", 0.2), "aot_unpaired", 0.0),
 }
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+LINKS: dict[str, dict[str, Any]] = {
+    "log": {"f_divergence_type": "reverse_kl"},
+    "forward_kl": {"f_divergence_type": "forward_kl"},
+    "jensen_shannon": {"f_divergence_type": "js_divergence"},
+    "alpha": {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
+}
+LINKED = ("dpo", "rdpo", "ipo", "hinge", "dpo_norm", "exo", "discopop")
+
+
+def scores_of(pairs: dict[str, Any]) -> Pairs:  # noqa: F811
     """`pairs` are token log-probabilities of 6 pairs of different lengths, chosen ones first."""
-    p, loss_type, smoothing = OURS[name]
     policy, reference, lengths = (
         pairs["policy"].sum(1),
         pairs["reference"].sum(1),
         pairs["mask"].sum(1),
     )
-    s = Pairs(policy[:6], policy[6:], reference[:6], reference[6:], lengths[:6], lengths[6:])
+    return Pairs(policy[:6], policy[6:], reference[:6], reference[6:], lengths[:6], lengths[6:])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+    """TRL holds EXO's label smoothing in float32."""
+    p, loss_type, smoothing = OURS[name]
     theirs = trl_loss(pairs, loss_type, 0.2, smoothing, torch.arange(6))
-    assert make_objective(p).value(s).item() == pytest.approx(theirs.item(), rel=1e-10)
+    ours = make_objective(p).value(scores_of(pairs)).item()
+    assert ours == pytest.approx(theirs.item(), rel=1e-6 if name == "exo" else 1e-10)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_gradients_of_losses(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+    """In each token's log-probability."""
+    p, loss_type, smoothing = OURS[name]
+    tokens = pairs["policy"].clone().requires_grad_()
+    moving = pairs | {"policy": tokens}
+    theirs = trl_loss(moving, loss_type, 0.2, smoothing, torch.arange(6))
+    ours = make_objective(p).value(scores_of(moving))
+    scored = pairs["mask"][:, 1:]
+    found, truth = (torch.autograd.grad(x, tokens)[0] * scored for x in (ours, theirs))
+    assert (found - truth).norm() <= (1e-6 if name == "exo" else 1e-10) * truth.norm()
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("name", LINKED)
+def test_links(name: str, link: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+    """In float32, for TRL's alpha-divergence knows no float64: to the rounding of some 20 sums."""
+    p, loss_type, smoothing = OURS[name]
+    single = {key: x if key == "mask" else x.float() for key, x in pairs.items()}
+    theirs = trl_loss(single, loss_type, 0.2, smoothing, torch.arange(6), **LINKS[link])
+    p = p if link == "log" else replace(p, link=link, link_alpha=0.3 if link == "alpha" else None)
+    ours = make_objective(p).value(scores_of(single))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_simpo(pairs: dict[str, Any]) -> None:  # noqa: F811
+    """What CPO's trainer makes of mean log-probabilities."""
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    s = scores_of(pairs)
+    accelerator = SimpleNamespace(device=torch.device("cpu"))
+    stub = SimpleNamespace(
+        loss_type="simpo", alpha=0.0, beta=2.0, simpo_gamma=0.5, label_smoothing=0.0
+    )
+    stub.accelerator = accelerator
+    means = s.chosen / s.chosen_length, s.rejected / s.rejected_length
+    theirs = cpo.CPOTrainer.cpo_loss(stub, *means)[0].mean()
+    ours = make_objective(ObjectiveParameters("simpo", 2.0, target_margin=0.5)).value(s)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
+
+
+def test_orpo(pairs: dict[str, Any]) -> None:  # noqa: F811
+    """The odds ratio in float32, as TRL has it; its SFT term counts the prompt, ours does not."""
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    s = scores_of(pairs)
+    stub = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    means = s.chosen / s.chosen_length, s.rejected / s.rejected_length
+    theirs = -orpo.ORPOTrainer.odds_ratio_loss(stub, *means)[0].mean()
+    objective = make_objective(ObjectiveParameters("orpo", 0.3, sft_weight=1.0))
+    assert objective.losses is not None
+    assert objective.losses(s).mean().item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_norm", "aot"])
+def test_sft_term(name: str, pairs: dict[str, Any]) -> None:  # noqa: F811
+    """Value and gradient of TRL's sum of losses, sft with the weight that was rpo_alpha."""
+    p, loss_type, smoothing = OURS[name]
+    tokens = pairs["policy"].clone().requires_grad_()
+    moving = pairs | {"policy": tokens}
+    sums = {"loss_types": [loss_type, "sft"], "loss_weights": [1.0, 0.7]}
+    theirs = trl_loss(moving, loss_type, 0.2, smoothing, torch.arange(6), **sums)
+    ours = make_objective(replace(p, sft_weight=0.7)).value(scores_of(moving))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-10)
+    scored = pairs["mask"][:, 1:]
+    found, truth = (torch.autograd.grad(x, tokens)[0] * scored for x in (ours, theirs))
+    assert (found - truth).norm() <= 1e-10 * truth.norm()
 
 
 def texts(count: int) -> Dataset:
@@ -59,7 +151,8 @@ def texts(count: int) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("name", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot")]
+    ("name", "loss_type"),
+    [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot"), ("dpo", "sigmoid+sft")],
 )
 def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     """Four steps of AdamW on the same texts; TRL sorts each micro-batch alone, so that there is one
@@ -83,7 +176,7 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     ours = PreferenceTrainer(
         model,
         arguments(tmp_path, **common),
-        ObjectiveParameters(name, beta=0.3),
+        ObjectiveParameters(name, beta=0.3, sft_weight=0.5 if "+" in loss_type else None),
         train_dataset=data,
         data_collator=collate,
         processing_class=tokenizer,
@@ -103,7 +196,8 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     config = trl.DPOConfig(
         **{key: settings[key] for key in shared},
         **common,
-        loss_type=[loss_type],
+        loss_type=loss_type.split("+"),
+        loss_weights=[1.0, 0.5] if "+" in loss_type else None,
         beta=0.3,
         precompute_ref_log_probs=True,
         activation_checkpointing=False,

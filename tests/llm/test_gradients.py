@@ -51,6 +51,8 @@ class Sample:
     lengths: Tensor
     p: Tensor
     group: Tensor | None = None
+    chosen: Tensor | None = None
+    rejected: Tensor | None = None
 
     @property
     def losses(self) -> Tensor:
@@ -181,6 +183,35 @@ def smoothed(s: Sample, wrong: float, scale: float = 1.0) -> Tensor:
     return (s.p * ((1 - abs(wrong)) * softplus(-m) + wrong * softplus(m))).sum() / scale
 
 
+def nca(s: Sample) -> Tensor:
+    u, v = BETA * s.u, BETA * s.v
+    return (s.p * (softplus(-u) + 0.5 * softplus(u) + 0.5 * softplus(v))).sum()
+
+
+def normalised(s: Sample) -> Tensor:
+    u, v = s.u / s.lengths[: len(s.u)], s.v / s.lengths[len(s.u) :]
+    return (s.p * softplus(-BETA * (u - v))).sum()
+
+
+def chi_po(s: Sample) -> Tensor:
+    u, v = s.u.exp() + s.u, s.v.exp() + s.v
+    return (s.p * softplus(-(BETA * (u - v)).clamp(-0.5, 0.5))).sum()
+
+
+def sft(s: Sample) -> Tensor:
+    """The mean over all tokens of the effective batch, not of the micro-batches' means."""
+    assert s.chosen is not None
+    return -(s.p * s.chosen).sum() / (s.p * s.lengths[: len(s.u)]).sum()
+
+
+def orpo(s: Sample) -> Tensor:
+    assert s.chosen is not None and s.rejected is not None
+    half = len(s.u)
+    a, b = s.chosen / s.lengths[:half], s.rejected / s.lengths[half:]
+    odds = (a - (1 - a.exp()).log()) - (b - (1 - b.exp()).log())
+    return (s.p * BETA * softplus(-odds)).sum() + 0.4 * sft(s)
+
+
 PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "dpo": ({}, lambda s: (s.p * s.losses).sum()),
     "ipo": ({}, lambda s: ipo(s, s.lengths)),
@@ -191,6 +222,22 @@ PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "cdpo": ({"flip": 0.2}, lambda s: smoothed(s, 0.2)),
     "rdpo": ({"flip": 0.2}, lambda s: smoothed(s, -0.2, 0.6)),
     "hinge": ({}, lambda s: (s.p * torch.relu(1 - BETA * (s.u - s.v))).sum()),
+    "nca": ({}, nca),
+    "dpo_norm": ({}, normalised),
+    "chi-PO": ({"objective": "winsorised", "limit": 0.5, "link": "chi"}, chi_po),
+    "orpo": ({"sft_weight": 0.4}, orpo),
+    "dpo and sft": (
+        {"objective": "dpo", "sft_weight": 0.7},
+        lambda s: (s.p * s.losses).sum() + 0.7 * sft(s),
+    ),
+    "kldpo and sft": (
+        {"objective": "kldpo", "tau": 0.1, "sft_weight": 0.7},
+        lambda s: tilted(s.losses, s.p, 0.1) + 0.7 * sft(s),
+    ),
+    "group_dro and sft": (
+        {"objective": "group_dro", "group_step": 0.7, "sft_weight": 0.7},
+        lambda s: group_robust(s) + 0.7 * sft(s),
+    ),
     "dr_dpo": ({"b": 0.3}, lambda s: -tilted(-s.losses, s.p, 0.3)),
     "kldpo tau": ({"objective": "kldpo", "tau": 0.1}, lambda s: tilted(s.losses, s.p, 0.1)),
     "kldpo rho": ({"objective": "kldpo", "rho": 0.3}, worst(ball_of_kl)),
@@ -222,7 +269,8 @@ def sample_of(logps: Tensor, batch: dict[str, Tensor]) -> Sample:
     raw = batch["weight"].double() if "weight" in batch else torch.ones(half, dtype=torch.float64)
     lengths = batch["completion_mask"].sum(1).double()
     gap = reference[:half] - reference[half:]
-    return Sample(ratio[:half], ratio[half:], gap, lengths, raw / raw.sum(), batch.get("group"))
+    sides, of_pairs = (logps[:half], logps[half:]), (ratio[:half], ratio[half:])
+    return Sample(*of_pairs, gap, lengths, raw / raw.sum(), batch.get("group"), *sides)
 
 
 def gradient(value: Tensor, model: nn.Module) -> dict[str, Tensor]:
@@ -263,7 +311,7 @@ def check(
         assert history[0]["loss"] == pytest.approx(expected[0], rel=0, abs=of_value), micro
 
 
-@pytest.mark.parametrize("name", ["dpo", "kldpo tau", "group_dro", "aot"])
+@pytest.mark.parametrize("name", ["dpo", "kldpo tau", "group_dro", "aot", "dpo and sft"])
 def test_micro_batches_of_one_pair(name: str, tmp_path: Path) -> None:
     data, (settings, formula) = random_pairs(ROWS, 6, weights=True, groups=3), PAIRS[name]
     check(
@@ -290,6 +338,37 @@ def test_objectives_of_pairs(name: str, tmp_path: Path) -> None:
             lambda m, d=data: truth(m, d, formula),
             micros=(ROWS,) if seed else (5,),
         )
+
+
+@pytest.mark.parametrize("name", ["dpo and sft", "kldpo and sft", "group_dro and sft"])
+def test_parts_are_logged(name: str, tmp_path: Path) -> None:
+    """Each without its weight, of the whole effective batch, in training and in evaluation; two
+    steps are averaged."""
+    data, model = random_pairs(ROWS, 6, weights=True, groups=3), tiny_gpt2()
+    p = parameters(name, PAIRS[name][0])
+    double, batch = copy.deepcopy(model).double(), one_batch(data)
+    term = float(sft(sample_of(all_logps(double, batch), batch)).detach())
+    for micro in (ROWS, 3):
+        trainer = PreferenceTrainer(
+            copy.deepcopy(model),
+            arguments(
+                tmp_path,
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=ROWS // micro,
+                max_steps=2,
+                logging_steps=2,
+            ),
+            p,
+            train_dataset=data,
+            eval_dataset=data,
+            data_collator=PreferenceCollator(0),
+        )
+        trainer.train()
+        logged, evaluated = trainer.state.log_history[0], trainer.evaluate()
+        for prefix, found in (("", logged), ("eval_", evaluated)):
+            assert found[f"{prefix}loss/sft"] == pytest.approx(term, rel=1e-5)
+            own = found[f"{prefix}loss/{p.objective}"]
+            assert found[f"{prefix}loss"] == pytest.approx(own + 0.7 * term, rel=1e-5)
 
 
 # ----------------------------------------------------------------------------------------- unpaired

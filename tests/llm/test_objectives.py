@@ -18,18 +18,16 @@ from llm.objectives import (
     OBJECTIVES,
     SPECS,
     ObjectiveParameters,
-    Pairs,
-    Singles,
     group_value,
     make_objective,
-    widened,
     worst_case_weights,
 )
-from llm.steps import worst_case_metrics
+from llm.pair_losses import PAIR_LOSSES
+from llm.scores import Pairs, Singles, widened
+from llm.steps import part_values, worst_case_metrics
 from tests.launches import run
 from tests.theory.instances import example_size
-from theory import functionals
-from theory import losses as pair_losses
+from theory import functionals, losses
 from theory.sets import SETS
 
 N = 8
@@ -58,7 +56,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "missing step": ({"objective": "group_dro"}, "group_dro needs --group_step"),
     "not taken": (
         {"tau": 1.0},
-        r"dpo does not take --tau \(got 1.0\); it takes nothing beside beta",
+        r"dpo does not take --tau \(got 1.0\); it takes link, link_alpha",
     ),
     "not taken either": (
         {"objective": "cvar", "alpha": 0.5, "rho": 0.1},
@@ -108,6 +106,41 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "alpha": ({"objective": "cvar", "alpha": 1.5}, r"in \(0, 1\], got 1.5"),
     "flip": ({"objective": "rdpo", "flip": 0.5}, r"--flip must be in \[0, 1/2\), got 0.5"),
+    "flip of exo": ({"objective": "exo", "flip": 0.0}, "exo needs a flip rate above 0"),
+    "discopop's temperature": (
+        {"objective": "kldpo", "tau": 1.0, "pair_loss": "discopop", "discopop_tau": -1.0},
+        "temperature must be positive and finite, got -1.0",
+    ),
+    "discopop's temperature not taken": (
+        {"discopop_tau": 1.0},
+        r"dpo does not take --discopop_tau \(got 1.0\)",
+    ),
+    "gamma": ({"objective": "hoelder", "gamma": 0.0}, "gamma must be positive and finite, got 0.0"),
+    "missing gamma": ({"objective": "hoelder"}, "hoelder needs --gamma"),
+    "limit": ({"objective": "winsorised", "limit": -1.0}, "limit must be positive and finite"),
+    "target": (
+        {"objective": "simpo", "target_margin": -0.1},
+        "target_margin must not be negative, got -0.1",
+    ),
+    "link": ({"link": "kl"}, "unknown --link 'kl'; there are forward_kl, jensen_shannon, alpha"),
+    "link without alpha": ({"link": "alpha"}, "--link alpha needs --link_alpha"),
+    "alpha without link": ({"link_alpha": 0.5}, "got --link None and --link_alpha 0.5"),
+    "alpha of another link": (
+        {"link": "chi", "link_alpha": 0.5},
+        "no other link takes it; got --link chi",
+    ),
+    "link not taken": ({"objective": "nca", "link": "chi"}, "nca does not take --link"),
+    "link not a number": ({"link": "alpha", "link_alpha": math.inf}, "alpha must be finite"),
+    "sft weight": ({"sft_weight": -0.5}, "--sft_weight must be positive and finite, got -0.5"),
+    "sft of single responses": (
+        {"objective": "kto", "sft_weight": 0.5},
+        "kto does not take --sft_weight .*unpaired",
+    ),
+    "sft under a shift": (
+        {"objective": "wdpo", "rho": 0.1, "sft_weight": 0.5},
+        "wdpo does not take --sft_weight .*the shift of the embeddings",
+    ),
+    "orpo alone": ({"objective": "orpo"}, "orpo needs --sft_weight"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
     "released squared": (
@@ -145,7 +178,22 @@ def margin(s: Pairs, beta: float = 0.3) -> Tensor:
 
 
 def dpo(s: Pairs) -> Tensor:
-    return pair_losses.dpo_loss(margin(s))
+    return losses.dpo_loss(margin(s))
+
+
+def of_rewards(loss: Callable[[Tensor, Tensor], Tensor], s: Pairs) -> Tensor:
+    return functionals.mean(loss(0.3 * s.chosen_ratio, 0.3 * s.rejected_ratio), s.weights)
+
+
+def averaged(loss: Callable[..., Tensor], s: Pairs) -> Tensor:
+    lengths = s.chosen_length, s.rejected_length
+    return functionals.mean(loss(s.chosen_ratio, s.rejected_ratio, 0.3, *lengths), s.weights)
+
+
+def sft(s: Pairs) -> Tensor:
+    """The mean over tokens, each with the weight of its pair."""
+    p = torch.ones(N).double() if s.weights is None else s.weights
+    return -(p * s.chosen).sum() / (p * s.chosen_length).sum()
 
 
 OF_SETS: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {  # sets added later
@@ -161,7 +209,7 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     "ipo": (
         {},
         lambda s: functionals.mean(
-            pair_losses.ipo_loss(
+            losses.ipo_loss(
                 s.chosen_ratio, s.rejected_ratio, 0.3, s.chosen_length, s.rejected_length
             ),
             s.weights,
@@ -169,13 +217,54 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     ),
     "cdpo": (
         {"flip": 0.1},
-        lambda s: functionals.mean(pair_losses.cdpo_loss(margin(s), 0.1), s.weights),
+        lambda s: functionals.mean(losses.cdpo_loss(margin(s), 0.1), s.weights),
     ),
     "rdpo": (
         {"flip": 0.1},
-        lambda s: functionals.mean(pair_losses.rdpo_loss(margin(s), 0.1), s.weights),
+        lambda s: functionals.mean(losses.rdpo_loss(margin(s), 0.1), s.weights),
     ),
-    "hinge": ({}, lambda s: functionals.mean(pair_losses.hinge_loss(margin(s)), s.weights)),
+    "hinge": ({}, lambda s: functionals.mean(losses.hinge_loss(margin(s)), s.weights)),
+    "dpo_norm": ({}, lambda s: averaged(losses.dpo_norm_loss, s)),
+    "exo": ({"flip": 0.1}, lambda s: functionals.mean(losses.exo_loss(margin(s), 0.1), s.weights)),
+    "nca": ({}, lambda s: of_rewards(losses.nca_loss, s)),
+    "bco": ({}, lambda s: of_rewards(losses.bco_loss, s)),
+    "sppo": (
+        {},
+        lambda s: functionals.mean(
+            losses.sppo_loss(s.chosen_ratio, s.rejected_ratio, 0.3), s.weights
+        ),
+    ),
+    "apo_zero": ({}, lambda s: of_rewards(losses.apo_zero_loss, s)),
+    "apo_down": ({}, lambda s: of_rewards(losses.apo_down_loss, s)),
+    "discopop": (
+        {"discopop_tau": 0.5},
+        lambda s: functionals.mean(losses.discopop_loss(margin(s), 0.5), s.weights),
+    ),
+    "hoelder": (
+        {"gamma": 1.5},
+        lambda s: functionals.mean(losses.hoelder_loss(margin(s), 1.5), s.weights),
+    ),
+    "winsorised": (
+        {"limit": 0.7},
+        lambda s: functionals.mean(losses.winsorised_loss(margin(s), 0.7), s.weights),
+    ),
+    "simpo": (
+        {"target_margin": 0.2},
+        lambda s: functionals.mean(
+            losses.simpo_loss(s.chosen, s.rejected, 0.3, 0.2, s.chosen_length, s.rejected_length),
+            s.weights,
+        ),
+    ),
+    "orpo": (
+        {"sft_weight": 0.5},
+        lambda s: (
+            functionals.mean(
+                losses.orpo_loss(s.chosen, s.rejected, 0.3, s.chosen_length, s.rejected_length),
+                s.weights,
+            )
+            + 0.5 * sft(s)
+        ),
+    ),
     "dr_dpo": ({"b": 0.4}, lambda s: functionals.dr_dpo(dpo(s), 0.4, s.weights)),
     "kldpo": ({"tau": 0.4}, lambda s: functionals.kl_tilt(dpo(s), 0.4, s.weights)),
     "cvar": ({"alpha": 0.4}, lambda s: functionals.cvar(dpo(s), 0.4, s.weights)),
@@ -194,7 +283,7 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
         lambda s: functionals.aot_paired(
             s.chosen - s.rejected,
             s.reference_chosen - s.reference_rejected,
-            pair_losses.logistic,
+            losses.logistic,
             0.3,
             s.weights,
         ),
@@ -202,7 +291,7 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
     "aot_unpaired": (
         {"h": "least_squares"},
         lambda s: functionals.aot_unpaired(
-            s.chosen_ratio, s.rejected_ratio, pair_losses.least_squares, 0.3, s.weights, s.weights
+            s.chosen_ratio, s.rejected_ratio, losses.least_squares, 0.3, s.weights, s.weights
         ),
     ),
 }
@@ -260,7 +349,7 @@ def test_unpaired_aot_of_single_responses() -> None:
     truth = functionals.aot_unpaired(
         s.ratio[s.desirable],
         s.ratio[~s.desirable],
-        pair_losses.logistic,
+        losses.logistic,
         0.3,
         p / p.sum(),
         q / q.sum(),
@@ -283,16 +372,32 @@ def test_average_tokens_acts() -> None:
     assert abs(averaged - summed) > 1
 
 
-@pytest.mark.parametrize("loss", ["ipo", "hinge", "cdpo", "rdpo"])
+@pytest.mark.parametrize("loss", PAIR_LOSSES)
 def test_a_functional_takes_any_pair_loss(loss: str) -> None:
-    flip = {"flip": 0.2} if loss in ("cdpo", "rdpo") else {}
-    below = make_objective(ObjectiveParameters(loss, 0.3, **flip)).losses
-    made, s = (
-        make_objective(ObjectiveParameters("kldpo", 0.3, tau=2.0, pair_loss=loss, **flip)),
-        pairs(),
-    )
+    given, s = THEORY[loss][0], pairs()
+    below = make_objective(ObjectiveParameters(loss, 0.3, **given)).losses
+    made = make_objective(ObjectiveParameters("kldpo", 0.3, tau=2.0, pair_loss=loss, **given))
     assert below is not None
-    torch.testing.assert_close(made.value(s), functionals.kl_tilt(below(s), 2.0, s.weights))
+    truth = functionals.kl_tilt(below(s), 2.0, s.weights)
+    truth += sft(s) * given.get("sft_weight", 0.0)
+    torch.testing.assert_close(made.value(s), truth)
+
+
+def test_links() -> None:
+    """Of chi-PO, which is the winsorised loss with the chi link, and of a mean over tokens."""
+    s = pairs()
+    u, v = (0.3 * (x.exp() + x) for x in (s.chosen_ratio, s.rejected_ratio))
+    truth = functionals.mean(losses.dpo_loss((u - v).clamp(-0.8, 0.8)), s.weights)
+    made = make_objective(ObjectiveParameters("winsorised", 0.3, limit=0.8, link="chi"))
+    torch.testing.assert_close(made.value(s), truth)
+    u, v = (1 - (-x).exp() for x in (s.chosen_ratio, s.rejected_ratio))
+    truth = functionals.mean(
+        losses.ipo_loss(u, v, 0.3, s.chosen_length, s.rejected_length), s.weights
+    )
+    made = make_objective(ObjectiveParameters("ipo", 0.3, link="forward_kl"))
+    torch.testing.assert_close(made.value(s), truth)
+    made = make_objective(ObjectiveParameters("dpo", 0.3, link="alpha", link_alpha=1.0))
+    torch.testing.assert_close(made.value(s), functionals.mean(dpo(s), s.weights))
 
 
 def test_group_value() -> None:
@@ -305,6 +410,19 @@ def test_group_value() -> None:
     q /= q.sum()
     np.testing.assert_allclose(weights.numpy(), q)
     assert value.item() == pytest.approx(q[0] * 1 + q[1] * 3)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kldpo", "aot_unpaired"])
+def test_an_added_sft_term(name: str) -> None:
+    settings, truth = THEORY[name]
+    for weights in (True, False):
+        s = pairs(weights=weights)
+        made = make_objective(ObjectiveParameters(name, 0.3, sft_weight=0.7, **settings))
+        torch.testing.assert_close(made.value(s), truth(s) + 0.7 * sft(s))
+        assert made.kinds == ("pairs",)
+        parts = part_values(made, s, made.value(s))
+        assert parts[f"loss/{name}"].item() == pytest.approx(float(truth(s)))
+        assert parts["loss/sft"].item() == pytest.approx(float(sft(s)))
 
 
 # -------------------------------------------------------------------------------------- derivatives

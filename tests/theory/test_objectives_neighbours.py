@@ -394,10 +394,15 @@ def stub_trainer(**settings: Any) -> Any:
 
 
 def trl_loss(
-    pairs: dict[str, Any], loss_type: str, beta: float, smoothing: float, rows: Tensor
+    pairs: dict[str, Any],
+    loss_type: str,
+    beta: float,
+    smoothing: float,
+    rows: Tensor,
+    **settings: Any,
 ) -> Tensor:
     """What TRL's DPO trainer computes from these log-probabilities, its model and machinery
-    replaced by stubs."""
+    replaced by stubs; settings: of its configuration."""
     trainer = pytest.importorskip("trl").DPOTrainer
     if not hasattr(trainer, "_compute_loss"):
         pytest.skip("this version of TRL has no DPOTrainer._compute_loss")
@@ -411,16 +416,17 @@ def trl_loss(
         "ref_chosen_logps": reference[rows],
         "ref_rejected_logps": reference[rows + 6],
     }
-    stub = stub_trainer(
-        model=model,
-        ld_alpha=None,
-        f_divergence_type="reverse_kl",
-        loss_types=[loss_type],
-        loss_weights=[1.0],
-        beta=beta,
-        label_smoothing=smoothing,
-        use_weighting=False,
-    )
+    common = {
+        "ld_alpha": None,
+        "f_divergence_type": "reverse_kl",
+        "loss_types": [loss_type],
+        "loss_weights": [1.0],
+        "beta": beta,
+        "label_smoothing": smoothing,
+        "use_weighting": False,
+        "args": SimpleNamespace(discopop_tau=0.05),
+    }
+    stub = stub_trainer(model=model, **(common | settings))
     return trainer._compute_loss(stub, model, inputs, False)
 
 

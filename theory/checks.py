@@ -157,6 +157,23 @@ def check_number(name: str, value: float) -> float:
     return float(number)
 
 
+def check_level(level: float) -> float:
+    """The confidence level of an interval, between 0 and 1."""
+    number = check_number("level", level)
+    if not 0 < number < 1:
+        percent = f" {number:g} % is {number / 100:g}." if 1 < number < 100 else ""
+        raise ValueError(f"level must be between 0 and 1, got {number:g}; 0.95 is usual.{percent}")
+    return number
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """A whole number of things."""
+    number = check_number(name, value)
+    if not (number >= least and number == math.floor(number) and math.isfinite(number)):
+        raise ValueError(f"{name} must be a whole number from {least} on, got {value}.")
+    return int(number)
+
+
 def check_reference(theta_ref: ArrayLike | None, d: int, bound: float, like: Tensor) -> Tensor:
     """theta_ref (d,) inside the parameter ball; None is 0, the uniform policy."""
     if theta_ref is None:

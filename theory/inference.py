@@ -22,8 +22,8 @@ from scipy.stats import f as f_law
 from scipy.stats import norm
 from scipy.stats import t as t_law
 
-from theory.batch import ArrayLike
-from theory.checks import check_groupings, check_number
+from theory.batch import ArrayLike, as_float64
+from theory.checks import check_count, check_groupings, check_level
 from theory.fitting import fit
 from theory.laws.law import derivative_at, local_program
 from theory.laws.program import SPHERE, Derivative, Places
@@ -112,7 +112,12 @@ class Inference:
         With "sandwich" it is an ellipsoid, and a cylinder where a kink or the bound holds the fit:
         across these the law is a point. With "m out of n" it is a ball.
         """
-        away = np.asarray(theta, dtype=float) - self.theta
+        given = as_float64(theta, "theta").cpu().numpy()
+        if given.shape != self.theta.shape:
+            raise ValueError(
+                f"theta must have the shape {self.theta.shape} of the fit, got {given.shape}."
+            )
+        away = given - self.theta
         if self._draws is not None:
             return bool(np.linalg.norm(away) <= self._limit)
         # in units of the standard errors, whatever those of the features are
@@ -134,7 +139,7 @@ class Inference:
             reach = reach * np.sqrt(np.diag(covariance).clip(min=0))
             intervals, limit = np.stack([theta - reach, theta + reach], 1), self._limit
         else:
-            covariance, intervals = _spread(draws), _percentiles(theta, draws, self.level)
+            covariance, intervals = _spread(draws), _symmetric(theta, draws, self.level)
             limit = float(np.quantile(np.linalg.norm(draws, axis=1), self.level))
         return replace(
             self,
@@ -244,9 +249,8 @@ def infer(
     [0.116]
     """
     made = _single(found)
-    level = check_number("level", level)
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level:g}; 0.95 is usual.")
+    level, resamples = check_level(level), check_count("resamples", resamples)
+    pairs = None if pairs is None else check_count("pairs", pairs)
     sample = _sample(made, pairs, clusters, len(found.theta))
     try:
         if local_program(found).finite:
@@ -386,7 +390,7 @@ def _sample(made: Made, pairs: int | None, clusters: ArrayLike | None, d: int) -
                 " in infer(found, pairs=1000)."
             )
         pairs = len(p)
-    n = int(check_number("pairs", pairs))
+    n = pairs
     members: tuple[Places, ...] = ()
     if clusters is not None:
         members = check_groupings(clusters, len(p))
@@ -494,7 +498,7 @@ def _resampled(
     return Inference(
         theta,
         _spread(draws),
-        _percentiles(theta, draws, level),
+        _symmetric(theta, draws, level),
         level,
         "m out of n",
         why,
@@ -521,7 +525,12 @@ def _spread(draws: Array) -> Array:
     return found
 
 
-def _percentiles(theta: Array, draws: Array, level: float) -> Array:
-    """(d, 2) intervals from draws of the fit less theta."""
-    low, high = np.quantile(draws, [(1 + level) / 2, (1 - level) / 2], axis=0)
-    return np.stack([theta - low, theta - high], 1)
+def _symmetric(theta: Array, draws: Array, level: float) -> Array:
+    """(d, 2) intervals from draws of the fit less theta, by their sizes, as the region has it.
+
+    Next to collapse, or on the bound, the fit lies at an edge and all draws on one side of it,
+    where the target may lie, too: intervals that reflect them (theta less their quantiles) would
+    then never hold it.
+    """
+    reach = np.quantile(np.abs(draws), level, axis=0)
+    return np.stack([theta - reach, theta + reach], 1)

@@ -366,6 +366,32 @@ def test_the_bootstrap_agrees_with_the_sandwich() -> None:
     np.testing.assert_allclose(draws.std(), model.inference_.standard_errors, rtol=0.25)
 
 
+@pytest.mark.parametrize("shares", [[-1], [0, 2], [[0.1]]])
+def test_a_path_takes_shares_of_the_way_to_collapse(shares: Any) -> None:
+    with pytest.raises(ValueError, match="shares are a list of numbers from 0"):
+        fitted("kl", radius=0.01).path(shares)
+
+
+def test_the_line_of_a_path_stands_at_the_models_radius() -> None:
+    """Between two radii of the grid, too."""
+    model = fitted("kl", of_collapse=0.13)
+    axes = model.path([0.0, 0.1, 0.2, 0.5]).plot()
+    (line,) = (line for line in axes.lines if len(set(line.get_xdata())) == 1)
+    assert 0.1 < float(np.asarray(line.get_xdata())[0]) < 0.2
+
+
+@pytest.mark.parametrize("level", [0, 95])
+def test_a_level_that_is_none_is_refused(level: float) -> None:
+    with pytest.raises(ValueError, match="level must be between 0 and 1"):
+        fitted("kl", radius=0.01, level=level)
+
+
+@pytest.mark.parametrize("resamples", [0, -3, 2.5])
+def test_no_bootstrap_without_resamples(resamples: Any) -> None:
+    with pytest.raises(ValueError, match="resamples must be a whole number"):
+        fitted("kl", radius=0.01).bootstrap(resamples)
+
+
 def test_what_cannot_be_read_is_told() -> None:
     table, first, _ = journeys()
     model = PreferenceModel(FORMULA, sides=("1", "2"), radius=0.01)

@@ -17,6 +17,7 @@ from theory import (
     TotalVariation,
     WassersteinAtoms,
     WassersteinFree,
+    collapse_radius,
     dpo,
     fit,
     infer,
@@ -294,6 +295,41 @@ def test_clusters_of_atoms_that_are_listed_again(ball: AmbiguitySet) -> None:
     assert twice.independent == len(rows)
     size = np.abs(alone.covariance).max()
     np.testing.assert_allclose(twice.covariance, alone.covariance, atol=1e-4 * size)
+
+
+def test_intervals_cover_where_samples_collapse_and_the_population_does_not() -> None:
+    """At 0.9 of its collapse radius: the fit is at the edge, and the target on one side of it."""
+    rng = np.random.default_rng(1)
+    population = rng.normal((0.3, 0.1), 1.0, (100_000, 2))
+    ball = KL(0.9 * collapse_radius(population, KL()).item())
+    target = fit(population, ball, beta=1.0).theta.numpy()
+    samples, held, collapsed = 80, np.zeros(2), 0
+    for _ in range(samples):
+        found = fit(rng.normal((0.3, 0.1), 1.0, (400, 2)), ball, beta=1.0)
+        low, high = infer(found, resamples=100).intervals.T
+        held += (low <= target) & (target <= high)
+        collapsed += bool(found.collapsed)
+    assert collapsed > samples / 5
+    assert (held / samples > 0.95 - 3 * np.sqrt(0.95 * 0.05 / samples)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"level": 95}, "95 % is 0.95"),
+        ({"level": 0}, "between 0 and 1"),
+        ({"resamples": 0}, "resamples must be a whole number"),
+        ({"pairs": 100.7}, "pairs must be a whole number"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(options: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        infer(fit(sample(0), beta=1.0), **options)  # type: ignore[arg-type]
+
+
+def test_a_region_is_asked_for_a_theta_of_its_own_size() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        infer(fit(sample(0), beta=1.0)).contains(np.zeros(9))
 
 
 def test_a_fit_that_collapsed_is_resampled() -> None:

@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from theory.batch import ArrayLike
-from theory.checks import check_groupings
+from theory.checks import check_count, check_groupings, check_level
 from theory.comparisons.radius import choose, scale, scales_meant, the_set
 from theory.comparisons.report import RadiusPath, WorstPairs
 from theory.comparisons.summary import Results, Summary
@@ -171,6 +171,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         Returns:
             The model itself.
         """
+        check_level(self.level)
+        check_count("resamples", self.resamples)
         check_index(X, y=y, groups=groups, sample_weight=sample_weight)
         order = any(name in ALIASES for name in _texts(self.unpenalised))
         columns = () if self.groups is None else _texts(self.groups)
@@ -463,13 +465,18 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
             shares: of the way to collapse, between 0 and 1; None: 25 of them.
 
         Raises:
-            ValueError: plain DPO, or a set that never collapses.
+            ValueError: plain DPO, a set that never collapses, or shares out of range.
         """
         check_is_fitted(self)
         kind = the_set(self.set)
         if kind is None:
             raise ValueError("plain DPO has no radius to vary. Name a set.")
         given = np.linspace(0, 0.96, 25) if shares is None else np.asarray(shares, dtype=float)
+        if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
+            raise ValueError(
+                "shares are a list of numbers from 0, the data alone, to 1, collapse; got"
+                f" {shares!r}."
+            )
         asked = [float(x) for x in given if x > 0 or kind.smallest == 0]
         sizes = self._scaled.parts(kind, asked)
         if not np.isfinite(sizes).all():
@@ -498,6 +505,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         bootstrap of Owen (2007), Annals of Applied Statistics 1, whose spread is rather too large.
         """
         check_is_fitted(self)
+        resamples = check_count("resamples", resamples)
         rng = np.random.default_rng(self.random_state)
         weights = np.tile(self._scaled.pairs.weights, (resamples, 1))
         for labels in self._scaled.members or (self._scaled.units,):

@@ -140,8 +140,9 @@ class RadiusPath:
             axes.plot(self.table.share, y, color=colors[rank], label=name)
         if others:
             axes.plot([], [], color="#BBBBBB", linewidth=0.6, label=f"{others} others")
-        near = int(np.argmin(np.abs(self.table.radius.to_numpy() - self.chosen)))
-        axes.axvline(self.table.share.iloc[near], color="#767676", linewidth=0.7)
+        sized = np.argsort(self.table.radius.to_numpy())  # some sizes fall as their set grows
+        radii, shares = (self.table[name].to_numpy()[sized] for name in ("radius", "share"))
+        axes.axvline(float(np.interp(self.chosen, radii, shares)), color="#767676", linewidth=0.7)
         axes.axhline(0.0, color="#767676", linewidth=0.7)
         axes.set(
             xlabel="share of the way to collapse",

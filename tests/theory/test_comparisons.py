@@ -380,6 +380,11 @@ def test_the_line_of_a_path_stands_at_the_models_radius() -> None:
     assert 0.1 < float(np.asarray(line.get_xdata())[0]) < 0.2
 
 
+def test_names_that_are_no_features_are_told() -> None:
+    with pytest.raises(ValueError, match=r"'prize'.*price"):
+        fitted("kl", radius=0.01).summary().to_latex(names={"prize": "Price"})
+
+
 @pytest.mark.parametrize("level", [0, 95])
 def test_a_level_that_is_none_is_refused(level: float) -> None:
     with pytest.raises(ValueError, match="level must be between 0 and 1"):

@@ -149,13 +149,18 @@ class Summary:
             columns: of `table`, in this order; None: all.
 
         Raises:
-            ValueError: columns that the table does not have.
+            ValueError: columns that the table does not have, or names none of which is a feature.
         """
         missing = [name for name in columns or [] if name not in self.table]
         if missing:
             raise ValueError(f"no column {missing[0]!r}; there are {', '.join(self.table)}.")
         shown = self._shown()[columns or list(self.table)]
         called = names or {}
+        if called and not any(str(name) in called for name in shown.index):
+            raise ValueError(
+                f"names has {next(iter(called))!r}, and no feature of the table; these are"
+                f" {', '.join(map(str, shown.index))}."
+            )
         rows = [
             " & ".join([_tex(called.get(str(name), str(name))), *map(_tex_number, row)]) + r" \\"
             for name, row in zip(shown.index, shown.to_numpy(), strict=True)

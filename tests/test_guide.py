@@ -234,6 +234,7 @@ def run_page(page: Path) -> None:
                 "yaml",
                 "python",
                 "diff",
+                "math",
             ), f"{where}: {block.language!r}"
 
 

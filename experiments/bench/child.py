@@ -112,7 +112,9 @@ def peak_gib() -> float:
     """The largest resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage counts what the process was forked from
-        (line,) = [x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM")]
+        (line,) = [
+            x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM")
+        ]
         return int(line.split()[1]) / 2**20
     import resource
 

@@ -39,9 +39,9 @@ class Part:
     value: Callable[[Scores], Tensor]
 
 
-def weighted(parts: tuple[Part, ...], scores: Scores) -> Tensor:
-    """sum_k w_k value_k, a scalar."""
-    return torch.stack([part.weight * part.value(scores) for part in parts]).sum()
+def weighted(parts: tuple[Part, ...], scores: Scores) -> Tensor | float:
+    """sum_k w_k value_k, a scalar; 0 where there are none."""
+    return sum((part.weight * part.value(scores) for part in parts), start=0.0)
 
 
 @dataclass(frozen=True)

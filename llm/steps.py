@@ -230,8 +230,7 @@ class GroupRobust(Coupled):
         state.weights = after.tolist()
         for group, weight in enumerate(state.weights):
             self.numbers[f"group_weight/{group}"].append(weight)
-        added = self.objective.added
-        return value + weighted(added, scores) if added else value
+        return value + weighted(self.objective.added, scores)
 
 
 class GroupWeights(TrainerCallback, ExportableState):

@@ -353,8 +353,7 @@ class PreferenceTrainer(Trainer):
         assert isinstance(scores, Pairs) and scores.groups is not None
         count = int(scores.groups.max()) + 1  # groups that training does not have count too
         worst = worst_group(self.step.losses(scores), scores.groups, count, scores.weights)
-        added = self.objective.added
-        return worst + weighted(added, scores) if added else worst
+        return worst + weighted(self.objective.added, scores)
 
     def _kl_on_own_samples(self, dataset: Any) -> dict[str, float]:
         assert self.processing_class is not None

@@ -23,7 +23,7 @@ from scipy.special import erfc, expit, logit
 from scipy.stats import norm
 
 from theory.batch import ArrayLike
-from theory.checks import as_array, check_clusters, check_number
+from theory.checks import as_array, check_clusters, check_level, check_number
 from theory.policy import Array
 from theory.transport import positive_power_mean
 
@@ -124,9 +124,7 @@ def dominance(
     (0.0, 0.0046)
     """
     u, v = _rewards("chosen", chosen, low, high), _rewards("rejected", rejected, low, high)
-    level = check_number("level", level)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie strictly between 0 and 1, got {level}. Usual is 0.95.")
+    level = check_level(level)
     if (paired or clusters is not None) and len(u) != len(v):
         raise ValueError(
             f"paired samples have the same length, got {len(u)} chosen and {len(v)} rejected"

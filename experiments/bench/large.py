@@ -21,6 +21,7 @@ import pandas as pd
 from experiments import screen
 from experiments.bench import child, spread
 from experiments.bench.child import Job
+from experiments.bench.limits import products
 from experiments.bench.ours import switch_restored
 
 SMOOTH_KINDS, ATOM_KINDS = ("mean", "kl"), ("w1-finite", "w2-finite")
@@ -75,11 +76,6 @@ class Constants:
         if job.kind in ATOM_KINDS:
             return self.atoms * job.n**2
         return job.fits * (self.fit + job.n * (self.pair + self.product * products(job.d)))
-
-
-def products(d: int) -> float:
-    """Multiply-adds of a pair and pass: margin, gradient, weights and half a Hessian."""
-    return d * (d + 7) / 2
 
 
 def gib(job: Job, before: float) -> float:

@@ -24,11 +24,15 @@ class Rates:
 
     def limit(self, kind: str, n: int, d: int, steps: float) -> float:
         """Seconds of a fit of "mean" or "kl", from its operations alone."""
-        products = d + d + d * (d + 1) // 2 + d  # margin, gradient, Hessian and its weights
-        pair = self.loss + products * self.multiply_add
+        pair = self.loss + products(d) * self.multiply_add
         if kind == "kl":
             pair += self.exponential + d * self.multiply_add
         return 1e-9 * n * steps * pair
+
+
+def products(d: int) -> float:
+    """Multiply-adds of a pair and pass: margin, gradient, half a Hessian and its weights."""
+    return d + d + d * (d + 1) / 2 + d
 
 
 def measure(seconds: float = 0.2) -> Rates:

@@ -25,7 +25,7 @@ def main() -> None:
         delayed(_compile)(name) for name in names
     )
     shown = Console(stderr=True)
-    for _ in track(done, "compiled solvers", total=len(names), console=shown, disable=False):
+    for _ in track(done, "compiled solvers", total=len(names), console=shown):
         pass
 
 

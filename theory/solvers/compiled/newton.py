@@ -6,12 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from theory.solvers.compiled.arithmetic import (
-    dot,
-    norm_of,
-    solve_positive,
-)
-from theory.solvers.compiled.ball import norm_of_sum, project, step_in_ball
+from theory.solvers.compiled.arithmetic import dot, norm_of, norm_of_sum, solve_positive
+from theory.solvers.compiled.ball import project, step_in_ball
 from theory.solvers.compiled.compiling import piece
 
 _ARMIJO = 1e-4

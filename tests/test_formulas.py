@@ -19,7 +19,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [*sorted((ROOT / "docs" / "theorems").glob("*.md")), ROOT / "docs" / "guide" / "scaling.md"]
+WITH_FORMULAS = [
+    *sorted((ROOT / "docs" / "theorems").glob("*.md")),
+    ROOT / "docs" / "guide" / "scaling.md",
+]
 INLINE = re.compile(r"(?<![\w\\$])\$(?![\s$])([^$\n]*[^\s$\\])\$(?![\w$])")
 # "The following macros are not allowed", says the code host (github/markup#1688), which lets none
 # through that hides text or redefines another
@@ -100,7 +103,7 @@ def known_commands() -> set[str]:
     return set(re.findall(r"^\s*'?(?:\\\\)?([A-Za-z]+)'?:", tables, re.MULTILINE)) - REFUSED
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_FORMULAS, ids=lambda page: page.stem)
 def test_the_formulas_of_a_page_can_be_read_everywhere(page: Path) -> None:
     assert not faults(page.read_text(encoding="utf-8"))
 
@@ -131,7 +134,7 @@ def test_an_unreadable_formula_is_noticed(text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("node"), reason="MathJax runs in node here")
 def test_mathjax_draws_every_formula(tmp_path: Path) -> None:
-    pages = [formulas(page.read_text(encoding="utf-8")) for page in PAGES]
+    pages = [formulas(page.read_text(encoding="utf-8")) for page in WITH_FORMULAS]
     asked = [[f, False] for inline, _ in pages for f in inline]
     asked += [[f, True] for _, displayed in pages for f in displayed]
     assert asked

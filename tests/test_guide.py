@@ -32,7 +32,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_formulas import THEOREMS, formulas
+from tests.test_formulas import WITH_FORMULAS, formulas
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = sorted(
@@ -397,9 +397,11 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
         assert not fetched.search(text), page.name
         assert not re.search("cdn|jsdelivr|unpkg", text), page.name
     assert (tmp_path / "site" / "javascripts" / "tex-svg.js").stat().st_size > 1_000_000
-    for page in THEOREMS:  # what MathJax will read is what was written
-        built = (tmp_path / "site" / "theorems" / f"{page.stem}.html").read_text(encoding="utf-8")
-        assert 'src="../javascripts/formulas.js"' in built
+    for page in WITH_FORMULAS:  # what MathJax will read is what was written
+        built = (
+            tmp_path / "site" / page.relative_to(ROOT / "docs").with_suffix(".html")
+        ).read_text(encoding="utf-8")
+        assert "javascripts/formulas.js" in built
         inline, displayed = (
             [html.unescape(found).strip() for found in re.findall(pattern, built, re.DOTALL)]
             for pattern in (

@@ -19,7 +19,7 @@ from experiments.alignment.emotion_stages import (
     stored_model,
     stored_tokenizer,
 )
-from experiments.alignment.training import objective
+from experiments.alignment.training import objective, spare_the_collector
 from experiments.engine.stages import derived_seed, quieten
 from llm import generate
 from llm.data.corpus import EMOTIONS
@@ -42,6 +42,7 @@ def train_cell(
     The method `sft` is the model that all start from, at step 0.
     """
     quieten()
+    spare_the_collector()
     keys = {name: parameters[name] for name in ("setting", "method", "radius", "beta")} | {
         "seed": parameters["replicate"]
     }

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,19 @@ def more_options(path: Path | None) -> dict[str, Any]:
     return more
 
 
+@cache
+def spare_the_collector() -> None:
+    """Leave what a training imports out of all garbage collections of this process, once.
+
+    Each training makes several, which would look through every object of the libraries again. To be
+    called before a model is loaded, which would never be collected.
+    """
+    import llm.trainer  # noqa: F401
+
+    gc.collect()  # what is garbage now would never be found
+    gc.freeze()
+
+
 def train_policy(folder: Path, *, options: dict[str, Any], files: dict[str, Any]) -> None:
     """Train a policy into the folder: model, tokenizer, card, log.csv, training.json, command.txt
     and the log of each process.
@@ -196,6 +210,7 @@ def train_policy(folder: Path, *, options: dict[str, Any], files: dict[str, Any]
     """
     from llm.train import parse, train
 
+    spare_the_collector()
     given = words(files | shared(options))
     if rank() == 0:
         write_text(

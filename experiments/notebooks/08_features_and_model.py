@@ -128,7 +128,7 @@ table = folder / "features.parquet"
 if not table.is_file():
     prefdro("features", *common, "--pooling", "mean", "--dimensions", 8, "--out", table)
 
-adapter = "--lora --learning_rate 5e-4 --bf16 True" if named else "--learning_rate 1e-3"
+adapter = "--lora --learning_rate 5e-4" if named else "--learning_rate 1e-3"
 steps = "--num_train_epochs 1 --per_device_train_batch_size 4 --gradient_accumulation_steps 4 --save_strategy no --report_to none"
 policy = folder / "policy"
 words = [*(str(word).replace("max-length", "max_length") for word in common), "--objective", "dpo", "--beta", BETA]

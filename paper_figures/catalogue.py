@@ -141,6 +141,13 @@ ENTRIES = (
         "studies.held_out",
     ),
     Entry(
+        "chosen_rejected",
+        "Held-out pairs: what happens to chosen and rejected responses",
+        OURS,
+        "aot-benchmark",
+        "studies.chosen_rejected",
+    ),
+    Entry(
         "estimation_error",
         "Rates: estimation error, with the bounds",
         OURS,

@@ -1,5 +1,5 @@
-"""The pictures of the guide: margins, the three kinds of worst case, collapse, and what robustness
-can do.
+"""The pictures of the guide: margins, the three kinds of worst case, collapse, what robustness can
+do, and what falls.
 
 `python -m paper_figures.concepts docs/guide/img` draws them. They need no rows: each is computed
 here, in a second or two, in a world that is small enough to see.
@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures import style
+from paper_figures import falling, style
 from paper_figures.style import BLACK, BLUE, GREY, ORANGE, PURPLE, SKY, VERMILLION, Look
 from theory.collapse import collapse_radius
 from theory.estimators import Fit, dpo
@@ -349,6 +349,7 @@ def draw_pictures(out: Path) -> list[Path]:
             "balls": balls(world),
             "collapse": collapse(world),
             "limits": limits(),
+            "falling": falling.falling(falling.world()),
         }
         for name, figure in figures.items():
             target = out / f"{name}.png"

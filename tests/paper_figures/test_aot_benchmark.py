@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 
 from experiments.alignment.held_out import compared
 from paper_figures import style
 from paper_figures.paper import aot_benchmarks, aot_fig1a, aot_fig1b, aot_fig2
-from paper_figures.studies import held_out
+from paper_figures.studies import chosen_rejected, held_out
 from tests.experiments.test_held_out import simulated
 from tests.paper_figures.language_tables import SCALE, write_aot_benchmark
 from tests.paper_figures.test_wdpo_figures import line, panel, small_print
@@ -124,3 +125,25 @@ def test_held_out_accuracy_and_what_it_has_over_dpo(tmp_path: Path) -> None:
     # without a reward model there are no win rates and no benchmarks
     for module in (aot_fig2, aot_benchmarks):
         assert module.draw(tmp_path, tmp_path / "figures") == []
+
+
+def test_chosen_and_rejected_stand_at_their_means_over_pairs(tmp_path: Path) -> None:
+    rows = pd.concat([simulated(), simulated(1).assign(population="shifted")])
+    rng = np.random.default_rng(0)
+    rows = rows.assign(chosen=rng.normal(size=len(rows)), rejected=rng.normal(-1, 1, len(rows)))
+    rows.to_parquet(tmp_path / "pairs.parquet")
+    run = {"experiment": "aot-benchmark", "scale": SCALE}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with style.paper():
+        figure = chosen_rejected.figure(rows, run)
+    clean = rows[(rows.flip == 0) & (rows.population == "shifted")]
+    for side in ("chosen", "rejected"):
+        shown = line(panel(figure, "another population"), side)[:, 0]
+        means = [clean[clean.method == method][side].mean() for method in ("dpo", "aot")]
+        np.testing.assert_allclose(shown, means, rtol=1e-12)
+    each = clean[clean.method == "dpo"].groupby("pair").chosen.mean()
+    test = ttest_1samp(each, 0).confidence_interval()
+    found = chosen_rejected.mean_interval(clean, "shifted", "dpo", "chosen")
+    assert found[1:] == pytest.approx((test.low, test.high), rel=1e-12)
+    drawn = chosen_rejected.draw(tmp_path, tmp_path / "figures")
+    assert {path.name for path in drawn} == {"chosen_rejected.pdf", "chosen_rejected.png"}

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from paper_figures import concepts
+from paper_figures import concepts, falling
+from theory import dpo
+from theory.policy import log_policy
 
 
 def line(figure: Figure, gid: str) -> np.ndarray:
@@ -62,6 +65,24 @@ def test_kldpo_is_dpo_where_annotators_agree_and_nothing_else_is() -> None:
     assert abs(concepts.advantage("sure annotators", 4, "kl")).max() > 0.02
 
 
+def test_chosen_and_rejected_fall_by_the_kl_in_their_mean_and_dpo_is_the_theorys() -> None:
+    world = falling.world()
+    place = torch.arange(len(world.chosen))
+    u = world.features[place, world.chosen] - world.features[place, world.rejected]
+    found = falling.change(world, falling.OBJECTIVES["DPO"])
+    theta = dpo(u, beta=0.1).theta.numpy()
+    log_ratio = log_policy(theta, world.features.numpy()) + np.log(falling.RESPONSES)
+    exact = [log_ratio[place, side].mean() for side in (world.chosen, world.rejected)]
+    assert [found.chosen, found.rejected] == pytest.approx(exact, rel=1e-4)
+    for options in falling.OBJECTIVES.values():
+        one = falling.change(world, options)
+        # the pairs are a sample of the responses: four standard errors of a mean of 4,000, whose
+        # standard deviation is sqrt(2 KL) near the reference and of the KL's size far away
+        kl = one.reference_kl
+        error = 4 * (np.sqrt(2 * kl) + kl) / np.sqrt(2 * falling.CONTEXTS)
+        assert (one.chosen + one.rejected) / 2 == pytest.approx(-one.reference_kl, abs=error)
+
+
 def test_all_are_written_as_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concepts, "WORLDS", 1)
     written = concepts.draw_pictures(tmp_path)
@@ -70,6 +91,7 @@ def test_all_are_written_as_small_files(tmp_path: Path, monkeypatch: pytest.Monk
         "balls.png",
         "collapse.png",
         "limits.png",
+        "falling.png",
     ]
     assert all(2_000 < path.stat().st_size < 100_000 for path in written)
     guide = Path(__file__).resolve().parents[2] / "docs" / "guide" / "img"

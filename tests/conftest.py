@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,11 @@ def _own_environment() -> None:
     }
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are not asked for are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of one expensive fixture go to one worker; those of exact bits or recorded numbers are
-    none for jitter."""
+    none for jitter; of a test of many parameters some are fast."""
+    _mark_the_rest_slow(items)
     for item in items:
         for definitions in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
             if definitions[-1].scope == "module":  # xdist would make it in each of its workers
@@ -102,6 +105,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         exact = [item for item in items if item.get_closest_marker("exact")]
         items[:] = [item for item in items if item not in set(exact)]
         config.hook.pytest_deselected(items=exact)
+
+
+def _mark_the_rest_slow(items: list[pytest.Item]) -> None:
+    """Of a test marked some(k) all sets of parameters but k are slow. Which, their names decide:
+    always the same ones, and none because of its place in the list."""
+    families: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        if mark := item.get_closest_marker("some"):
+            family = (item.nodeid.split("[")[0], *mark.args)
+            families.setdefault(family, []).append(item)
+    for (_, count), family in families.items():
+        for item in sorted(family, key=lambda one: sha256(one.nodeid.encode()).digest())[count:]:
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)

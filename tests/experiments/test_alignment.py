@@ -529,12 +529,10 @@ def test_leaderboard_from_nothing_to_scores(shared_models: Path, tmp_path: Path)
     )
 
 
-def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path: Path) -> None:
-    results = tmp_path / "leaderboard.csv"
-    results.write_text(",win_rate,standard_error,n_total\naot seed 0,61.5,2.5,40\ngpt4,95,1,40\n")
-    config = AotBenchmark(
+def aot_study(shared: Path, tmp_path: Path) -> AotBenchmark:
+    return AotBenchmark(
         out=tmp_path / "out",
-        shared=shared_models,
+        shared=shared,
         profile="smoke",
         betas=(0.1,),
         batch_sizes=(8,),
@@ -542,7 +540,12 @@ def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path:
         softness=(1.0,),
         workers=1,
     )
-    tables = aot_benchmark.run(AotBenchmark(**(vars(config) | {"alpaca_results": results})))
+
+
+def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path: Path) -> None:
+    results = tmp_path / "leaderboard.csv"
+    results.write_text(",win_rate,standard_error,n_total\naot seed 0,61.5,2.5,40\ngpt4,95,1,40\n")
+    tables = aot_benchmark.run(replace(aot_study(shared_models, tmp_path), alpaca_results=results))
     assert tables is not None
     assert set(tables["quantiles"].method) == {"start", "dpo", "ipo", "kto", "aot", "aot_unpaired"}
     table = tables["benchmarks"]
@@ -567,11 +570,17 @@ def test_the_aot_benchmark_from_nothing_to_tables(shared_models: Path, tmp_path:
         "generator",
     }
     assert answers[0]["generator"] == "aot seed 0"
-    changed = AotBenchmark(
-        **(vars(config) | {"beta": 0.2, "test_prompts": 20})
-    )  # what was varied is now compared, and the reverse
-    again = aot_benchmark.run(changed)
-    assert again is not None and set(again["benchmarks"].method) == set(table.method)
+
+
+@pytest.mark.slow
+def test_what_was_varied_is_compared_after_a_change_and_the_reverse(
+    shared_models: Path, tmp_path: Path
+) -> None:
+    config = aot_study(shared_models, tmp_path)
+    tables = aot_benchmark.run(config)
+    again = aot_benchmark.run(replace(config, beta=0.2, test_prompts=20))
+    assert tables is not None and again is not None
+    assert set(again["benchmarks"].method) == set(tables["benchmarks"].method)
     answers = json.loads(
         next(
             (tmp_path / "out" / "stages").glob(
@@ -625,6 +634,7 @@ def test_given_models_and_data_go_the_same_way_as_those_of_the_paper(tmp_path: P
     shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.slow  # another pipeline of the kind above and below
 def test_stored_preferences_go_the_same_way_as_ultrafeedback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

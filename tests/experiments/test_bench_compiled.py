@@ -101,6 +101,7 @@ def test_the_slope_of_a_power_law_is_its_power() -> None:
     assert (found["slope"], found["high"] - 1) == pytest.approx((1.0, half))
 
 
+@pytest.mark.slow
 def test_scaling_has_a_slope_for_each_set_and_a_peak(tmp_path: Path) -> None:
     bench.bench_solvers(tmp_path, "smoke", ["scaling"])
     table = pd.read_csv(tmp_path / "scaling.csv")

@@ -31,8 +31,16 @@ def outcomes(out: Path) -> pd.DataFrame:
     return pd.read_csv(out / "gpu.csv", keep_default_na=False).set_index("stage")
 
 
-def test_every_stage_runs_and_leaves_its_table(tmp_path: Path) -> None:
-    wanted = ("environment", "tests", "solvers", "training", "armorm")
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param((), id="no-study"),
+        pytest.param(("armorm",), id="armorm", marks=pytest.mark.slow),
+    ],
+)
+def test_every_stage_runs_and_leaves_its_table(study: tuple[str, ...], tmp_path: Path) -> None:
+    """The studies are tested by themselves; here only that they can be stages."""
+    wanted = ("environment", "tests", "solvers", "training", *study)
     assert run(config(tmp_path, stages=wanted, minutes=30)) == 0
     found = outcomes(tmp_path)
     assert tuple(found.index) == wanted and (found.state == "done").all() and (found.rows > 0).all()

@@ -34,6 +34,7 @@ def test_there_are_nine() -> None:
     assert [name[:2] for name in NAMES] == [f"{k:02d}" for k in range(1, 10)]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("source", SOURCES, ids=NAMES)
 def test_the_source_runs(source: Path, tmp_path: Path, warm: Warm, output: Path) -> None:
     done = warm.run(source, tmp_path, output)
@@ -58,6 +59,7 @@ def test_the_notebook_is_its_source_executed(source: Path) -> None:
     assert path.stat().st_size < KILOBYTES * 1024
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
 def test_your_own_pairs_are_read(ending: str, tmp_path: Path, warm: Warm, output: Path) -> None:
     """With a file of one's own, also as held-out pairs of the same population: those show no

@@ -182,6 +182,7 @@ def ray_address() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.slow  # starting ray takes a minute
 def test_ray_cluster(tmp_path: Path, expected: pd.DataFrame, ray_address: str) -> None:
     same(run(CELLS, tmp_path / "address", backend="ray", address=ray_address), expected)
     assert run_with_failures(tmp_path / "failing", backend="ray", address=ray_address) == 3

@@ -324,6 +324,7 @@ def test_micro_batches_of_one_pair(name: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("name", PAIRS)
 def test_objectives_of_pairs(name: str, tmp_path: Path) -> None:
     settings, formula = PAIRS[name]
@@ -512,6 +513,7 @@ def difference_limits(
     return factor * of_gradient * float(size / whole), factor * of_value
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", WDPO)
 def test_wdpo(name: str, tmp_path: Path) -> None:
     """The finite difference divides rounding by its step: in float32 little is left, in float64 it
@@ -588,6 +590,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_train(way: str, tmp_path: Path) -> None:
     make, settings = WAYS[way]
@@ -768,6 +771,7 @@ def test_clipping_scales_the_whole_gradient(name: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     "name",
     ["dpo", "dr_dpo", "kldpo tau", "kldpo rho", "cvar", "aot", "group_dro", "exact", "adversarial"],

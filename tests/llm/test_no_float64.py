@@ -57,6 +57,7 @@ def test_the_device_is_asked() -> None:
     assert widest("cpu") == torch.float64
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize(("name", "more"), CASES, ids=IDS)
 def test_every_objective_trains_and_evaluates(
     name: str, more: dict[str, Any], tmp_path: Path

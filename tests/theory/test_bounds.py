@@ -144,6 +144,7 @@ def test_regularity_of_the_kl_ball(seed: int, radius: float) -> None:
     assert regularity_kl(x, p, radius) == pytest.approx(truth, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("budget", [0.05, 0.3])
 def test_regularity_of_a_transport_ball(seed: int, budget: float) -> None:
@@ -204,6 +205,7 @@ def test_regularity_of_free_features_on_a_line(radius: float) -> None:
     assert regularity_free(x, p, radius, 1) == pytest.approx(max(truth, 0), rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_regularity_of_free_features_in_the_plane(seed: int) -> None:
     """lambda is the least over all directions, not only over the eigenvectors of E x x'."""

@@ -73,6 +73,7 @@ def test_without_a_radius_it_is_a_logistic_regression_with_clustered_errors() ->
         )
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
 def test_unpenalised_columns_are_those_of_the_partial_norm(power: int, share: float) -> None:

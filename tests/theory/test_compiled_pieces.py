@@ -163,6 +163,7 @@ def batches(name: str, seeds: range) -> Iterator[Instance]:
         yield draw(name, seed)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_answers_are_those_of_the_interior_point_method(name: str) -> None:
     counts: Counter[str] = Counter()
@@ -189,6 +190,7 @@ def test_a_thousand_problems_have_the_answers_of_the_interior_point_method(name:
     assert counts["theta apart"] <= 0.01 * counts["problems"], counts
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_convex_program_agrees(name: str) -> None:
     """One replicate of three instances, each a program for cvxpy."""

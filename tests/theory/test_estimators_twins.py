@@ -97,6 +97,7 @@ def identifiable(
     return np.linalg.pinv(seen) @ seen @ difference
 
 
+@pytest.mark.some(48)
 @pytest.mark.parametrize(
     ("ball", "data"), CASES, ids=[f"{ball}-{data.name}" for ball, data in CASES]
 )
@@ -156,6 +157,7 @@ def jittered(data: Data, seed: int) -> Data:
     )
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("ball", "index"), DELICATE)
 def test_certificates_do_not_hang_on_the_last_digits(ball: str, index: int) -> None:
     """Another processor sums in another order. A tenth of the tolerance leaves room for what no
@@ -166,6 +168,7 @@ def test_certificates_do_not_hang_on_the_last_digits(ball: str, index: int) -> N
         assert float((found.gap / found.value.abs().clamp(min=1)).max()) <= 1e-11, (seed, found.gap)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("ball", ["w1-free", "w2-free", "w1-finite", "w2-finite", "w1-label"])
 def test_certificates_hold_however_near_collapse(ball: str) -> None:
     short = 10.0 ** -np.arange(3.0, 17.0)  # relative distances to the collapse radius
@@ -196,6 +199,7 @@ def test_a_symmetric_population_with_tied_moves_is_certified() -> None:
             assert float(found.gap) <= 1e-11, (seed, fraction)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("ball", BALLS)
 def test_collapse_radii_agree_with_the_programs(ball: str) -> None:
     for data in DATA:

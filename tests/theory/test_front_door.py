@@ -14,6 +14,7 @@ def test_every_name_is_the_same_thing_at_both_doors(name: str) -> None:
     assert getattr(prefdro, name) is getattr(theory, name)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("first", ["import theory.worst_cases", "import theory", "import prefdro"])
 def test_a_module_of_the_same_name_does_not_take_the_place_of_a_function(first: str) -> None:
     code = (

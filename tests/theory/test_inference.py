@@ -297,6 +297,7 @@ def test_clusters_of_atoms_that_are_listed_again(ball: AmbiguitySet) -> None:
     np.testing.assert_allclose(twice.covariance, alone.covariance, atol=1e-4 * size)
 
 
+@pytest.mark.slow
 def test_intervals_cover_where_samples_collapse_and_the_population_does_not() -> None:
     """At 0.9 of its collapse radius: the fit is at the edge, and the target on one side of it."""
     rng = np.random.default_rng(1)

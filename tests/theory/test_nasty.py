@@ -341,8 +341,8 @@ def judge_one(
 
 
 def test_nasty_inputs_are_refused_or_solved() -> None:
-    outcomes = Counter(outcome for seed in range(20) for outcome in judge(seed))
-    assert outcomes["converged"] >= 150, outcomes
+    outcomes = Counter(outcome for seed in range(8) for outcome in judge(seed))
+    assert outcomes["converged"] >= 60, outcomes  # of 80
 
 
 @pytest.mark.slow

@@ -109,6 +109,7 @@ def test_kldpo_tilt_and_kldpo_meet_at_the_dual_optimum(sample: tuple[Array, Arra
     assert tilt.value + 0.02 * ball.dual == pytest.approx(ball.value, rel=1e-12)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("ball", ["kl", "w1-finite", "w2-finite", "w1-free", "w1-label", "w2-free"])
 def test_the_robust_programs_are_what_direct_minimisation_of_the_worst_case_finds(
     sample: tuple[Array, Array, Array], ball: str

@@ -428,6 +428,7 @@ def groups_of(people: int) -> Array:
     return np.repeat(np.arange(people), EACH)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("people", [20, 60])
 def test_theta_is_covered_where_pairs_come_from_people(people: int, star: Array) -> None:
     """KL(Q||P_n) of the nearest Q with E_Q grad l(theta*) = 0, by the program of the collapse
@@ -487,6 +488,7 @@ def moves(u: Array, star: Array, power: int) -> float:
     return float((size**power).mean() ** (1 / power))
 
 
+@pytest.mark.slow
 def test_w1_profile_covers_at_less_than_that_of_w2() -> None:
     missed, ratios = 0, []
     for k in range(150):
@@ -618,6 +620,7 @@ def test_few_groups_are_allowed_for_as_in_tables_of_f() -> None:
     assert kl_coverage(100, 0.05, 1, units=10) == pytest.approx(5.117 / 200, rel=0.03)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_few_copies_of_the_pairs() -> None:
     """An array of n d d numbers would be 1.5 GB here, the pairs are 24 MB."""
     code = """

@@ -49,6 +49,7 @@ def test_every_convex_set_has_a_twin_and_no_twin_is_without_a_set() -> None:
     assert all(TWINS[name].collapse for name in EXACT)
 
 
+@pytest.mark.some(36)
 @pytest.mark.parametrize("data", INSTANCES, ids=lambda data: data.name)
 @pytest.mark.parametrize("name", CONVEX)
 def test_fits_against_the_twin(name: str, data: Data) -> None:
@@ -68,6 +69,7 @@ def test_fits_against_the_twin(name: str, data: Data) -> None:
         assert np.linalg.norm(theta) <= data.bound * (1 + 1e-6)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", EXACT)
 def test_collapse_against_the_twin_and_the_fits(name: str) -> None:
     for data in INSTANCES:
@@ -92,6 +94,7 @@ def test_collapse_against_the_twin_and_the_fits(name: str) -> None:
         assert beyond.value.item() == pytest.approx(np.log(2), rel=1e-12)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", EXACT)
 def test_the_worst_case_at_a_fit_is_its_value_and_no_other_theta_is_better(name: str) -> None:
     rng = np.random.default_rng(0)
@@ -140,6 +143,7 @@ def test_the_functional_of_the_trainer_is_the_worst_case_with_its_gradient(name:
         assert value.item() == pytest.approx(twin(losses.detach().numpy(), p, size), rel=1e-6)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", [name for name, kind in SETS.items() if kind.facts.reweights])
 def test_the_value_of_a_fit_is_the_functional_of_the_trainer(name: str) -> None:
     """Solvers have a loss and a dual of their own, for speed: at their theta the functional that
@@ -305,6 +309,7 @@ def test_the_collapse_of_a_rare_atom_in_closed_form(rare: float) -> None:
         assert found == pytest.approx(truth[name], rel=room, abs=room * (name == "cvar"))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", REWEIGHTING)
 def test_no_certificate_for_the_reference_where_something_is_better(name: str) -> None:
     """The issue's four pairs, which (2, 1) separates: no set of weights makes theta_ref best."""
@@ -321,6 +326,7 @@ def test_no_certificate_for_the_reference_where_something_is_better(name: str) -
         assert found.value - max(found.gap.item(), 0) <= there + 1e-12
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", CONVEX)
 def test_without_a_bound_every_fit_is_certified_and_none_is_worse_than_the_reference(
     name: str,

@@ -144,6 +144,7 @@ def _log_odds_error(found: Dominance, order: str) -> float:
     return (high - low) / 2 / 1.959964 * at.ratio * (1 - at.ratio)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("order", ["first", "second"])
 @pytest.mark.parametrize("cluster", [0, 1, 3])
 def test_standard_errors_are_those_of_the_jackknife(order: str, cluster: int) -> None:

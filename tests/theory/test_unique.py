@@ -91,6 +91,7 @@ def test_the_nearest_of_several_minimisers(ball: AmbiguitySet, reference: list[f
         derivative_at(found)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("ball", BALLS, ids=lambda ball: ball.name)
 def test_random_tables_against_the_range_of_their_minimisers(ball: AmbiguitySet) -> None:
     seen = set()

@@ -207,6 +207,7 @@ def test_free_features_with_label_moves(data: Data) -> None:
     assert worst.value * (1 - 1e-6) - lost <= below <= worst.value * (1 + 1e-6)
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("data", INSTANCES, ids=lambda data: data.name)
 def test_free_features_of_order_two(data: Data) -> None:
     w, margin, _, b, radius = setting(data)

@@ -31,6 +31,7 @@ FALSE: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", VERDICTS)
 def test_verdict(name: str, seed: int) -> None:
@@ -38,6 +39,7 @@ def test_verdict(name: str, seed: int) -> None:
     assert finding.verdict == VERDICTS[name], finding.measurements
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("name", "change"), FALSE)
 def test_a_false_variant_is_refuted(name: str, change: dict[str, Any]) -> None:
     finding = CLAIMS[name].check("smoke", 0, **change)

@@ -19,6 +19,7 @@ from theory.duals import transport_dual
 CHECKS = (bound_tilt, bound_kl_ball, bound_free, bound_from_data, bound_every_radius)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_bounds_cover(check, seed: int) -> None:
@@ -34,6 +35,7 @@ def test_a_bound_divided_by_one_and_a_half_is_refuted(check) -> None:
     assert check("smoke", 0, constant=1 / 1.5).verdict in (Verdict.GAP, Verdict.REFUTED)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("exponent", [-0.4, -0.6])
 @pytest.mark.parametrize("check", [bound_tilt, bound_kl_ball, bound_free, bound_every_radius])
 def test_another_rate_is_refuted(check, exponent: float) -> None:

@@ -39,6 +39,7 @@ def test_a_false_variant_is_refuted(name: str, change: dict[str, Any], words: st
     assert any(words in what for what in refuted), refuted
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("ball", BALLS)
 def test_a_wrong_radius_of_any_one_ball_is_refuted(
     ball: str, monkeypatch: pytest.MonkeyPatch

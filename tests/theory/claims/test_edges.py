@@ -18,6 +18,7 @@ FLIPS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_claim_holds(name: str, seed: int) -> None:
@@ -27,6 +28,7 @@ def test_every_claim_holds(name: str, seed: int) -> None:
     ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("name", "change"), FLIPS)
 def test_a_near_false_variant_is_refuted(name: str, change: dict[str, Any]) -> None:
     finding = CHECKS[name]("smoke", 0, **change)

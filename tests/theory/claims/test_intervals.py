@@ -11,6 +11,7 @@ def test_the_regions_cover() -> None:
     assert all(row["sandwich"] == 1 for row in rows if row["n"] == 10**4)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "wrong",
     [{"covariance": 1 / 1.5}, {"covariance": 1.5}, {"exponent": -0.4}, {"exponent": -0.6}],

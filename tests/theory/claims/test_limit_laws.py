@@ -11,6 +11,7 @@ def test_the_predictions_hold(check) -> None:
     assert check("smoke", 0).verdict == Verdict.HOLDS
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize(
     "wrong",

@@ -28,6 +28,7 @@ def test_every_claim_holds(name: str, seed: int) -> None:
     ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("name", "profile", "change"), FLIPS)
 def test_a_near_false_variant_is_refuted(name: str, profile: str, change: dict[str, Any]) -> None:
     assert CHECKS[name](profile, 0, **change).verdict == Verdict.REFUTED

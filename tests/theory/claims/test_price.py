@@ -16,6 +16,7 @@ def test_it_holds(seed: int) -> None:
     ]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "change",
     [

@@ -33,6 +33,7 @@ FLIPS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", [name for name in CHECKS if name != "coverage-costs-the-rate"])
 def test_every_claim_holds(name: str, seed: int) -> None:
@@ -40,6 +41,7 @@ def test_every_claim_holds(name: str, seed: int) -> None:
     assert finding.verdict == Verdict.HOLDS, finding.measurements
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("name", "change"), FLIPS)
 def test_a_false_variant_is_refuted(name: str, change: dict[str, Any]) -> None:
     finding = CHECKS[name]("smoke", 0, **change)

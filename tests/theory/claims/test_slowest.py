@@ -18,11 +18,13 @@ from theory.claims.slowest import (
 from theory.twins.programs import kldpo
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_world_is_slower_than_the_root(seed: int) -> None:
     assert slowest_instance("smoke", seed).verdict == Verdict.HOLDS
 
 
+@pytest.mark.slow
 def test_a_faster_rate_is_refuted() -> None:
     assert slowest_instance("smoke", 0, claimed=-0.6).verdict == Verdict.REFUTED
 
@@ -32,6 +34,7 @@ def test_worlds_that_change_with_n_are_slower_than_a_quarter(seed: int) -> None:
     assert slowest_at_each_n("smoke", seed).verdict == Verdict.HOLDS
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("change", [{"power": 1.2}, {"power": 2.8}, {"claimed": -0.02}])
 def test_another_decay_with_n_is_refuted(change: dict[str, float]) -> None:
     assert slowest_at_each_n("smoke", 0, **change).verdict == Verdict.REFUTED

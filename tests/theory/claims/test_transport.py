@@ -44,6 +44,7 @@ def lines(finding: Finding, verdict: Verdict) -> list[str]:
     return [line.what for line in finding.measurements if line.verdict == verdict]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", CHECKS)
 def test_verdict(name: str, seed: int) -> None:
@@ -51,6 +52,7 @@ def test_verdict(name: str, seed: int) -> None:
     assert finding.verdict == Verdict.HOLDS, finding.measurements
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("name", "change"), FALSE)
 def test_a_false_variant_is_refuted(name: str, change: dict[str, Any]) -> None:
     finding = CHECKS[name]("smoke", 0, **change)

@@ -52,6 +52,7 @@ def test_every_claim_is_tested() -> None:
     assert {name for name, *_ in FLIPS} == set(BY_NAME)
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", EXPECTED)
 def test_verdicts(name: str, seed: int) -> None:
@@ -61,6 +62,7 @@ def test_verdicts(name: str, seed: int) -> None:
         assert line.verdict != Verdict.REFUTED or line.counterexample
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("name", "change", "verdict", "words"), FLIPS)
 def test_a_false_variant_flips_the_verdict(
@@ -108,6 +110,7 @@ def test_a_worst_case_that_is_not_quite_the_tilt_is_found_out(
     assert BY_NAME["tilt-normaliser"].check("smoke", 0).verdict == Verdict.REFUTED
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_same_seed_gives_the_same_finding(name: str) -> None:
     assert BY_NAME[name].check("smoke", 4) == BY_NAME[name].check("smoke", 4)

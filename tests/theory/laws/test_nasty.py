@@ -34,6 +34,7 @@ def directions(of: Case, seed: int) -> Array:
     return np.concatenate([dp, -dp])
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("name", "seed"), FOUND)
 def test_the_law_is_the_derivative_where_it_was_not(name: str, seed: int) -> None:
     of = case(name, seed)

@@ -148,6 +148,73 @@ def rdpo_loss(margin: Tensor, flip: float) -> Tensor:
     return ((1 - flip) * dpo_loss(margin) - flip * dpo_loss(-margin)) / (1 - 2 * flip)
 
 
+def chi2_flips(flip: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest chance of a flipped label within the chi-squared radius rho of eps:
+    eps -+ sqrt(rho eps (1 - eps)), cut to [0, 1].
+
+    The two labels of a pair have chi2 = (t - eps)²/eps + (t - eps)²/(1 - eps); derived, for the set
+    of DPO-PRO, arXiv:2510.23590v1.
+
+    Args:
+        flip: (...) eps in [0, 1], the chance that a recorded label is wrong.
+        radius: rho >= 0, a number or (...) of them.
+
+    Returns:
+        Two tensors (...) of probabilities.
+
+    >>> import torch
+    >>> from theory import chi2_flips
+    >>> chi2_flips(torch.tensor([0.0, 0.2, 0.5]), 0.25)
+    (tensor([0.0000, 0.0000, 0.2500]), tensor([0.0000, 0.4000, 0.7500]))
+    """
+    reach = (radius * flip * (1 - flip)) ** 0.5
+    return (flip - reach).clamp(min=0), (flip + reach).clamp(max=1)
+
+
+def tv_flips(flip: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest chance of a flipped label within the total variation rho of eps:
+    eps -+ rho, cut to [0, 1]. arXiv:2607.01715v1, for two responses.
+
+    Args:
+        flip: (...) eps in [0, 1], the chance that a recorded label is wrong.
+        radius: rho >= 0, a number or (...) of them.
+
+    Returns:
+        Two tensors (...) of probabilities.
+
+    >>> import torch
+    >>> from theory import tv_flips
+    >>> tv_flips(torch.tensor([0.0, 0.5]), 0.25)
+    (tensor([0.0000, 0.2500]), tensor([0.2500, 0.7500]))
+    """
+    return (flip - radius).clamp(min=0), (flip + radius).clamp(max=1)
+
+
+def label_robust_loss(margin: Tensor, flips: tuple[Tensor, Tensor]) -> Tensor:
+    """The largest (1 - t) l(m) + t l(-m) = l(m) + t m over a <= t <= b: l(m) + max(a m, b m), where
+    only the label of a pair is uncertain.
+
+    Convex in m, with a kink at m = 0. With a, b = eps -+ c it is cDPO plus the penalty c |m| on the
+    model's confidence, arXiv:2510.23590v1; with a, b = 0, rho it is (1 - rho) l(m) + rho max(l(m),
+    l(-m)), arXiv:2607.01715v1 for two responses.
+
+    Args:
+        margin: (...) margins m, numbers without a unit.
+        flips: a and b, (...) each or ones that broadcast, as from `chi2_flips` or `tv_flips`.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import chi2_flips, label_robust_loss
+    >>> flips = chi2_flips(torch.tensor(0.2), 0.25)  # 0.2 -+ 0.2
+    >>> label_robust_loss(torch.tensor([-2.0, 0.0, 2.0]), flips)  # l(m), and 0.4 m where m > 0
+    tensor([2.1269, 0.6931, 0.9269])
+    """
+    low, high = flips
+    return dpo_loss(margin) + torch.maximum(low * margin, high * margin)
+
+
 def dpo_norm_loss(
     chosen_ratio: Tensor,
     rejected_ratio: Tensor,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.theory.laws.nasty import with_labels
 from theory import KL, SETS, WassersteinAtoms, collapse_radius, dpo, fit, infer
 from theory.sets import AmbiguitySet
 
@@ -22,7 +23,7 @@ BLIND = [name for name, member in SETS.items() if not member.knows_units]
 
 
 def sized(name: str) -> AmbiguitySet:
-    ball = SETS[name].in_metric(METRIC)
+    ball = with_labels(SETS[name].in_metric(METRIC))
     return ball.sized(0.5 if name in ("tilt", "cvar") else 0.05)
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.theory.laws.nasty import with_labels
 from theory import (
     KL,
     SETS,
@@ -49,7 +50,7 @@ def member(name: str, u: Array, p: Array, distance: Array) -> AmbiguitySet | Non
     """A set at half of its collapse radius."""
     if name == "dpo":
         return None
-    ball = SETS[name].in_metric(distance)
+    ball = with_labels(SETS[name].in_metric(distance))
     return ball.sized(ball.size_at(0.5, pair_batch(u, p), beta=BETA, bound=BOUND))
 
 

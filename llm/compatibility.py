@@ -58,6 +58,13 @@ def refuse_columns(p: ObjectiveParameters, dataset: Dataset | None) -> None:
             f"--softness {p.softness:g} sorts rows of equal weight, but the data have a column"
             " `weight`. Leave one of them out."
         )
+    certain = p.flip is None and "label_confidence" not in columns
+    if "chi2_label" in (p.objective, p.pair_loss) and certain:
+        raise ValueError(
+            "chi2_label leaves labels that are certain as they are, and nothing says how likely"
+            " these are to be right. Add a column `label_confidence` of probabilities, give --flip,"
+            " the rate of wrong labels, or take tv_label."
+        )
     if p.objective == "aot_unpaired" and "label" in columns and len(set(dataset["label"])) == 1:
         raise ValueError(
             f"aot_unpaired compares desirable with undesirable responses, but all {len(dataset)}"

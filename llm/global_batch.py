@@ -46,6 +46,7 @@ def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
         weights,
         batch.get("group"),
         batch.get("chosen_tokens"),
+        batch.get("label_confidence"),
     )
 
 

@@ -500,8 +500,10 @@ def _check(p: ObjectiveParameters) -> None:
         value = getattr(p, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name} must be positive and finite, got {value}.")
-    if p.rho is not None and not 0 <= p.rho < float("inf"):
-        raise ValueError(f"--rho must not be negative, got {p.rho}; 0 is plain DPO.")
+    for name in ("rho", "label_rho"):
+        value = getattr(p, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise ValueError(f"--{name} must not be negative, got {value}; 0 is plain DPO.")
     if p.alpha is not None and not 0 < p.alpha <= 1:
         raise ValueError(
             f"--alpha is the share of worst pairs, in (0, 1], got {p.alpha}; 1 is plain DPO."

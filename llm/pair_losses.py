@@ -7,6 +7,7 @@ objective of its own, the mean of it, and can stand under every robust objective
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,14 @@ class PairParameters:
         0.1, "beta of the losses; of AOT: slope of the logistic h, or the margin of the other two"
     )
     pair_loss: str = option("dpo", "loss of a pair under a robust objective")
-    flip: float | None = option(None, "cdpo, rdpo, exo: rate of flipped labels, in [0, 1/2)")
+    flip: float | None = option(
+        None, "cdpo, rdpo, exo, chi2_label, tv_label: rate of flipped labels, in [0, 1/2)"
+    )
+    label_rho: float | None = option(
+        None,
+        "chi2_label, tv_label: radius of the ball around the label of each pair, whose chances are"
+        " those of the column label_confidence, or of --flip",
+    )
     average_tokens: bool = option(
         True, "ipo: average log-ratios over tokens, as TRL does; false: sum, as the theory has it"
     )
@@ -166,6 +174,27 @@ def _orpo(p: PairParameters, s: Pairs) -> Tensor:
 _LINK = ("link", "link_alpha")
 
 
+def _label_ball(
+    flips: Callable[[Tensor, float], tuple[Tensor, Tensor]], p: PairParameters, s: Pairs
+) -> Tensor:
+    """The loss of the worst labels; the nominal ones are certain where nothing else is said.
+
+    At a margin of 0, where the worst label is not unique, the gradient is that of the mean of both
+    ends.
+    """
+    m = margin(p, s)
+    if s.confidence is not None and p.flip is not None:
+        raise ValueError(
+            f"the data have a column label_confidence, and --flip is {p.flip}: both say how likely"
+            " the labels are. Leave one of them out."
+        )
+    if s.confidence is not None:
+        flip = 1 - s.confidence.to(m.dtype)
+    else:
+        flip = torch.full_like(m, 0.0 if p.flip is None else p.flip)
+    return losses.label_robust_loss(m, flips(flip, given(p, "label_rho")))
+
+
 _ALL = (
     PairLoss(
         "dpo",
@@ -182,6 +211,22 @@ _ALL = (
         lambda p, s: losses.cdpo_loss(margin(p, s), given(p, "flip")),
         ("flip",),
         _LINK,
+    ),
+    PairLoss(
+        "chi2_label",
+        "the worst labels within chi-squared --label_rho: a penalty on confidence (DPO-PRO)",
+        "Kim et al., arXiv:2510.23590v1",
+        partial(_label_ball, losses.chi2_flips),
+        ("label_rho",),
+        ("flip", *_LINK),
+    ),
+    PairLoss(
+        "tv_label",
+        "the worst labels within total variation --label_rho",
+        "Wu et al., arXiv:2607.01715v1, for two responses",
+        partial(_label_ball, losses.tv_flips),
+        ("label_rho",),
+        ("flip", *_LINK),
     ),
     PairLoss(
         "rdpo",

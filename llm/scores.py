@@ -18,7 +18,7 @@ class Pairs:
     weights: (n,) non-negative, or None for equal ones; they sum to one over the effective batch, so
     that the contributions of its parts add up. groups: (n,) integers, or None. chosen_tokens: mean
     length of the chosen responses of the effective batch, which its parts cannot know; None where
-    these are all of it.
+    these are all of it. confidence: (n,) chances that the recorded labels are right, or None.
 
     >>> import torch
     >>> from llm import Pairs
@@ -36,6 +36,7 @@ class Pairs:
     weights: Tensor | None = None
     groups: Tensor | None = None
     chosen_tokens: Tensor | None = None
+    confidence: Tensor | None = None
 
     @property
     def chosen_ratio(self) -> Tensor:

@@ -17,7 +17,7 @@ from llm.data.rows import BadRows, Row, column_names
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 TEMPLATE_INPUTS = ("tools", "chat_template_kwargs")  # per row, handed to the chat template
-READ = (*TEXTS, "label", "weight", "group", *TEMPLATE_INPUTS)
+READ = (*TEXTS, "label", "weight", "label_confidence", "group", *TEMPLATE_INPUTS)
 FORMATS = (
     "`prompt, chosen, rejected`; `chosen, rejected` that begin with the same prompt; or, for"
     " unpaired objectives, `prompt, completion, label`"
@@ -86,7 +86,8 @@ def checked_rows(
     for name in TEMPLATE_INPUTS:
         if name in names:
             _check_template_input(left, name, bad)
-    kept = (*texts, *TEMPLATE_INPUTS, "label", "tie", "weight", "group", "index")
+    numbers_of = ("label", "tie", "weight", "label_confidence", "group", "index")
+    kept = (*texts, *TEMPLATE_INPUTS, *numbers_of)
     return (
         [{k: row[k] for k in kept if k in row} for row in left if row["index"] not in bad],
         texts,
@@ -152,6 +153,8 @@ def who_won(rows: list[Row], ties: str, bad: BadRows) -> tuple[list[Row], list[s
                 bad.leave_out([row["index"]], "with a tie (--ties drop)")
             elif label == 0.5:
                 half = {"weight": 0.5 * plain.get("weight", 1.0)}
+                if "label_confidence" in plain:  # either label is as good
+                    half["label_confidence"] = 0.5
                 found += [plain | half, swapped | half]
             else:
                 found.append(plain if label == 1 else swapped)
@@ -411,6 +414,18 @@ def _check_numbers(
                     [row["index"]],
                     "with a `weight` that is missing, negative or not a finite number",
                     _short(weight),
+                )
+        if "label_confidence" in names:
+            chance = row.get("label_confidence")
+            if (
+                isinstance(chance, bool)
+                or not isinstance(chance, int | float)
+                or not 0 <= chance <= 1
+            ):
+                bad.add(
+                    [row["index"]],
+                    "with a `label_confidence` that is missing or no probability from 0 to 1",
+                    _short(chance),
                 )
     return _check_groups(rows, known, bad) if "group" in names else {}
 

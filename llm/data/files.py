@@ -366,8 +366,8 @@ def _damaged(path: Path, line: int | None, error: Exception) -> ValueError:
 
 
 def _read_csv(path: Path, text: str) -> list[Row]:
-    """Text columns as they stand; label, weight and group as the truth values and numbers that they
-    spell."""
+    """Text columns as they stand; label, weight, label_confidence and group as the truth values and
+    numbers that they spell."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
@@ -410,7 +410,7 @@ def _spelled(name: str, cell: str) -> Any:
         return {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(
             cell.strip().lower(), cell or None
         )
-    if name == "weight":
+    if name in ("weight", "label_confidence"):
         try:
             return float(cell)
         except ValueError:

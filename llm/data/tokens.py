@@ -4,7 +4,8 @@ Formats are those of TRL: `prompt, chosen, rejected`; `chosen, rejected` whose c
 the prompt; unpaired `prompt, completion, label`; each as strings or as conversations (lists of
 messages with a role and a content). Optional columns: `weight` (a number >= 0), `group` (a whole
 number >= 0 or a name), `tools` and `chat_template_kwargs` for the chat template; beside chosen and
-rejected `label` (1: as they stand, 0: swapped, 0.5: a tie) or `tie` (true or false).
+rejected `label` (1: as they stand, 0: swapped, 0.5: a tie) or `tie` (true or false), and
+`label_confidence` (the probability that this label is right).
 """
 
 import warnings
@@ -52,6 +53,7 @@ TOKENS = List(Value("int32"))
 KEPT = {
     "label": Value("bool"),
     "weight": Value("float32"),
+    "label_confidence": Value("float32"),
     "group": Value("int64"),
     "index": Value("int64"),
 }
@@ -236,8 +238,8 @@ class PreferenceCollator:
     Of b pairs `input_ids`, `attention_mask` and `completion_mask` are (2b, T), rows 0..b-1 chosen
     and b..2b-1 rejected; of b unpaired responses (b, T), with `desirable` (b,) and the same three
     for the completion of another row as `kl_input_ids`, .... `reference_logps` (2b,) or (b,),
-    `kl_reference_logps`, `weight` float32, `group` and `index` int64 (b,) where the rows have them.
-    T is the longest row, or the next multiple of `pad_to_multiple_of`.
+    `kl_reference_logps`, `weight` and `label_confidence` float32, `group` and `index` int64 (b,)
+    where the rows have them. T is the longest row, or the next multiple of `pad_to_multiple_of`.
 
     Args:
         pad_token_id: what rows are filled with.
@@ -275,6 +277,7 @@ class PreferenceCollator:
             batch["desirable"] = torch.tensor([bool(row["label"]) for row in rows])
         for column, dtype in (
             ("weight", torch.float32),
+            ("label_confidence", torch.float32),
             ("group", torch.int64),
             ("index", torch.int64),
         ):

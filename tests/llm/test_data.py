@@ -17,6 +17,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
 
 from llm.data.tokens import PreferenceCollator, group_numbers, load_rows, padding_token, tokenise
+from llm.global_batch import scores_of
+from llm.objectives import ObjectiveParameters, make_objective
 from tests.llm.models import byte_tokenizer, word_tokenizer
 
 PAIRS = [
@@ -470,9 +472,38 @@ def test_weights_and_groups():
     assert not isinstance(numbered.features["group"], ClassLabel)
 
 
+def test_confidences_of_labels_reach_the_scores():
+    """Of a tie, which is two rows, either label is as good."""
+    chances = (0.9, 0.6, 0.9)
+    labels = [
+        {"label": x, "label_confidence": c} for x, c in zip((1, 0, 0.5), chances, strict=True)
+    ]
+    with pytest.warns(UserWarning, match="1 swapped, 1 ties"):
+        ours = tokenise(rows(*labels), word_tokenizer())
+    wanted = torch.tensor([0.9, 0.6, 0.5, 0.5])
+    batch = PreferenceCollator(0)(ours.to_list())
+    torch.testing.assert_close(batch["label_confidence"], wanted)
+    batch["reference_logps"] = torch.zeros(8)
+    logps = torch.tensor([2.0, -1.0, 1.0, -0.5, 0.0, 0.0, 0.0, 0.0])
+    scores = scores_of(batch, logps)
+    torch.testing.assert_close(scores.confidence, wanted)
+    loss = make_objective(ObjectiveParameters("chi2_label", 1.0, label_rho=0.25)).losses(scores)
+    m, c = logps[:4], wanted
+    torch.testing.assert_close(  # no chance of these is cut
+        loss, torch.log1p(torch.exp(-m)) + (1 - c) * m + 0.5 * (c * (1 - c)).sqrt() * m.abs()
+    )
+    both = make_objective(ObjectiveParameters("chi2_label", 1.0, label_rho=0.25, flip=0.1))
+    with pytest.raises(ValueError, match=r"column label_confidence, and --flip is 0\.1"):
+        both.losses(scores)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            [{"label_confidence": 1.0}, {"label_confidence": 1.5}, {"label_confidence": None}],
+            r"2 rows \(2, 3\) with a `label_confidence`.*1\.5",
+        ),
         (
             [{"weight": 1.0}, {"weight": -1.0}, {"weight": math.inf}],
             r"2 rows \(2, 3\) with a `weight`.*-1",

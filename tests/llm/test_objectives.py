@@ -140,6 +140,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": "wdpo", "rho": 0.1, "sft_weight": 0.5},
         "wdpo does not take --sft_weight .*the shift of the embeddings",
     ),
+    "radius of labels": (
+        {"objective": "tv_label", "label_rho": -0.1},
+        "--label_rho must not be negative, got -0.1",
+    ),
+    "no radius of labels": ({"objective": "chi2_label"}, "chi2_label needs --label_rho"),
     "orpo alone": ({"objective": "orpo"}, "orpo needs --sft_weight"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),
@@ -206,6 +211,18 @@ OF_SETS: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = {  # sets
 }
 THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | {
     "dpo": ({}, lambda s: functionals.mean(dpo(s), s.weights)),
+    "chi2_label": (  # sqrt(0.25 0.2 0.8) = 0.2: the chance of a flip reaches from 0 to 0.4
+        {"label_rho": 0.25, "flip": 0.2},
+        lambda s: functionals.mean(
+            losses.cdpo_loss(margin(s), 0.2) + 0.2 * margin(s).abs(), s.weights
+        ),
+    ),
+    "tv_label": (
+        {"label_rho": 0.3},
+        lambda s: functionals.mean(
+            0.7 * dpo(s) + 0.3 * torch.maximum(dpo(s), losses.dpo_loss(-margin(s))), s.weights
+        ),
+    ),
     "ipo": (
         {},
         lambda s: functionals.mean(

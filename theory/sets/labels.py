@@ -182,7 +182,7 @@ class LabelChiSquared(_LabelBall):
     With the chance c that the recorded label of a pair is right, its worst case is l(m) + (1 - c) m
     + sqrt(rho c (1 - c)) |m|: the loss of the soft label, plus a penalty on the confidence of the
     policy that is largest for doubtful labels. Where that would take the chance of the other label
-    out of [0, 1], it stays there. Derived; read of the paper were the abstract and two reviews.
+    out of [0, 1], it stays there. The form is derived: of the paper the abstract was read.
 
     Args:
         radius: rho >= 0, a number or (R,) of them; None where only the kind matters.
@@ -214,6 +214,8 @@ class LabelChiSquared(_LabelBall):
         title="chi-squared of labels",
         about="DPO over chi-squared balls of labels, exact (DPO-PRO)",
         source="DPO-PRO, arXiv:2510.23590v1",
+        objective="chi2_label",
+        option="label_rho",
         order=24,
     )
 
@@ -275,6 +277,8 @@ class LabelTotalVariation(_LabelBall):
         title="total variation of labels",
         about="DPO over total-variation balls of labels, exact",
         source="Wu et al., arXiv:2607.01715v1, for two responses",
+        objective="tv_label",
+        option="label_rho",
         order=25,
     )
 

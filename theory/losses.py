@@ -215,6 +215,55 @@ def label_robust_loss(margin: Tensor, flips: tuple[Tensor, Tensor]) -> Tensor:
     return dpo_loss(margin) + torch.maximum(low * margin, high * margin)
 
 
+def plackett_luce_loss(scores: Tensor) -> Tensor:
+    """The negative log-likelihood of a ranking of K responses under Plackett and Luce:
+    sum_k log sum_{j >= k} exp(s_j) - s_k.
+
+    For two responses it is DPO's loss of the margin s_1 - s_2. arXiv:2305.18290.
+
+    Args:
+        scores: (..., K) scores s, beta times log-ratios, the response ranked first in front.
+
+    Returns:
+        (...) losses in nats.
+
+    >>> import torch
+    >>> from theory import plackett_luce_loss
+    >>> plackett_luce_loss(torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]]))  # of 3! rankings
+    tensor([0.4827, 1.7918])
+    """
+    rest = torch.logcumsumexp(scores.flip(-1), -1).flip(-1)
+    return (rest - scores).sum(-1)
+
+
+def robust_ranking_loss(scores: Tensor, radius: float) -> Tensor:
+    """(1 - rho) PL(ranking) + rho PL(worst ranking): the worst expected loss over all laws of the
+    ranking of K responses within total variation rho of the recorded one. arXiv:2607.01715v1.
+
+    Of the K! rankings the worst one sorts the scores from below: O(K log K). Exchanging neighbours
+    of which the first has the larger score raises the loss.
+
+    Args:
+        scores: (..., K) scores, the response ranked first in front.
+        radius: rho in [0, 1].
+
+    Returns:
+        (...) losses in nats, convex in the scores.
+
+    Raises:
+        ValueError: a radius outside of [0, 1].
+
+    >>> import torch
+    >>> from theory import robust_ranking_loss
+    >>> robust_ranking_loss(torch.tensor([2.0, 0.0]), 0.25)  # l(2) + rho 2
+    tensor(0.6269)
+    """
+    if not 0 <= radius <= 1:
+        raise ValueError(f"the radius is a probability, between 0 and 1, got {radius}.")
+    worst = plackett_luce_loss(scores.sort(-1).values)
+    return (1 - radius) * plackett_luce_loss(scores) + radius * worst
+
+
 def dpo_norm_loss(
     chosen_ratio: Tensor,
     rejected_ratio: Tensor,

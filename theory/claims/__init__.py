@@ -26,6 +26,7 @@ _SUBJECTS = (
     "lower",
     "price",
     "worst_cases",
+    "labels",
     "shift",
     "transport",
     "aot",

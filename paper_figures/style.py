@@ -91,6 +91,8 @@ METHODS = {
     "chi2-dpo": Look(r"DPO, $\chi^2$", _SPARE_COLORS[0], "h"),
     "cvar-dpo": Look("DPO, CVaR", _SPARE_COLORS[1], "*", _DASHED),
     "tv-dpo": Look("DPO, TV", _SPARE_COLORS[2], "p", _DOTTED),
+    "chi2-label-dpo": Look(r"DPO, $\chi^2$ of labels", _SPARE_COLORS[0], "H", _DASHED),
+    "tv-label-dpo": Look("DPO, TV of labels", _SPARE_COLORS[2], "8"),
 }
 
 

@@ -405,6 +405,16 @@ def test_columns_that_the_objective_cannot_use(tmp_path: Path) -> None:
     for objective, data, message in (
         (ObjectiveParameters("aot", softness=1.0), weighted, "the data have a column `weight`"),
         (ObjectiveParameters("aot_unpaired"), alike, "all 4 labels are True"),
+        (
+            ObjectiveParameters("chi2_label", label_rho=0.1),
+            weighted,
+            "nothing says how likely these are to be right",
+        ),
+        (
+            ObjectiveParameters("kldpo", tau=1.0, pair_loss="chi2_label", label_rho=0.1),
+            weighted,
+            "Add a column `label_confidence`",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             PreferenceTrainer(tiny_gpt2(), arguments(tmp_path), objective, train_dataset=data)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from theory import (
     LabelChiSquared,
     LabelTotalVariation,
+    PreferenceModel,
     chi2_flips,
     collapse_radius,
     fit,
@@ -137,6 +138,17 @@ def test_equal_pairs_of_other_confidence_are_not_merged() -> None:
     worst = flip + np.sqrt(0.1 * flip * (1 - flip))
     left = 1 - worst.mean()
     assert one.theta.item() == pytest.approx(math.log(left / (1 - left)), rel=1e-9)
+
+
+def test_a_model_of_comparisons_keeps_the_confidence_at_radius_0() -> None:
+    """Half of the labels in doubt leave nothing to learn, whatever the radius."""
+    x, y = np.array([[1.0], [1.0], [1.0], [-1.0]]), [1, 1, 1, 1]
+    model = PreferenceModel(set=LabelChiSquared(confidence=0.5), radius=0.0, resamples=5)
+    assert abs(model.fit(x, y).coef_).max() < 1e-9
+    with pytest.raises(
+        ValueError, match=r"covers the truth is known for kl, .* not for chi2-label"
+    ):
+        PreferenceModel(set="chi2-label", radius="coverage").fit(x, y)
 
 
 def test_the_law_with_the_frequencies_of_the_sample() -> None:

@@ -262,7 +262,7 @@ def choose(
 
 def _of(kind: AmbiguitySet, size: float, why: str, table: pd.DataFrame | None = None) -> Sized:
     """A radius of 0 is plain DPO."""
-    nothing = size == 0 and kind.smallest == 0
+    nothing = size == 0 and kind.smallest == 0 and kind.holds_data
     return Sized(None if nothing else kind.sized(size), size, why, table)
 
 

@@ -228,6 +228,11 @@ class AmbiguitySet(ABC):
             )
         return fraction * edge
 
+    @property
+    def holds_data(self) -> bool:
+        """Whether its smallest member is the data alone, so that its fit there is plain DPO."""
+        return True
+
     # of sets of weights on the atoms, for the studies of worst cases
     @property
     def smallest(self) -> float:

@@ -35,6 +35,10 @@ class _LabelBall(AmbiguitySet):
     def knows_units(self) -> bool:
         return False  # a flip has no length
 
+    @property
+    def holds_data(self) -> bool:
+        return self.confidence is None
+
     @abstractmethod
     def flips(self, flip: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
         """The least and the largest chance of a flip around the nominal one."""

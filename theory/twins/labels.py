@@ -58,7 +58,7 @@ def _fit_of(distance: Distance, certain: bool) -> Callable[..., tuple[Array, flo
                 t = cp.Variable(int(moved.sum()))
                 ball = [distance(t, c[moved]) <= size, t >= 0, t <= 1]
                 _solve(cp.Problem(cp.Maximize(sign * cp.sum(t)), ball))
-                end[moved] = np.clip(t.value, 0, 1)  # to its tolerance
+                end[moved] = np.asarray(t.value).clip(0, 1)  # to its tolerance
             ends.append(end)
         theta = cp.Variable(u.shape[1])
         margin = beta * (u @ (theta - (0 if theta_ref is None else theta_ref)))

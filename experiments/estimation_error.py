@@ -21,7 +21,7 @@ from experiments import screen
 from experiments.engine.provenance import code_fingerprint, configuration, provenance
 from experiments.engine.runner import run_cells
 from experiments.engine.store import Cell, open_run, write_json, write_table
-from experiments.methods import METHODS, Setting
+from experiments.methods import METHODS, USUAL, Setting
 from experiments.pairs import BOUND_IS, Pairs, read_pairs
 from theory.bounds import papers as bounds
 from theory.policy import Array
@@ -142,7 +142,7 @@ class EstimationError:
     """B in ||theta|| <= B of the worlds, instead of their own. theta* has norm B/2 in a made world.
     In that of --pairs theta* is the minimiser over all such theta: too small a B is all that is
     found, and without one B is twice the norm of the minimiser over all theta."""
-    methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
+    methods: tuple[str, ...] = field(default_factory=lambda: USUAL)
     """Methods to fit, by name (see `prefdro list`)."""
     pairs: Path | None = None
     """Table of labelled pairs (.csv, .parquet, .json, .jsonl, .npz) to use as the world: first_NAME

@@ -41,6 +41,11 @@ class Method:
         return self.set is not None and self.set.facts.atoms
 
     @property
+    def counts_labels(self) -> bool:
+        """Whether it needs comparisons that are met many times, which most samples have not."""
+        return self.set is not None and self.set.counts_labels
+
+    @property
     def grows(self) -> bool:
         """Whether its size is in proportion to the fraction of collapse."""
         return self.set is not None and self.set.facts.grows and self.set.smallest == 0
@@ -71,3 +76,5 @@ METHODS: dict[str, Method] = {
     "dpo": Method(None),
     **{set.facts.method: Method(set) for set in SETS.values()},
 }
+# what a study fits that is not told otherwise
+USUAL = tuple(name for name, method in METHODS.items() if not method.counts_labels)

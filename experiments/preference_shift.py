@@ -25,7 +25,7 @@ from experiments.engine.provenance import code_fingerprint, configuration, prove
 from experiments.engine.runner import run_cells
 from experiments.engine.store import Cell, open_run, write_json, write_table
 from experiments.estimation_error import LABEL_COST, METRIC_ATOMS
-from experiments.methods import METHODS, Method, Setting
+from experiments.methods import METHODS, USUAL, Method, Setting
 from theory.batch import PairBatch
 from theory.claims.shift import ROUNDING
 from theory.estimators import Fit
@@ -221,7 +221,8 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
         )
     fractions = tuple(parameters["fractions"])
     again = PairBatch(pairs.ut, pairs.p.repeat(len(fractions), 1))
-    for name, method in METHODS.items():
+    for name in USUAL:
+        method = METHODS[name]
         if method.set is None or (method.finite_only and distance is None):
             continue
         knob = knobs(method, world.population(), fractions, setting)

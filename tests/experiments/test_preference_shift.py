@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from experiments import preference_shift as study
-from experiments.methods import METHODS
+from experiments.methods import USUAL
 from experiments.preference_shift import (
     PreferenceShift,
     Profile,
@@ -62,11 +62,11 @@ def scores(folder: Path, rows: int = 60, shift: float = 0.0) -> Path:
 # --------------------------------------------------------------------------------------------- rows
 def test_every_method_and_control_is_there(tables: dict) -> None:
     rows = pd.read_parquet(tables["out"] / "shift.parquet")
-    assert set(rows.method) == {*METHODS, "dpo-shrunk", "dpo-stopped"}
+    assert set(rows.method) == {*USUAL, "dpo-shrunk", "dpo-stopped"}
     # 2 settings, 3 seeds, 2 sample sizes, 3 alphas; dpo once, controls on their own grid, the
     # others at two fractions
     assert len(rows) == 2 * 3 * 2 * 3 * (
-        1 + 2 * len(study.CONTROL_FRACTIONS) + 2 * (len(METHODS) - 1)
+        1 + 2 * len(study.CONTROL_FRACTIONS) + 2 * (len(USUAL) - 1)
     )
     assert rows.converged.all()
     assert (

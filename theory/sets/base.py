@@ -233,6 +233,12 @@ class AmbiguitySet(ABC):
         """Whether its smallest member is the data alone, so that its fit there is plain DPO."""
         return True
 
+    @property
+    def counts_labels(self) -> bool:
+        """Whether it is around how often each comparison is met with either label, which says
+        nothing where each is met once: the studies leave it out unless it is asked for."""
+        return False
+
     # of sets of weights on the atoms, for the studies of worst cases
     @property
     def smallest(self) -> float:

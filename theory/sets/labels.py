@@ -39,6 +39,10 @@ class _LabelBall(AmbiguitySet):
     def holds_data(self) -> bool:
         return self.confidence is None
 
+    @property
+    def counts_labels(self) -> bool:
+        return self.confidence is None
+
     @abstractmethod
     def flips(self, flip: Tensor, size: Tensor | float) -> tuple[Tensor, Tensor]:
         """The least and the largest chance of a flip around the nominal one."""

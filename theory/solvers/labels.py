@@ -18,7 +18,15 @@ from theory.solvers.collapse import Collapse, linear_program, optimum
 from theory.solvers.interior import solve
 from theory.solvers.moves import TwoMoves, half_line
 from theory.solvers.newton import Domain, minimise
-from theory.solvers.points import DOUBTFUL, Point, keep_better, linear_start, lower_gap, scatter
+from theory.solvers.points import (
+    DOUBTFUL,
+    Point,
+    collapsed_point,
+    keep_better,
+    linear_start,
+    lower_gap,
+    scatter,
+)
 from theory.solvers.smooth import Derivatives, MeanLoss, loss_and_slope
 from theory.solvers.wasserstein import collapse_where_certified
 
@@ -120,18 +128,7 @@ def solve_labels(pairs: PairBatch, beta: float, domain: Domain, low: Tensor, hig
                 )
                 point = keep_better(point, hard, better)
         parts.append((rest, point))
-    if len(parts) == 1:
-        return parts[0][1]
-    like = Point(
-        *(x.new_zeros(pairs.replicates, *x.shape[1:]) for x in _of(parts[0][1])),
-        mass=None,
-    )
-    return scatter(parts, like)
-
-
-def _of(point: Point) -> tuple[Tensor, ...]:
-    assert point.dual is not None
-    return point.w, point.value, point.gap, point.dual, point.steps, point.collapsed
+    return scatter(parts, collapsed_point(pairs))
 
 
 def _by_interior(

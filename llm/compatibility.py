@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llm.arguments import PreferenceArguments
 from llm.logprobs import unwrapped
 from llm.objectives import SPECS, Objective, ObjectiveParameters
+from llm.pair_losses import refuse_both
 from llm.reference import row_lengths
 from llm.wasserstein import settled_mode
 
@@ -58,8 +59,10 @@ def refuse_columns(p: ObjectiveParameters, dataset: Dataset | None) -> None:
             f"--softness {p.softness:g} sorts rows of equal weight, but the data have a column"
             " `weight`. Leave one of them out."
         )
-    certain = p.flip is None and "label_confidence" not in columns
-    if "chi2_label" in (p.objective, p.pair_loss) and certain:
+    known = "label_confidence" in columns
+    if known and {"chi2_label", "tv_label"} & {p.objective, p.pair_loss}:
+        refuse_both(p)  # before the reference is computed
+    if "chi2_label" in (p.objective, p.pair_loss) and p.flip is None and not known:
         raise ValueError(
             "chi2_label leaves labels that are certain as they are, and nothing says how likely"
             " these are to be right. Add a column `label_confidence` of probabilities, give --flip,"

@@ -174,6 +174,15 @@ def _orpo(p: PairParameters, s: Pairs) -> Tensor:
 _LINK = ("link", "link_alpha")
 
 
+def refuse_both(p: PairParameters) -> None:
+    """Raise ValueError where --flip stands beside confidences in the data."""
+    if p.flip is not None:
+        raise ValueError(
+            f"the data have a column label_confidence, and --flip is {p.flip}: both say how likely"
+            " the labels are. Leave one of them out."
+        )
+
+
 def _label_ball(
     flips: Callable[[Tensor, float], tuple[Tensor, Tensor]], p: PairParameters, s: Pairs
 ) -> Tensor:
@@ -183,11 +192,8 @@ def _label_ball(
     ends.
     """
     m = margin(p, s)
-    if s.confidence is not None and p.flip is not None:
-        raise ValueError(
-            f"the data have a column label_confidence, and --flip is {p.flip}: both say how likely"
-            " the labels are. Leave one of them out."
-        )
+    if s.confidence is not None:
+        refuse_both(p)
     if s.confidence is not None:
         flip = 1 - s.confidence.to(m.dtype)
     else:

@@ -402,6 +402,7 @@ def test_training_twice_with_the_same_arguments_is_the_same(tmp_path: Path) -> N
 def test_columns_that_the_objective_cannot_use(tmp_path: Path) -> None:
     weighted, alike = random_pairs(4, weights=True), random_singles(4)
     alike = alike.remove_columns("label").add_column("label", [True] * 4)
+    doubtful = weighted.add_column("label_confidence", [0.9] * 4)
     for objective, data, message in (
         (ObjectiveParameters("aot", softness=1.0), weighted, "the data have a column `weight`"),
         (ObjectiveParameters("aot_unpaired"), alike, "all 4 labels are True"),
@@ -414,6 +415,11 @@ def test_columns_that_the_objective_cannot_use(tmp_path: Path) -> None:
             ObjectiveParameters("kldpo", tau=1.0, pair_loss="chi2_label", label_rho=0.1),
             weighted,
             "Add a column `label_confidence`",
+        ),
+        (
+            ObjectiveParameters("tv_label", label_rho=0.1, flip=0.1),
+            doubtful,
+            "a column label_confidence, and --flip is 0.1",
         ),
     ):
         with pytest.raises(ValueError, match=message):

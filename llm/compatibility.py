@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llm.arguments import PreferenceArguments
 from llm.logprobs import unwrapped
 from llm.objectives import SPECS, Objective, ObjectiveParameters
-from llm.pair_losses import refuse_both
+from llm.pair_losses import PAIR_LOSSES, refuse_both
 from llm.reference import row_lengths
 from llm.wasserstein import settled_mode
 
@@ -58,6 +58,13 @@ def refuse_columns(p: ObjectiveParameters, dataset: Dataset | None) -> None:
         raise ValueError(
             f"--softness {p.softness:g} sorts rows of equal weight, but the data have a column"
             " `weight`. Leave one of them out."
+        )
+    loss = PAIR_LOSSES.get(p.pair_loss if SPECS[p.objective].of_pair_loss else p.objective)
+    if loss is not None and (missing := [name for name in loss.columns if name not in columns]):
+        raise ValueError(
+            f"{loss.name} needs the columns {', '.join(loss.columns)}, but the data have no"
+            f" {' and no '.join(missing)}. Add numbers under these names, or say what they are"
+            " called, as in --columns chosen_reward=score_chosen,rejected_reward=score_rejected."
         )
     known = "label_confidence" in columns
     if known and {"chi2_label", "tv_label"} & {p.objective, p.pair_loss}:

@@ -36,6 +36,7 @@ def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
     chosen, rejected = logps.chunk(2)
     reference_chosen, reference_rejected = batch["reference_logps"].chunk(2)
     chosen_length, rejected_length = lengths.chunk(2)
+    rewards = [batch[name] for name in ("chosen_reward", "rejected_reward") if name in batch]
     return Pairs(
         chosen,
         rejected,
@@ -47,6 +48,7 @@ def scores_of(batch: Mapping[str, Tensor], logps: Tensor) -> Scores:
         batch.get("group"),
         batch.get("chosen_tokens"),
         batch.get("label_confidence"),
+        rewards[0] - rewards[1] if len(rewards) == 2 else None,
     )
 
 

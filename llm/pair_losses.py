@@ -67,6 +67,7 @@ class PairLoss:
     """All that is known of a loss of a pair.
 
     about: what it is. value: losses (n,) of n pairs. required, optional: its options beside beta.
+    columns: what the data must have for it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class PairLoss:
     value: Callable[[PairParameters, Pairs], Tensor]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,12 @@ def _simpo(p: PairParameters, s: Pairs) -> Tensor:
 def _orpo(p: PairParameters, s: Pairs) -> Tensor:
     lengths = s.chosen_length, s.rejected_length
     return losses.orpo_loss(s.chosen, s.rejected, p.beta, *lengths)
+
+
+def _rebel(p: PairParameters, s: Pairs) -> Tensor:
+    assert s.reward_difference is not None, "the data are checked for the rewards before training"
+    chosen, rejected = linked_ratios(p, s)
+    return losses.rebel_loss(chosen - rejected, s.reward_difference.to(chosen.dtype), 1 / p.beta)
 
 
 _LINK = ("link", "link_alpha")
@@ -283,6 +291,14 @@ _ALL = (
         lambda p, s: losses.sppo_loss(s.chosen_ratio, s.rejected_ratio, p.beta),
     ),
     PairLoss(
+        "rebel",
+        "margins regressed on differences of rewards (REBEL on stored pairs, beta = 1/eta)",
+        "Gao et al., arXiv:2404.16767; under a set: Sahu and Wells, arXiv:2509.19104v1",
+        _rebel,
+        optional=_LINK,
+        columns=("chosen_reward", "rejected_reward"),
+    ),
+    PairLoss(
         "apo_zero",
         "chosen up, rejected down (APO-zero)",
         "D'Oosterlinck et al., arXiv:2408.06266",
@@ -339,4 +355,5 @@ def check_values(p: PairParameters, name: str) -> None:
     """Raise ValueError if a parameter is out of the range that the loss itself states: it is asked
     for the loss of one pair."""
     one = torch.ones(1)
-    PAIR_LOSSES[name].value(p, Pairs(-one, -one, -one, -one, one, one))
+    pair = Pairs(-one, -one, -one, -one, one, one, reward_difference=one)
+    PAIR_LOSSES[name].value(p, pair)

@@ -19,6 +19,7 @@ class Pairs:
     that the contributions of its parts add up. groups: (n,) integers, or None. chosen_tokens: mean
     length of the chosen responses of the effective batch, which its parts cannot know; None where
     these are all of it. confidence: (n,) chances that the recorded labels are right, or None.
+    reward_difference: (n,) reward of the chosen response less that of the rejected one, or None.
 
     >>> import torch
     >>> from llm import Pairs
@@ -37,6 +38,7 @@ class Pairs:
     groups: Tensor | None = None
     chosen_tokens: Tensor | None = None
     confidence: Tensor | None = None
+    reward_difference: Tensor | None = None
 
     @property
     def chosen_ratio(self) -> Tensor:

@@ -13,16 +13,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from llm.data.implicit_prompts import split
+from llm.data.numbers import NUMBERS
 from llm.data.rows import BadRows, Row, column_names
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 TEMPLATE_INPUTS = ("tools", "chat_template_kwargs")  # per row, handed to the chat template
-READ = (*TEXTS, "label", "weight", "label_confidence", "group", *TEMPLATE_INPUTS)
+READ = (*TEXTS, "label", *NUMBERS, "group", *TEMPLATE_INPUTS)
 FORMATS = (
     "`prompt, chosen, rejected`; `chosen, rejected` that begin with the same prompt; or, for"
     " unpaired objectives, `prompt, completion, label`"
 )
-LARGEST = 3e38  # of a weight, which is stored in float32
 TIES = ("half", "drop", "ignore")  # what is done with pairs that neither response won
 HALF = "half an emoji (a lone surrogate, which no UTF-8 text can hold)"
 STRING, MESSAGES = "a string", "a list of messages"
@@ -86,8 +86,7 @@ def checked_rows(
     for name in TEMPLATE_INPUTS:
         if name in names:
             _check_template_input(left, name, bad)
-    numbers_of = ("label", "tie", "weight", "label_confidence", "group", "index")
-    kept = (*texts, *TEMPLATE_INPUTS, *numbers_of)
+    kept = (*texts, *TEMPLATE_INPUTS, "label", "tie", *NUMBERS, "group", "index")
     return (
         [{k: row[k] for k in kept if k in row} for row in left if row["index"] not in bad],
         texts,
@@ -109,6 +108,13 @@ def with_prompts(rows: list[Row], bad: BadRows) -> list[Row]:
         else:
             found.append(row | dict(zip(("prompt", "chosen", "rejected"), parts, strict=True)))
     return found
+
+
+def _swapped(row: Row) -> Row:
+    """What is of the chosen response, of the rejected one, and the reverse."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    other |= {"chosen_reward": "rejected_reward", "rejected_reward": "chosen_reward"}
+    return {name: row[given] for name, given in other.items() if given in row}
 
 
 def who_won(rows: list[Row], ties: str, bad: BadRows) -> tuple[list[Row], list[str]]:
@@ -148,7 +154,7 @@ def who_won(rows: list[Row], ties: str, bad: BadRows) -> tuple[list[Row], list[s
         else:
             counts[float(label)] += 1
             plain = {k: v for k, v in row.items() if k not in columns}
-            swapped = plain | {"chosen": row["rejected"], "rejected": row["chosen"]}
+            swapped = plain | _swapped(plain)
             if label == 0.5 and ties == "drop":
                 bad.leave_out([row["index"]], "with a tie (--ties drop)")
             elif label == 0.5:
@@ -403,30 +409,10 @@ def _check_numbers(
                 )
                 continue
             row["label"] = bool(label)
-        if "weight" in names:
-            weight = row.get("weight")
-            if (
-                isinstance(weight, bool)
-                or not isinstance(weight, int | float)
-                or not 0 <= weight <= LARGEST
-            ):
-                bad.add(
-                    [row["index"]],
-                    "with a `weight` that is missing, negative or not a finite number",
-                    _short(weight),
-                )
-        if "label_confidence" in names:
-            chance = row.get("label_confidence")
-            if (
-                isinstance(chance, bool)
-                or not isinstance(chance, int | float)
-                or not 0 <= chance <= 1
-            ):
-                bad.add(
-                    [row["index"]],
-                    "with a `label_confidence` that is missing or no probability from 0 to 1",
-                    _short(chance),
-                )
+        for name, number in NUMBERS.items():
+            if name in names and not number.holds(cell := row.get(name)):
+                wrong = f"with a `{name}` that is {number.wrong}"
+                bad.add([row["index"]], wrong, _short(cell))
     return _check_groups(rows, known, bad) if "group" in names else {}
 
 

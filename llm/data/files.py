@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import DatasetDict
 
+from llm.data.numbers import NUMBERS
 from llm.data.rows import BadRows, Row, as_rows, of_arrow
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".csv.gz")
@@ -366,7 +367,7 @@ def _damaged(path: Path, line: int | None, error: Exception) -> ValueError:
 
 
 def _read_csv(path: Path, text: str) -> list[Row]:
-    """Text columns as they stand; label, weight, label_confidence and group as the truth values and
+    """Text columns as they stand; label, group and columns of numbers as the truth values and
     numbers that they spell."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -410,7 +411,7 @@ def _spelled(name: str, cell: str) -> Any:
         return {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(
             cell.strip().lower(), cell or None
         )
-    if name in ("weight", "label_confidence"):
+    if name in NUMBERS:
         try:
             return float(cell)
         except ValueError:

@@ -4,8 +4,9 @@ Formats are those of TRL: `prompt, chosen, rejected`; `chosen, rejected` whose c
 the prompt; unpaired `prompt, completion, label`; each as strings or as conversations (lists of
 messages with a role and a content). Optional columns: `weight` (a number >= 0), `group` (a whole
 number >= 0 or a name), `tools` and `chat_template_kwargs` for the chat template; beside chosen and
-rejected `label` (1: as they stand, 0: swapped, 0.5: a tie) or `tie` (true or false), and
-`label_confidence` (the probability that this label is right).
+rejected `label` (1: as they stand, 0: swapped, 0.5: a tie) or `tie` (true or false),
+`label_confidence` (the probability that this label is right), and `chosen_reward` and
+`rejected_reward` (scores of the two responses).
 """
 
 import warnings
@@ -37,6 +38,7 @@ from llm.data.checks import (
     without_blank,
 )
 from llm.data.files import load_rows
+from llm.data.numbers import NUMBERS
 from llm.data.rows import BadRows, Row, as_rows, column_names, renamed, which
 
 __all__ = [
@@ -52,8 +54,7 @@ __all__ = [
 TOKENS = List(Value("int32"))
 KEPT = {
     "label": Value("bool"),
-    "weight": Value("float32"),
-    "label_confidence": Value("float32"),
+    **{name: Value("float32") for name in NUMBERS},
     "group": Value("int64"),
     "index": Value("int64"),
 }
@@ -238,8 +239,8 @@ class PreferenceCollator:
     Of b pairs `input_ids`, `attention_mask` and `completion_mask` are (2b, T), rows 0..b-1 chosen
     and b..2b-1 rejected; of b unpaired responses (b, T), with `desirable` (b,) and the same three
     for the completion of another row as `kl_input_ids`, .... `reference_logps` (2b,) or (b,),
-    `kl_reference_logps`, `weight` and `label_confidence` float32, `group` and `index` int64 (b,)
-    where the rows have them. T is the longest row, or the next multiple of `pad_to_multiple_of`.
+    `kl_reference_logps`, the columns of numbers float32, `group` and `index` int64 (b,) where the
+    rows have them. T is the longest row, or the next multiple of `pad_to_multiple_of`.
 
     Args:
         pad_token_id: what rows are filled with.
@@ -276,8 +277,7 @@ class PreferenceCollator:
             batch |= {f"kl_{key}": value for key, value in other.items()}
             batch["desirable"] = torch.tensor([bool(row["label"]) for row in rows])
         for column, dtype in (
-            ("weight", torch.float32),
-            ("label_confidence", torch.float32),
+            *((name, torch.float32) for name in NUMBERS),
             ("group", torch.int64),
             ("index", torch.int64),
         ):

@@ -421,6 +421,11 @@ def test_columns_that_the_objective_cannot_use(tmp_path: Path) -> None:
             doubtful,
             "a column label_confidence, and --flip is 0.1",
         ),
+        (
+            ObjectiveParameters("chi2", rho=0.1, pair_loss="rebel"),
+            weighted,
+            r"rebel needs the columns chosen_reward, rejected_reward, but the data have no chosen_",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             PreferenceTrainer(tiny_gpt2(), arguments(tmp_path), objective, train_dataset=data)

@@ -497,9 +497,27 @@ def test_confidences_of_labels_reach_the_scores():
         both.losses(scores)
 
 
+def test_rewards_go_with_their_responses():
+    """Also where a label swaps them, or a tie makes two rows."""
+    rewards = {"chosen_reward": 1.5, "rejected_reward": -0.5}
+    with pytest.warns(UserWarning, match="1 swapped, 1 ties"):
+        ours = tokenise(
+            rows(*({"label": label} | rewards for label in (1, 0, 0.5))), word_tokenizer()
+        )
+    batch = PreferenceCollator(0)(ours.to_list()) | {"reference_logps": torch.zeros(8)}
+    scores = scores_of(batch, torch.tensor([2.0, 0, 0, 0, 0, 0, 0, 0]))
+    torch.testing.assert_close(scores.reward_difference, torch.tensor([2.0, -2.0, 2.0, -2.0]))
+    loss = make_objective(ObjectiveParameters("rebel", 0.5)).losses(scores)
+    torch.testing.assert_close(loss, torch.tensor([1.0, 4.0, 4.0, 4.0]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            [{"chosen_reward": 1.0}, {"chosen_reward": math.nan}, {"chosen_reward": None}],
+            r"2 rows \(2, 3\) with a `chosen_reward` that is missing or not a finite number.*nan",
+        ),
         (
             [{"label_confidence": 1.0}, {"label_confidence": 1.5}, {"label_confidence": None}],
             r"2 rows \(2, 3\) with a `label_confidence`.*1\.5",

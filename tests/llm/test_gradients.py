@@ -53,6 +53,7 @@ class Sample:
     group: Tensor | None = None
     chosen: Tensor | None = None
     rejected: Tensor | None = None
+    rewards: Tensor | None = None  # of the chosen less that of the rejected
 
     @property
     def losses(self) -> Tensor:
@@ -198,6 +199,11 @@ def chi_po(s: Sample) -> Tensor:
     return (s.p * softplus(-(BETA * (u - v)).clamp(-0.5, 0.5))).sum()
 
 
+def rebel(s: Sample) -> Tensor:
+    assert s.rewards is not None
+    return (BETA * (s.u - s.v) - s.rewards) ** 2
+
+
 def sft(s: Sample) -> Tensor:
     """The mean over all tokens of the effective batch, not of the micro-batches' means."""
     assert s.chosen is not None
@@ -246,6 +252,11 @@ PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
         {"objective": "kldpo", "tau": 0.5, "pair_loss": "hinge"},
         lambda s: tilted(torch.relu(1 - BETA * (s.u - s.v)), s.p, 0.5),
     ),
+    "rebel": ({}, lambda s: (s.p * rebel(s)).sum()),
+    "kldpo of rebel": (
+        {"objective": "kldpo", "tau": 20.0, "pair_loss": "rebel"},
+        lambda s: tilted(rebel(s), s.p, 20.0),
+    ),
     "cvar": ({"alpha": 0.3}, worst(worst_share)),
     "chi2": ({"rho": 0.5}, worst(ball_of_chi2)),
     "chi2 far": ({"objective": "chi2", "rho": 3.0}, worst(lambda l, p: ball_of_chi2(l, p, 3.0))),
@@ -270,7 +281,12 @@ def sample_of(logps: Tensor, batch: dict[str, Tensor]) -> Sample:
     lengths = batch["completion_mask"].sum(1).double()
     gap = reference[:half] - reference[half:]
     sides, of_pairs = (logps[:half], logps[half:]), (ratio[:half], ratio[half:])
-    return Sample(*of_pairs, gap, lengths, raw / raw.sum(), batch.get("group"), *sides)
+    rewards = (
+        (batch["chosen_reward"] - batch["rejected_reward"]).double()
+        if "chosen_reward" in batch
+        else None
+    )
+    return Sample(*of_pairs, gap, lengths, raw / raw.sum(), batch.get("group"), *sides, rewards)
 
 
 def gradient(value: Tensor, model: nn.Module) -> dict[str, Tensor]:
@@ -330,7 +346,7 @@ def test_objectives_of_pairs(name: str, tmp_path: Path) -> None:
     settings, formula = PAIRS[name]
     p, soft = parameters(name, settings), "softness" in settings
     for seed, model, weights in ((0, tiny_gpt2(), not soft), (1, tiny_llama(), False)):
-        data = random_pairs(ROWS, seed, weights=weights, groups=3)
+        data = random_pairs(ROWS, seed, weights=weights, groups=3, rewards="rebel" in name)
         check(
             model,
             data,

@@ -66,7 +66,7 @@ def test_every_objective_trains_and_evaluates(
     data = (
         random_singles(12)
         if unpaired
-        else random_pairs(12, weights="softness" not in more, groups=2)
+        else random_pairs(12, weights="softness" not in more, groups=2, rewards=name == "rebel")
     )
     tokenizer = word_tokenizer()
     trainer = PreferenceTrainer(
@@ -108,8 +108,9 @@ def scores(unpaired: bool, seed: int, *, weights: bool) -> Scores:
                 policy[0], reference[0], torch.rand(n, generator=g) < 0.5, share, torch.tensor(0.7)
             )
         )
+    groups, rewards = torch.randint(3, (n,), generator=g), torch.randn(n, generator=g)
     return normalised(
-        Pairs(*policy, *reference, *lengths, share, torch.randint(3, (n,), generator=g))
+        Pairs(*policy, *reference, *lengths, share, groups, reward_difference=rewards)
     )
 
 

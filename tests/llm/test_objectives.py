@@ -39,7 +39,11 @@ def pairs(seed: int = 0, *, weights: bool = True) -> Pairs:
     lengths = [torch.randint(1, 9, (N,), generator=g) for _ in range(2)]
     p = torch.rand(N, generator=g, dtype=torch.float64) + 0.1
     return Pairs(
-        *numbers, *lengths, weights=p / p.sum() if weights else None, groups=torch.arange(N) % 3
+        *numbers,
+        *lengths,
+        weights=p / p.sum() if weights else None,
+        groups=torch.arange(N) % 3,
+        reward_difference=torch.randn(N, generator=g, dtype=torch.float64),
     )  # type: ignore[misc]
 
 
@@ -250,6 +254,10 @@ THEORY: dict[str, tuple[dict[str, Any], Callable[[Pairs], Tensor]]] = OF_SETS | 
         lambda s: functionals.mean(
             losses.sppo_loss(s.chosen_ratio, s.rejected_ratio, 0.3), s.weights
         ),
+    ),
+    "rebel": (
+        {},
+        lambda s: functionals.mean((margin(s) - s.reward_difference).square(), s.weights),
     ),
     "apo_zero": ({}, lambda s: of_rewards(losses.apo_zero_loss, s)),
     "apo_down": ({}, lambda s: of_rewards(losses.apo_down_loss, s)),

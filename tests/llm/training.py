@@ -24,6 +24,7 @@ def random_pairs(
     *,
     weights: bool = False,
     groups: int = 0,
+    rewards: bool = False,
     shift: float = 0.0,
     shuffled: bool = True,
 ) -> Dataset:
@@ -47,6 +48,9 @@ def random_pairs(
         rows["weight"] = (torch.rand(count, generator=g) + 0.1).tolist()
     if groups:
         rows["group"] = torch.randint(groups, (count,), generator=g).tolist()
+    if rewards:
+        for name in ("chosen_reward", "rejected_reward"):
+            rows[name] = torch.randn(count, generator=g).tolist()
     k = order(count) if shuffled else range(count)
     rows = {
         name: values if name == "index" else [values[i] for i in k] for name, values in rows.items()

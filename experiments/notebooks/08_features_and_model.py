@@ -20,6 +20,8 @@
 # PREFDRO_PAIRS=pairs.jsonl PREFDRO_MODEL=smollm2 PREFDRO_FOLDER=results/both jupyter lab experiments/notebooks/08_features_and_model.py
 # ```
 #
+# PREFDRO_COUNT is how many of the pairs are taken (1,000 if not said), PREFDRO_LENGTH how many tokens of each (192).
+#
 # Without a name a grammar and a small model trained on it stand in, so that every cell has something to show.
 
 # %%
@@ -57,7 +59,8 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()
 warnings.simplefilter("ignore")
 
-BETA, RADIUS, PAIRS, LENGTH = 0.1, 0.1, 1000, 192  # the radius in nats, the length in tokens
+BETA, RADIUS = 0.1, 0.1  # the radius in nats
+PAIRS, LENGTH = (int(os.environ.get(f"PREFDRO_{name}", most)) for name, most in (("COUNT", 1000), ("LENGTH", 192)))
 
 # %% [markdown]
 # ## The pairs, and the model that is the reference

@@ -5,11 +5,11 @@ Where a label is turned round with the chance eps, whatever the pair, the answer
     P(y = 1 | z) = eps + (1 - 2 eps) sigma(theta.z),
 
 the binary response with misclassified answers of Hausman, Abrevaya and Scott-Morton (1998), Journal
-of Econometrics 87, doi:10.1016/S0304-4076(98)00015-3, with both of their rates equal; item response
-theory knows eps as guessing and slipping. It is where the choice curve levels off, and so told by
-pairs of large margins: where all are small, eps and a smaller theta look alike, and an answer says
-that it is not identified. It is the flip rate as far as the log-linear model is true. A missing
-feature, or people who differ, flatten the curve, too.
+of Econometrics 87, with both of their rates equal; item response theory knows eps as guessing and
+slipping, and rDPO, arXiv:2403.00409, takes it as given. It is where the choice curve levels off,
+and so told by pairs of large margins: where all are small, eps and a smaller theta look alike, and
+an answer says that it is not identified. It is the flip rate as far as the log-linear model is
+true. A missing feature, or people who differ, flatten the curve, too.
 
 Several labels of the same pair tell less: see `disagreement`.
 """
@@ -46,7 +46,9 @@ class FlipRate:
     Attributes:
         estimate: of maximum likelihood, in [0, 1/2).
         low, high: ends of the profile-likelihood interval.
-        identified: whether the data tell the rate; if not, `why` says what they lack.
+        identified: whether the data tell the rate, the interval being short; if not, `why` says
+            what they lack. Where the margins are small and the interval short by luck, it covers
+            less than its level.
         why: what the interval rests on, in a sentence.
         level: of the interval.
         pairs: n.

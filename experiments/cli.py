@@ -23,6 +23,10 @@ ALONE = {
         "experiments.verify",
         "Check the claims of the theory and compare the verdicts with those on record.",
     ),
+    "flip-rate": Entry(
+        "experiments.flip_rate",
+        "The rate of flipped labels in a table of comparisons, for cdpo and rdpo.",
+    ),
     "features": Entry(
         "experiments.features",
         "Features of preference texts from a language model, as a table for the studies.",

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from llm.objectives import OBJECTIVES as OBJECTIVES
     from llm.objectives import SPECS as SPECS
     from llm.objectives import ObjectiveParameters as ObjectiveParameters
+    from llm.objectives import Spec as Spec
     from llm.objectives import make_objective as make_objective
+    from llm.objectives import register as register
+    from llm.objectives import robust as robust
+    from llm.pair_losses import PairLoss as PairLoss
     from llm.reference import reference_logps as reference_logps
     from llm.scores import Pairs as Pairs
     from llm.trainer import PreferenceTrainer as PreferenceTrainer
@@ -31,10 +35,12 @@ _HOME = {
     "OBJECTIVES": "llm.objectives",
     "SPECS": "llm.objectives",
     "ObjectiveParameters": "llm.objectives",
+    "PairLoss": "llm.pair_losses",
     "Pairs": "llm.scores",
     "PreferenceArguments": "llm.arguments",
     "PreferenceCollator": "llm.data.tokens",
     "PreferenceTrainer": "llm.trainer",
+    "Spec": "llm.objectives",
     "language_model": "llm.models",
     "load_language_model": "llm.models",
     "load_rows": "llm.data.tokens",
@@ -42,6 +48,8 @@ _HOME = {
     "located": "llm.weights",
     "make_objective": "llm.objectives",
     "reference_logps": "llm.reference",
+    "register": "llm.objectives",
+    "robust": "llm.objectives",
     "sequence_logprobs": "llm.logprobs",
     "tokenise": "llm.data.tokens",
     "word_tokenizer": "llm.models",

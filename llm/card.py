@@ -36,7 +36,7 @@ def write_card(
         library_name="transformers",
         base_model=model if not Path(model).exists() else None,
         datasets=data if not Path(data).exists() else None,
-        tags=["prefdro", objective.objective, "preference-alignment"],
+        tags=["prefdro", objective.objective.rpartition(":")[2], "preference-alignment"],
     )
     text = "\n".join(
         [

@@ -66,8 +66,20 @@ class PairParameters:
 class PairLoss:
     """All that is known of a loss of a pair.
 
-    about: what it is. value: losses (n,) of n pairs. required, optional: its options beside beta.
-    columns: what the data must have for it.
+    name, about: what it is called, and what it is in a line. source: the paper. value: losses (n,)
+    of n pairs, a function of the parameters and the pairs. required, optional: its options beside
+    beta. columns: what the data must have for it. sha256: of its source, where it is from outside;
+    None of ours.
+
+    A loss of log-probabilities, of one's own, under any name that is not taken yet:
+
+    >>> from llm import PairLoss, make_objective, ObjectiveParameters, register
+    >>> def bounded(p, s):
+    ...     return (p.beta * (s.rejected_ratio - s.chosen_ratio)).sigmoid()
+    >>> register(PairLoss("bounded", "the chance of an error", "your paper", bounded))
+    'bounded'
+    >>> make_objective(ObjectiveParameters("kldpo", rho=0.1, pair_loss="bounded")).couples
+    True
     """
 
     name: str
@@ -77,6 +89,7 @@ class PairLoss:
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

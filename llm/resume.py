@@ -208,8 +208,20 @@ def _changed(before: dict[str, Any], configuration: dict[str, Any]) -> list[str]
             continue
         then = listed(before[key]) or None if key == "lora_targets" else before[key]
         if then != configuration[key]:
-            found.append(f"{key} ({before[key]} then, {configuration[key]} now)")
+            if key == "plugins":
+                found += _sources(before[key], configuration[key])
+            else:
+                found.append(f"{key} ({before[key]} then, {configuration[key]} now)")
     return found
+
+
+def _sources(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Losses and objectives from outside whose source is another than then."""
+    return [
+        f"the source of {name} ({_short(before.get(name))} then, {_short(now[name])} now)"
+        for name in now
+        if now[name] != before.get(name)
+    ]
 
 
 def _short(fingerprint: str | None) -> str:

@@ -40,7 +40,7 @@ from llm.data.tokens import (
 )
 from llm.memory import GIB, peak_memory
 from llm.models import check_length
-from llm.objectives import ObjectiveParameters, make_objective
+from llm.objectives import ObjectiveParameters, make_objective, outside
 from llm.options import parse_options
 from llm.processes import leave
 from llm.reference import model_fingerprint, tokenizer_fingerprint
@@ -90,6 +90,8 @@ def train(
     configuration = _configuration(
         model_arguments, data, objective, args
     )  # the trainer changes some of the arguments
+    if plugins := outside(objective):
+        configuration["plugins"] = plugins
     tokenizer = load_tokenizer(model_arguments)
     train_data, eval_data, left_out = _datasets(data, tokenizer, kinds)
     if args.process_index == 0:
@@ -398,6 +400,10 @@ def _facts(
         f"sha256 of the {part}": value
         for part, value in trainer.reference_identity.items()
         if part != "dtype"
+    }
+    facts |= {
+        f"sha256 of the source of `{name}`": value
+        for name, value in outside(trainer.parameters).items()
     }
     facts |= versions("prefdro", "torch", "transformers")
     return facts

@@ -42,6 +42,9 @@ _ROOMS = {
     "theory.policy": ("policy_kl",),
     "theory.comparisons.model": ("PreferenceModel",),
     "theory.collapse": ("collapse_radius",),
+    "theory.flip_rate": (
+        *("Disagreement", "FlipRate", "disagreement", "estimate_flip_rate", "flip_rates_by_group"),
+    ),
     "theory.worst_cases": ("Moves", "WorstCase", "worst_case"),
     "theory.radius_choice": ("RadiusChoice", "describe", "suggest_radii"),
     "theory.sets": ("SETS", "AmbiguitySet"),

@@ -9,7 +9,7 @@ In scikit-learn's conventions: the constructor takes settings, `fit` takes data,
 underscore.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ from theory.comparisons.table import (
     read_design,
     signed_pairs,
 )
+from theory.flip_rate import FlipRate, estimate_flip_rate, flip_rates_by_group
 from theory.inference import Inference, Wald, infer
 from theory.policy import Array
 from theory.results import Fit
@@ -178,6 +179,7 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         columns = () if self.groups is None else _texts(self.groups)
         self.design_, x = read_design(X, self.formula, self.sides, order, columns)
         pairs = signed_pairs(x, y, sample_weight, self.ties)
+        self._rows = len(x)
         if len(pairs.row) == 2 * pairs.pairs:
             raise ValueError("all comparisons are ties, from which no preference can be fitted.")
         if groups is None and columns:
@@ -425,6 +427,48 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
         if self.inference_ is None:
             raise ValueError(f"no standard errors to test with: {self._no_inference.rstrip('.')}.")
         return self.inference_.wald([name for term in terms for name in known[term]])
+
+    def flip_rate(self) -> FlipRate:
+        """The chance that an answer is turned round, if they follow the log-linear model but for
+        that: `theory.estimate_flip_rate` of the comparisons, ties left out. It knows no set, and
+        takes the answers for independent.
+
+        Raises:
+            ValueError: comparisons with weights that differ.
+        """
+        return estimate_flip_rate(self._answered()[0], level=self.level)
+
+    def flip_rates_by_group(self, groups: ArrayLike) -> dict[Hashable, FlipRate]:
+        """The same for each person, or any other groups: `theory.flip_rates_by_group`.
+
+        Args:
+            groups: (n,) a name for each row of the table that was fitted.
+
+        Raises:
+            ValueError: groups of another length, or comparisons with weights that differ.
+        """
+        u, row = self._answered()
+        names = np.asarray(groups)
+        if names.shape != (self._rows,):
+            raise ValueError(
+                f"groups must be ({self._rows},), a name for each row that was fitted, got"
+                f" {names.shape}."
+            )
+        return flip_rates_by_group(u, names[row], level=self.level)
+
+    def _answered(self) -> tuple[Array, NDArray[np.intp]]:
+        """Signed differences of the comparisons that are no ties, and their rows."""
+        check_is_fitted(self)
+        pairs = self._scaled.pairs
+        once = np.bincount(pairs.row)[pairs.row] == 1
+        mass = pairs.weights[once]
+        if not np.allclose(mass, mass[0], rtol=1e-9, atol=0):
+            raise ValueError(
+                f"the comparisons have weights that differ, from {mass.min():.3g} to"
+                f" {mass.max():.3g} of the whole: the interval of a flip rate is of answers that"
+                " count the same. Fit without sample_weight."
+            )
+        return pairs.u[once], pairs.row[once]
 
     def worst_case(self) -> WorstPairs:
         """What the adversary does to each comparison at the fit.

@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from paper_figures import style
 from paper_figures.style import (
@@ -69,6 +70,7 @@ _LEFT, _TITLE, _BELOW, _NARROWEST = (
     0.48,
     1.5,
 )  # inches: margins of a panel, and its least width with names at its side
+_ASIDE = 0.3  # inches, between the first and the last series of points with whiskers
 _TURN = 30  # degrees, of words below bars that have no room side by side
 
 
@@ -354,13 +356,14 @@ def _draw(
         _bars(axes, series, looks)
     else:
         for k, (name, part) in enumerate(series.items()):
-            _curve(axes, part, looks[name], kind, name, k / len(series))
+            _curve(axes, part, looks[name], kind, name, (k + 0.5) / len(series))
     drawn = [rows[name].astype(float) for name in ("y", "low", "high") if name in rows]
     if level not in ("", "x"):
         axes.axhline(float(level), **_GUIDE)
         drawn.append(pd.Series([float(level)]))
     if "x" in log and kind != "bars":
-        style.decades(axes.xaxis, *_limits([rows.x.astype(float)], 1.3))
+        beside = 1.7 if kind == "points" and "low" in rows else 1.3
+        style.decades(axes.xaxis, *_limits([rows.x.astype(float)], beside))
     if "y" in log:
         style.decades(axes.yaxis, *_limits(drawn, 1.6))
     if level == "x":
@@ -390,10 +393,15 @@ def _limits(columns: Sequence[pd.Series], factor: float) -> tuple[float, float]:
 
 
 def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str, offset: float) -> None:
-    """offset: in [0, 1), where the marks of a curve of many points begin, so that those of one
-    curve do not hide those of another."""
+    """offset: in (0, 1), of this series among all, so that one does not hide another: marks of a
+    curve of many points begin there, and points with whiskers stand side by side."""
     if kind == "points":
         size = 3.6 if len(part) < 100 else 2.0
+        whiskers = {"low", "high"} <= set(part)
+        aside = (offset - 0.5) * _ASIDE if whiskers else 0.0
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        place = axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
         axes.plot(
             part.x,
             part.y,
@@ -404,9 +412,15 @@ def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str, off
             markeredgewidth=0,
             gid=name,
             rasterized=len(part) > 500,
+            transform=place,
         )
-        if {"low", "high"} <= set(part):
-            axes.vlines(part.x, part.low, part.high, color=look.color, linewidth=0.7)
+        if whiskers:
+            axes.vlines(
+                part.x, part.low, part.high, color=look.color, linewidth=0.7, transform=place
+            )
+            for end in (part.low, part.high):
+                axes.update_datalim(np.column_stack([part.x, end]))
+            axes.autoscale_view()
         return
     part = part.sort_values("x", kind="stable")  # a step has two points at one x
     if {"low", "high"} <= set(part):

@@ -398,10 +398,12 @@ def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str, off
     if kind == "points":
         size = 3.6 if len(part) < 100 else 2.0
         whiskers = {"low", "high"} <= set(part)
-        aside = (offset - 0.5) * _ASIDE if whiskers else 0.0
-        figure = axes.get_figure(root=True)
-        assert figure is not None
-        place = axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
+        place = axes.transData
+        if whiskers:
+            figure = axes.get_figure(root=True)
+            assert figure is not None
+            aside = (offset - 0.5) * _ASIDE
+            place = place + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
         axes.plot(
             part.x,
             part.y,

@@ -207,6 +207,15 @@ def test_points_with_whiskers_stand_side_by_side_inside_of_the_panel() -> None:
         assert low <= 0.5 and high >= 9.0
 
 
+def test_all_points_are_inside_of_the_panel() -> None:
+    for how in ({}, {"low": 0.5, "high": 9.0}, {"guide": "y = x"}, {"log": "xy"}):
+        figure = claim_figure({"a": curve(3, kind="points", **how)})
+        assert figure is not None
+        (axes,) = figure.axes
+        assert axes.get_xlim()[0] < 1 and axes.get_xlim()[1] > 100, how
+        assert axes.get_ylim()[0] <= 1 and axes.get_ylim()[1] >= 9, how
+
+
 @pytest.mark.parametrize(
     ("label", "shown"),
     [

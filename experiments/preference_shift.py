@@ -1,11 +1,12 @@
 """When is robustness more than staying near the reference policy?
 
 Policies are trained on labels of one mixture of two rewards and judged at every other mixture
-(Section 6, arXiv:2502.01930). Each robust fit is compared with two plain DPO policies that have the
-same KL to the reference: DPO shrunk along its ray, which is DPO with a larger beta, and DPO stopped
-early. Out come the rows (`shift.parquet`), the paired differences at matched KL (`matched.csv`) and
-the comparison of tuned radii (`tuned.csv`). Every seed is another world with another sample, or
-another sample of the given pairs, so that intervals over seeds speak of worlds of that kind.
+(Section 7.1, arXiv:2502.01930). Each robust fit is compared with two plain DPO policies that have
+the same KL to the reference: DPO shrunk along its ray, which is DPO with a larger beta, and DPO
+stopped early. Out come the rows (`shift.parquet`), the paired differences at matched KL
+(`matched.csv`) and the comparison of tuned radii (`tuned.csv`). Every seed is another world with
+another sample, or another sample of the given pairs, so that intervals over seeds speak of worlds
+of that kind.
 """
 
 import time

@@ -1,9 +1,9 @@
 """Features psi(prompt, response) of real texts, from the hidden states of a language model.
 
-The log-linear policies of arXiv:2502.01930v4 (section 3) need features of each response. Here they
-are the state of one layer at the response's last token, or the mean over its tokens; a projection
-keeps the directions in which the two responses of a pair differ most, and sees no label: a
-difference and its negative weigh the same.
+The log-linear policies of arXiv:2502.01930v4 (Assumption 1) need features of each response. Here
+they are the state of one layer at the response's last token, or the mean over its tokens; a
+projection keeps the directions in which the two responses of a pair differ most, and sees no label:
+a difference and its negative weigh the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence

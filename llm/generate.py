@@ -1,8 +1,8 @@
 """Completions of prompts by a language model, and who prefers which: Bradley–Terry labels from
 mixtures of two rewards.
 
-Section 6 and Appendix F, arXiv:2502.01930: r*(alpha) = alpha r1 + (1 - alpha) r2, or r1^alpha r2^(1
-- alpha).
+Section 7.1 and Appendix F, arXiv:2502.01930: r*(alpha) = alpha r1 + (1 - alpha) r2, or
+r1^alpha r2^(1 - alpha).
 """
 
 from collections.abc import Iterable, Sequence

@@ -144,7 +144,7 @@ def linked_ratios(p: PairParameters, s: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def margin(p: PairParameters, s: Pairs) -> Tensor:
-    """m of Eq. (1), arXiv:2502.01930v4: beta times the difference of the log-ratios, or of what
+    """m of Section 4.1, arXiv:2502.01930v4: beta times the difference of the log-ratios, or of what
     --link makes of them, (n,)."""
     chosen, rejected = linked_ratios(p, s)
     return p.beta * (chosen - rejected)

@@ -39,7 +39,7 @@ class BallDual:
 
 
 def kl_ball_dual(losses: Tensor, p: Tensor, radius: Tensor) -> BallDual:
-    """sup {E_q l : KL(q||p) <= rho} = min_{lam >= 0} lam rho + lam log E_p exp(l/lam). Eq. (9),
+    """sup {E_q l : KL(q||p) <= rho} = min_{lam >= 0} lam rho + lam log E_p exp(l/lam). Section 4.1,
     arXiv:2502.01930.
 
     The worst case is the exponential tilt q_i ∝ p_i exp(t l_i), t = 1/lam (Thm. 3), and KL(q_t||p)

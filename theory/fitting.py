@@ -63,8 +63,8 @@ def fit(
 ) -> Fit:
     """Minimise the worst mean DPO loss over an ambiguity set, exactly and with a certificate.
 
-    The loss of a pair is log(1 + exp(-beta w.u)), w = theta - theta_ref: Eq. (1),
-    arXiv:2502.01930v4. The source of each set is its own: Eq. (8) and (9) there for Wasserstein
+    The loss of a pair is log(1 + exp(-beta w.u)), w = theta - theta_ref: Section 4.1,
+    arXiv:2502.01930v4. The source of each set is its own: Section 4.1 there for Wasserstein
     balls and `KL`.
 
     Args:
@@ -171,7 +171,7 @@ def dpo(
     theta_ref: ArrayLike | None = None,
     tolerance: float = 1e-10,
 ) -> Fit:
-    """min E log(1 + exp(-beta w.u)), plain DPO. Eq. (1), arXiv:2502.01930v4; arguments as `fit`.
+    """min E log(1 + exp(-beta w.u)), plain DPO. Eq. (3), arXiv:2502.01930v4; arguments as `fit`.
 
     Returns:
         A `Fit`, whose `dual` is None.

@@ -38,7 +38,7 @@ RELEASED_CLAMP = 10.0  # largest weight in the authors' released KLDPO code
 def mean(losses: Tensor, weights: Tensor | None = None) -> Tensor:
     """Expected loss, sum_i p_i l_i.
 
-    The plain DPO objective where l is its loss: Eq. (1), arXiv:2502.01930v4.
+    The plain DPO objective where l is its loss: Eq. (3), arXiv:2502.01930v4.
 
     Args:
         losses: (..., n) pair losses.
@@ -174,7 +174,7 @@ def tilt_weights(losses: Tensor, tau: float, weights: Tensor | None = None) -> T
 
 def kl_ball(losses: Tensor, rho: float | Tensor, weights: Tensor | None = None) -> Tensor:
     """Worst expected loss over the KL ball, sup {E_q l : KL(q || p) <= rho}; the radius is met
-    exactly. Eq. (9), arXiv:2502.01930v4.
+    exactly. Section 4.1, arXiv:2502.01930v4.
 
     The dual min_{lambda >= 0} lambda rho + lambda log E_p exp(l/lambda) is solved inside, in
     float64 if there is that, without gradient; the result is differentiable once in the losses, its
@@ -458,7 +458,7 @@ def aot_second_order(
     """∫ h(D(t)) dt of the integrated quantile difference D(t) = ∫_0^t (Q_U - Q_V): AOT for
     second-order dominance.
 
-    Named as future work in arXiv:2406.05882v1. D(0) = 0, so that with a margin beta > 0 the hinge
+    Cf. Nitsure et al., arXiv:2310.07132v3. D(0) = 0, so that with a margin beta > 0 the hinge
     cannot vanish even where U dominates; with beta = 0 it vanishes iff U dominates V in the second
     order. D is piecewise linear: the integral is in closed form for `squared_hinge` and
     `least_squares`, and by `theory.transport.gauss_mean` on each piece for any other, smooth h.
@@ -534,7 +534,7 @@ def gradient_norm(
 
 def dr_dpo(losses: Tensor, b: float, weights: Tensor | None = None) -> Tensor:
     """Dr. DPO, -b log sum_i p_i exp(-l_i / b): the opposite tilt, which trusts pairs of low loss.
-    Eq. (12), arXiv:2407.07880.
+    arXiv:2407.07880.
 
     Args:
         losses: (..., n) pair losses.

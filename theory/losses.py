@@ -19,7 +19,7 @@ def dpo_loss(margin: Tensor) -> Tensor:
     """log(1 + exp(-m)), the pointwise DPO loss of the margin m = beta w.u, elementwise and without
     overflow.
 
-    Eq. (1), arXiv:2502.01930v4. In the log-linear world m = beta (theta - theta_ref).u; for a
+    Section 4.1, arXiv:2502.01930v4. In the log-linear world m = beta (theta - theta_ref).u; for a
     language model m is beta times the difference of the two log-ratios.
 
     Args:
@@ -361,7 +361,7 @@ def bco_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
 
 
 def sppo_loss(chosen_ratio: Tensor, rejected_ratio: Tensor, beta: float) -> Tensor:
-    """SPPO with hard labels, (r+ - 1/(2 beta))² + (r- + 1/(2 beta))². Eq. (4.7) of
+    """SPPO with hard labels, (r+ - 1/(2 beta))² + (r- + 1/(2 beta))².
     arXiv:2405.00675, with win rates of 1 and 0 and eta = 1/beta.
 
     Args:

@@ -1,4 +1,4 @@
-"""Log-linear policies, pi_theta(a|s) ∝ exp(theta.psi(s,a)). Section 3, arXiv:2502.01930."""
+"""Log-linear policies, pi_theta(a|s) ∝ exp(theta.psi(s,a)). Assumption 1, arXiv:2502.01930."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def policy_kl(
 ) -> Array:
     """KL(pi_theta || pi_ref) in nats on each choice set, of log-linear policies over its items.
 
-    pi_theta(item) ∝ exp(theta.features) within its set. Section 3, arXiv:2502.01930v4. Where
+    pi_theta(item) ∝ exp(theta.features) within its set. Assumption 1, arXiv:2502.01930v4. Where
     theta comes from preferences at some beta, this is of the policy; the preferences themselves
     are sigma(beta (theta - theta_ref).x).
 
@@ -80,13 +80,13 @@ def _within(score: Array, member: NDArray[np.intp]) -> Array:
 
 
 def convex_mixture(rewards: Array, alpha: Array) -> Array:
-    """sum_k alpha_k r_k: rewards (..., m), alpha (m,) on the simplex -> (...). Section 6,
+    """sum_k alpha_k r_k: rewards (..., m), alpha (m,) on the simplex -> (...). Section 7.1,
     arXiv:2502.01930."""
     return rewards @ _simplex(alpha, rewards.shape[-1])
 
 
 def geometric_mixture(rewards: Array, alpha: Array) -> Array:
-    """prod_k r_k^alpha_k, for positive rewards (..., m) -> (...). Section 6, arXiv:2502.01930."""
+    """prod_k r_k^alpha_k, for positive rewards (..., m) -> (...). Section 7.1, arXiv:2502.01930."""
     weights = _simplex(alpha, rewards.shape[-1])
     if not (rewards > 0).all():
         raise ValueError(

@@ -11,7 +11,7 @@ from theory.batch import ArrayLike
 class Problem(Mapping[str, Any]):
     """The problem that an estimator solves, to be handed on as a whole: `fit(u, set, **problem)`.
 
-    Eq. (1), arXiv:2502.01930v4, with ||theta|| <= B.
+    Section 4.1, arXiv:2502.01930v4, with ||theta|| <= B.
 
     Args:
         beta: of the loss, > 0 and without a unit.

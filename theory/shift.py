@@ -1,4 +1,4 @@
-"""Preference shift: train on labels of one reward, be judged by another. Section 6,
+"""Preference shift: train on labels of one reward, be judged by another. Section 7.1,
 arXiv:2502.01930.
 
 A `Shift` is a world to train in and a grid of rewards to be judged by. Everything is an exact sum
@@ -161,7 +161,7 @@ def random_shift(
     theta_ref = 0.
 
     `train` is alpha_o, the weight of the first reward in training; `alpha` (G,) are those of the
-    test. Section 6, arXiv:2502.01930v4: r*(alpha) = alpha r1 + (1-alpha) r2.
+    test. Section 7.1, arXiv:2502.01930v4: r*(alpha) = alpha r1 + (1-alpha) r2.
 
     * convex: labels are Bradley–Terry in alpha r1 + (1-alpha) r2, which is also the reward of the
       test.
@@ -350,6 +350,15 @@ def mean_interval(values: Array, level: float = 0.95) -> tuple[float, float, flo
         return float(values.mean()) if len(values) else np.nan, -np.inf, np.inf
     half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def ratio_interval(top: Array, bottom: Array, level: float = 0.95) -> tuple[float, float, float]:
+    """Ratio of the means of paired values with the interval of its linearisation, by the t law:
+    (ratio, low, high)."""
+    top, bottom = np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)
+    ratio = float(top.mean() / bottom.mean())
+    _, low, high = mean_interval((top - ratio * bottom) / abs(bottom.mean()), level)
+    return ratio, ratio + low, ratio + high
 
 
 def _policy(world: FiniteWorld, theta: Array) -> Array:

@@ -37,7 +37,8 @@ _NORM_SLACK = 1e-6  # unit vectors in single precision are within it
 class FiniteWorld:
     """K atoms z = (psi1, psi2, y) with their probabilities.
 
-    The log-linear setting of arXiv:2502.01930v4, Section 3, on finitely many pairs.
+    The log-linear setting of arXiv:2502.01930v4, Definition 1 and Assumption 1, on finitely many
+    pairs.
 
     Args:
         psi1, psi2: (K, d) features of the two responses, norms at most 1.
@@ -224,7 +225,7 @@ def from_policy(
     context_probability: Array | None = None,
 ) -> FiniteWorld:
     """All (s, a1, a2, y) with s ~ mu, a1, a2 iid ~ pi_ref(.|s) and Bradley–Terry labels; features
-    (S, A, d). Section 3, arXiv:2502.01930v4.
+    (S, A, d). Definition 1, arXiv:2502.01930v4.
 
     Args:
         features: (S, A, d) psi(s, a), norms at most 1.
@@ -296,7 +297,7 @@ def random_world(
     signal: float | None = None,
 ) -> FiniteWorld:
     """A finite world with features uniform on the unit sphere, theta_ref = 0 and ||theta*|| =
-    signal (default B/2). Its labels are those of `from_policy`: Section 3, arXiv:2502.01930v4.
+    signal (default B/2). Its labels are those of `from_policy`: Definition 1, arXiv:2502.01930v4.
 
     Args:
         seed: of the features and the direction of theta*.

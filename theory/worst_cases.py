@@ -29,8 +29,8 @@ def worst_case(
 ) -> WorstCase:
     """The worst case of an ambiguity set at theta.
 
-    The source of each set is its own: Eq. (8) and Lemma 1, arXiv:2502.01930v4, for Wasserstein
-    balls, Eq. (9) for `KL`, Algorithm 2 for `Tilt` and Algorithm 1 for `GradientPenalty`.
+    The source of each set is its own: Section 4.1 and Lemma 1, arXiv:2502.01930v4, for Wasserstein
+    balls and for `KL`, Algorithm 2 for `Tilt` and Algorithm 1 for `GradientPenalty`.
 
     Args:
         u: (n, d) signed feature differences of the atoms, or a finite world, which knows its

@@ -1,5 +1,5 @@
-"""AOT benchmark: quantiles of rewards, what the choices in AOT do, benchmarks. Section 5,
-arXiv:2406.05882 (Fig. 1, 2, tables).
+"""AOT benchmark: quantiles of rewards, what the choices in AOT do, benchmarks:
+the figures and tables of arXiv:2406.05882.
 
 Policies are trained with AOT, paired and unpaired, DPO, IPO and KTO on the same preferences. Judged
 are the rewards of the chosen and rejected responses of test pairs, completions of test prompts by a

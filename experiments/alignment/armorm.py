@@ -1,4 +1,4 @@
-"""ArmoRM: are policies that were trained for a mixture of two objectives good in others? Section 6,
+"""ArmoRM: are policies that were trained for a mixture of two objectives good in others? Section 7,
 arXiv:2502.01930 (Fig. 3, 4).
 
 Two completions of each prompt are scored by a reward model with many objectives; annotators prefer

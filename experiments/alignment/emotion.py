@@ -1,4 +1,4 @@
-"""Emotion alignment: are robust policies better when the preferences shift? Section 6 and Appendix
+"""Emotion alignment: are robust policies better when the preferences shift? Section 7 and Appendix
 F, arXiv:2502.01930.
 
 A language model is fine-tuned on emotion texts, a reward model learns to see five emotions,

@@ -1,4 +1,4 @@
-"""Leaderboard: what robust preference training does to benchmarks. Section 6, arXiv:2502.01930
+"""Leaderboard: what robust preference training does to benchmarks. Section 7, arXiv:2502.01930
 (Tables 1, 3, 4).
 
 Ten completions of each prompt are scored by a reward model; policies are trained on the best

@@ -154,7 +154,7 @@ SMALL = replace(  # a pretrained model on real texts, at a size that two cores c
     bf16=True,
     lora=16,
 )
-PAPER = Sizes(  # of Section 6 and Appendix F, arXiv:2502.01930
+PAPER = Sizes(  # of Section 7 and Appendix F, arXiv:2502.01930
     model="meta-llama/Llama-3.2-1B-Instruct",
     judge="RLHFlow/ArmoRM-Llama3-8B-v0.1",
     source="nvidia/HelpSteer2",

@@ -161,7 +161,7 @@ def logps(model):
 
 
 ratio = logps(policy) - logps(start)
-of_model = BETA * (ratio[:, 0] - ratio[:, 1])  # the margin of DPO, Eq. (1) of arXiv:2502.01930
+of_model = BETA * (ratio[:, 0] - ratio[:, 1])  # the margin of DPO, Section 4.1 of arXiv:2502.01930
 
 columns = read_table(table)
 psi = {side: np.stack([columns[name] for name in columns if name.startswith(f"{side}_")], 1) for side in ("first", "second")}

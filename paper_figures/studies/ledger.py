@@ -20,6 +20,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from paper_figures import style
 from paper_figures.style import (
@@ -69,6 +70,7 @@ _LEFT, _TITLE, _BELOW, _NARROWEST = (
     0.48,
     1.5,
 )  # inches: margins of a panel, and its least width with names at its side
+_ASIDE = 0.3  # inches, between the first and the last series of points with whiskers
 _TURN = 30  # degrees, of words below bars that have no room side by side
 
 
@@ -135,21 +137,56 @@ def _dark(look: Look) -> bool:
 
 # ------------------------------------------------------------------------------- one claim's tables
 _ENDS = {"": "", "*": "^*", "_ref": r"_{\mathrm{ref}}", "_rho": r"_\rho", "_n": "_n"}
+_SET = re.compile(
+    r"(?P<dollar>\$)"
+    r"|(?P<bars>\|\|)"
+    r"|(?P<first>\b\d(?:\.\d+)?)e(?P<power>[+-]\d+)\b"
+    r"|\b(?P<greek>theta|rho|lambda|tau|beta|delta|eta|sigma)(?P<end>_ref|_rho|_n|\*)?(?![\w*])"
+    r"|\b(?P<letter>OT|[A-Z])_(?P<index>[0hn])\b"
+    r"|\bsqrt\((?P<root>[a-z])\)"
+    r"|\b(?P<chi>chi2)\b"
+    r"|\b(?P<plain>n\b|L\b|[dB](?= = ))"
+    r"|\^(?:\((?P<inside>-?[\d./]+)\)|(?P<bare>-?\d+(?:[./]\d+)?))"
+    r"|(?P<minus>(?<= )-(?= ))"
+)
+
+
+def _set(found: re.Match[str]) -> str:
+    """One piece of a label, between dollars."""
+    part = found.groupdict()
+    if part["dollar"]:
+        return r"\$"
+    if part["bars"]:
+        shown = r"\|"
+    elif part["first"]:
+        times = "" if part["first"] == "1" else part["first"] + r"\times "
+        shown = f"{times}10^{{{int(part['power'])}}}"
+    elif part["greek"]:
+        shown = f"\\{part['greek']}{_ENDS[part['end'] or '']}"
+    elif part["letter"]:
+        name = r"\mathrm{OT}" if part["letter"] == "OT" else part["letter"]
+        shown = f"{name}_{part['index']}"
+    elif part["root"]:
+        shown = rf"\sqrt{{{part['root']}}}"
+    elif part["chi"]:
+        shown = r"\chi^2"
+    elif part["minus"]:
+        shown = "-"
+    else:
+        shown = part["plain"] or f"^{{{part['inside'] or part['bare']}}}"
+    return f"${shown}$"
 
 
 def letters(label: str) -> str:
-    """A label of the tables with the paper's letters set as such: `||theta_n - theta_rho||`.
+    """A label of the tables, a title or the name of a series, with letters, indices, powers and
+    numbers set as such: `||theta_n - theta_rho||`, `n^(-1/4)`, `n = 1e+04`.
 
     >>> letters("lambda* (nats) of ||theta_n||")
     '$\\\\lambda^*$ (nats) of $\\\\|\\\\theta_n\\\\|$'
+    >>> letters("n^(-1/4)"), letters("rho = 6.7e-05")
+    ('$n^{-1/4}$', '$\\\\rho$ = $6.7\\\\times 10^{-5}$')
     """
-    text = label.replace("$", r"\$").replace("||", r"$\|$")
-    text = re.sub(
-        r"\b(theta|rho|lambda|tau|beta)(_ref|_rho|_n|\*)?(?![\w*])",
-        lambda found: f"$\\{found[1]}{_ENDS[found[2] or '']}$",
-        text,
-    )
-    return re.sub(r"\bn$", "$n$", text).replace("$$", "").replace("$ - $", " - ")
+    return _SET.sub(_set, label).replace("$$", "").replace("$ $-$ $", " - ").replace("$ $-", "$ -")
 
 
 def claim_figure(tables: dict[str, pd.DataFrame]) -> Figure | None:
@@ -312,20 +349,21 @@ def _draw(
     kind, log = _kind(rows), _constant(rows, "log", "")
     level = _constant(rows, "guide", "").removeprefix("y = ")
     series = _series(rows)
-    axes.set_title(title, parse_math=False)
+    axes.set_title("\n".join(map(letters, title.splitlines())))
     axes.set_xlabel(letters(_constant(rows, "x_label", "")), labelpad=1)
     axes.set_ylabel(letters(_constant(rows, "y_label", "")), labelpad=2)
     if kind == "bars":
         _bars(axes, series, looks)
     else:
-        for name, part in series.items():
-            _curve(axes, part, looks[name], kind, name)
+        for k, (name, part) in enumerate(series.items()):
+            _curve(axes, part, looks[name], kind, name, (k + 0.5) / len(series))
     drawn = [rows[name].astype(float) for name in ("y", "low", "high") if name in rows]
     if level not in ("", "x"):
         axes.axhline(float(level), **_GUIDE)
         drawn.append(pd.Series([float(level)]))
     if "x" in log and kind != "bars":
-        style.decades(axes.xaxis, *_limits([rows.x.astype(float)], 1.3))
+        beside = 1.7 if kind == "points" and "low" in rows else 1.3
+        style.decades(axes.xaxis, *_limits([rows.x.astype(float)], beside))
     if "y" in log:
         style.decades(axes.yaxis, *_limits(drawn, 1.6))
     if level == "x":
@@ -340,7 +378,8 @@ def _draw(
         for name, part in series.items():
             last = part[np.isfinite(part.y)].sort_values("x").iloc[-1:]
             if len(last):
-                ends.append((float(last.x.iloc[0]), float(last.y.iloc[0]), name, looks[name]))
+                end = float(last.x.iloc[0]), float(last.y.iloc[0])
+                ends.append((*end, letters(name), looks[name]))
         style.label_ends(axes, ends)
 
 
@@ -353,9 +392,18 @@ def _limits(columns: Sequence[pd.Series], factor: float) -> tuple[float, float]:
     )
 
 
-def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str) -> None:
+def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str, offset: float) -> None:
+    """offset: in (0, 1), of this series among all, so that one does not hide another: marks of a
+    curve of many points begin there, and points with whiskers stand side by side."""
     if kind == "points":
         size = 3.6 if len(part) < 100 else 2.0
+        whiskers = {"low", "high"} <= set(part)
+        place = axes.transData
+        if whiskers:
+            figure = axes.get_figure(root=True)
+            assert figure is not None
+            aside = (offset - 0.5) * _ASIDE
+            place = place + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
         axes.plot(
             part.x,
             part.y,
@@ -366,15 +414,21 @@ def _curve(axes: Axes, part: pd.DataFrame, look: Look, kind: str, name: str) -> 
             markeredgewidth=0,
             gid=name,
             rasterized=len(part) > 500,
+            transform=place,
         )
-        if {"low", "high"} <= set(part):
-            axes.vlines(part.x, part.low, part.high, color=look.color, linewidth=0.7)
+        if whiskers:
+            axes.vlines(
+                part.x, part.low, part.high, color=look.color, linewidth=0.7, transform=place
+            )
+            for end in (part.low, part.high):
+                axes.update_datalim(np.column_stack([part.x, end]))
+            axes.autoscale_view()
         return
     part = part.sort_values("x", kind="stable")  # a step has two points at one x
     if {"low", "high"} <= set(part):
         axes.fill_between(part.x, part.low, part.high, color=look.color, alpha=0.13, linewidth=0)
-    unmarked = len(part) > 40 and look.dashes
-    axes.plot(part.x, part.y, **(look.line | ({"marker": ""} if unmarked else {})), gid=name)
+    every = max(len(part) // 10, 1)
+    axes.plot(part.x, part.y, **look.line, markevery=(int(offset * every), every), gid=name)
 
 
 def _bars(axes: Axes, series: dict[str, pd.DataFrame], looks: dict[str, Look]) -> None:
@@ -398,10 +452,12 @@ def _bars(axes: Axes, series: dict[str, pd.DataFrame], looks: dict[str, Look]) -
         )
         if {"low", "high"} <= set(part):
             axes.vlines(at, part.low, part.high, color=BLACK, linewidth=0.7)
-    labels = [_word(x) for x in places]
+    words = [_word(x) for x in places]
     turned: dict[str, Any] = {"rotation": _TURN, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(
-        range(len(labels)), labels, **(turned if _crowd(labels, style.inches(axes)[0]) else {})
+        range(len(words)),
+        [letters(word) for word in words],
+        **(turned if _crowd(words, style.inches(axes)[0]) else {}),
     )
 
 
@@ -437,7 +493,7 @@ def _legend(axes: Axes, looks: dict[str, Look], kind: str, width: float, below: 
     panel, height = style.inches(axes)
     axes.legend(
         handles,
-        [textwrap.shorten(name, 60, placeholder=" ...") for name in looks],
+        [letters(textwrap.shorten(name, 60, placeholder=" ...")) for name in looks],
         loc="upper left",
         bbox_to_anchor=(-0.35 / panel, -below / height),
         ncols=_legend_columns(list(looks), width),

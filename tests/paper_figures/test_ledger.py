@@ -17,6 +17,7 @@ from paper_figures.studies.ledger import (
     draw_claims,
     drawable,
     glance,
+    letters,
     read,
 )
 from theory.claims.ledger import MEANING
@@ -190,6 +191,50 @@ def test_tables_come_in_the_order_of_the_claim_with_their_own_names(tmp_path: Pa
         "claim-1": ["error / bound", "bias"],
         "claim-2": ["others"],
     }
+
+
+def test_points_with_whiskers_stand_side_by_side_inside_of_the_panel() -> None:
+    for count in (1, 3):
+        figure = claim_figure({"a": curve(count, low=0.5, high=9.0, kind="points", log="x")})
+        assert figure is not None
+        figure.canvas.draw()  # type: ignore[attr-defined]
+        (axes,) = figure.axes
+        marks = [line for line in axes.lines if line.get_gid()]
+        at = [line.get_transform().transform((10.0, 1.0))[0] for line in marks]
+        middle = axes.transData.transform((10.0, 1.0))[0]
+        assert np.mean(at) == pytest.approx(middle) and len({*np.round(at, 6)}) == count
+        low, high = axes.get_ylim()
+        assert low <= 0.5 and high >= 9.0
+
+
+def test_all_points_are_inside_of_the_panel() -> None:
+    for how in ({}, {"low": 0.5, "high": 9.0}, {"guide": "y = x"}, {"log": "xy"}):
+        figure = claim_figure({"a": curve(3, kind="points", **how)})
+        assert figure is not None
+        (axes,) = figure.axes
+        assert axes.get_xlim()[0] < 1 and axes.get_xlim()[1] > 100, how
+        assert axes.get_ylim()[0] <= 1 and axes.get_ylim()[1] >= 9, how
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("n^(-1/4)", "$n^{-1/4}$"),
+        ("KL, rho ∝ n^-0.5", r"KL, $\rho$ ∝ $n^{-0.5}$"),
+        (
+            "||theta_rho(P_n) - theta_rho(P_0)||",
+            r"$\|\theta_\rho$($P_n$) $-$ $\theta_\rho$($P_0$)$\|$",
+        ),
+        ("n = 1e+04", "$n$ = $10^{4}$"),
+        ("costs $5, none", r"costs \$5, none"),
+    ],
+)
+def test_labels_are_set_as_formulas(label: str, shown: str) -> None:
+    assert letters(label) == shown
+    figure = claim_figure({label: curve(2, x_label=label, y_label=label).assign(series=label)})
+    assert figure is not None
+    figure.canvas.draw()  # type: ignore[attr-defined]  # what cannot be set raises
+    assert figure.axes[0].get_title("left") == shown
 
 
 def test_panels_with_the_same_series_share_their_looks_and_one_legend() -> None:

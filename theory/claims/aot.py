@@ -527,7 +527,7 @@ CLAIMS = (
     ),
     Claim(
         "aot-envelope",
-        "derived; used by arXiv:2406.05882",
+        "derived, for arXiv:2406.05882",
         "the gradient of AOT is that with the coupling frozen",
         "Where one coupling is optimal the sorted objective is differentiable, with the gradient of"
         " the sum over that coupling; where two are, its slope jumps downwards.",
@@ -540,7 +540,7 @@ CLAIMS = (
     ),
     Claim(
         "aot-minibatch-bias",
-        "derived; arXiv:2406.05882 asks for large batches",
+        "derived, for arXiv:2406.05882",
         "minibatch AOT is biased upwards, less so for larger batches; batch size one is DPO",
         "OT_h is jointly convex in its two laws, so that the mean over the batches of one size is"
         " above the value of all the data and does not increase with the size. A batch of one pair"

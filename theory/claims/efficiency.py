@@ -23,6 +23,7 @@ from theory.estimators import kldpo_tilt
 from theory.fitting import dpo
 from theory.laws.efficiency import efficiency, sphere_efficiency
 from theory.policy import Array
+from theory.shift import ratio_interval
 from theory.worlds import FiniteWorld, from_policy, random_world, unit_vectors
 
 _TAUS = (0.5, 1.0)
@@ -77,9 +78,10 @@ def kldpo_inefficient(
                     theta_ref=world.theta_ref,
                 ).theta.numpy()
                 errors = [((theta - target) ** 2).sum(1) for theta in (robust, larger)]
-                ratio = float(errors[0].mean() / errors[1].mean())
-                tables.setdefault("mean squared error of KLDPO over that of DPO", []).extend(
-                    curve([n], [ratio], name)
+                ratio, low, high = ratio_interval(*errors)
+                (point,) = curve([n], [ratio], name)
+                tables.setdefault("mean squared error of KLDPO over that of DPO", []).append(
+                    point | {"low": low, "high": high}
                 )
                 if n < 10**6:  # not yet in the limit: in the table only
                     continue

@@ -290,6 +290,8 @@ def rate_bound(
     """An upper bound on an error at the rate n^claimed: refuted by a slower slope, loose where the
     slope is surely faster."""
     figure = f"slope {slope:.3f} [{low:.3f}, {high:.3f}], claimed at most {claimed:g}"
+    if low == high:
+        return _without_width(what, figure, step)
     if low > claimed:
         return Measurement(
             what, Verdict.REFUTED, figure, step, counterexample=f"slope {slope:.3f} > {claimed:g}"
@@ -313,6 +315,8 @@ def rate_reached(
     """A rate that should be n^claimed or faster; the interval must be short enough (`width`) to
     tell it from slower ones."""
     figure = f"slope {slope:.3f} [{low:.3f}, {high:.3f}], claimed {claimed:g} or faster"
+    if low == high:
+        return _without_width(what, figure, step)
     if low > claimed:
         why = counterexample or f"slope {slope:.3f} > {claimed:g}"
         return Measurement(what, Verdict.REFUTED, figure, step, counterexample=why)
@@ -340,6 +344,8 @@ def rate_equal(
     """A rate that should be n^claimed: its interval must hold it, and be short enough (`width`) to
     tell it from others."""
     figure = f"slope {slope:.3f} [{low:.3f}, {high:.3f}], claimed {claimed:g}"
+    if low == high:
+        return _without_width(what, figure, step)
     if not low <= claimed <= high:
         return Measurement(
             what,
@@ -357,6 +363,14 @@ def rate_equal(
             decides="more replicates or a wider range of sizes",
         )
     return Measurement(what, Verdict.HOLDS, figure, step)
+
+
+def _without_width(what: str, figure: str, step: bool) -> Measurement:
+    """All replicates are the same, as where all of them collapsed: the interval says nothing of
+    the error."""
+    return Measurement(
+        what, Verdict.INCONCLUSIVE, figure, step, decides="replicates that differ from each other"
+    )
 
 
 def binomial_interval(failures: int, trials: int) -> tuple[float, float]:

@@ -36,6 +36,7 @@ from theory.duals import kl_ball_dual
 from theory.fitting import fit
 from theory.policy import Array
 from theory.sets.kl import KL
+from theory.shift import mean_interval
 
 _FAR = 1e300  # pairs: where the limits of the logarithms are met
 _RADIUS = 0.1
@@ -84,8 +85,10 @@ def lower_bound_local(
                         0.05,
                     ),
                 ]
+                _, low, high = mean_interval(max(robust, key=lambda e: float(e.mean())) / bound)
                 ratios.append(max(e.mean() for e in robust) / bound)
-                rows += curve([n], [ratios[-1]], f"{NAMES[ball]}, world {index + 1}")
+                (point,) = curve([n], [ratios[-1]], f"{NAMES[ball]}, world {index + 1}")
+                rows.append(point | {"low": low, "high": high})
     table = panel(
         rows, "pairs n", "largest mean squared error / lower bound", log="x", guide="y = 1"
     )

@@ -26,6 +26,7 @@ from theory.fitting import dpo
 from theory.laws.price import coin_error, coin_gain, price_of_radius
 from theory.policy import Array
 from theory.rates import rate
+from theory.shift import ratio_interval
 
 _LEVEL = 0.999
 _CHANCE = 0.75  # P(y = 1) of the exact example
@@ -83,7 +84,9 @@ def price_of_coverage(
                     predicted = 1 + constant * (price.factor(n, radius) - 1)
                     rows = tables.setdefault(NAMES[ball], [])
                     series = f"{what.rsplit(', ', 1)[-1]}, world {index + 1}"
-                    rows += curve([n], [robust.mean() / plain.mean()], series)
+                    ratio, low, high = ratio_interval(robust, plain)
+                    (point,) = curve([n], [ratio], series)
+                    rows.append(point | {"low": low, "high": high})
                     if n >= 10**8:
                         what = f"{name}, n = {n:.0e}: factor"
                         room = 0.02 * predicted

@@ -16,6 +16,7 @@ from theory.claims.ledger import (
     Measurement,
     Row,
     Verdict,
+    binomial_interval,
     conclude,
     curve,
     equality,
@@ -189,7 +190,9 @@ def radius_coverage(
             divergence = (p * np.log(p / sample)).sum(1)
         radius = scale * chi2.ppf(0.95, len(p) - 1) / (2 * n)
         failed = float((divergence > radius).mean())
-        covers += curve([n], [failed])
+        (point,) = curve([n], [failed])
+        low, high = binomial_interval(round(failed * trials), trials)
+        covers.append(point | {"low": low, "high": high})
         lines.append(_covers(f"KL(P||P_n) > chi2(K-1, 0.95)/(2n), n = {n:.0e}", failed, trials))
 
     (well,) = worlds(seed, 1)
@@ -371,7 +374,7 @@ _POPULATION = (
 CLAIMS = (
     Claim(
         "bias-kl",
-        "derived; arXiv:2502.01930, Eq. (9)",
+        "derived; arXiv:2502.01930, Section 4.1",
         "KLDPO: ||theta_rho - theta*|| ∝ sqrt(rho)",
         "The population minimiser of KLDPO is theta* - sqrt(2 rho) H^-1 Cov(grad l, l)/sd(l) +"
         " O(rho), H the Hessian at theta*.",
@@ -384,7 +387,7 @@ CLAIMS = (
     ),
     Claim(
         "bias-wasserstein",
-        "derived; arXiv:2502.01930, Eq. (8)",
+        "derived; arXiv:2502.01930, Section 4.1",
         "WDPO: ||theta_rho - theta*|| ∝ rho; ∝ rho² for W2 on finitely many atoms",
         "The bias of WDPO is of order rho, for W1 and for W2 with free features. On finitely many"
         " atoms no move is shorter than the least distance, so that the budget rho^p itself is what"

@@ -1,5 +1,5 @@
 """Claims on preference shift: is a robust policy more than one that stayed near the reference?
-Section 6, arXiv:2502.01930."""
+Section 7, arXiv:2502.01930."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from theory.shift import (
     gain_spread_bound,
     mean_interval,
     random_shift,
+    ratio_interval,
     shrunk,
     spread,
 )
@@ -253,11 +254,14 @@ def robustness_beyond_kl(profile: str, seed: int, *, share: float = 0.5) -> Find
         )
         gained, there = near - robust, near - best
         gains.setdefault((case.setting, case.method), []).append((gained, there))
+        ratio, low, high = ratio_interval(gained, there)
         tables.setdefault(case.size, []).append(
             {
                 "x": f"{case.setting} {case.fraction:g}",
                 "series": case.method,
-                "y": float(gained.mean() / there.mean()),
+                "y": ratio,
+                "low": low,
+                "high": high,
                 "kl": case.kl,
                 "gained": float(gained.mean()),
                 "attainable": float(there.mean()),
@@ -339,9 +343,10 @@ def robust_flat_curves(
         _, low, high = mean_interval(
             (plain - near) - share * (plain - robust), _simultaneous(cases)
         )
-        ratios.append(float((plain - near).mean() / (plain - robust).mean()))
+        ratio, least, most = ratio_interval(plain - near, plain - robust)
+        ratios.append(ratio)
         tables.setdefault(case.size, []).append(
-            {"x": case.setting, "y": ratios[-1], "series": case.method}
+            {"x": case.setting, "y": ratio, "series": case.method, "low": least, "high": most}
         )
         figure = (
             f"spread {plain.mean():.3f} to {robust.mean():.3f}; DPO at equal KL {near.mean():.3f}:"
@@ -427,7 +432,7 @@ def robust_flat_curves(
 CLAIMS = (
     Claim(
         "kldpo-is-larger-beta",
-        "derived, for arXiv:2502.01930, Eq. (9) and Algorithm 2",
+        "derived, for arXiv:2502.01930, Algorithm 2",
         "KLDPO in a well-specified population is DPO with beta (1 + 1/tau)",
         "Let labels be Bradley–Terry in beta (theta* - theta_ref).psi. For every law of the"
         " features, KLDPO with temperature tau has the population minimiser theta_ref + tau/(1 +"
@@ -446,7 +451,7 @@ CLAIMS = (
     ),
     Claim(
         "robustness-beyond-kl",
-        "derived, for arXiv:2502.01930, Section 6",
+        "derived, for arXiv:2502.01930, Section 7",
         "At equal KL to the reference robust policies gain less than half of what there is to gain",
         "Trained at alpha_o and judged at every mixture alpha, KLDPO and WDPO are compared with DPO"
         " that is shrunk towards the reference until its KL is the same (in the log-linear world"
@@ -465,7 +470,7 @@ CLAIMS = (
     ),
     Claim(
         "robust-flat-curves",
-        "derived, for arXiv:2502.01930, Section 6",
+        "derived, for arXiv:2502.01930, Section 7",
         "A flat curve under shift comes with a policy near the reference",
         "The gains over the reference at two alphas differ by at most sqrt(KL(pi||pi_ref)/2) times"
         " a number of the rewards; and shrinking DPO to the KL of a robust policy flattens its"

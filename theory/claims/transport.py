@@ -388,7 +388,7 @@ CLAIMS = (
     ),
     Claim(
         "second-order-dominance",
-        "derived; named as future work in arXiv:2406.05882; cf. Nitsure et al. (ICML 2024)",
+        "derived; cf. Nitsure et al., arXiv:2310.07132v3",
         "second-order dominance by integrated quantiles, and its surrogate",
         "With D(t) the integral of Q_U - Q_V up to t: the violation (-D)_+ vanishes iff U dominates"
         " V in the second order, which first-order dominance implies and does not need; the"

@@ -1,7 +1,7 @@
 """Claims on worst-case distributions: the KL tilt, Wasserstein duality, and what the algorithms put
 in their place.
 
-Section 5 and Appendices D to F, arXiv:2502.01930, their released code, and the chi-squared dual of
+Section 6 and Appendices D to F, arXiv:2502.01930, their released code, and the chi-squared dual of
 arXiv:2509.19104.
 """
 
@@ -638,7 +638,7 @@ CLAIMS = (
     ),
     Claim(
         "gradient-norm-approximates-w2",
-        "arXiv:2502.01930, Section 5 (from Gao, Chen, Kleywegt); bounds derived",
+        "arXiv:2502.01930, Section 6 (from Gao, Chen, Kleywegt); bounds derived",
         "E l + rho G <= sup over the W2 ball <= E l + rho G + beta²||w||² rho²/8",
         "With free features and fixed labels the W2 worst case is E l + rho G up to an error"
         " between 0 and beta²||w||² rho²/8, of second order in rho; G = (E ||grad_x l||²)^(1/2).",

@@ -48,8 +48,8 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):
     """Preferences between two alternatives, log-linear in their features, fitted robustly.
 
     P(the first is preferred) = sigma(beta coef.x), x the features of the first less those of the
-    second. coef minimises the worst mean log loss over an ambiguity set around the data: Eq. (1),
-    (8), (9), arXiv:2502.01930v4; plain DPO (logistic regression) for `set=None` or a radius of 0.
+    second. coef minimises the worst mean log loss over an ambiguity set around the data: Section
+    4.1, arXiv:2502.01930v4; plain DPO (logistic regression) for `set=None` or a radius of 0.
 
     Args:
         formula: in the features of one alternative, as "price + time + C(comfort) + price:income"

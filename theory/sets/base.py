@@ -88,7 +88,7 @@ class AmbiguitySet(ABC):
     >>> isinstance(KL(), AmbiguitySet), KL().sized(0.1).size
     (True, 0.1)
     >>> KL.facts.source, KL.facts.unit
-    ('Eq. (9), arXiv:2502.01930v4', 'nats')
+    ('Section 4.1, arXiv:2502.01930v4', 'nats')
     """
 
     def __init_subclass__(cls) -> None:

@@ -24,7 +24,7 @@ from theory.solvers.points import Point
 
 @dataclass(frozen=True)
 class KL(AmbiguitySet):
-    """{Q : KL(Q||P) <= radius}, radius in nats. Eq. (9), arXiv:2502.01930v4.
+    """{Q : KL(Q||P) <= radius}, radius in nats. Section 4.1, arXiv:2502.01930v4.
 
     The worst case has the weights q_i ∝ p_i exp(l_i/lambda). Thm. 3 there.
 
@@ -48,7 +48,7 @@ class KL(AmbiguitySet):
         method="kldpo",
         title="KL",
         about="KLDPO, exact, KL ball",
-        source="Eq. (9), arXiv:2502.01930v4",
+        source="Section 4.1, arXiv:2502.01930v4",
         unit="nats",
         dual=kl_ball_dual,
         reweights=True,
@@ -99,7 +99,7 @@ def kldpo(
     theta_ref: ArrayLike | None = None,
     tolerance: float = 1e-10,
 ) -> Fit:
-    """min over theta of sup {E_Q l : KL(Q||P) <= radius}, radius in nats. Eq. (9),
+    """min over theta of sup {E_Q l : KL(Q||P) <= radius}, radius in nats. Section 4.1,
     arXiv:2502.01930v4; `dual` is lambda. Other arguments as `fit`.
 
     Args:

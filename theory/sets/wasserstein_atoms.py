@@ -24,7 +24,7 @@ from theory.solvers.newton import Domain
 from theory.solvers.points import Point
 from theory.solvers.wasserstein import solve_finite
 
-SOURCE = "Eq. (8) and Lemma 1, arXiv:2502.01930v4"
+SOURCE = "Section 4.1 and Lemma 1, arXiv:2502.01930v4"
 # of one fit of n atoms, times n²: seconds on one core, how many times that where moves are missed
 # that the screening leaves to the interior point, and bytes
 _SECONDS, _SLOWEST, _BYTES = 0.7e-6, 20, 100
@@ -46,7 +46,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class WassersteinAtoms(AmbiguitySet):
-    """{Q on the atoms : W_p(Q, P) <= radius}. Eq. (8) and Lemma 1, arXiv:2502.01930v4.
+    """{Q on the atoms : W_p(Q, P) <= radius}. Section 4.1 and Lemma 1, arXiv:2502.01930v4.
 
     A fit on n distinct atoms takes about n² times 0.7 microseconds and 100 bytes on one core: 0.5 s
     for 1,000 of them, 3 s and 0.4 GB for 2,000; a few take twenty times as long. From 3,000 on a
@@ -201,8 +201,8 @@ def wdpo_finite(
     """min over theta of sup {E_Q l : W_p(Q, P) <= radius}, Q on the same atoms; `distance` (n, n)
     is any metric, `power` 1 or 2.
 
-    Eq. (8) and Lemma 1, arXiv:2502.01930v4; `dual` is eta. The cost is that of `WassersteinAtoms`.
-    Other arguments as `fit`.
+    Section 4.1 and Lemma 1, arXiv:2502.01930v4; `dual` is eta. The cost is that of
+    `WassersteinAtoms`. Other arguments as `fit`.
 
     Args:
         distance: (n, n) metric between the atoms.

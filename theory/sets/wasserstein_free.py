@@ -21,7 +21,7 @@ from theory.solvers.points import Point
 from theory.solvers.wasserstein import solve_w1, solve_w1_label, solve_w2
 from theory.solvers.wells import quadratic_transport
 
-SOURCE = "Eq. (8), arXiv:2502.01930v4; Shafieezadeh-Abadeh et al. (2015), Thm. 1"
+SOURCE = "Section 4.1, arXiv:2502.01930v4; Shafieezadeh-Abadeh et al. (2015), Thm. 1"
 FIXED = {
     power: Facts(
         name=f"w{power}-free",
@@ -47,7 +47,7 @@ MOVING = Facts(
 
 @dataclass(frozen=True)
 class WassersteinFree(AmbiguitySet):
-    """{Q : W_p(Q, P) <= radius} with features anywhere in R^d. Eq. (8), arXiv:2502.01930v4.
+    """{Q : W_p(Q, P) <= radius} with features anywhere in R^d. Section 4.1, arXiv:2502.01930v4.
 
     Solved as Shafieezadeh-Abadeh et al. (2015), Thm. 1, for p = 1.
 
@@ -186,7 +186,7 @@ def wdpo_free(
 
     Labels stay fixed, or with `label_cost` kappa (p = 1 only) flip at the cost kappa. p = 1: E l +
     radius beta ||w||, or the program of Shafieezadeh-Abadeh et al. (2015), Thm. 1; p = 2: module
-    `wells`. Eq. (8), arXiv:2502.01930v4. Other arguments as `fit`.
+    `wells`. Section 4.1, arXiv:2502.01930v4. Other arguments as `fit`.
 
     Args:
         power: p, 1 or 2.

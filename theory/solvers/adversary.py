@@ -46,7 +46,7 @@ _ESCAPE = 1e-10
 class Moves:
     """A transport plan as a list of M moves, those that stay put included; masses sum to one.
 
-    The plans of Eq. (8) and Lemma 1, arXiv:2502.01930v4.
+    The plans of Section 4.1 and Lemma 1, arXiv:2502.01930v4.
 
     Attributes:
         source: (M,) atom where the mass was.

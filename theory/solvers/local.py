@@ -31,7 +31,7 @@ class AtFit:
     dual: float | None
 
     def loss(self, w: Tensor) -> Tensor:
-        """(K,) losses of the atoms at w (d,). Eq. (1), arXiv:2502.01930v4."""
+        """(K,) losses of the atoms at w (d,). Section 4.1, arXiv:2502.01930v4."""
         return softplus(-self.beta * (self.u @ w), threshold=40.0)
 
     @property

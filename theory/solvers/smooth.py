@@ -82,7 +82,7 @@ class TiltedLoss:
 
 @dataclass(frozen=True)
 class KlBallLoss:
-    """lambda rho + lambda log E exp(l/lambda), jointly convex in v = (w, lambda). Eq. (9),
+    """lambda rho + lambda log E exp(l/lambda), jointly convex in v = (w, lambda). Section 4.1,
     arXiv:2502.01930.
 
     With `excess` the value is less log 2, from losses less log 2, which keeps the digits that count

@@ -50,6 +50,7 @@ _ROOMS = {
         *("ContinuousWorld", "FiniteWorld", "from_labels", "from_policy", "from_rewards"),
         *("random_world", "read_table"),
     ),
+    "theory.doubly_robust": ("total_preference",),
     "theory.stochastic_dominance": ("dominance",),
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),

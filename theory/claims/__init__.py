@@ -27,6 +27,7 @@ _SUBJECTS = (
     "price",
     "worst_cases",
     "shift",
+    "doubly_robust",
     "transport",
     "aot",
     "aot_laws",

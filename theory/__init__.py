@@ -52,6 +52,7 @@ _ROOMS = {
     ),
     "theory.doubly_robust": ("total_preference",),
     "theory.stochastic_dominance": ("dominance",),
+    "theory.spectra": ("exponential", "lower_tail", "spectral_mean", "upper_tail"),
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),
         *("gradient_norm", "group_dro", "kl_ball", "kl_tilt", "mean", "tilt_weights"),

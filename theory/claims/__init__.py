@@ -28,6 +28,7 @@ _SUBJECTS = (
     "worst_cases",
     "shift",
     "doubly_robust",
+    "flips",
     "transport",
     "aot",
     "aot_laws",

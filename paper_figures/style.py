@@ -91,6 +91,8 @@ METHODS = {
     "chi2-dpo": Look(r"DPO, $\chi^2$", _SPARE_COLORS[0], "h"),
     "cvar-dpo": Look("DPO, CVaR", _SPARE_COLORS[1], "*", _DASHED),
     "tv-dpo": Look("DPO, TV", _SPARE_COLORS[2], "p", _DOTTED),
+    "worst-loss": Look("worst loss", SKY, "H"),
+    "worst-regret": Look("worst regret", GREEN, "8"),
 }
 
 

@@ -51,6 +51,7 @@ _ROOMS = {
         *("random_world", "read_table"),
     ),
     "theory.doubly_robust": ("total_preference",),
+    "theory.regret": ("least_regret",),
     "theory.stochastic_dominance": ("dominance",),
     "theory.spectra": ("exponential", "lower_tail", "spectral_mean", "upper_tail"),
     "theory.functionals": (

@@ -3,10 +3,12 @@
 Policies are trained on labels of one mixture of two rewards and judged at every other mixture
 (Section 7.1, arXiv:2502.01930). Each robust fit is compared with two plain DPO policies that have
 the same KL to the reference: DPO shrunk along its ray, which is DPO with a larger beta, and DPO
-stopped early. Out come the rows (`shift.parquet`), the paired differences at matched KL
-(`matched.csv`) and the comparison of tuned radii (`tuned.csv`). Every seed is another world with
-another sample, or another sample of the given pairs, so that intervals over seeds speak of worlds
-of that kind.
+stopped early. Two more fits know the mixtures, and not which of them is true: the least worst-case
+loss and the least worst-case regret over the laws that mixtures near alpha_o would give, where the
+fraction says how near, as a share of the farthest. Out come the rows (`shift.parquet`), the paired
+differences at matched KL (`matched.csv`) and the comparison of tuned radii (`tuned.csv`). Every
+seed is another world with another sample, or another sample of the given pairs, so that intervals
+over seeds speak of worlds of that kind.
 """
 
 import time
@@ -14,11 +16,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from experiments import screen
@@ -32,10 +35,12 @@ from theory.claims.shift import ROUNDING
 from theory.estimators import Fit
 from theory.losses import dpo_loss
 from theory.policy import Array
+from theory.regret import least_regret
 from theory.shift import (
     KINDS,
     Descent,
     Shift,
+    candidate_laws,
     descend,
     evaluate,
     random_shift,
@@ -61,6 +66,11 @@ CONTROLS = ("shrunk", "stopped")
 # times DPO's w
 CONTROL_FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 LEVEL = 0.95  # of the intervals
+# over candidate mixtures: what is the largest of which is minimised; arXiv:2605.00155v2 for regret
+CANDIDATES: dict[str, Literal["loss", "regret"]] = {
+    "worst-loss": "loss",
+    "worst-regret": "regret",
+}
 NOT_ROBUST = ("dpo", *(f"dpo-{control}" for control in CONTROLS))
 KEYS = ["setting", "train", "n", "method", "fraction"]
 
@@ -214,7 +224,7 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
         shift, n, pairs, heldout, dpo, evaluate(shift, theta).kl, descend(pairs, world, theta)
     )
 
-    tables = [_rows(training, "dpo", (0.0,), np.zeros(1), theta, dpo)]
+    tables = [_rows(training, "dpo", (0.0,), np.zeros(1), theta, _ends(dpo))]
     kl = np.outer((1 - np.array(CONTROL_FRACTIONS)) ** 2, training.kl)
     for control, theta in training.controls(kl.ravel()).items():
         tables.append(
@@ -228,11 +238,41 @@ def fit_cell(parameters: dict[str, Any], _: np.random.SeedSequence) -> pd.DataFr
             continue
         knob = knobs(method, world.population(), fractions, setting)
         fit = method.fit(again, torch.from_numpy(knob.repeat(len(n))), setting)
-        tables.append(_rows(training, name, fractions, knob, fit.theta.numpy(), fit))
+        tables.append(_rows(training, name, fractions, knob, fit.theta.numpy(), _ends(fit)))
+    if parameters["setting"] not in PAIR_FEATURES:
+        laws = [candidate_laws(shift, p) for p in pairs.p.numpy()]
+        for name, of in CANDIDATES.items():
+            found = [
+                least_regret(
+                    world.u,
+                    of_sample[_near(shift.alpha, parameters["train"], fraction)],
+                    beta=world.beta,
+                    bound=world.bound,
+                    theta_ref=world.theta_ref,
+                    of=of,
+                )
+                for fraction in fractions
+                for of_sample in laws
+            ]
+            theta = np.stack([fit.theta for fit in found])
+            converged = np.array([fit.converged for fit in found])
+            ends = (converged, np.zeros_like(converged))
+            tables.append(_rows(training, name, fractions, np.array(fractions), theta, ends))
     parts = {name: parameters[name] for name in ("setting", "train")} | {
         "seed": parameters["replicate"]
     }
     return pd.concat(tables, ignore_index=True).assign(**parts)
+
+
+def _near(alpha: Array, train: float, fraction: float) -> NDArray[np.bool_]:
+    """The mixtures within a fraction of the farthest from that of training; the nearest at
+    least."""
+    distance = np.abs(alpha - train)
+    return (distance <= fraction * distance.max() + 1e-12) | (distance == distance.min())
+
+
+def _ends(fit: Fit) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    return fit.converged.numpy(), fit.collapsed.numpy()
 
 
 def knobs(
@@ -250,10 +290,10 @@ def _rows(
     fractions: tuple[float, ...],
     knob: Array,
     theta: Array,
-    fit: Fit | None = None,
+    ends: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
 ) -> pd.DataFrame:
     """One row for each alpha and each of the policies theta (F K, d), which stand fraction by
-    fraction, with their controls."""
+    fraction, with their controls. ends: whether each converged and collapsed, of fits."""
     shift, samples = training.shift, len(training.n)
     outcome = evaluate(shift, theta)
     controls = training.controls(outcome.kl)
@@ -265,8 +305,8 @@ def _rows(
         "kl": outcome.kl,
         "heldout": _loss(training, theta),
         **{f"heldout_{control}": _loss(training, point) for control, point in controls.items()},
-        "converged": True if fit is None else fit.converged.numpy(),
-        "collapsed": False if fit is None else fit.collapsed.numpy(),
+        "converged": True if ends is None else ends[0],
+        "collapsed": False if ends is None else ends[1],
     }
     at_an_alpha = {
         "alpha": np.tile(shift.alpha, len(theta)),

@@ -22,6 +22,8 @@ from llm.scores import Pairs, Scores, Singles
 from theory import functionals
 from theory.losses import kto_loss, least_squares, logistic, squared_hinge
 from theory.sets import SETS, AmbiguitySet
+from theory.spectra import named_spectrum
+from theory.transport import Spectrum
 
 Kind = Literal["pairs", "unpaired"]
 TRANSPORT_COSTS = {
@@ -109,6 +111,11 @@ class ObjectiveParameters(PairParameters):
     h: str | None = option(None, "aot: logistic (default), squared_hinge or least_squares")
     softness: float | None = option(
         None, "aot: soft sorting with this softness, in 1/log-ratio; not given: exact sorting"
+    )
+    quantile_weights: str | None = option(
+        None,
+        "aot: weights of the quantile levels: cvar:SHARE (only the lowest), upper_cvar:SHARE,"
+        " exponential:RATE (falling in the level), or uniform (default)",
     )
     gain: float | None = option(None, "kto: lambda_D, weight of desirable responses (1)")
     aversion: float | None = option(None, "kto: lambda_U, weight of undesirable responses (1)")
@@ -382,13 +389,14 @@ def _kto_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
 
 def _transport(p: ObjectiveParameters) -> Objective:
     h = TRANSPORT_COSTS["logistic" if p.h is None else p.h]
+    spectrum = _spectrum(p)
     if p.objective == "aot":
 
         def paired(s: Scores) -> Tensor:
             assert isinstance(s, Pairs)
             policy, reference = s.chosen - s.rejected, s.reference_chosen - s.reference_rejected
             return functionals.aot_paired(
-                policy, reference, h, p.beta, s.weights, softness=p.softness
+                policy, reference, h, p.beta, s.weights, softness=p.softness, spectrum=spectrum
             )
 
         return Objective("aot", ("pairs",), paired, couples=True)
@@ -413,9 +421,15 @@ def _transport(p: ObjectiveParameters) -> Objective:
                 if s.weights is None
                 else (weights[side] / weights[side].sum() for side in sides)
             )
-        return functionals.aot_unpaired(u, v, h, p.beta, a, b, softness=p.softness)
+        return functionals.aot_unpaired(
+            u, v, h, p.beta, a, b, softness=p.softness, spectrum=spectrum
+        )
 
     return Objective("aot_unpaired", ("pairs", "unpaired"), unpaired, couples=True)
+
+
+def _spectrum(p: ObjectiveParameters) -> Spectrum | None:
+    return None if p.quantile_weights is None else named_spectrum(p.quantile_weights)
 
 
 # ----------------------------------------------------------------------------------------- registry
@@ -480,7 +494,7 @@ def _specs() -> dict[str, Spec]:
     """The objectives that are named here, one for every loss of a pair, and one for every ambiguity
     set that a trainer can take: a set of `theory.sets` with an objective and an option is found by
     itself."""
-    transport = ("h", "softness")
+    transport = ("h", "softness", "quantile_weights")
     weights = [s for s in SETS.values() if s.facts.reweights and s.facts.objective is not None]
     over_sets = [
         _of_sets(str(name), tuple(s for s in weights if s.facts.objective == name))
@@ -634,6 +648,10 @@ def _check(p: ObjectiveParameters) -> None:
         )
     if p.h is not None and p.h not in TRANSPORT_COSTS:
         raise ValueError(f"unknown h {p.h!r}; there are {', '.join(TRANSPORT_COSTS)}.")
+    try:
+        _spectrum(p)
+    except ValueError as wrong:
+        raise ValueError(f"--quantile_weights {p.quantile_weights}: {wrong}") from None
     for name in ("beta", "sft_weight", "tau", "b", "softness", "group_step", "gain", "aversion"):
         value = getattr(p, name)
         if value is not None and not 0 < value < float("inf"):

@@ -93,6 +93,8 @@ METHODS = {
     "tv-dpo": Look("DPO, TV", _SPARE_COLORS[2], "p", _DOTTED),
     "chi2-label-dpo": Look(r"DPO, $\chi^2$ of labels", _SPARE_COLORS[0], "H", _DASHED),
     "tv-label-dpo": Look("DPO, TV of labels", _SPARE_COLORS[2], "8"),
+    "worst-loss": Look("worst loss", SKY, "H"),
+    "worst-regret": Look("worst regret", GREEN, "8"),
 }
 
 

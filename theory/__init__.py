@@ -53,7 +53,10 @@ _ROOMS = {
         *("ContinuousWorld", "FiniteWorld", "from_labels", "from_policy", "from_rewards"),
         *("random_world", "read_table"),
     ),
+    "theory.doubly_robust": ("total_preference",),
+    "theory.regret": ("least_regret",),
     "theory.stochastic_dominance": ("dominance",),
+    "theory.spectra": ("exponential", "lower_tail", "spectral_mean", "upper_tail"),
     "theory.functionals": (
         *("aot_paired", "aot_second_order", "aot_unpaired", "chi2_ball", "cvar", "dr_dpo"),
         *("gradient_norm", "group_dro", "kl_ball", "kl_tilt", "mean", "tilt_weights"),

@@ -31,9 +31,10 @@ from theory.checks import as_array, check_number, check_scale
 from theory.functionals import aot_unpaired
 from theory.policy import Array
 from theory.solvers.newton import Domain, minimise
-from theory.transport import check_weights, coupling
+from theory.transport import Spectrum, check_weights, coupling
 
 _MAX_ROUNDS = 100
+_HALVINGS = 20  # of a step of the weighted objective
 
 Cost = Callable[[Tensor, float], Tensor]  # h(t, beta)
 
@@ -66,6 +67,7 @@ def minimise_aot(
     beta: float,
     bound: float,
     tolerance: float = 1e-10,
+    spectrum: Spectrum | None = None,
 ) -> AotFit:
     """Minimise OT_h(theta.chosen, theta.rejected) over the ball.
 
@@ -80,6 +82,9 @@ def minimise_aot(
         beta: slope or margin of h.
         bound: B in ||theta|| <= B, in the inverse unit of the features.
         tolerance: largest gap of a fit that counts as converged, relative to max(1, |value|).
+        spectrum: weights of the quantile levels, as of `aot_unpaired`, or None. With them the
+            masses of the atoms change with theta, so that a better theta for a coupling can have a
+            higher objective: its step is then halved until it has not.
 
     Returns:
         A `theory.aot.AotFit`, the best start of each sample: theta (R, d), value, gap and converged
@@ -141,12 +146,12 @@ def minimise_aot(
         return theta @ a.mT, theta @ b.mT
 
     def objective(theta: Tensor) -> Tensor:
-        return aot_unpaired(*rewards(theta), h, beta, p, q)
+        return aot_unpaired(*rewards(theta), h, beta, p, q, spectrum=spectrum)
 
     def frozen(theta: Tensor) -> "_FrozenCoupling":
         """The problem with the coupling that is best at theta, for all samples and starts in one
         batch."""
-        plan = coupling(*rewards(theta), p, q)
+        plan = coupling(*rewards(theta), p, q, spectrum=spectrum)
         sample = torch.arange(replicates, device=theta.device)[:, None, None]
         x = (
             a.expand(replicates, -1, -1)[sample, plan.row]
@@ -166,6 +171,12 @@ def minimise_aot(
         moved = moved.reshape(theta.shape)
         lower = objective(moved)
         better = lower < value - 1e-14 * (1 + value.abs())
+        for _ in range(0 if spectrum is None else _HALVINGS):
+            if better[active.reshape(value.shape)].all():
+                break
+            moved = torch.where(better[..., None], moved, (theta + moved) / 2)
+            lower = objective(moved)
+            better = lower < value - 1e-14 * (1 + value.abs())
         theta, value = (
             torch.where(better[..., None], moved, theta),
             torch.where(better, lower, value),

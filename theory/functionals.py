@@ -22,6 +22,7 @@ from theory.duals import BallDual, chi2_ball_dual, cvar_dual, kl_ball_dual, tota
 from theory.losses import least_squares, squared_hinge
 from theory.precision import wide
 from theory.transport import (
+    Spectrum,
     check_weights,
     gauss_mean,
     integrated_transport_of,
@@ -372,6 +373,7 @@ def aot_unpaired(
     rejected_weights: Tensor | None = None,
     *,
     softness: float | None = None,
+    spectrum: Spectrum | None = None,
 ) -> Tensor:
     """AOT, ∫ h(Q_U(t) - Q_V(t)) dt of the log-ratios U of chosen and V of rejected responses.
     arXiv:2406.05882v1.
@@ -389,6 +391,9 @@ def aot_unpaired(
         chosen_weights, rejected_weights: probabilities, or None: equal ones.
         softness: None sorts exactly; a positive number, in units of 1/log-ratio, sorts softly
             (`theory.transport.soft_sort`).
+        spectrum: w of ∫ w(t) h(Q_U(t) - Q_V(t)) dt, such as `lower_tail(0.1)`: weights of the
+            quantile levels, of which 0 is the lowest; None: all count the same. Soft sorting weighs
+            the ranks. After arXiv:2603.10938v1 (RAD), of which the abstract was read.
 
     Returns:
         (...) in the unit of h.
@@ -406,7 +411,7 @@ def aot_unpaired(
     _look_at(chosen, chosen_weights)
     _look_at(rejected, rejected_weights)
     u, v = _softly(chosen, chosen_weights, softness), _softly(rejected, rejected_weights, softness)
-    return transport_of(u, v, lambda t: h(t, beta), chosen_weights, rejected_weights)
+    return transport_of(u, v, lambda t: h(t, beta), chosen_weights, rejected_weights, spectrum)
 
 
 def aot_paired(
@@ -417,6 +422,7 @@ def aot_paired(
     weights: Tensor | None = None,
     *,
     softness: float | None = None,
+    spectrum: Spectrum | None = None,
 ) -> Tensor:
     """Paired AOT: U = log pi_theta(y+|x)/pi_theta(y-|x), V the same under pi_ref.
     arXiv:2406.05882v1.
@@ -428,7 +434,7 @@ def aot_paired(
             your own.
         beta: slope or margin of h.
         weights: (..., n) probabilities of the pairs, or None: 1/n each.
-        softness: as for `aot_unpaired`.
+        softness, spectrum: as for `aot_unpaired`.
 
     Returns:
         (...) in the unit of h.
@@ -442,7 +448,16 @@ def aot_paired(
     >>> aot_paired(policy, reference, squared_hinge, beta=2.0).item()  # sorted gaps of 1 and 2
     0.5
     """
-    return aot_unpaired(policy_ratio, reference_ratio, h, beta, weights, weights, softness=softness)
+    return aot_unpaired(
+        policy_ratio,
+        reference_ratio,
+        h,
+        beta,
+        weights,
+        weights,
+        softness=softness,
+        spectrum=spectrum,
+    )
 
 
 def aot_second_order(

@@ -243,6 +243,26 @@ def scored_pairs(
     return Shift(world, alpha, rewards, np.tile(mu, (len(alpha), 1)))
 
 
+def candidate_laws(shift: Shift, p: Array) -> Array:
+    """Weights of the atoms, (G, K), if the pairs of a sample p (K,) had come at each alpha: its
+    contexts weighed as alpha weighs them, and both labels with Bradley and Terry's chances in the
+    reward of alpha. For worlds from a policy, whose atoms are all (s, a1, a2, y)."""
+    world = shift.world
+    assert world.policy_features is not None and world.context_probability is not None
+    S, A, _ = world.policy_features.shape
+    if len(p) != 2 * S * A * A:
+        raise ValueError(
+            f"candidate laws need a world of all {2 * S * A * A} atoms (s, a1, a2, y) of"
+            f" from_policy, got {len(p)} weights. Given pairs have no such atoms."
+        )
+    pairs = p.reshape(S, A, A, 2).sum(3)
+    r = shift.rewards
+    chance = expit(r[:, :, :, None] - r[:, :, None, :])
+    mass = pairs * (shift.contexts / world.context_probability)[:, :, None, None]
+    laws = np.stack([mass * chance, mass * (1 - chance)], axis=-1).reshape(len(r), -1)
+    return laws / laws.sum(1, keepdims=True)
+
+
 # --------------------------------------------------------------------------------------- matched KL
 def shrunk(world: FiniteWorld, theta: Array, kl: Array) -> Array:
     """The point of the ray from theta_ref through theta (R, d) whose policy has KL `kl` (R,) to the

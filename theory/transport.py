@@ -30,6 +30,8 @@ from theory.batch import as_float64
 from theory.precision import tiny, wide, widest
 
 Cost = Callable[[Tensor], Tensor]  # h, elementwise
+# from the ends of pieces of levels to their masses; see `theory.spectra`
+Spectrum = Callable[[Tensor, Tensor], Tensor]
 PieceMean = Callable[
     [Tensor, Tensor], Tensor
 ]  # mean of h over the segment between two numbers, elementwise
@@ -54,48 +56,74 @@ class Coupling:
 
 # -------------------------------------------------------------------------------------- first order
 def coupling(
-    u: Tensor, v: Tensor, u_weights: Tensor | None = None, v_weights: Tensor | None = None
+    u: Tensor,
+    v: Tensor,
+    u_weights: Tensor | None = None,
+    v_weights: Tensor | None = None,
+    *,
+    spectrum: Spectrum | None = None,
 ) -> Coupling:
     """The coupling of u (..., n) and v (..., m) that sends quantile to quantile: optimal for h(u -
-    v) with every convex h."""
+    v) with every convex h. With a spectrum its masses are those of the levels' weights, and it is
+    optimal between the two samples whose atoms have those masses."""
     u, u_weights = _checked("u", u, u_weights)
     v, v_weights = _checked("v", v, v_weights)
-    return _coupling(u, v, u_weights, v_weights)
+    return _coupling(u, v, u_weights, v_weights, spectrum)
 
 
-def _coupling(u: Tensor, v: Tensor, u_weights: Tensor | None, v_weights: Tensor | None) -> Coupling:
+def _coupling(
+    u: Tensor,
+    v: Tensor,
+    u_weights: Tensor | None,
+    v_weights: Tensor | None,
+    spectrum: Spectrum | None = None,
+) -> Coupling:
     with torch.no_grad():
         u, v = _batched(u, v)
         order_u, order_v = u.argsort(dim=-1, stable=True), v.argsort(dim=-1, stable=True)
         n = u.shape[-1]
         if u_weights is None and v_weights is None and v.shape[-1] == n:
-            return Coupling(
-                order_u,
-                order_v,
-                torch.full(u.shape, 1.0 / n, dtype=widest(u.device), device=u.device),
+            mass = (
+                torch.full(u.shape, 1.0 / n, dtype=widest(u.device), device=u.device)
+                if spectrum is None
+                else _weighed(_levels(order_u, None), spectrum)
             )
+            return Coupling(order_u, order_v, mass)
         top_u, top_v = _levels(order_u, u_weights), _levels(order_v, v_weights)
         ends = torch.cat([top_u, top_v], -1).sort(dim=-1).values
         row = order_u.gather(-1, _first_above(top_u, ends))
         column = order_v.gather(-1, _first_above(top_v, ends))
+        if spectrum is not None:
+            return Coupling(row, column, _weighed(ends, spectrum))
         return Coupling(row, column, ends.diff(dim=-1, prepend=torch.zeros_like(ends[..., :1])))
 
 
 def transport(
-    u: Tensor, v: Tensor, h: Cost, u_weights: Tensor | None = None, v_weights: Tensor | None = None
+    u: Tensor,
+    v: Tensor,
+    h: Cost,
+    u_weights: Tensor | None = None,
+    v_weights: Tensor | None = None,
+    *,
+    spectrum: Spectrum | None = None,
 ) -> Tensor:
     """OT_h(u, v) = ∫ h(Q_u(t) - Q_v(t)) dt, the least mean of h(u - v) over couplings if h is
-    convex; shape (...)."""
+    convex; shape (...). With a spectrum w of `theory.spectra`, ∫ w(t) h(Q_u(t) - Q_v(t)) dt."""
     u, u_weights = _checked("u", u, u_weights)
     v, v_weights = _checked("v", v, v_weights)
-    return transport_of(u, v, h, u_weights, v_weights)
+    return transport_of(u, v, h, u_weights, v_weights, spectrum)
 
 
 def transport_of(
-    u: Tensor, v: Tensor, h: Cost, u_weights: Tensor | None = None, v_weights: Tensor | None = None
+    u: Tensor,
+    v: Tensor,
+    h: Cost,
+    u_weights: Tensor | None = None,
+    v_weights: Tensor | None = None,
+    spectrum: Spectrum | None = None,
 ) -> Tensor:
     """`transport` without a look at the numbers."""
-    gap, mass = _gaps(u, v, u_weights, v_weights)
+    gap, mass = _gaps(u, v, u_weights, v_weights, spectrum)
     return (mass.to(gap.dtype) * h(gap)).sum(-1)
 
 
@@ -122,10 +150,13 @@ def first_order_violation(
     v_weights: Tensor | None = None,
     *,
     power: int = 1,
+    spectrum: Spectrum | None = None,
 ) -> Tensor:
     """∫ (Q_v - Q_u)_+^power dt, zero iff u dominates v in the first order: Q_u(t) >= Q_v(t) for all
-    t."""
-    return transport(u, v, lambda gap: torch.relu(-gap) ** power, u_weights, v_weights)
+    t; with a spectrum, at all levels that it weighs."""
+    return transport(
+        u, v, lambda gap: torch.relu(-gap) ** power, u_weights, v_weights, spectrum=spectrum
+    )
 
 
 # ------------------------------------------------------------------------------------- second order
@@ -338,14 +369,30 @@ def _batched(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gaps(
-    u: Tensor, v: Tensor, u_weights: Tensor | None, v_weights: Tensor | None
+    u: Tensor,
+    v: Tensor,
+    u_weights: Tensor | None,
+    v_weights: Tensor | None,
+    spectrum: Spectrum | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Q_u - Q_v on the pieces of the coupling, and their masses."""
-    plan = _coupling(u, v, u_weights, v_weights)
+    plan = _coupling(u, v, u_weights, v_weights, spectrum)
     u, v = _batched(u, v)
     if not u.is_floating_point():  # whole numbers, whose dtype has no shares of mass
         u, v = wide(u), wide(v)
     return u.gather(-1, plan.row) - v.gather(-1, plan.column), plan.mass
+
+
+def _weighed(ends: Tensor, spectrum: Spectrum) -> Tensor:
+    """The masses of the pieces between the levels `ends`, from 0 on."""
+    start = torch.cat([torch.zeros_like(ends[..., :1]), ends[..., :-1]], -1)
+    mass = spectrum(start, ends)
+    if mass.device.type == "cpu" and not bool((mass >= -1e-12).all()):
+        raise ValueError(
+            f"a spectrum weighs levels by numbers that are not negative, got {mass.min().item():g}."
+            " It is called with the two ends of pieces of levels, and returns their masses."
+        )
+    return mass
 
 
 def _levels(order: Tensor, weights: Tensor | None) -> Tensor:

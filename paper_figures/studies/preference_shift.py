@@ -30,7 +30,13 @@ COLUMNS = {
         *("low", "high", "seeds", "unmatched"),
     ),
 }
-SHOWN = ("kldpo", "wdpo-w1", "wdpo-w2-free")  # in the curves; those that are there
+SHOWN = (
+    "kldpo",
+    "wdpo-w1",
+    "wdpo-w2-free",
+    "worst-loss",
+    "worst-regret",
+)  # in the curves; those that are there
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from experiments.preference_shift import (
     run,
     tuned_table,
 )
+from theory.shift import candidate_laws, evaluate
+from theory.twins import regret as twin
 
 SMALL = Profile(3, (100,), (0.3, 0.7), (0.8,), 3, ("convex", "contexts"))
 REWARDS = os.environ.get("PREFDRO_MAP_REWARDS")
@@ -62,11 +64,11 @@ def scores(folder: Path, rows: int = 60, shift: float = 0.0) -> Path:
 # --------------------------------------------------------------------------------------------- rows
 def test_every_method_and_control_is_there(tables: dict) -> None:
     rows = pd.read_parquet(tables["out"] / "shift.parquet")
-    assert set(rows.method) == {*USUAL, "dpo-shrunk", "dpo-stopped"}
+    assert set(rows.method) == {*USUAL, *study.CANDIDATES, "dpo-shrunk", "dpo-stopped"}
     # 2 settings, 3 seeds, 2 sample sizes, 3 alphas; dpo once, controls on their own grid, the
     # others at two fractions
     assert len(rows) == 2 * 3 * 2 * 3 * (
-        1 + 2 * len(study.CONTROL_FRACTIONS) + 2 * (len(USUAL) - 1)
+        1 + 2 * len(study.CONTROL_FRACTIONS) + 2 * (len(USUAL) - 1 + 2)
     )
     assert rows.converged.all()
     assert (
@@ -103,13 +105,32 @@ def test_kldpo_in_a_well_specified_population_is_dpo_with_a_larger_beta(tables: 
 
 def test_larger_radii_are_nearer_to_the_reference(tables: dict) -> None:
     rows = tables["shift"].drop_duplicates(["setting", "seed", "n", "method", "fraction"])
-    rows = rows[~rows.method.isin(study.NOT_ROBUST)]
+    rows = rows[~rows.method.isin([*study.NOT_ROBUST, *study.CANDIDATES])]
     kl = rows.pivot(index=["setting", "seed", "n", "method"], columns="fraction", values="kl")
     assert (kl[0.7] < kl[0.3]).all()
     dpo = tables["shift"].query("method == 'dpo'").groupby(["setting", "seed", "n"]).kl.first()
     assert (
         kl[0.3].reset_index("method", drop=True) < dpo.reindex(kl.index.droplevel("method"))
     ).all()
+
+
+def test_the_candidate_mixtures_are_fitted_as_their_twin_does(tables: dict) -> None:
+    """Of the mixtures 0, 0.5 and 1 those within 0.3 and 0.7 of the farthest from 0.8."""
+    cells = plan(config(tables["out"]))[1]
+    parameters = next(cell.parameters for cell in cells if cell.name == "contexts train=0.8 seed 0")
+    shift = study.build_shift(parameters)
+    world = shift.world
+    laws = candidate_laws(shift, world.probability)
+    for name, of in study.CANDIDATES.items():
+        rows = tables["shift"].query(
+            f"setting == 'contexts' and seed == 0 and n == inf and method == '{name}'"
+        )
+        for fraction, near in ((0.3, [2]), (0.7, [1, 2])):
+            theta, _ = twin.least_regret(
+                world.u, laws[near], beta=world.beta, bound=world.bound, of=of
+            )
+            found = rows[rows.fraction == fraction].sort_values("alpha").regret
+            np.testing.assert_allclose(found, evaluate(shift, theta[None]).regret[0], atol=2e-3)
 
 
 def test_rows_depend_on_the_seed_only(tables: dict, tmp_path: Path) -> None:

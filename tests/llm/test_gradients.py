@@ -266,6 +266,12 @@ PAIRS: dict[str, tuple[dict[str, Any], Callable[[Sample], Tensor]]] = {
     "aot squared_hinge": ({"objective": "aot", "h": "squared_hinge"}, paired("squared_hinge")),
     "aot least_squares": ({"objective": "aot", "h": "least_squares"}, paired("least_squares")),
     "aot_unpaired": ({}, lambda s: sorted_cost(s.u, s.v, s.p, s.p, H["logistic"])),
+    "aot_unpaired cvar": (
+        {"objective": "aot_unpaired", "quantile_weights": "cvar:0.3"},
+        lambda s: sorted_cost(
+            s.u, s.v, worst_share(-s.u, s.p), worst_share(-s.v, s.p), H["logistic"]
+        ),
+    ),
     "aot_unpaired soft": ({"objective": "aot_unpaired", "softness": 2.0}, soft),
 }
 

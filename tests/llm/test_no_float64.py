@@ -40,7 +40,7 @@ NEEDED: dict[str, list[dict[str, Any]]] = {
         {"rho": 0.05, "wdpo_mode": "adversarial"},
         {"rho": 0.05, "wdpo_mode": "finite_difference"},
     ],
-    "aot": [{}, {"softness": 0.3}],
+    "aot": [{}, {"softness": 0.3}, {"quantile_weights": "cvar:0.3"}],
     "cvar": [{"alpha": 0.3}],
     "chi2": [{"rho": 0.5}],
     "tv": [{"rho": 0.2}],

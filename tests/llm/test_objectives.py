@@ -29,6 +29,7 @@ from tests.launches import run
 from tests.theory.instances import example_size
 from theory import functionals, losses
 from theory.sets import SETS
+from theory.spectra import exponential, lower_tail, upper_tail
 
 N = 8
 
@@ -101,6 +102,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "--b must be positive and finite, got nan",
     ),
     "gain": ({"objective": "kto", "gain": -1.0}, "--gain must be positive"),
+    "spectrum": (
+        {"objective": "aot", "quantile_weights": "cvar:2"},
+        r"--quantile_weights cvar:2: the share .* got 2",
+    ),
+    "spectrum not taken": (
+        {"quantile_weights": "cvar:0.1"},
+        "dpo does not take --quantile_weights",
+    ),
     "softness": ({"objective": "aot", "softness": 0.0}, "--softness must be positive"),
     "group step": ({"objective": "group_dro", "group_step": -0.1}, "--group_step must be positive"),
     "rho": ({"objective": "chi2", "rho": -0.1}, "--rho must not be negative, got -0.1"),
@@ -356,6 +365,24 @@ except ValueError as error:
 
 def test_every_objective_is_tested() -> None:
     assert {*THEORY, "kto"} == set(OBJECTIVES)
+
+
+def test_quantile_weights_are_those_of_the_theory() -> None:
+    s = pairs()
+    policy, reference = s.chosen - s.rejected, s.reference_chosen - s.reference_rejected
+    for name, spectrum in (
+        ("cvar:0.3", lower_tail(0.3)),
+        ("upper_cvar:0.3", upper_tail(0.3)),
+        ("exponential:2", exponential(2.0)),
+        ("uniform", None),
+    ):
+        made = make_objective(ObjectiveParameters("aot", 0.3, quantile_weights=name))
+        truth = functionals.aot_paired(
+            policy, reference, losses.logistic, 0.3, s.weights, spectrum=spectrum
+        )
+        assert torch.equal(made.value(s), truth)
+    plain = make_objective(ObjectiveParameters("aot", 0.3))
+    assert torch.equal(plain.value(s), made.value(s))
 
 
 def test_kto() -> None:

@@ -28,6 +28,8 @@ _SUBJECTS = (
     "worst_cases",
     "labels",
     "shift",
+    "doubly_robust",
+    "flips",
     "transport",
     "aot",
     "aot_laws",

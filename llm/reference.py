@@ -265,10 +265,24 @@ def _compute(
 
 def row_lengths(dataset: Dataset) -> np.ndarray:
     """Tokens of each row's longest sequence."""
-    columns = [column for column in dataset.column_names if column.endswith("_ids")]
+    return np.max(_sequences(dataset), axis=0)
+
+
+def row_tokens(dataset: Dataset) -> np.ndarray:
+    """Tokens of all sequences that a row trains on: of both responses of a pair, each with the
+    prompt, or of the one."""
+    return np.sum(_sequences(dataset, without="kl_completion_ids"), axis=0)
+
+
+def _sequences(dataset: Dataset, without: str = "") -> list[np.ndarray]:
+    """Tokens of the prompt with each of the completions, (rows,) each."""
+    columns = [
+        column for column in dataset.column_names if column.endswith("_ids") and column != without
+    ]
     table = dataset.select_columns(columns).with_format("arrow")[:]
     lengths = {column: pc.list_value_length(table[column]).to_numpy() for column in columns}
-    return lengths.pop("prompt_ids") + np.max(list(lengths.values()), axis=0)
+    prompt = lengths.pop("prompt_ids")
+    return [prompt + length for length in lengths.values()]
 
 
 @contextmanager

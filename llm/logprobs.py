@@ -28,6 +28,7 @@ def sequence_logprobs(
     *,
     fused: bool = True,
     packed: bool = False,
+    tail: float = 1.0,
     temperature: float = 1.0,
 ) -> Tensor:
     """sum_t log pi(y_t | x, y_<t) over the completion tokens of each row; shape (rows,), float32
@@ -42,6 +43,8 @@ def sequence_logprobs(
             `head_can_be_fused` says whether the model allows it.
         packed: put the sequences into one row without padding (`llm.packing`), for which
             `pack_sequences` must have prepared the model.
+        tail: weight of the tokens of a completion beyond the length of the shorter one of its pair,
+            rows i and rows/2 + i: LD-DPO, arXiv:2409.06411.
         temperature: pi is softmax(logits / temperature).
 
     Returns:
@@ -82,6 +85,10 @@ def sequence_logprobs(
     rows = torch.repeat_interleave(
         torch.arange(len(lengths), device=ids.device), lengths, output_size=len(targets)
     )
+    if tail != 1:
+        place = torch.arange(len(targets), device=ids.device) - (lengths.cumsum(0) - lengths)[rows]
+        shared = lengths.view(2, -1).amin(0).repeat(2)
+        tokens = torch.where(place < shared[rows], tokens, tail * tokens)
     return torch.zeros_like(lengths, dtype=tokens.dtype).index_add(0, rows, tokens)
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 FORMAT = "1"  # to be raised whenever the file gets another meaning
 PARTS = ("model", "tokenizer", "data", "dtype")  # what the log-probabilities depend on
+TAIL = "weight of tokens beyond the shorter response"  # one more, where it is not 1
 Score = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 
 
@@ -99,11 +100,12 @@ def reference_identity(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     dtype: torch.dtype | str,
+    tail: float = 1.0,
 ) -> dict[str, str]:
     """What reference log-probabilities depend on. `dtype` is that of the computation: of autocast,
     or else of the weights.
 
-    model: the model, or its fingerprint.
+    model: the model, or its fingerprint. tail: see `llm.logprobs.sequence_logprobs`.
     """
     of_model = model if isinstance(model, str) else model_fingerprint(model)
     fingerprints = (
@@ -112,7 +114,8 @@ def reference_identity(
         data_fingerprint(dataset),
         str(dtype),
     )
-    return dict(zip(PARTS, fingerprints, strict=True))
+    weighted = {} if tail == 1 else {TAIL: str(tail)}
+    return dict(zip(PARTS, fingerprints, strict=True)) | weighted
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -370,10 +373,10 @@ def _read(
             f"{cache} has format {stored['prefdro_reference']}, this version reads {FORMAT}."
             f" {remedy}."
         )
-    differ = [part for part in PARTS if stored.get(part) != identity[part]]
+    differ = [part for part in (*PARTS, TAIL) if stored.get(part) != identity.get(part)]
     if differ:
         received = "; ".join(
-            f"{part} {_short(stored.get(part))} there, {_short(identity[part])} here"
+            f"{part} {_short(stored.get(part))} there, {_short(identity.get(part))} here"
             for part in differ
         )
         raise ValueError(
@@ -392,7 +395,7 @@ def _read(
 
 def _write(cache: Path, values: dict[str, Tensor], identity: Mapping[str, str]) -> None:
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    metadata = {"prefdro_reference": FORMAT} | {part: identity[part] for part in PARTS}
+    metadata = {"prefdro_reference": FORMAT, **identity}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         save_file(

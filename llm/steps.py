@@ -63,8 +63,9 @@ class Mean:
         ] = []  # of the current step, to be looked at before the weights move
 
     def score(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Log-probabilities of the rows of a batch, (rows,)."""
-        return sequence_logprobs(model, batch, fused=self.fused, packed=self.packed)
+        """Log-probabilities of the rows of a batch, (rows,), as the objective counts them."""
+        how = {"fused": self.fused, "packed": self.packed}
+        return sequence_logprobs(model, batch, **how, tail=self.objective.tail)
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
         """What couples the micro-batches of one step, put into them."""

@@ -236,7 +236,9 @@ class PreferenceTrainer(Trainer):
             if data is None:
                 continue
             fingerprint = fingerprint or model_fingerprint(model)
-            identity = reference_identity(fingerprint, self.processing_class, data, dtype)
+            identity = reference_identity(
+                fingerprint, self.processing_class, data, dtype, self.objective.tail
+            )
             self.reference_identity = self.reference_identity or identity
             scored = reference_logps(
                 model,

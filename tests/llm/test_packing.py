@@ -132,6 +132,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {},
     "dpo and sft": {"objective": "dpo", "sft_weight": 0.7},
     "ipo": {},
+    "ld": {"objective": "dpo", "ld_alpha": 0.3},
     "kldpo": {"tau": 0.1},
     "chi2": {"rho": 0.5},
     "group_dro": {"group_step": 0.7},

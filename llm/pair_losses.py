@@ -237,7 +237,7 @@ _ALL = (
         "Kim et al., arXiv:2510.23590v1",
         partial(_label_ball, losses.chi2_flips),
         ("label_rho",),
-        ("flip", *_LINK),
+        ("flip", *_MARGIN),
     ),
     PairLoss(
         "tv_label",
@@ -245,7 +245,7 @@ _ALL = (
         "Wu et al., arXiv:2607.01715v1, for two responses",
         partial(_label_ball, losses.tv_flips),
         ("label_rho",),
-        ("flip", *_LINK),
+        ("flip", *_MARGIN),
     ),
     PairLoss(
         "rdpo",
@@ -300,7 +300,7 @@ _ALL = (
         "margins regressed on differences of rewards (REBEL on stored pairs, beta = 1/eta)",
         "Gao et al., arXiv:2404.16767; under a set: Sahu and Wells, arXiv:2509.19104v1",
         _rebel,
-        optional=_LINK,
+        optional=_MARGIN,
         columns=("chosen_reward", "rejected_reward"),
     ),
     PairLoss(

@@ -137,6 +137,11 @@ class PreferenceArguments(TrainingArguments):
     remove_unused_columns: bool = option(
         False, "must stay false: the objective reads columns that the model does not"
     )
+    padding_free: bool = option(
+        False,
+        "put the sequences of a micro-batch into one row instead of padding them to one length;"
+        " attention sdpa",
+    )
     kl_prompts: int = option(
         0,
         "evaluation prompts from which the policy writes a completion, to estimate its KL to the"

@@ -17,11 +17,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from llm import packing
+
 CHUNK_LOGITS = 2**24  # logits held at once; 64 MiB in float32
 
 
 def sequence_logprobs(
-    model: nn.Module, batch: Mapping[str, Tensor], *, fused: bool = True, temperature: float = 1.0
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    fused: bool = True,
+    packed: bool = False,
+    tail: float = 1.0,
+    temperature: float = 1.0,
 ) -> Tensor:
     """sum_t log pi(y_t | x, y_<t) over the completion tokens of each row; shape (rows,), float32
     (float64 for such a model).
@@ -33,6 +41,10 @@ def sequence_logprobs(
         fused: apply the head inside the model's forward to completion positions only, and leave out
             the attention mask, which right padding under causal attention does not need.
             `head_can_be_fused` says whether the model allows it.
+        packed: put the sequences into one row without padding (`llm.packing`), for which
+            `pack_sequences` must have prepared the model.
+        tail: weight of the tokens of a completion beyond the length of the shorter one of its pair,
+            rows i and rows/2 + i: LD-DPO, arXiv:2409.06411.
         temperature: pi is softmax(logits / temperature).
 
     Returns:
@@ -50,23 +62,34 @@ def sequence_logprobs(
     >>> found.shape, bool((found < 0).all())  # chosen, rejected
     (torch.Size([2]), True)
     """
-    ids, scored = batch["input_ids"], batch["completion_mask"][:, 1:].bool()
-    targets = ids[:, 1:][scored]
-    if fused:
+    ids, scored = batch["input_ids"], batch["completion_mask"].bool()
+    scored = torch.cat([torch.zeros_like(scored[:, :1]), scored[:, 1:]], 1)  # nothing predicts it
+    lengths = scored.sum(1)
+    how: dict[str, Any] = {}
+    if packed:
+        how = packing.forward_arguments(batch)
+        ids, scored = (packing.packed(x, batch) for x in (ids, scored))
+    elif fused:
         # nothing attends to padding on the right: any token will do there, but models warn of
         # padding tokens without a mask
         ids = torch.where(batch["attention_mask"].bool(), ids, ids[:, :1])
-        with _token_logprobs_for_logits(_output_head(model), scored, targets, temperature):
-            tokens = model(input_ids=ids, use_cache=False).logits.reshape(-1)
     else:
-        logits = model(
-            input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False
-        ).logits[:, :-1][scored]
+        how["attention_mask"] = batch["attention_mask"]
+    scored, targets = scored[:, 1:], ids[scored]
+    if fused:
+        with _token_logprobs_for_logits(_output_head(model), scored, targets, temperature):
+            tokens = model(input_ids=ids, use_cache=False, **how).logits.reshape(-1)
+    else:
+        logits = model(input_ids=ids, use_cache=False, **how).logits[:, :-1][scored]
         tokens = -cross_entropy(_at_least_float32(logits) / temperature, targets, reduction="none")
     rows = torch.repeat_interleave(
-        torch.arange(len(ids), device=ids.device), scored.sum(1), output_size=len(targets)
+        torch.arange(len(lengths), device=ids.device), lengths, output_size=len(targets)
     )
-    return torch.zeros(len(ids), dtype=tokens.dtype, device=ids.device).index_add(0, rows, tokens)
+    if tail != 1:
+        place = torch.arange(len(targets), device=ids.device) - (lengths.cumsum(0) - lengths)[rows]
+        shared = lengths.view(2, -1).amin(0).repeat(2)
+        tokens = torch.where(place < shared[rows], tokens, tail * tokens)
+    return torch.zeros_like(lengths, dtype=tokens.dtype).index_add(0, rows, tokens)
 
 
 def head_can_be_fused(model: nn.Module) -> bool:
@@ -94,6 +117,58 @@ def head_can_be_fused(model: nn.Module) -> bool:
         return False
     finally:
         model.train(training)
+
+
+def pack_sequences(model: nn.Module) -> None:
+    """Let the model attend by sequence, so that `sequence_logprobs` can pack; to be asked before
+    wrapping.
+
+    Raises:
+        ValueError: a packed row of two short sequences does not give what it gives padded, or its
+            second sequence sees the first.
+    """
+    inner, remedy = unwrapped(model), "Leave out --padding_free"
+    attention = getattr(inner.config, "_attn_implementation", None)
+    if attention not in ("sdpa", packing.ATTENTION):
+        raise ValueError(
+            f"--padding_free computes attention sequence by sequence with sdpa, and the model's is"
+            f" {attention}. Set --attention sdpa. {remedy}, if the model has none."
+        )
+    training = model.training
+    model.eval()
+    batch, embedded = _probe(model), []
+    watch = inner.get_input_embeddings().register_forward_hook(
+        lambda _module, _inputs, output: embedded.append(output.requires_grad_())
+    )
+    try:
+        with torch.no_grad():
+            padded = sequence_logprobs(model, batch, fused=False)
+        embedded.clear()
+        inner.set_attn_implementation(packing.ATTENTION)
+        if inner.config._attn_implementation != packing.ATTENTION:
+            raise ValueError("its attention cannot be exchanged")
+        with torch.enable_grad():
+            found = sequence_logprobs(model, batch, fused=False, packed=True)
+            slopes = torch.autograd.grad(found[1], embedded[0])[0]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{type(inner).__name__} cannot read sequences without padding ({error}). {remedy}."
+        ) from error
+    finally:
+        watch.remove()
+        model.train(training)
+    # of what the second sequence does not see, the derivative is zero to the last bit
+    seen = bool(slopes[0, : int(batch["attention_mask"][0].sum())].any())
+    if seen or not _close(padded, found.detach(), model):
+        why = (
+            "the second of two sequences in one row sees the first, as in models with a state"
+            if seen
+            else f"two sequences in one row have the log-probabilities {found.tolist()}, and padded"
+            f" {padded.tolist()}, as where their positions go on"
+        )
+        raise ValueError(
+            f"{type(inner).__name__} cannot read sequences without padding: {why}. {remedy}."
+        )
 
 
 def random_in_training(model: nn.Module) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llm.logprobs import sequence_logprobs, unwrapped
+from llm.packing import unpacked
 from llm.wasserstein import embedding_outputs, squared_norms, twice_differentiable_attention
 
 _TRIED = 64  # tokens of the longer row that is tried, where texts are not shorter themselves
@@ -80,6 +81,7 @@ def estimate(
     exact: bool = False,
     compare_exact: bool = False,
     fused: bool = True,
+    packed: bool = False,
     autocast: bool = False,
 ) -> Memory:
     """The memory of a training step on `rows` sequences of `tokens` tokens at once.
@@ -87,11 +89,11 @@ def estimate(
     Args:
         model: on its device; its weights count as they are.
         rows: sequences of a micro-batch on this device, two for each pair.
-        tokens: of the longest.
+        tokens: of the longest; packed, of their mean.
         optimizer: its name among the arguments of the Trainer, such as adamw_torch.
         exact: WDPO's double backward.
         compare_exact: also what that would keep.
-        fused: as `llm.logprobs.sequence_logprobs`.
+        fused, packed: as `llm.logprobs.sequence_logprobs`.
         autocast: under bfloat16.
 
     Returns:
@@ -105,7 +107,7 @@ def estimate(
     def kept(double: bool) -> int:
         long = min(_TRIED, max(tokens, 2))
         short = max(long // 2, 2)
-        each = [_saved(model, t, fused, autocast, double) / t for t in (short, long)]
+        each = [_saved(model, t, fused, packed, autocast, double) / t for t in (short, long)]
         square = max((each[1] - each[0]) / (long - short), 0.0) if long > short else 0.0
         return int(rows * tokens * (each[1] + square * (tokens - long)))
 
@@ -142,7 +144,9 @@ def peak_memory(device: torch.device) -> int | None:
     return int(most if sys.platform == "darwin" else 1024 * most)
 
 
-def _saved(model: nn.Module, tokens: int, fused: bool, autocast: bool, double: bool) -> int:
+def _saved(
+    model: nn.Module, tokens: int, fused: bool, packed: bool, autocast: bool, double: bool
+) -> int:
     """Bytes that one row of `tokens` tokens keeps for the backward pass, beyond the weights."""
     inner = unwrapped(model)
     device = next(inner.parameters()).device
@@ -159,19 +163,21 @@ def _saved(model: nn.Module, tokens: int, fused: bool, autocast: bool, double: b
     inner.train()
     try:
         with _counted(inner) as sizes, amp, attention:
-            _forward(inner, batch, fused, double)
+            _forward(inner, batch, fused, packed, double)
     finally:
         inner.train(was_training)
     return sum(sizes.values()) // len(ids)
 
 
-def _forward(model: nn.Module, batch: Mapping[str, Tensor], fused: bool, double: bool) -> Any:
+def _forward(
+    model: nn.Module, batch: Mapping[str, Tensor], fused: bool, packed: bool, double: bool
+) -> Any:
     if not double:
-        return sequence_logprobs(model, batch, fused=fused)
+        return sequence_logprobs(model, batch, fused=fused, packed=packed)
     with embedding_outputs(model) as outputs:
-        scores = sequence_logprobs(model, batch, fused=fused)
+        scores = sequence_logprobs(model, batch, fused=fused, packed=packed)
     gradient = torch.autograd.grad(scores.sum(), outputs[0], create_graph=True)[0]
-    return squared_norms(gradient).sum()
+    return squared_norms(unpacked(gradient, batch) if packed else gradient).sum()
 
 
 @contextmanager

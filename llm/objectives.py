@@ -57,7 +57,8 @@ class Objective:
     couples: the gradient of one pair depends on the others, so that the effective batch has to be
     seen as a whole; otherwise the value is a weighted sum over pairs. functional: of losses and
     weights, for a robust objective. dual: the dual variable of its ball, from losses and weights.
-    added: what the value is a sum with, beside the objective of this name.
+    added: what the value is a sum with, beside the objective of this name. tail: of which
+    log-probabilities the scores are, see `llm.logprobs.sequence_logprobs`.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Objective:
     functional: Callable[[Tensor, Tensor | None], Tensor] | None = None
     dual: Callable[[Tensor, Tensor], Tensor] | None = None
     added: tuple[Part, ...] = ()
+    tail: float = 1.0
 
     def plus(self, *parts: Part) -> "Objective":
         """The sum of this objective and parts, which are functions of pairs."""
@@ -84,7 +86,7 @@ class ObjectiveParameters(PairParameters):
     >>> make_objective(ObjectiveParameters("cvar", alpha=0.3, rho=0.1))
     Traceback (most recent call last):
     ...
-    ValueError: cvar does not take --rho (got 0.1); it takes alpha, link, link_alpha.
+    ValueError: cvar does not take --rho (got 0.1); it takes alpha, link, link_alpha, ld_alpha.
     """
 
     sft_weight: float | None = option(
@@ -209,6 +211,7 @@ def make_objective(p: ObjectiveParameters) -> Objective:
                 ' pairs can be, kinds=("pairs",).'
             )
         check_objective(made, worst_case=bool(spec.sets) and not p.released)
+    made = made if p.ld_alpha is None else replace(made, tail=p.ld_alpha)
     return made if p.sft_weight is None else made.plus(Part("sft", p.sft_weight, _sft))
 
 
@@ -624,6 +627,11 @@ def _check(p: ObjectiveParameters) -> None:
                 else "the shift of the embeddings would be one of the SFT term, too."
             )
         )
+    if p.sft_weight is not None and p.ld_alpha is not None:
+        raise ValueError(
+            f"--sft_weight {p.sft_weight:g} and --ld_alpha {p.ld_alpha:g} exclude each other: the"
+            " SFT term counts all tokens of a response, --ld_alpha the last of the longer one less."
+        )
     takes = [*spec.required, *spec.optional]
     takes += [] if below is None else [*below.required, *below.optional]
     defaults = ObjectiveParameters()
@@ -663,6 +671,11 @@ def _check(p: ObjectiveParameters) -> None:
     if p.alpha is not None and not 0 < p.alpha <= 1:
         raise ValueError(
             f"--alpha is the share of worst pairs, in (0, 1], got {p.alpha}; 1 is plain DPO."
+        )
+    if p.ld_alpha is not None and not 0 <= p.ld_alpha <= 1:
+        raise ValueError(
+            "--ld_alpha is the weight of the tokens beyond the shorter response, in [0, 1], got"
+            f" {p.ld_alpha}; 1 is without it."
         )
     if p.size is not None or spec.sha256 is not None:
         for kind in given:

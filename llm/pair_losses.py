@@ -52,6 +52,11 @@ class PairParameters:
         None, "winsorised: largest size of a margin (of beta times a difference of log-ratios)"
     )
     target_margin: float | None = option(None, "simpo: gamma, the margin that is aimed at")
+    ld_alpha: float | None = option(
+        None,
+        "weight in [0, 1] of the tokens of a response beyond the length of the shorter one (LD-DPO,"
+        " arXiv:2409.06411), in policy and reference",
+    )
     link: str | None = option(
         None,
         "what takes the place of the log-ratios in a margin: forward_kl, jensen_shannon, alpha, chi"
@@ -193,6 +198,7 @@ def _rebel(p: PairParameters, s: Pairs) -> Tensor:
 
 
 _LINK = ("link", "link_alpha")
+_MARGIN = (*_LINK, "ld_alpha")  # of losses of sums over tokens alone
 
 
 def refuse_both(p: PairParameters) -> None:
@@ -228,7 +234,7 @@ _ALL = (
         "the mean DPO loss",
         "Rafailov et al., arXiv:2305.18290",
         lambda p, s: losses.dpo_loss(margin(p, s)),
-        optional=_LINK,
+        optional=_MARGIN,
     ),
     PairLoss("ipo", "the mean IPO loss", "Azar et al., arXiv:2310.12036", _ipo, optional=_LINK),
     PairLoss(
@@ -237,7 +243,7 @@ _ALL = (
         "Mitchell (2023)",
         lambda p, s: losses.cdpo_loss(margin(p, s), given(p, "flip")),
         ("flip",),
-        _LINK,
+        _MARGIN,
     ),
     PairLoss(
         "chi2_label",
@@ -245,7 +251,7 @@ _ALL = (
         "Kim et al., arXiv:2510.23590v1",
         partial(_label_ball, losses.chi2_flips),
         ("label_rho",),
-        ("flip", *_LINK),
+        ("flip", *_MARGIN),
     ),
     PairLoss(
         "tv_label",
@@ -253,7 +259,7 @@ _ALL = (
         "Wu et al., arXiv:2607.01715v1, for two responses",
         partial(_label_ball, losses.tv_flips),
         ("label_rho",),
-        ("flip", *_LINK),
+        ("flip", *_MARGIN),
     ),
     PairLoss(
         "rdpo",
@@ -261,14 +267,14 @@ _ALL = (
         "Chowdhury et al., arXiv:2403.00409",
         lambda p, s: losses.rdpo_loss(margin(p, s), given(p, "flip")),
         ("flip",),
-        _LINK,
+        _MARGIN,
     ),
     PairLoss(
         "hinge",
         "the mean hinge loss (SLiC)",
         "Zhao et al., arXiv:2305.10425",
         lambda p, s: losses.hinge_loss(margin(p, s)),
-        optional=_LINK,
+        optional=_MARGIN,
     ),
     PairLoss(
         "dpo_norm",
@@ -283,7 +289,7 @@ _ALL = (
         "Ji et al., arXiv:2402.00856",
         lambda p, s: losses.exo_loss(margin(p, s), given(p, "flip")),
         ("flip",),
-        _LINK,
+        _MARGIN,
     ),
     PairLoss(
         "nca",
@@ -308,7 +314,7 @@ _ALL = (
         "margins regressed on differences of rewards (REBEL on stored pairs, beta = 1/eta)",
         "Gao et al., arXiv:2404.16767; under a set: Sahu and Wells, arXiv:2509.19104v1",
         _rebel,
-        optional=_LINK,
+        optional=_MARGIN,
         columns=("chosen_reward", "rejected_reward"),
     ),
     PairLoss(
@@ -328,7 +334,7 @@ _ALL = (
         "logistic below the reference margin, exponential above (DiscoPOP)",
         "Lu et al., arXiv:2406.08414",
         _discopop,
-        optional=("discopop_tau", *_LINK),
+        optional=("discopop_tau", *_MARGIN),
     ),
     PairLoss(
         "hoelder",
@@ -336,7 +342,7 @@ _ALL = (
         "Fujisawa et al., arXiv:2505.17859v2",
         lambda p, s: losses.hoelder_loss(margin(p, s), given(p, "gamma")),
         ("gamma",),
-        _LINK,
+        _MARGIN,
     ),
     PairLoss(
         "winsorised",
@@ -344,7 +350,7 @@ _ALL = (
         "the clipping of chi-PO, Huang et al., arXiv:2407.13399v3; cf. wDPO, arXiv:2603.07211v1",
         lambda p, s: losses.winsorised_loss(margin(p, s), given(p, "limit")),
         ("limit",),
-        _LINK,
+        _MARGIN,
     ),
     PairLoss(
         "simpo",

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 FORMAT = "1"  # to be raised whenever the file gets another meaning
 PARTS = ("model", "tokenizer", "data", "dtype")  # what the log-probabilities depend on
+TAIL = "weight of tokens beyond the shorter response"  # one more, where it is not 1
 Score = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 
 
@@ -99,11 +100,12 @@ def reference_identity(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     dtype: torch.dtype | str,
+    tail: float = 1.0,
 ) -> dict[str, str]:
     """What reference log-probabilities depend on. `dtype` is that of the computation: of autocast,
     or else of the weights.
 
-    model: the model, or its fingerprint.
+    model: the model, or its fingerprint. tail: see `llm.logprobs.sequence_logprobs`.
     """
     of_model = model if isinstance(model, str) else model_fingerprint(model)
     fingerprints = (
@@ -112,7 +114,8 @@ def reference_identity(
         data_fingerprint(dataset),
         str(dtype),
     )
-    return dict(zip(PARTS, fingerprints, strict=True))
+    weighted = {} if tail == 1 else {TAIL: str(tail)}
+    return dict(zip(PARTS, fingerprints, strict=True)) | weighted
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -265,10 +268,24 @@ def _compute(
 
 def row_lengths(dataset: Dataset) -> np.ndarray:
     """Tokens of each row's longest sequence."""
-    columns = [column for column in dataset.column_names if column.endswith("_ids")]
+    return np.max(_sequences(dataset), axis=0)
+
+
+def row_tokens(dataset: Dataset) -> np.ndarray:
+    """Tokens of all sequences that a row trains on: of both responses of a pair, each with the
+    prompt, or of the one."""
+    return np.sum(_sequences(dataset, without="kl_completion_ids"), axis=0)
+
+
+def _sequences(dataset: Dataset, without: str = "") -> list[np.ndarray]:
+    """Tokens of the prompt with each of the completions, (rows,) each."""
+    columns = [
+        column for column in dataset.column_names if column.endswith("_ids") and column != without
+    ]
     table = dataset.select_columns(columns).with_format("arrow")[:]
     lengths = {column: pc.list_value_length(table[column]).to_numpy() for column in columns}
-    return lengths.pop("prompt_ids") + np.max(list(lengths.values()), axis=0)
+    prompt = lengths.pop("prompt_ids")
+    return [prompt + length for length in lengths.values()]
 
 
 @contextmanager
@@ -356,10 +373,10 @@ def _read(
             f"{cache} has format {stored['prefdro_reference']}, this version reads {FORMAT}."
             f" {remedy}."
         )
-    differ = [part for part in PARTS if stored.get(part) != identity[part]]
+    differ = [part for part in (*PARTS, TAIL) if stored.get(part) != identity.get(part)]
     if differ:
         received = "; ".join(
-            f"{part} {_short(stored.get(part))} there, {_short(identity[part])} here"
+            f"{part} {_short(stored.get(part))} there, {_short(identity.get(part))} here"
             for part in differ
         )
         raise ValueError(
@@ -378,7 +395,7 @@ def _read(
 
 def _write(cache: Path, values: dict[str, Tensor], identity: Mapping[str, str]) -> None:
     temporary = cache.with_name(f".{cache.name}.{os.getpid()}")
-    metadata = {"prefdro_reference": FORMAT} | {part: identity[part] for part in PARTS}
+    metadata = {"prefdro_reference": FORMAT, **identity}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         save_file(

@@ -46,8 +46,11 @@ Batch = dict[str, Any]
 class Mean:
     """A weighted mean of losses: shares of it add up."""
 
-    def __init__(self, objective: Objective, accelerator: Accelerator, *, fused: bool) -> None:
-        self.objective, self.accelerator, self.fused = objective, accelerator, fused
+    def __init__(
+        self, objective: Objective, accelerator: Accelerator, *, fused: bool, packed: bool = False
+    ) -> None:
+        self.objective, self.accelerator = objective, accelerator
+        self.fused, self.packed = fused, packed
         self.seen: list[Scores] = []  # scores since the last log
         self.numbers: defaultdict[str, list[float]] = defaultdict(
             list
@@ -60,8 +63,9 @@ class Mean:
         ] = []  # of the current step, to be looked at before the weights move
 
     def score(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Log-probabilities of the rows of a batch, (rows,)."""
-        return sequence_logprobs(model, batch, fused=self.fused)
+        """Log-probabilities of the rows of a batch, (rows,), as the objective counts them."""
+        how = {"fused": self.fused, "packed": self.packed}
+        return sequence_logprobs(model, batch, **how, tail=self.objective.tail)
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
         """What couples the micro-batches of one step, put into them."""
@@ -215,8 +219,9 @@ class GroupRobust(Coupled):
         fused: bool,
         callbacks: list[TrainerCallback],
         step: float,
+        packed: bool = False,
     ) -> None:
-        super().__init__(objective, accelerator, fused=fused)
+        super().__init__(objective, accelerator, fused=fused, packed=packed)
         self._callbacks, self._step = callbacks, step
 
     def value(self, scores: Scores) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,11 +30,17 @@ from llm.compatibility import (
 from llm.finite import stop_if_not_finite
 from llm.global_batch import concatenate, gather, normalised, scores_of
 from llm.judges.divergence import kl_on_own_samples
-from llm.logprobs import head_can_be_fused, random_in_training, unwrapped
+from llm.logprobs import head_can_be_fused, pack_sequences, random_in_training, unwrapped
 from llm.memory import Memory, estimate
 from llm.metrics import reward_metrics
 from llm.objectives import SPECS, Objective, ObjectiveParameters, make_objective, weighted
-from llm.reference import model_fingerprint, reference_identity, reference_logps, row_lengths
+from llm.reference import (
+    model_fingerprint,
+    reference_identity,
+    reference_logps,
+    row_lengths,
+    row_tokens,
+)
 from llm.scores import Pairs, Scores, replaced
 from llm.steps import (
     Batch,
@@ -127,6 +134,8 @@ class PreferenceTrainer(Trainer):
             warn_of_slow_bfloat16("To leave out --bf16")
         warn_of_lost_steps(self.model, args, self.accelerator)
         self.loss_is_scaled_for_ga = True  # shares of the effective batch add up
+        if args.padding_free:
+            pack_sequences(self.model)
         self.step = self._make_step(fused=head_can_be_fused(self.model))
         self.reference_identity: dict[str, str] = {}
         self.rows: list[
@@ -141,6 +150,7 @@ class PreferenceTrainer(Trainer):
                 "objective": self.objective,
                 "accelerator": self.accelerator,
                 "fused": fused,
+                "packed": self.args.padding_free,
             },
         )
         step = SPECS[p.objective].step
@@ -186,14 +196,21 @@ class PreferenceTrainer(Trainer):
         pairs = "pairs" in self.objective.kinds and "chosen_ids" in self.train_dataset.column_names
         self.model.to(self.args.device)
         wasserstein, exact = isinstance(self.step, Wasserstein), isinstance(self.step, Exact)
+        size = self.args.per_device_train_batch_size
+        rows = size * (2 if pairs else 1)
+        tokens = int(row_lengths(self.train_dataset).max())
+        if self.args.padding_free:  # the mean of the sequences of the largest micro-batch
+            largest = np.sort(row_tokens(self.train_dataset))[-size:]
+            tokens = -(-int(largest.sum()) // (rows // size * len(largest)))
         return estimate(
             self.model,
-            rows=self.args.per_device_train_batch_size * (2 if pairs else 1),
-            tokens=int(row_lengths(self.train_dataset).max()),
+            rows=rows,
+            tokens=tokens,
             optimizer=str(getattr(self.args.optim, "value", self.args.optim)),
             exact=exact,
             compare_exact=wasserstein and not exact,
             fused=self.step.fused,
+            packed=self.step.packed,
             autocast=self.args.bf16,
         )
 
@@ -219,7 +236,9 @@ class PreferenceTrainer(Trainer):
             if data is None:
                 continue
             fingerprint = fingerprint or model_fingerprint(model)
-            identity = reference_identity(fingerprint, self.processing_class, data, dtype)
+            identity = reference_identity(
+                fingerprint, self.processing_class, data, dtype, self.objective.tail
+            )
             self.reference_identity = self.reference_identity or identity
             scored = reference_logps(
                 model,

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from llm import packing
 from llm.global_batch import detached, scores_of
 from llm.objectives import Objective
 from llm.scores import Scores
@@ -36,8 +37,9 @@ class Wasserstein(Mean):
         fused: bool,
         radius: float,
         squared: bool,
+        packed: bool = False,
     ) -> None:
-        super().__init__(objective, accelerator, fused=fused)
+        super().__init__(objective, accelerator, fused=fused, packed=packed)
         self.radius, self.squared = radius, squared
 
     def penalty(self, norms: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,10 +62,17 @@ class Wasserstein(Mean):
     def scores_and_output(
         self, model: nn.Module, batch: Batch, shift: Tensor | None = None
     ) -> tuple[Scores, Tensor]:
-        """Scores of a micro-batch, and the embedding output that they were computed from."""
+        """Scores of a micro-batch, and the embedding output that they were computed from: see
+        `rows`. shift: (2b, T, width)."""
+        if self.packed and shift is not None:
+            shift = packing.packed(shift, batch)
         with embedding_outputs(model, shift) as outputs:
             scores = scores_of(batch, self.score(model, batch))
         return scores, outputs[0]
+
+    def rows(self, gradient: Tensor, batch: Batch) -> Tensor:
+        """A gradient at the embedding output of the model as (2b, T, width)."""
+        return packing.unpacked(gradient, batch) if self.packed else gradient
 
     def gradients(self, model: nn.Module, batch: Batch, *, log: bool = False) -> Tensor:
         """g_i at both rows of each pair, (2b, T, width). log: these are the scores to be logged."""
@@ -71,7 +80,7 @@ class Wasserstein(Mean):
             scores, output = self.scores_and_output(model, batch)
             if log:
                 self.seen.append(detached(scores))
-            return torch.autograd.grad(self.losses(scores).sum(), output)[0]
+            return self.rows(torch.autograd.grad(self.losses(scores).sum(), output)[0], batch)
 
 
 class Exact(Wasserstein):
@@ -93,9 +102,8 @@ class Exact(Wasserstein):
         """sum_i p_i l_i + s_i ||g_i||²."""
         scores, output = self.scores_and_output(model, batch)
         self.seen.append(detached(scores))
-        norms = squared_norms(
-            torch.autograd.grad(self.losses(scores).sum(), output, create_graph=True)[0]
-        )
+        found = torch.autograd.grad(self.losses(scores).sum(), output, create_graph=True)[0]
+        norms = squared_norms(self.rows(found, batch))
         if "slopes" in batch:
             penalty, slopes = batch["penalty"], batch["slopes"]
         elif self.squared:  # a mean: shares of it add up
@@ -151,8 +159,11 @@ class FiniteDifference(Directed):
         radius: float,
         squared: bool,
         epsilon: float,
+        packed: bool = False,
     ) -> None:
-        super().__init__(objective, accelerator, fused=fused, radius=radius, squared=squared)
+        super().__init__(
+            objective, accelerator, fused=fused, radius=radius, squared=squared, packed=packed
+        )
         self.epsilon = epsilon
 
     def before(self, model: nn.Module, batches: list[Batch]) -> None:
@@ -170,7 +181,8 @@ class FiniteDifference(Directed):
         batch["plain"] = share.detach()
         assert output.grad is not None
         scale = (batch["weight"] * self.accelerator.num_processes).repeat(2)[:, None, None]
-        return torch.where(scale > 0, output.grad / torch.where(scale > 0, scale, 1), 0)
+        gradient = self.rows(output.grad, batch)
+        return torch.where(scale > 0, gradient / torch.where(scale > 0, scale, 1), 0)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """One end, batch["sign"] = ±1; a step needs both."""

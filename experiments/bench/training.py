@@ -98,7 +98,8 @@ class Training:
     """A model with weights instead of one of the profile's size: smollm2, a folder, a name on the
     hub, or a .gguf file."""
     groups: tuple[int, ...] = (1, 2, 3)
-    """Which groups of methods: 1 plain, 2 four micro-batches, 3 gradient checkpointing."""
+    """Which groups of methods: 1 plain, 2 four micro-batches, 3 gradient checkpointing, 4 rows of
+    very different lengths, padded and not."""
 
 
 class Block(NamedTuple):
@@ -155,9 +156,9 @@ def settings(profile: str, device: str) -> "Setting":
     return Setting(device, width=2048, warmup=4, block=4, blocks=10, **common)  # 1.34 billion
 
 
-def groups(profile: str) -> Iterator[list["Method"]]:
-    """Methods to compare with each other, at equal accumulation and checkpointing; the first is
-    plain DPO in our trainer."""
+def groups(profile: str) -> dict[int, list["Method"]]:
+    """Methods to compare with each other, by the number of their group, at equal accumulation and
+    checkpointing; the first is plain DPO in our trainer."""
     from experiments.bench.training_process import Method
 
     robust = [
@@ -176,19 +177,27 @@ def groups(profile: str) -> Iterator[list["Method"]]:
         Method("dpo", "trl", trainer="trl"),
         Method("dpo", "trl, online", trainer="trl online"),
     )
+    by_length = replace(dpo, mode="sorted", by_length=True)
+    free = [replace(one, mode="padding free", padding_free=True) for one in (dpo, robust[0])]
+    spread = [replace(method, accumulation=2) for method in (dpo, by_length, trl, *free)]
     if profile == "smoke":
-        yield [dpo, trl, online, robust[0], adversarial, difference, exact]
-        yield [replace(method, accumulation=2) for method in (dpo, trl, robust[0])]
-        return
-    yield [dpo, trl, online, *robust, adversarial, difference, exact]
-    yield [
-        replace(method, accumulation=4)
-        for method in (dpo, trl, *robust, adversarial, difference, exact)
-    ]
-    yield [
-        replace(method, checkpointing=True)
-        for method in (dpo, trl, robust[0], adversarial, difference)
-    ]
+        return {
+            1: [dpo, trl, online, robust[0], adversarial, difference, exact],
+            2: [replace(method, accumulation=2) for method in (dpo, trl, robust[0])],
+            4: spread[:2] + spread[3:4],
+        }
+    return {
+        1: [dpo, trl, online, *robust, adversarial, difference, exact],
+        2: [
+            replace(method, accumulation=4)
+            for method in (dpo, trl, *robust, adversarial, difference, exact)
+        ],
+        3: [
+            replace(method, checkpointing=True)
+            for method in (dpo, trl, robust[0], adversarial, difference)
+        ],
+        4: spread,
+    }
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -344,7 +353,9 @@ def targets(method: "Method", reference: str) -> tuple[float | None, float | Non
         return None, None
     if reference == "trl dpo":
         return (1.0, None) if method.objective == "dpo" else (None, None)
-    if reference != "ours dpo" or method.objective == "dpo":
+    if reference == "ours dpo" and method.objective == "dpo" and method.padding_free:
+        return 1 / 1.3, 1.0
+    if reference != "ours dpo" or method.objective == "dpo" or method.padding_free:
         return None, None
     if method.objective == "wdpo":
         wanted: dict[str, tuple[float | None, float | None]] = {
@@ -385,8 +396,8 @@ def bench_training(
     numbers of the groups of methods. Raises ValueError for an unknown profile or group, or for CUDA
     where there is none.
     """
-    if not wanted or not set(wanted) <= {1, 2, 3}:
-        raise ValueError(f"groups must be among 1, 2 and 3, got {tuple(wanted)}.")
+    if not wanted or not set(wanted) <= {1, 2, 3, 4}:
+        raise ValueError(f"groups must be among 1, 2, 3 and 4, got {tuple(wanted)}.")
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
@@ -398,16 +409,18 @@ def bench_training(
     setting = replace(setting, model=model)
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(columns=COLUMNS)
-    for number, group in enumerate(groups(profile)):
-        if number + 1 not in wanted:
+    for number, group in groups(profile).items():
+        if number not in wanted:
             continue
+        own = replace(setting, spread=True, length=4 * setting.length) if number == 4 else setting
         how = f"accumulation {group[0].accumulation}" + (
             ", gradient checkpointing" if group[0].checkpointing else ""
         )
-        print(f"group {number + 1}: {len(group)} methods, {how}")
+        how += ", lengths as spread as UltraFeedback's" if own.spread else ""
+        print(f"group {number}: {len(group)} methods, {how}")
         before = table.to_dict("records")
-        for found in measure(group, setting):
-            table = pd.DataFrame([*before, *rows(found, setting)], columns=COLUMNS)
+        for found in measure(group, own):
+            table = pd.DataFrame([*before, *rows(found, own)], columns=COLUMNS)
             # as soon as something is there: an interrupted run keeps what it has measured
             table.to_csv(out / "training.csv", index=False)
     _show(table)

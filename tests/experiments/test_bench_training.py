@@ -2,9 +2,11 @@
 smallest profile runs."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -45,6 +47,34 @@ def test_tokens_are_those_of_the_batches(tmp_path: Path) -> None:
     assert {len(batch["input_ids"]) for batch in batches} == {2 * SETTING.batch}
     assert max(batch["input_ids"].shape[1] for batch in batches) <= SETTING.length
     assert all((batch["input_ids"] != tokenizer.unk_token_id).all() for batch in batches)
+
+
+def test_lengths_are_as_spread_as_those_of_ultrafeedback() -> None:
+    """Of 973 of its pairs, cut at 1024 tokens of SmolLM2: medians of 77 for a prompt, 215 and 192
+    for the responses; micro-batches of one pair and of four padded to 1.18 and 1.89 times their
+    tokens, of four pairs of like length among eight to 1.58 times."""
+    texts = process.make_texts(replace(SETTING, spread=True, length=1024, batch=500))
+    lengths = {name: [len(text.split()) for text in texts[name]] for name in texts.column_names}
+    assert np.median(lengths["prompt"]) == pytest.approx(77, rel=0.15)
+    for name in ("chosen", "rejected"):
+        assert np.median(lengths[name]) == pytest.approx(204, rel=0.1)
+
+    def padded(texts: Any, pairs: int) -> float:
+        of_pair = [
+            [len((row["prompt"] + row[name]).split()) + 1 for name in ("chosen", "rejected")]
+            for row in texts
+        ]
+        micro = np.array(of_pair).reshape(-1, 2 * pairs)
+        assert micro.max() <= 1024
+        return float(micro.max(1).sum() * 2 * pairs / micro.sum())
+
+    assert padded(texts, 1) == pytest.approx(1.18, abs=0.02)
+    assert padded(texts, 4) == pytest.approx(1.89, abs=0.1)
+    by_length = process._by_length(texts, 8)
+    assert padded(by_length, 4) == pytest.approx(1.58, abs=0.1)
+    for start in range(0, 80, 8):
+        here, there = (sorted(one[start : start + 8]["chosen"]) for one in (by_length, texts))
+        assert here == there
 
 
 def measured(
@@ -95,6 +125,8 @@ def test_targets_are_held_against_the_measurement() -> None:
     assert "met" not in bench.row(
         measured(process.Method("wdpo", "exact"), [9.0], 900.0), "ours dpo", dpo, SETTING, 10.0
     )
+    free = process.Method("dpo", "padding free", padding_free=True)
+    assert met(free, 0.76, 100.0) and not met(free, 0.78, 100.0) and not met(free, 0.76, 101.0)
     # with a third of its time the clock says 2.4 and the processor 0.8
     assert met(wdpo, 2.4, 100.0, got=1 / 3)
 
@@ -166,6 +198,9 @@ def test_smoke_run(tmp_path: Path) -> None:
     }
     dpo = table[table.objective == "dpo"]
     assert dpo.loss.max() - dpo.loss.min() < 2e-4  # TRL's too
+    spread = bench.bench_training(tmp_path / "spread", "smoke", "cpu", wanted=(4,))
+    assert set(spread["mode"]) == {"", "sorted", "padding free"} and (spread.time_ratio > 0).all()
+    assert spread.loss.max() - spread.loss.min() < 2e-4  # one effective batch
 
 
 def test_what_is_unknown_or_absent_is_refused(tmp_path: Path) -> None:

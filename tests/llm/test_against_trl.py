@@ -1,6 +1,7 @@
 """Against TRL: its loss code on the same numbers, and its DPO trainer on the same data."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from datasets import Dataset
 from llm.data.tokens import PreferenceCollator, tokenise
 from llm.logprobs import sequence_logprobs
 from llm.objectives import ObjectiveParameters, make_objective
-from llm.reference import reference_identity, reference_logps
+from llm.reference import reference_logps
 from llm.scores import Pairs
 from llm.trainer import PreferenceTrainer
 from tests.llm.models import WORDS, tiny_gpt2, word_tokenizer
@@ -152,12 +153,20 @@ def texts(count: int) -> Dataset:
 
 @pytest.mark.parametrize(
     ("name", "loss_type"),
-    [("dpo", "sigmoid"), ("ipo", "ipo"), ("aot", "aot"), ("dpo", "sigmoid+sft")],
+    [
+        ("dpo", "sigmoid"),
+        ("ipo", "ipo"),
+        ("aot", "aot"),
+        ("dpo", "sigmoid+sft"),
+        ("dpo", "sigmoid, ld_alpha"),
+    ],
 )
 def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
     """Four steps of AdamW on the same texts; TRL sorts each micro-batch alone, so that there is one
     micro-batch."""
     trl = pytest.importorskip("trl")
+    loss_type, _, named = loss_type.partition(", ")
+    ld = {name: 0.4 for name in filter(None, [named])}
     rows, tokenizer = texts(12), word_tokenizer()
     common = {
         "per_device_train_batch_size": 6,
@@ -169,14 +178,12 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
 
     model = tiny_gpt2()
     data, collate = tokenise(rows, tokenizer), PreferenceCollator(0)
-    identity = reference_identity(model, tokenizer, data, torch.float32)
-    data = reference_logps(
-        model, data, collate, 12, cache=None, identity=identity, score=sequence_logprobs
-    )
+    score = partial(sequence_logprobs, tail=ld.get("ld_alpha", 1.0))
+    data = reference_logps(model, data, collate, 12, cache=None, identity={}, score=score)
     ours = PreferenceTrainer(
         model,
         arguments(tmp_path, **common),
-        ObjectiveParameters(name, beta=0.3, sft_weight=0.5 if "+" in loss_type else None),
+        ObjectiveParameters(name, beta=0.3, sft_weight=0.5 if "+" in loss_type else None, **ld),
         train_dataset=data,
         data_collator=collate,
         processing_class=tokenizer,
@@ -199,6 +206,7 @@ def test_training(name: str, loss_type: str, tmp_path: Path) -> None:
         loss_type=loss_type.split("+"),
         loss_weights=[1.0, 0.5] if "+" in loss_type else None,
         beta=0.3,
+        **ld,
         precompute_ref_log_probs=True,
         activation_checkpointing=False,
         bf16=False,

@@ -210,6 +210,23 @@ def test_a_row_without_completion_is_zero(batch: dict[str, Tensor]) -> None:
     assert found[2] == 0 and (found[[0, 1, 3]] < 0).all()
 
 
+def test_a_tail_beyond_the_shorter_response_by_hand() -> None:
+    """Uniform logits: of 5 and 2 tokens the shared 2 count fully, the other 3 by 0.3; of 1 and 1
+    all do."""
+    model = tiny_gpt2()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    mask = torch.tensor(
+        [[0, 1, 1, 1, 1, 1], [0, 0, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
+    )
+    attention = mask.flip(1).cumsum(1).flip(1).clamp(max=1)
+    batch = {"input_ids": 5 * attention, "attention_mask": attention, "completion_mask": mask}
+    truth = -torch.log(torch.tensor(64.0)) * torch.tensor([2 + 3 * 0.3, 1.0, 2.0, 1.0])
+    for fused in (True, False):
+        found = sequence_logprobs(model, batch, fused=fused, tail=0.3)
+        torch.testing.assert_close(found, truth)
+
+
 def test_tokens_by_hand() -> None:
     """Uniform logits: each completion token costs log 64, whatever the prompt."""
     model = tiny_gpt2()

@@ -158,6 +158,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "--label_rho must not be negative, got -0.1",
     ),
     "no radius of labels": ({"objective": "chi2_label"}, "chi2_label needs --label_rho"),
+    "tail of sft": (
+        {"sft_weight": 0.5, "ld_alpha": 0.5},
+        "--sft_weight 0.5 and --ld_alpha 0.5 exclude each other",
+    ),
+    "tail": ({"ld_alpha": 1.5}, r"--ld_alpha is the weight of .*in \[0, 1\], got 1.5"),
+    "tail of a mean": ({"objective": "ipo", "ld_alpha": 0.5}, "ipo does not take --ld_alpha"),
+    "tail of singles": ({"objective": "kto", "ld_alpha": 0.5}, "kto does not take --ld_alpha"),
     "orpo alone": ({"objective": "orpo"}, "orpo needs --sft_weight"),
     "mode": ({"objective": "wdpo", "rho": 0.1, "wdpo_mode": "fd"}, "unknown --wdpo_mode 'fd'"),
     "unit": ({"objective": "wdpo", "rho": 0.1, "rho_unit": "nats"}, "unknown --rho_unit 'nats'"),

@@ -156,7 +156,7 @@ def test_the_file_is_used_and_gives_the_same(tmp_path, data):
     assert compute(tiny_gpt2(), data, cache=cache, score=refuse).to_list() == first.to_list()
 
 
-@pytest.mark.parametrize("part", ["model", "tokenizer", "data", "dtype"])
+@pytest.mark.parametrize("part", ["model", "tokenizer", "data", "dtype", "weight of tokens"])
 def test_a_file_of_something_else_is_refused_by_name(tmp_path, part):
     model, data, cache = tiny_gpt2(), pairs(), tmp_path / "reference.safetensors"
     compute(model, data, cache=cache)
@@ -166,12 +166,13 @@ def test_a_file_of_something_else_is_refused_by_name(tmp_path, part):
         "tokenizer": {"tokenizer": word_tokenizer(chat_template=True)},
         "data": {"dataset": data.select(range(1, len(data)))},
         "dtype": {"dtype": torch.bfloat16},
+        "weight of tokens": {"tail": 0.5},
     }[part]
     identity = reference_identity(**given)
     with pytest.raises(
         ValueError,
         match=(
-            rf"holds log-probabilities of another {part} \(.*Give another --reference_cache or"
+            rf"holds log-probabilities of another {part}.* \(.*Give another --reference_cache or"
             r" --output_dir"
         ),
     ):

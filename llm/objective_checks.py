@@ -37,8 +37,16 @@ def sample(
     up, down = (torch.tensor(x, dtype=dtype) for x in (chosen, rejected))
     lengths = torch.tensor([5, 9, 2, 11, 7, 13]), torch.tensor([6, 7, 3, 9, 7, 15])
     weights = torch.tensor([0.1, 0.2, 0.3, 0.1, 0.2, 0.1], dtype=dtype)
-    mean_length = (weights * lengths[0]).sum()
-    return Pairs(one + up, other + down, one, other, *lengths, weights, chosen_tokens=mean_length)
+    return Pairs(
+        one + up,
+        other + down,
+        one,
+        other,
+        *lengths,
+        weights,
+        chosen_tokens=(weights * lengths[0]).sum(),
+        reward_difference=torch.tensor([1.0, 0.2, 2.0, -0.3, 0.5, 0.0], dtype=dtype),
+    )
 
 
 def check_objective(objective: "Objective", *, worst_case: bool = False) -> None:

@@ -105,10 +105,10 @@ def interval_coverage(
         rows.setdefault(fraction, []).append(point | {"low": low, "high": high})
     axes = ("pairs n", "share of regions that cover")
     shares = [line.figure.split(" cover")[0] for line in lines if "95% regions of" in line.what]
-    where = [f"at {f:g} of collapse, n = {JUDGED[f]:.0e}" for f in fractions]
+    places = [f"at {f:g} of collapse, n = {JUDGED[f]:.0e}" for f in fractions]
     return conclude(
         "95 % regions cover in "
-        + "; ".join(f"{share} {place}" for share, place in zip(shares, where, strict=True)),
+        + "; ".join(f"{share} {place}" for share, place in zip(shares, places, strict=True)),
         lines,
         {
             f"95 % regions, {fraction:g} of collapse": panel(

@@ -27,6 +27,7 @@ from theory.batch import ArrayLike
 from theory.checks import as_array, check_probability, check_scale
 from theory.fitting import dpo
 from theory.policy import Array
+from theory.problem import Problem
 
 _TIES = 1e-5  # laws whose regret is so near the largest hold the answer, relative to the value
 
@@ -99,7 +100,7 @@ def least_regret(
     beta = check_scale("beta", beta, "It scales the log-ratio in the margin.")
     bound = check_scale("bound", bound, "It is B in ||theta|| <= B.")
     ref = np.zeros(u.shape[1]) if theta_ref is None else as_array(theta_ref, "theta_ref")
-    problem = {"beta": beta, "bound": bound, "theta_ref": ref}
+    problem = Problem(beta, bound, ref)
     alone = dpo(u, torch.from_numpy(p), **problem)
     least = alone.value.numpy() if of == "regret" else np.zeros(len(p))
 

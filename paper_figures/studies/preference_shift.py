@@ -112,7 +112,7 @@ def regret(study: Study) -> Figure:
     each robust method."""
     settings = study.spotlight()
     figure, axes = style.grid(
-        style.COLUMN, [1.3] * len(settings), 1, left=0.45, right=1.05, bottom=0.72, gap_y=0.42
+        style.COLUMN, [1.3] * len(settings), 1, left=0.45, right=1.05, bottom=0.84, gap_y=0.42
     )
     for panel, setting in zip(axes[:, 0], settings, strict=True):
         mine = study.rows[(study.rows.setting == setting) & np.isinf(study.rows.n)]
@@ -148,7 +148,8 @@ def regret(study: Study) -> Figure:
     style.footnote(
         figure,
         f"Population, {study.fraction:g} $\\rho_c$; trained at $\\alpha_o$ = {study.train:g}."
-        " Bands: 95 %, over worlds.\nDashed: DPO with the KL of the method of that colour.",
+        " Bands: 95 %, over worlds.\nDashed: DPO with the KL of that colour. Worst loss, regret:"
+        f" mixtures\nwithin {study.fraction:g} of the farthest from $\\alpha_o$.",
     )
     return figure
 

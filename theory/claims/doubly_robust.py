@@ -49,6 +49,7 @@ class _Setting:
     def truth(self) -> float:
         """By enumeration: the chance that a response of the policy beats one of the reference."""
         mu = self.world.context_probability
+        assert mu is not None
         return float(np.einsum("s,sa,sb,sab->", mu, self.policy, self.reference, self.preference))
 
     def nuisances(
@@ -174,8 +175,7 @@ def _setting(seed: list[int]) -> _Setting:
 def _estimate(
     setting: _Setting, p: Array, model: Array, reference: Array, without: str
 ) -> Estimate:
-    label, *terms = finite_terms(setting.policy, reference, model)
-    found = total_preference(label, *terms, p)
+    found = total_preference(*finite_terms(setting.policy, reference, model), p)
     return {"": found.doubly_robust, "weights": found.direct, "model": found.weighted}[without]
 
 
@@ -183,6 +183,7 @@ def _product(setting: _Setting, model: Array, reference: Array) -> float:
     """E (w(y) - w^(y)) (g^ - g)(y, y') over pairs of the reference, for a model that treats both
     places alike."""
     mu, true = setting.world.context_probability, setting.reference
+    assert mu is not None
     excess = setting.policy / true - setting.policy / reference[0]
     return float(
         np.einsum("s,sa,sb,sa,sab->", mu, true, true, excess, model[0] - setting.preference)

@@ -39,6 +39,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of the rewards, or log-ratios, r+ a
 _ONE = torch.ones((), dtype=torch.float64)
 
 
+def _of_worst_label(flips: Callable[[Tensor, float], tuple[Tensor, Tensor]]) -> Loss:
+    def loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+        m = chosen - rejected
+        return losses.label_robust_loss(m, flips(torch.full_like(m, FLIP), 0.1))
+
+    return loss
+
+
 def _of_margin(loss: Callable[[Tensor], Tensor]) -> Loss:
     return lambda chosen, rejected: loss(chosen - rejected)
 
@@ -60,6 +68,9 @@ PULLS: dict[str, Loss] = {
     "discopop": _of_margin(losses.discopop_loss),
     "hoelder": _of_margin(partial(losses.hoelder_loss, gamma=CONSISTENT)),
     "winsorised": _of_margin(partial(losses.winsorised_loss, limit=LIMIT)),
+    "chi2_label": _of_worst_label(losses.chi2_flips),
+    "tv_label": _of_worst_label(losses.tv_flips),
+    "rebel": lambda a, b: losses.rebel_loss(a - b, torch.ones_like(a), 1.0),
     # log-probabilities in the place of log-ratios, which have to be negative
     "simpo": lambda a, b: losses.simpo_loss(a, b, 1.0, 0.0, _ONE, _ONE),
     "orpo": lambda a, b: losses.orpo_loss(a - 2000, b - 2000, 1.0, _ONE, _ONE),

@@ -82,8 +82,8 @@ def total_preference(
     >>> found = total_preference(
     ...     [1], [1.5], [0.5], guess=[0.75], against_first=[0.5], against_second=[0.75]
     ... )
-    >>> [float(x.value) for x in (found.direct, found.weighted, found.doubly_robust)]
-    [0.625, 0.75, 0.75]
+    >>> print(*(float(x.value) for x in (found.direct, found.weighted, found.doubly_robust)))
+    0.625 0.75 0.75
     """
     chances = [
         _chance(name, x)

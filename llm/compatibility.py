@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from llm.arguments import PreferenceArguments
 from llm.logprobs import unwrapped
-from llm.objectives import SPECS, Objective, ObjectiveParameters
+from llm.objective import Objective
+from llm.objectives import SPECS, ObjectiveParameters
 from llm.pair_losses import PAIR_LOSSES, refuse_both
 from llm.reference import row_lengths
 from llm.wasserstein import settled_mode

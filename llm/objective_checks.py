@@ -7,15 +7,12 @@ The tests ask it of every objective that is here; one from outside is asked befo
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from llm.objective import Objective
 from llm.scores import Pairs, replaced
-
-if TYPE_CHECKING:
-    from llm.objectives import Objective
 
 N = 6
 _SAME = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative to the largest number
@@ -49,7 +46,7 @@ def sample(
     )
 
 
-def check_objective(objective: "Objective", *, worst_case: bool = False) -> None:
+def check_objective(objective: Objective, *, worst_case: bool = False) -> None:
     """Refuse an objective of pairs that a training step would make something else of.
 
     Args:
@@ -108,7 +105,7 @@ def _check_losses(name: str, losses: Callable[[Pairs], Tensor], s: Pairs) -> Non
     )
 
 
-def _check_direction(objective: "Objective") -> None:
+def _check_direction(objective: Objective) -> None:
     """A finite gradient, some of it at the reference, and smaller values where the chosen responses
     are the likelier ones; not for every step there: DiscoPOP rises at the reference."""
     for gradient in _gradient(objective, sample()):
@@ -135,7 +132,7 @@ def _check_direction(objective: "Objective") -> None:
     )
 
 
-def _check_worst(objective: "Objective") -> None:
+def _check_worst(objective: Objective) -> None:
     """A worst mean loss: at least the mean, with a gradient that is a distribution."""
     assert objective.functional is not None
     l = torch.tensor([0.2, 1.5, 0.7, 3.0, 0.1, 0.9], dtype=torch.float64, requires_grad=True)
@@ -175,7 +172,7 @@ def _asked(name: str, function: Callable[[Pairs], Tensor], s: Pairs) -> Tensor:
     return found
 
 
-def _number(objective: "Objective", s: Pairs) -> Tensor:
+def _number(objective: Objective, s: Pairs) -> Tensor:
     value = _asked(objective.name, objective.value, s)
     _refuse_unless(
         value.shape == () and bool(value.isfinite()),
@@ -194,7 +191,7 @@ def _check_dtype(name: str, found: Tensor, s: Pairs) -> None:
     )
 
 
-def _gradient(objective: "Objective", s: Pairs) -> tuple[Tensor, Tensor]:
+def _gradient(objective: Objective, s: Pairs) -> tuple[Tensor, Tensor]:
     leaves = [x.clone().requires_grad_() for x in (s.chosen, s.rejected)]
     with torch.enable_grad():
         value = _asked(

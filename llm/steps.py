@@ -35,7 +35,8 @@ from llm.global_batch import (
 )
 from llm.logprobs import sequence_logprobs
 from llm.metrics import weight_metrics
-from llm.objectives import Objective, group_value, weighted, worst_case_weights
+from llm.objective import Objective, weighted
+from llm.objectives import group_value, worst_case_weights
 from llm.scores import Pairs, Scores
 from theory.functionals import kto_reference_point
 from theory.precision import wide

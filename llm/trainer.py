@@ -33,7 +33,8 @@ from llm.judges.divergence import kl_on_own_samples
 from llm.logprobs import head_can_be_fused, pack_sequences, random_in_training, unwrapped
 from llm.memory import Memory, estimate
 from llm.metrics import reward_metrics
-from llm.objectives import SPECS, Objective, ObjectiveParameters, make_objective, weighted
+from llm.objective import Objective, weighted
+from llm.objectives import SPECS, ObjectiveParameters, make_objective
 from llm.reference import (
     model_fingerprint,
     reference_identity,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llm import packing
 from llm.global_batch import detached, scores_of
-from llm.objectives import Objective
+from llm.objective import Objective
 from llm.scores import Scores
 from llm.steps import Batch, Mean, with_value
 from llm.wasserstein import embedding_outputs, squared_norms

@@ -26,7 +26,17 @@ NAMES = ("uniform", "cvar:SHARE", "upper_cvar:SHARE", "exponential:RATE")
 
 
 def lower_tail(share: float) -> Spectrum:
-    """w = 1/share on the lowest levels: the spectral mean is CVaR's, of the worst rewards.
+    """w = 1/share on the lowest levels: the spectral mean is CVaR's, of the worst rewards. Acerbi
+    (2002), doi:10.1016/S0378-4266(02)00281-9.
+
+    Args:
+        share: of the levels, in (0, 1].
+
+    Returns:
+        The spectrum, for `spectral_mean` and the objectives of transport.
+
+    Raises:
+        ValueError: another share.
 
     >>> import torch
     >>> from theory import lower_tail, spectral_mean
@@ -40,6 +50,15 @@ def lower_tail(share: float) -> Spectrum:
 def upper_tail(share: float) -> Spectrum:
     """w = 1/share on the highest levels: of the best rewards, or, of costs, the worst.
 
+    Args:
+        share: of the levels, in (0, 1].
+
+    Returns:
+        The spectrum, for `spectral_mean` and the objectives of transport.
+
+    Raises:
+        ValueError: another share.
+
     >>> import torch
     >>> from theory import spectral_mean, upper_tail
     >>> spectral_mean(torch.tensor([1.0, 2.0, 3.0, 4.0]), upper_tail(0.5)).item()
@@ -50,7 +69,17 @@ def upper_tail(share: float) -> Spectrum:
 
 
 def exponential(rate: float) -> Spectrum:
-    """w(t) proportional to exp(-rate t): averse to risk for a positive rate, Acerbi's example.
+    """w(t) proportional to exp(-rate t): averse to risk for a positive rate. An example of Acerbi
+    (2002), doi:10.1016/S0378-4266(02)00281-9.
+
+    Args:
+        rate: of the decay over all levels, finite and not 0; negative weighs the best rewards more.
+
+    Returns:
+        The spectrum, for `spectral_mean` and the objectives of transport.
+
+    Raises:
+        ValueError: another rate.
 
     >>> import torch
     >>> from theory import exponential, spectral_mean
@@ -97,8 +126,22 @@ def named_spectrum(name: str) -> Spectrum | None:
 
 
 def spectral_mean(values: Tensor, spectrum: Spectrum, weights: Tensor | None = None) -> Tensor:
-    """∫ w(t) Q(t) dt of values (..., n) with probabilities or None: Acerbi (2002), with the sign of
-    a reward."""
+    """∫ w(t) Q(t) dt, the mean of rewards with their quantile levels weighed. Acerbi (2002),
+    doi:10.1016/S0378-4266(02)00281-9, with the sign of a reward.
+
+    Args:
+        values: (..., n) rewards, in any unit.
+        spectrum: w, such as `lower_tail(0.1)`.
+        weights: (..., n) probabilities of the values, or None: equal ones.
+
+    Returns:
+        (...) means, in the unit of the values.
+
+    >>> import torch
+    >>> from theory import lower_tail, spectral_mean
+    >>> spectral_mean(torch.tensor([4.0, 1.0, 3.0, 2.0]), lower_tail(0.25)).item()
+    1.0
+    """
     nothing = torch.zeros_like(values[..., :1])
     return transport(values, nothing, lambda t: t, weights, spectrum=spectrum)
 

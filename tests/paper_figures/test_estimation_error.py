@@ -394,7 +394,7 @@ def test_figures_import_nothing_that_computes() -> None:
     for path in [
         path
         for path in Path(paper_figures.__file__).parent.rglob("*.py")
-        if path.name != "concepts.py"
+        if path.name not in ("concepts.py", "falling.py")
     ]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -264,8 +264,7 @@ class PreferenceTrainer(Trainer):
             self.step.forget()
         if batches:
             self.rows = [batch["index"] for batch in batches]
-            if not self.model_wrapped.training:  # a walk over all modules
-                self.model_wrapped.train()
+            self.model_wrapped.train()
             with self._attention():
                 self.step.before(self.model_wrapped, batches)
         return batches, None

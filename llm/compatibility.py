@@ -14,7 +14,7 @@ from llm.arguments import PreferenceArguments
 from llm.logprobs import unwrapped
 from llm.objective import Objective
 from llm.objectives import SPECS, ObjectiveParameters
-from llm.pair_losses import PAIR_LOSSES, refuse_both
+from llm.pair_losses import PAIR_LOSSES, pair_loss_name, refuse_both
 from llm.reference import row_lengths
 from llm.wasserstein import settled_mode
 
@@ -60,17 +60,17 @@ def refuse_columns(p: ObjectiveParameters, dataset: Dataset | None) -> None:
             f"--softness {p.softness:g} sorts rows of equal weight, but the data have a column"
             " `weight`. Leave one of them out."
         )
-    loss = PAIR_LOSSES.get(p.pair_loss if SPECS[p.objective].of_pair_loss else p.objective)
-    if loss is not None and (missing := [name for name in loss.columns if name not in columns]):
+    loss = PAIR_LOSSES[pair_loss_name(p)]
+    if missing := [name for name in loss.columns if name not in columns]:
         raise ValueError(
             f"{loss.name} needs the columns {', '.join(loss.columns)}, but the data have no"
             f" {' and no '.join(missing)}. Add numbers under these names, or say what they are"
             " called, as in --columns chosen_reward=score_chosen,rejected_reward=score_rejected."
         )
     known = "label_confidence" in columns
-    if known and {"chi2_label", "tv_label"} & {p.objective, p.pair_loss}:
+    if known and loss.name in ("chi2_label", "tv_label"):
         refuse_both(p)  # before the reference is computed
-    if "chi2_label" in (p.objective, p.pair_loss) and p.flip is None and not known:
+    if loss.name == "chi2_label" and p.flip is None and not known:
         raise ValueError(
             "chi2_label leaves labels that are certain as they are, and nothing says how likely"
             " these are to be right. Add a column `label_confidence` of probabilities, give --flip,"

@@ -16,8 +16,6 @@ from llm.scores import Pairs, replaced
 
 N = 6
 _SAME = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative to the largest number
-
-
 # how far the policy has moved from the reference, in nats: chosen and rejected responses
 _APART = (0.0, 2.0, -1.0, 0.5, 30.0, -30.0), (0.0, -1.0, 1.5, 0.5, 1.0, -1.0)
 _STEP = 2.0  # nats, by which a loss is asked which way it pulls
@@ -196,7 +194,7 @@ def _gradient(objective: Objective, s: Pairs) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         value = _asked(
             objective.name,
-            lambda x: objective.value(x),
+            objective.value,
             replaced(s, dict(zip(("chosen", "rejected"), leaves, strict=True))),  # type: ignore[arg-type]
         )
         _refuse_unless(

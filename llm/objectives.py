@@ -17,7 +17,15 @@ from torch import Tensor
 
 from llm.objective import Objective, Part
 from llm.objective_checks import check_objective
-from llm.pair_losses import LINKS, PAIR_LOSSES, PairLoss, PairParameters, check_values, option
+from llm.pair_losses import (
+    LINKS,
+    PAIR_LOSSES,
+    PairLoss,
+    PairParameters,
+    check_values,
+    option,
+    pair_loss_name,
+)
 from llm.plugins import as_pair_loss, imported, is_place, source_sha256
 from llm.scores import Pairs, Scores, Singles
 from theory import functionals
@@ -276,11 +284,7 @@ def worst_case_weights(value: Callable[[Tensor], Tensor], losses: Tensor) -> Ten
 
 # ------------------------------------------------------------------------------------------- pieces
 def _pair_loss(p: ObjectiveParameters) -> Callable[[Scores], Tensor]:
-    return partial(PAIR_LOSSES[_pair_loss_name(p)].value, p)
-
-
-def _pair_loss_name(p: ObjectiveParameters) -> str:
-    return p.objective if p.objective in PAIR_LOSSES else p.pair_loss
+    return partial(PAIR_LOSSES[pair_loss_name(p)].value, p)
 
 
 def _plain(p: ObjectiveParameters) -> Objective:
@@ -572,7 +576,7 @@ def _check(p: ObjectiveParameters) -> None:
     for name in () if below is None else below.required:
         if getattr(p, name) is None:
             raise ValueError(f"--pair_loss {p.pair_loss} needs --{name}, which was not given.")
-    if not p.average_tokens and _pair_loss_name(p) != "ipo":
+    if not p.average_tokens and pair_loss_name(p) != "ipo":
         raise ValueError("--average_tokens false is for IPO only: no other loss has the choice.")
     if p.sft_weight is not None and spec.step in ("kto", "wasserstein"):
         raise ValueError(
@@ -640,7 +644,7 @@ def _check(p: ObjectiveParameters) -> None:
         raise ValueError(
             f"--flip must be in [0, 1/2), got {p.flip}: at 1/2 the labels say nothing."
         )
-    loss = _pair_loss_name(p) if spec.of_pair_loss or p.objective in PAIR_LOSSES else None
+    loss = pair_loss_name(p) if spec.of_pair_loss or p.objective in PAIR_LOSSES else None
     if loss is not None and PAIR_LOSSES[loss].sha256 is None:  # of the others `check_objective`
         check_values(p, loss)
 

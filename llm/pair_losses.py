@@ -221,7 +221,6 @@ def _label_ball(
     m = margin(p, s)
     if s.confidence is not None:
         refuse_both(p)
-    if s.confidence is not None:
         flip = 1 - s.confidence.to(m.dtype)
     else:
         flip = torch.full_like(m, 0.0 if p.flip is None else p.flip)
@@ -368,6 +367,11 @@ _ALL = (
     ),
 )
 PAIR_LOSSES = {loss.name: loss for loss in _ALL}
+
+
+def pair_loss_name(p: PairParameters) -> str:
+    """The loss of a pair that an objective is the mean of, or stands on."""
+    return p.objective if p.objective in PAIR_LOSSES else p.pair_loss
 
 
 def check_values(p: PairParameters, name: str) -> None:

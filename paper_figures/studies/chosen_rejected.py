@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import t as student
 
 from paper_figures import style
 from paper_figures.studies import policies
@@ -51,11 +50,11 @@ def figure(pairs: pd.DataFrame, run: dict[str, Any]) -> Figure:
     for panel, population in zip(axes[0], populations, strict=True):
         panel.axvline(0, color=GREY, linewidth=0.7, zorder=0)
         for k, (side, (color, marker)) in enumerate(SIDES.items()):
-            found = np.array([mean_interval(table, population, name, side) for name in methods])
+            found = intervals(table[table.population == population], side).loc[methods]
             places = np.arange(len(methods)) + 0.3 * (k - 0.5)
-            panel.hlines(places, found[:, 1], found[:, 2], color=color, linewidth=0.9)
+            panel.hlines(places, found.low, found.high, color=color, linewidth=0.9)
             panel.plot(
-                found[:, 0], places, marker, color=color, markersize=3.6, label=side, gid=side
+                found["mean"], places, marker, color=color, markersize=3.6, label=side, gid=side
             )
         panel.set_title(POPULATIONS[population])
         panel.set_ylim(len(methods) - 0.5, -0.5)
@@ -68,14 +67,10 @@ def figure(pairs: pd.DataFrame, run: dict[str, Any]) -> Figure:
     return drawn
 
 
-def mean_interval(
-    table: pd.DataFrame, population: str, method: str, side: str
-) -> tuple[float, float, float]:
-    """Mean over the pairs of their means over seeds, with its 95 % t interval; nats."""
-    mine = table[(table.population == population) & (table.method == method)]
-    each = mine.groupby("pair")[side].mean().to_numpy()
-    half = student.ppf(0.975, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
-    return float(each.mean()), float(each.mean() - half), float(each.mean() + half)
+def intervals(table: pd.DataFrame, side: str) -> pd.DataFrame:
+    """For each method, mean over the pairs of their means over seeds, with its 95 % t interval:
+    mean, low, high, nats."""
+    return policies.interval(table.groupby(["method", "pair"])[side].mean().unstack())
 
 
 FIGURES = {"chosen_rejected": figure}

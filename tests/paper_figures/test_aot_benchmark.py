@@ -143,7 +143,7 @@ def test_chosen_and_rejected_stand_at_their_means_over_pairs(tmp_path: Path) -> 
         np.testing.assert_allclose(shown, means, rtol=1e-12)
     each = clean[clean.method == "dpo"].groupby("pair").chosen.mean()
     test = ttest_1samp(each, 0).confidence_interval()
-    found = chosen_rejected.mean_interval(clean, "shifted", "dpo", "chosen")
-    assert found[1:] == pytest.approx((test.low, test.high), rel=1e-12)
+    found = chosen_rejected.intervals(clean, "chosen").loc["dpo"]
+    assert (found.low, found.high) == pytest.approx((test.low, test.high), rel=1e-12)
     drawn = chosen_rejected.draw(tmp_path, tmp_path / "figures")
     assert {path.name for path in drawn} == {"chosen_rejected.pdf", "chosen_rejected.png"}
